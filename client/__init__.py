@@ -1,0 +1,1 @@
+"""The thin client: token ids in, token ids out, no torch."""

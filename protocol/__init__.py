@@ -1,0 +1,1 @@
+"""What all three programs speak, and nothing else."""

@@ -1,0 +1,257 @@
+"""The one tree of errors: what can go wrong, its code on the wire, its HTTP status and its exit code.
+
+Two branches: `RequestError` is the caller's to mend, `ServiceError` is ours (or the machine's). A message is a
+sentence with the numbers in it and says what to do; it never holds a secret, a prompt or a token id.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+EXIT_OK = 0
+EXIT_INTERNAL = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_AUTH = 4
+EXIT_VERSION = 5
+EXIT_CLOCK = 6
+EXIT_UNAVAILABLE = 7
+EXIT_STORAGE = 8
+EXIT_PORT = 9
+EXIT_DEADLINE = 10
+EXIT_CANCELLED = 130
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error as it travels: HTTP bodies are `{"error": ErrorBody}`, frames carry it as it is."""
+
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+class BrigadeError(Exception):
+    """Root of everything that Brigade raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = EXIT_INTERNAL
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> ErrorBody:
+        """The error as it goes on the wire."""
+        return ErrorBody(code=self.code, message=self.message, retry_after_s=self.retry_after_s)
+
+
+class RequestError(BrigadeError):
+    """The caller's fault: the same request will fail again until the caller changes it."""
+
+    code = "invalid_request"
+    status = 400
+    exit_code = EXIT_USAGE
+
+
+class InvalidRequestError(RequestError):
+    """A value is missing, malformed or out of its range."""
+
+
+class ContextExceededError(RequestError):
+    """Prompt and answer together don't fit the model's context."""
+
+    code = "context_exceeded"
+
+
+class UnauthenticatedError(RequestError):
+    """No credential, or one that doesn't verify. Says nothing about which ids exist."""
+
+    code = "unauthenticated"
+    status = 401
+    exit_code = EXIT_AUTH
+
+
+class WrongSecretError(UnauthenticatedError):
+    """The join proof doesn't verify: another secret, or someone in between."""
+
+    code = "wrong_secret"
+
+
+class ForbiddenError(RequestError):
+    """The credential is good, but not for this."""
+
+    code = "forbidden"
+    status = 403
+    exit_code = EXIT_AUTH
+
+
+class NotFoundError(RequestError):
+    """There is no such thing (model, worker, file, key)."""
+
+    code = "not_found"
+    status = 404
+
+
+class ConflictError(RequestError):
+    """The thing exists already, or changed meanwhile."""
+
+    code = "conflict"
+    status = 409
+
+
+class StaleEpochError(ConflictError):
+    """The message belongs to an assignment or session that has been replaced."""
+
+    code = "stale_epoch"
+
+
+class TooLargeError(RequestError):
+    """More bytes than the limit; nothing was allocated for them."""
+
+    code = "too_large"
+    status = 413
+
+
+class ClockSkewError(RequestError):
+    """The two machines' clocks differ by more than credentials allow."""
+
+    code = "clock_skew"
+    exit_code = EXIT_CLOCK
+
+
+class ProtocolVersionError(RequestError):
+    """The two sides speak different protocol versions."""
+
+    code = "protocol_version"
+    status = 426
+    exit_code = EXIT_VERSION
+
+
+class ProtocolError(RequestError):
+    """Bytes that are no frame or message of ours; the connection that sent them is closed."""
+
+    code = "protocol_error"
+
+
+class UntrustedFileError(RequestError):
+    """A model file is malformed, lies about its sizes, or isn't what its hash says."""
+
+    code = "bad_file"
+    status = 422
+    exit_code = EXIT_STORAGE
+
+
+class CancelledByClientError(RequestError):
+    """The client took the generation back."""
+
+    code = "cancelled"
+    status = 499
+    exit_code = EXIT_CANCELLED
+
+
+class ConfigError(RequestError):
+    """A setting, option or environment variable can't be used; the program doesn't start."""
+
+    code = "config"
+
+
+class PortInUseError(ConfigError):
+    """Another program listens on the wanted port."""
+
+    code = "port_in_use"
+    exit_code = EXIT_PORT
+
+
+class ServiceError(BrigadeError):
+    """Our fault or the machine's: the same request may succeed later."""
+
+
+class InternalError(ServiceError):
+    """A defect of ours. The details are in the log of the program that raised it, not in the message."""
+
+
+class UnreachableError(ServiceError):
+    """Nobody answers at that address, or not as a Brigade program does."""
+
+    code = "unreachable"
+    status = 502
+    exit_code = EXIT_UNREACHABLE
+
+
+class HopLostError(ServiceError):
+    """A worker of the route went away in the middle of a generation."""
+
+    code = "hop_lost"
+    status = 502
+    exit_code = EXIT_UNREACHABLE
+
+
+class ModelUnavailableError(ServiceError):
+    """The model isn't fully covered by ready workers; the message says which blocks are missing."""
+
+    code = "model_unavailable"
+    status = 503
+    exit_code = EXIT_UNAVAILABLE
+
+
+class OverloadedError(ServiceError):
+    """A bounded queue is full or a wait for memory ran out."""
+
+    code = "overloaded"
+    status = 503
+    exit_code = EXIT_UNAVAILABLE
+
+
+class DrainingError(ServiceError):
+    """The program is stopping and takes nothing new."""
+
+    code = "draining"
+    status = 503
+    exit_code = EXIT_UNAVAILABLE
+
+
+class DeadlineExceededError(ServiceError):
+    """The operation took longer than its deadline."""
+
+    code = "deadline_exceeded"
+    status = 504
+    exit_code = EXIT_DEADLINE
+
+
+class StorageError(ServiceError):
+    """A disk is full, a folder can't be written, a database can't be used."""
+
+    code = "storage"
+    status = 507
+    exit_code = EXIT_STORAGE
+
+
+class DatabaseVersionError(StorageError):
+    """The database was written by a newer version of Brigade."""
+
+    code = "database_version"
+
+
+def _leaf_classes(root: type[BrigadeError]) -> dict[str, type[BrigadeError]]:
+    found = {root.code: root} if root is not BrigadeError else {}
+    for child in root.__subclasses__():
+        for code, cls in _leaf_classes(child).items():
+            found.setdefault(code, cls)
+    return found
+
+
+def error_from_body(body: ErrorBody) -> BrigadeError:
+    """The exception that `body` stands for; an unknown code becomes an `InternalError` that names it."""
+    cls = _leaf_classes(BrigadeError).get(body.code)
+    if cls is None or cls is ServiceError:
+        return InternalError(body.message, retry_after_s=body.retry_after_s)
+    return cls(body.message, retry_after_s=body.retry_after_s)
+
+
+def error_fields(error: BrigadeError) -> dict[str, Any]:
+    """Fields for a log event about `error`."""
+    return {"error_code": error.code, "error_message": error.message}

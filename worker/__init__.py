@@ -1,0 +1,1 @@
+"""Runs ranges of transformer blocks and streams activations to the next worker."""
