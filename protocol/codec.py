@@ -1,0 +1,86 @@
+"""Messages to bytes and back. Unknown tags and fields are refused, sizes are limited before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from protocol.errors import InvalidRequestError, ProtocolError, ProtocolVersionError, TooLargeError
+from protocol.messages import PROTOCOL_VERSION
+
+MAX_CONTROL_BYTES = 4 * 2**20
+"""Largest message on a control socket; an `Announce` of 10,000 files is under 1 MB."""
+
+MAX_BODY_BYTES = 2**20
+"""Largest JSON body of a request."""
+
+T = TypeVar("T")
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+@cache
+def _msgpack_decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
+
+
+@cache
+def _json_decoder(kind: Hashable) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def encode_message(message: msgspec.Struct) -> bytes:
+    """The message as msgpack, tag included."""
+    return _ENCODER.encode(message)
+
+
+def decode_message(data: bytes | memoryview, kind: Any, *, max_bytes: int = MAX_CONTROL_BYTES) -> Any:
+    """Read one message of the union `kind`.
+
+    Raises:
+        TooLargeError: more than `max_bytes`; nothing was read.
+        ProtocolError: not such a message. The connection that sent it has to be closed.
+    """
+    if len(data) > max_bytes:
+        raise TooLargeError(f"a message of {len(data)} bytes; the limit is {max_bytes}")
+    try:
+        return _msgpack_decoder(kind).decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ProtocolError(f"not a message of this protocol: {exc}") from exc
+
+
+def encode_json(body: msgspec.Struct) -> bytes:
+    """An HTTP body."""
+    return msgspec.json.encode(body)
+
+
+def decode_json(data: bytes, kind: type[T], *, max_bytes: int = MAX_BODY_BYTES) -> T:
+    """Read an HTTP body.
+
+    Raises:
+        TooLargeError: more than `max_bytes`; nothing was read.
+        InvalidRequestError: not such a body; the message names the field.
+    """
+    if len(data) > max_bytes:
+        raise TooLargeError(f"a body of {len(data)} bytes; the limit is {max_bytes}")
+    try:
+        body: T = _json_decoder(kind).decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidRequestError(f"the body is not a valid {kind.__name__}: {exc}") from exc
+    return body
+
+
+def check_version(theirs: str) -> None:
+    """Refuse another major version of the protocol.
+
+    Raises:
+        ProtocolVersionError: theirs can't be spoken; the message names both and what to do.
+    """
+    if theirs.split(".")[0] != PROTOCOL_VERSION.split(".", maxsplit=1)[0]:
+        raise ProtocolVersionError(
+            f"the other side speaks protocol version {theirs[:20]!r}, this side {PROTOCOL_VERSION}: "
+            "install the same major version of Brigade on both"
+        )

@@ -1,0 +1,119 @@
+"""Frames of the data plane: a message and, with some, raw tensor bytes. Sans-I/O: feed bytes, get frames.
+
+Layout, all integers big-endian: magic `BG`, format version (1 byte), zero (1 byte), header length (4 bytes),
+payload length (8 bytes), header (msgpack), payload. Lengths are checked before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from protocol.codec import decode_message, encode_message
+from protocol.errors import ProtocolError, TooLargeError
+from protocol.messages import DataMessage
+
+MAGIC = b"BG"
+FORMAT_VERSION = 1
+MAX_HEADER_BYTES = 64 * 1024
+"""An `OpenSession` with the tickets of a hundred hops is under 64 kB."""
+MAX_PAYLOAD_BYTES = 64 * 2**20
+"""A chunk of 2,048 tokens of 8,192 float32 is 64 MB; a prompt of a million ids is 4 MB."""
+
+_PREFIX = struct.Struct(">2sBBIQ")
+PREFIX_BYTES = _PREFIX.size
+MAX_FRAME_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A message and its payload (empty if it has none). The payload is only valid as long as its buffer."""
+
+    message: DataMessage
+    payload: bytes | memoryview = b""
+
+
+def encode_frame(message: DataMessage, payload: bytes | memoryview = b"") -> bytes:
+    """One frame as bytes.
+
+    Raises:
+        TooLargeError: header or payload over the limit; send smaller chunks.
+    """
+    header = encode_message(message)
+    n_payload = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+    _check_lengths(len(header), n_payload)
+    return b"".join((_PREFIX.pack(MAGIC, FORMAT_VERSION, 0, len(header), n_payload), header, payload))
+
+
+def decode_frame(data: bytes | bytearray | memoryview) -> Frame:
+    """The one frame that `data` is, whole and nothing more; the payload is a view into `data`.
+
+    Raises:
+        ProtocolError: cut short, trailing bytes, or not a frame.
+        TooLargeError: a length over its limit.
+    """
+    view = memoryview(data)
+    header_end, end = _boundaries(view)
+    if len(view) != end:
+        raise ProtocolError(f"a frame of {end} bytes came as {len(view)}")
+    return _frame(view, header_end, end)
+
+
+class FrameDecoder:
+    """Frames out of a stream of bytes that is cut anywhere."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take more bytes; yield the frames that are complete now, each with a payload of its own.
+
+        Raises:
+            ProtocolError: the stream is no stream of frames; close the connection.
+            TooLargeError: likewise, for a length over its limit.
+        """
+        self._buffer += data
+        while len(self._buffer) >= PREFIX_BYTES:
+            header_end, end = _boundaries(memoryview(self._buffer)[:PREFIX_BYTES])
+            if len(self._buffer) < end:
+                return
+            whole = bytes(self._buffer[:end])
+            del self._buffer[:end]
+            yield _frame(memoryview(whole), header_end, end)
+
+    def close(self) -> None:
+        """Say that no more bytes will come.
+
+        Raises:
+            ProtocolError: in the middle of a frame.
+        """
+        if self._buffer:
+            raise ProtocolError(f"the stream ended {len(self._buffer)} bytes into a frame")
+
+
+def _check_lengths(n_header: int, n_payload: int) -> None:
+    if n_header > MAX_HEADER_BYTES or n_payload > MAX_PAYLOAD_BYTES:
+        raise TooLargeError(
+            f"a frame with a header of {n_header} bytes and a payload of {n_payload}; "
+            f"the limits are {MAX_HEADER_BYTES} and {MAX_PAYLOAD_BYTES}"
+        )
+
+
+def _boundaries(prefix: memoryview) -> tuple[int, int]:
+    """Ends of header and payload, counted from the frame's first byte."""
+    if len(prefix) < PREFIX_BYTES:
+        raise ProtocolError(f"a frame cut after {len(prefix)} bytes")
+    magic, version, zero, n_header, n_payload = _PREFIX.unpack_from(prefix)
+    if magic != MAGIC or zero != 0:
+        raise ProtocolError("these bytes are not a frame of the data plane")
+    if version != FORMAT_VERSION:
+        raise ProtocolError(f"frame format {version}; this side reads {FORMAT_VERSION}")
+    _check_lengths(n_header, n_payload)
+    header_end = PREFIX_BYTES + n_header
+    return header_end, header_end + n_payload
+
+
+def _frame(view: memoryview, header_end: int, end: int) -> Frame:
+    message: DataMessage = decode_message(view[PREFIX_BYTES:header_end], DataMessage, max_bytes=MAX_HEADER_BYTES)
+    return Frame(message, view[header_end:end])

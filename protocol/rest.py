@@ -1,0 +1,246 @@
+"""Bodies of the HTTP requests and answers, filed by who asks. JSON on the wire."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from protocol.errors import ErrorBody
+from protocol.ids import (
+    BlockRange,
+    CoordinatorId,
+    FileHash,
+    KeyId,
+    ModelName,
+    Revision,
+    SessionId,
+    WorkerId,
+)
+from protocol.messages import Precision, SpanStatus, WorkerState
+
+KeyKind = Literal["client", "admin"]
+ModelState = Literal["ready", "waiting", "incomplete"]
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every body: immutable, by name, and closed."""
+
+
+class ErrorAnswer(_Body, frozen=True, kw_only=True):
+    """Body of every answer that is an error."""
+
+    error: ErrorBody
+
+
+class Hello(_Body, frozen=True, kw_only=True):
+    """`GET /v1/hello`, open to anybody: who answers here, and the time there (seconds since 1970, UTC)."""
+
+    program: Literal["brigade-coordinator"] = "brigade-coordinator"
+    protocol_version: str
+    coordinator_id: CoordinatorId
+    time_s: float
+
+
+# ------------------------------------------------------------------ a worker joins
+
+
+class ChallengeRequest(_Body, frozen=True, kw_only=True):
+    """`POST /v1/join/challenge`."""
+
+    protocol_version: str
+    worker_id: WorkerId
+    client_nonce: str
+    """32 random bytes, hex."""
+
+
+class Challenge(_Body, frozen=True, kw_only=True):
+    """Answer to `ChallengeRequest`; good once, for `expires_in_s`."""
+
+    protocol_version: str
+    coordinator_id: CoordinatorId
+    server_nonce: str
+    expires_in_s: float
+
+
+class JoinRequest(_Body, frozen=True, kw_only=True):
+    """`POST /v1/join` with the proof in the header `Brigade-Proof` (hex)."""
+
+    worker_id: WorkerId
+    client_nonce: str
+    server_nonce: str
+    certificate_request_pem: str
+    """PKCS#10, signed by the key that the worker id is the hash of."""
+    time_s: float
+    """The worker's clock, seconds since 1970, UTC."""
+
+
+class JoinGrant(_Body, frozen=True, kw_only=True):
+    """Answer to `JoinRequest`, with the coordinator's own proof in `Brigade-Proof`."""
+
+    certificate_pem: str
+    ca_pem: str
+    session_token: str
+    session_token_expires_in_s: float
+    ticket_key: str
+    """Hex. Verifies the tickets that are meant for this worker, and no other's."""
+    coordinator_id: CoordinatorId
+
+
+class SourcesRequest(_Body, frozen=True, kw_only=True):
+    """`POST /v1/worker/sources`: who else has these files?"""
+
+    files: tuple[FileHash, ...]
+
+
+class Source(_Body, frozen=True, kw_only=True):
+    """A worker that serves a file at `{url}/v1/files/{hash}`."""
+
+    worker_id: WorkerId
+    url: str
+
+
+class SourcesAnswer(_Body, frozen=True, kw_only=True):
+    """Sources by file; a file that only the coordinator has is left out."""
+
+    sources: dict[FileHash, tuple[Source, ...]]
+
+
+# ------------------------------------------------------------------ a client asks
+
+
+class BlockCoverage(_Body, frozen=True, kw_only=True):
+    """A run of blocks and how many ready workers hold each of them."""
+
+    blocks: BlockRange
+    n_workers: int
+
+
+class ModelInfo(_Body, frozen=True, kw_only=True):
+    """One model and whether it can be used now."""
+
+    name: ModelName
+    revision: Revision
+    state: ModelState
+    reason: str
+    """Why it isn't ready and what happens next; empty when ready."""
+    architecture: str
+    n_blocks: int
+    context_length: int
+    size_bytes: int
+    is_chat: bool
+    coverage: tuple[BlockCoverage, ...]
+
+
+class ModelList(_Body, frozen=True, kw_only=True):
+    """`GET /v1/models`."""
+
+    models: tuple[ModelInfo, ...]
+
+
+class RouteRequest(_Body, frozen=True, kw_only=True):
+    """`POST /v1/routes`: a way through the model for one generation."""
+
+    model: ModelName
+    n_prompt_tokens: int
+    max_tokens: int
+    exclude: tuple[WorkerId, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse counts that no generation can have. ValueError: msgspec reports it as invalid."""
+        if not 1 <= self.n_prompt_tokens < 2**31:
+            raise ValueError(f"the prompt has {self.n_prompt_tokens} tokens; at least 1 is needed")
+        if not 1 <= self.max_tokens < 2**31:
+            raise ValueError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
+
+
+class RouteHop(_Body, frozen=True, kw_only=True):
+    """One stage of a route: who, where, which blocks, and the ticket that lets one in."""
+
+    worker_id: WorkerId
+    url: str
+    blocks: BlockRange
+    precision: Precision
+    ticket: str
+
+
+class RouteGrant(_Body, frozen=True, kw_only=True):
+    """Answer to `RouteRequest`. Hops in order; together they cover the model exactly."""
+
+    session_id: SessionId
+    model: ModelName
+    revision: Revision
+    hops: tuple[RouteHop, ...]
+    expires_in_s: float
+
+
+# ------------------------------------------------------------------ an operator asks
+
+
+class WorkerInfo(_Body, frozen=True, kw_only=True):
+    """One worker as `coord status` shows it."""
+
+    worker_id: WorkerId
+    hostname: str
+    url: str
+    state: WorkerState
+    reason: str
+    """Why it isn't ready and what happens next; empty when ready."""
+    device: str
+    precision: str
+    memory_bytes: int
+    spans: tuple[SpanStatus, ...]
+    n_sessions: int
+    free_kv_bytes: int
+    decode_s_per_block: float
+    last_seen_s_ago: float
+    pinned_blocks: BlockRange | None = None
+
+
+class ClusterStatus(_Body, frozen=True, kw_only=True):
+    """`GET /admin/v1/status`."""
+
+    coordinator_id: CoordinatorId
+    version: str
+    url: str
+    database: str
+    """Kind of database (sqlite, postgresql), never its URL."""
+    models: tuple[ModelInfo, ...]
+    workers: tuple[WorkerInfo, ...]
+
+
+class AddModelRequest(_Body, frozen=True, kw_only=True):
+    """`POST /admin/v1/models`: serve the manifest `revision`, already in the coordinator's store, as `name`."""
+
+    name: ModelName
+    revision: Revision
+
+
+class CreateKeyRequest(_Body, frozen=True, kw_only=True):
+    """`POST /admin/v1/keys`."""
+
+    name: str
+    kind: KeyKind = "client"
+
+
+class CreatedKey(_Body, frozen=True, kw_only=True):
+    """The only time that the key itself is shown; the coordinator keeps a hash."""
+
+    key_id: KeyId
+    key: str
+
+
+class KeyInfo(_Body, frozen=True, kw_only=True):
+    """A key without its secret. Times are ISO 8601, UTC."""
+
+    key_id: KeyId
+    name: str
+    kind: KeyKind
+    created_at: str
+    revoked_at: str | None = None
+
+
+class KeyList(_Body, frozen=True, kw_only=True):
+    """`GET /admin/v1/keys`."""
+
+    keys: tuple[KeyInfo, ...]

@@ -1,0 +1,101 @@
+"""Signed, expiring, audience-bound tokens: route tickets for workers, session tokens for workers.
+
+itsdangerous signs (HMAC-SHA256, one salt per kind, so kinds never pass for one another); the keys are a list,
+oldest first, so that an old one verifies until it is retired. Time is an argument.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from itsdangerous import BadSignature, Signer
+
+from protocol.errors import UnauthenticatedError
+from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
+
+MAX_TOKEN_CHARS = 8192
+
+
+class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every token says: until when it is good (seconds since 1970, UTC)."""
+
+    expires_at_s: float
+
+
+class SessionToken(Claims, frozen=True, kw_only=True, tag="worker-session"):
+    """A worker's credential towards the coordinator, for one enrolment."""
+
+    worker_id: WorkerId
+
+
+class Ticket(Claims, frozen=True, kw_only=True, tag="route-ticket"):
+    """What one hop of one route may do. Signed with the key of the worker that it is for."""
+
+    worker_id: WorkerId
+    """The only worker that may accept it."""
+    session_id: SessionId
+    model: ModelName
+    revision: Revision
+    blocks: BlockRange
+    epoch: int
+    """Of the worker's assignment, when the route was made."""
+    previous: WorkerId | None
+    """Who opens the session here: a worker, or None for the client (head)."""
+    next: WorkerId | None
+    """Who comes after; None at the tail."""
+    next_url: str | None
+    head: WorkerId
+    head_url: str
+    """Where the tail sends the sampled tokens."""
+    tail: WorkerId
+    """Whose tokens the head accepts."""
+    max_positions: int
+    """Most positions, prompt and answer together, that may be run."""
+
+
+C = TypeVar("C", bound=Claims)
+
+
+def _signer(keys: Sequence[bytes], kind: type[Claims]) -> Signer:
+    if not keys:
+        raise ValueError("no signing keys")
+    salt = f"brigade.{kind.__struct_config__.tag}.v1".encode()
+    return Signer(list(keys), salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+
+
+def sign_claims(claims: Claims, keys: Sequence[bytes]) -> str:
+    """The claims as a token, signed with the newest (last) of `keys`."""
+    payload = base64.urlsafe_b64encode(msgspec.msgpack.encode(claims))
+    return _signer(keys, type(claims)).sign(payload).decode("ascii")
+
+
+def verified_claims(token: str, kind: type[C], keys: Sequence[bytes], now_s: float) -> C:
+    """What the token says, if one of `keys` signed it as a token of this kind and it hasn't expired.
+
+    Raises:
+        UnauthenticatedError: it doesn't verify, is of another kind, or has expired. Only an expired token is
+            told apart, since only its rightful holder can have one.
+    """
+    if len(token) > MAX_TOKEN_CHARS or not token.isascii():
+        raise UnauthenticatedError("the token doesn't verify")
+    try:
+        payload = _signer(keys, kind).unsign(token)
+        claims = msgspec.msgpack.decode(base64.urlsafe_b64decode(payload), type=kind)
+    except (BadSignature, binascii.Error, msgspec.DecodeError, ValueError) as exc:
+        raise UnauthenticatedError("the token doesn't verify") from exc
+    if now_s >= claims.expires_at_s:
+        raise UnauthenticatedError(f"the token expired {now_s - claims.expires_at_s:.0f} s ago")
+    return claims
+
+
+def ticket_key(signing_key: bytes, worker_id: WorkerId) -> bytes:
+    """The ticket key of one worker: derived, so that nothing has to be stored and none tells another."""
+    info = b"ticket key for " + worker_id.encode()
+    return HKDF(algorithm=SHA256(), length=32, salt=b"brigade", info=info).derive(signing_key)
