@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -67,7 +67,7 @@ def decode_json(data: bytes, kind: type[T], *, max_bytes: int = MAX_BODY_BYTES) 
     if len(data) > max_bytes:
         raise TooLargeError(f"a body of {len(data)} bytes; the limit is {max_bytes}")
     try:
-        body: T = _json_decoder(kind).decode(data)
+        body: T = _json_decoder(cast(Hashable, kind)).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidRequestError(f"the body is not a valid {kind.__name__}: {exc}") from exc
     return body

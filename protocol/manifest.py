@@ -80,9 +80,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if not 1 <= getattr(self, what) < 2**31:
                 raise ValueError(f"{what} = {getattr(self, what)} is out of range")
         names: dict[str, FileHash] = {}
+        sizes: dict[FileHash, int] = {}
         for file in (*self.blocks, *self.before, *self.after, *self.auxiliary):
             if names.setdefault(file.name, file.sha256) != file.sha256:
                 raise ValueError(f"{file.name} is named twice with different hashes")
+            if sizes.setdefault(file.sha256, file.size_bytes) != file.size_bytes:
+                raise ValueError(f"{file.name} shares its hash with a file of another size")
         for file in self.auxiliary:
             if file.size_bytes > MAX_AUXILIARY_FILE_BYTES:
                 raise ValueError(f"{file.name}: {file.size_bytes} bytes, over {MAX_AUXILIARY_FILE_BYTES}")

@@ -25,7 +25,9 @@ MAX_STOP_TOKEN_IDS = 64
 FinishReason = Literal["stop", "length", "cancelled"]
 Precision = Literal["float32", "bfloat16", "float16"]
 SpanState = Literal["downloading", "loading", "ready", "failed"]
-WorkerState = Literal["enrolling", "idle", "downloading", "loading", "ready", "draining", "gone", "quarantined"]
+WorkerState = Literal[
+    "enrolling", "idle", "downloading", "loading", "ready", "draining", "suspect", "lost", "gone", "quarantined"
+]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -85,8 +85,9 @@ def verified_claims(token: str, kind: type[C], keys: Sequence[bytes], now_s: flo
     """
     if len(token) > MAX_TOKEN_CHARS or not token.isascii():
         raise UnauthenticatedError("the token doesn't verify")
+    signer = _signer(keys, kind)
     try:
-        payload = _signer(keys, kind).unsign(token)
+        payload = signer.unsign(token)
         claims = msgspec.msgpack.decode(base64.urlsafe_b64decode(payload), type=kind)
     except (BadSignature, binascii.Error, msgspec.DecodeError, ValueError) as exc:
         raise UnauthenticatedError("the token doesn't verify") from exc

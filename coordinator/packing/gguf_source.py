@@ -1,0 +1,200 @@
+"""A GGUF file as a source of tensors under the names, shapes and values that transformers gives them.
+
+Names and layouts are transformers' own work (its name map and the tensor processor of the architecture); unlike
+transformers, one tensor is unpacked at a time, when it is asked for. What each tensor must look like comes from the
+model built without memory (torch's meta device), so a file that doesn't fit its own description is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
+
+from coordinator.packing.gguf_header import GgufHeader, GgufTensor, read_gguf, type_name
+from coordinator.packing.tensors import PIECE_BYTES, TensorInfo
+from protocol.errors import InvalidRequestError, UntrustedFileError
+from protocol.ids import MAX_BLOCKS
+
+SUPPORTED_ARCHITECTURES = (
+    "bloom", "falcon", "gemma2", "gemma3", "gpt2", "llama", "mistral", "nemotron", "phi3",
+    "qwen2", "qwen2moe", "qwen3", "qwen3moe", "stablelm", "starcoder2",
+)  # fmt: skip
+"""llama.cpp's names of the causal, non-recurrent architectures that transformers reads tensor by tensor."""
+
+_READER_ERRORS = (
+    ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, OSError,
+    MemoryError, StrictDataclassError,
+)  # fmt: skip
+"""What the libraries raise on metadata that is well-formed but makes no sense."""
+
+
+class GgufSource:
+    """The tensors of the GGUF file at `path`, as float32.
+
+    Raises:
+        UntrustedFileError: the file is malformed, or its tensors aren't those of the model that it describes.
+        InvalidRequestError: an architecture or encoding that can't be read; lists those that can.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: GgufHeader = read_gguf(path)
+        _check_architecture(self.header, path)
+        self.config: PreTrainedConfig = _read_config(path)
+        self._processor: TensorProcessor = _processor(self.header.architecture, self.config)
+        present = frozenset(tensor.name for tensor in self.header.tensors)
+        expected, names = _expected_tensors(self.config, self._processor, present)
+        self._names = names
+        self._origins: dict[str, list[GgufTensor]] = {}
+        unused: list[str] = []
+        for tensor in self.header.tensors:
+            # Experts have no `.weight` in transformers' names, nor in the map; processors cut it off likewise.
+            name = names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"))
+            if name in expected:
+                self._origins.setdefault(name, []).append(tensor)
+            else:
+                unused.append(tensor.name)
+        self.left_out = tuple(
+            tensor.name for tensor in self.header.tensors if names.get(tensor.name) not in expected
+        )
+        if missing := sorted(expected.keys() - self._origins.keys()):
+            raise UntrustedFileError(
+                f"{path.name} lacks {len(missing)} of the {len(expected)} tensors of the {self.config.model_type} "
+                f"model that it describes, among them {', '.join(missing[:3])}"
+            )
+        self._tensors = expected
+        self._data = np.memmap(path, mode="r", dtype=np.uint8)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name in transformers."""
+        return self._tensors
+
+    def pieces(self, name: str) -> Iterator[memoryview]:
+        """The tensor's float32 values. Holds this one tensor in memory, twice for a moment.
+
+        Raises:
+            UntrustedFileError: its size isn't what the model needs.
+        """
+        values = self._values(name)
+        expected = self._tensors[name]
+        if values.shape != expected.shape:
+            raise UntrustedFileError(
+                f"{self.path.name}: tensor {name} has a shape of {values.shape}, the model needs {expected.shape}"
+            )
+        flat = np.ascontiguousarray(values, dtype="<f4").reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, PIECE_BYTES):
+            yield flat[start : start + PIECE_BYTES].data
+
+    def _values(self, name: str) -> np.ndarray[Any, Any]:
+        """Unpack and rearrange what becomes the tensor; the halves of a merged one come from two places."""
+        # The processor either returns the values or puts a torch tensor into `merged` itself.
+        merged: dict[str, dict[str, torch.Tensor]] = {"tensors": {}}
+        values: np.ndarray[Any, Any] | None = None
+        try:
+            for origin in self._origins[name]:
+                result = self._processor.process(  # type: ignore[no-untyped-call]
+                    weights=self._unpacked(origin),
+                    name=origin.name,
+                    tensor_key_mapping=self._names,
+                    parsed_parameters=merged,
+                )
+                if result.name is not None:
+                    values = result.weights
+        except _READER_ERRORS as exc:
+            raise UntrustedFileError(f"{self.path.name}: tensor {name} can't be unpacked: {exc}") from exc
+        if values is None and name in merged["tensors"]:
+            values = merged["tensors"][name].numpy()
+        if values is None:
+            raise UntrustedFileError(f"{self.path.name}: tensor {name} came out empty")
+        return values
+
+    def _unpacked(self, tensor: GgufTensor) -> np.ndarray[Any, Any]:
+        raw = self._data[tensor.offset : tensor.offset + tensor.n_bytes]
+        encoding = gguf.GGMLQuantizationType(tensor.encoding)
+        if encoding in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+            typed = raw.view(np.float32 if encoding is gguf.GGMLQuantizationType.F32 else np.float16)
+            return typed.reshape(tensor.shape).astype(np.float32)
+        rows = raw.reshape(gguf.quant_shape_to_byte_shape(tensor.shape, encoding))
+        return gguf.dequantize(rows, encoding)
+
+
+def _check_architecture(header: GgufHeader, path: Path) -> None:
+    if header.architecture not in SUPPORTED_ARCHITECTURES:
+        raise InvalidRequestError(
+            f"{path.name} holds a model of the architecture {header.architecture[:80]!r}; from GGUF these can be "
+            f"read: {', '.join(SUPPORTED_ARCHITECTURES)}. Use the safetensors version of the model"
+        )
+    n_blocks = header.metadata.get(f"{header.architecture}.block_count")
+    if not isinstance(n_blocks, int) or not 1 <= n_blocks <= MAX_BLOCKS:
+        raise UntrustedFileError(f"{path.name}: block_count = {n_blocks!r} is not 1 to {MAX_BLOCKS}")
+    known = {int(kind) for kind in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)}
+    known |= {int(kind) for kind in gguf.quants._type_traits}  # noqa: SLF001 - the library names them nowhere else
+    for tensor in header.tensors:
+        if tensor.encoding not in known:
+            raise InvalidRequestError(
+                f"{path.name}: tensor {tensor.name[:80]} is encoded as {type_name[tensor.encoding]}, which "
+                f"can't be unpacked; these can: {', '.join(sorted(type_name[kind] for kind in known))}"
+            )
+
+
+def _read_config(path: Path) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(
+            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
+        )
+    except _READER_ERRORS as exc:
+        raise UntrustedFileError(f"{path.name}: its metadata don't describe a model: {exc}") from exc
+    if not isinstance(config, PreTrainedConfig):
+        raise UntrustedFileError(f"{path.name}: its metadata don't describe a model")
+    return config
+
+
+def _processor(architecture: str, config: PreTrainedConfig) -> TensorProcessor:
+    kind: Callable[..., TensorProcessor] = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    return kind(config=_AttributeDict(config))
+
+
+class _AttributeDict(dict[str, Any]):
+    """A config as the dictionary that the processors ask, every spelling of a name included."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config.to_dict())
+        for spelling in (*getattr(config, "attribute_map", {}), "num_attention_heads", "num_key_value_heads"):
+            if hasattr(config, spelling):
+                self[spelling] = getattr(config, spelling)
+
+
+def _expected_tensors(
+    config: PreTrainedConfig, processor: TensorProcessor, present: frozenset[str]
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors that the model needs (tied ones once, unless the file has both), and GGUF to model names."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=False
+            )
+        names: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+    except (*_READER_ERRORS, NotImplementedError) as exc:
+        raise UntrustedFileError(f"the metadata describe a model that can't be built: {exc}") from exc
+    persistent = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    expected: dict[str, TensorInfo] = {}
+    stored = {names[gguf_name] for gguf_name in present & names.keys()}
+    for name, tensor in persistent.items():
+        if isinstance(tensor, torch.nn.Parameter) and (id(tensor) not in seen or name in stored):
+            seen.add(id(tensor))
+            expected[name] = TensorInfo(name=name, dtype="F32", shape=tuple(tensor.shape))
+    return expected, names

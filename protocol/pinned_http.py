@@ -1,0 +1,220 @@
+"""Requests to a coordinator by whoever holds an API key: TLS pinned to the CA that the key names.
+
+The CA is fetched without verification, compared with the key's fingerprint, and everything after that (the key
+itself first of all) goes only to a server that holds a certificate of that CA for the coordinator's name.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from protocol.api_key import ApiKey
+from protocol.codec import check_version, decode_json, encode_json
+from protocol.errors import (
+    BrigadeError,
+    ConfigError,
+    InternalError,
+    InvalidRequestError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnreachableError,
+    error_from_body,
+)
+from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
+from protocol.rest import ErrorAnswer, Hello
+from protocol.tls import COORDINATOR_NAME, client_context, fingerprint, first_contact_context
+
+CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 60.0
+MAX_ANSWER_BYTES = 16 * 2**20
+"""Largest JSON answer that is read: the status of a thousand workers is under 1 MB."""
+MAX_CA_BYTES = 16 * 2**10
+
+T = TypeVar("T")
+
+
+def checked_coordinator_url(text: str) -> str:
+    """The coordinator's address as `https://host:port`, without a trailing slash.
+
+    Raises:
+        ConfigError: not such an address, or plain HTTP (a key must never travel unencrypted).
+    """
+    text = text.strip()
+    try:
+        url = URL(text if "://" in text else f"https://{text}")
+        host, port = url.host, url.explicit_port
+    except ValueError as exc:
+        raise ConfigError(f"{text[:200]!r} is not an address; write https://host:port") from exc
+    if url.scheme == "http":
+        raise ConfigError(f"{text[:200]!r} is plain HTTP; a coordinator speaks TLS only: write https://host:port")
+    if url.scheme != "https" or not host or url.user or url.path.strip("/") or url.query_string:
+        raise ConfigError(f"{text[:200]!r} is not a coordinator's address; write https://host:port")
+    return str(URL.build(scheme="https", host=host, port=port)).rstrip("/")
+
+
+class CoordinatorSession:
+    """Requests to one coordinator, verified and with the key. Made by `pinned_session`.
+
+    Every method raises the coordinator's own error as the class of `protocol/errors.py` that it is, and
+    `UnreachableError` where nobody or something else answers.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, url: str, ca_pem: str) -> None:
+        self._http = http
+        self.url = url
+        """`https://host:port`, without a trailing slash."""
+        self.ca_pem = ca_pem
+        """The cluster's CA, verified by the key: good for dialling workers."""
+
+    async def get(self, path: str, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
+        """`GET path`; the answer as a `kind`."""
+        data = await self._answer("GET", path, None, MAX_ANSWER_BYTES, timeout_s)
+        return self._decoded(path, data, kind)
+
+    async def post(
+        self, path: str, body: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> T:
+        """`POST path` with `body`; the answer as a `kind`."""
+        data = await self._answer("POST", path, encode_json(body), MAX_ANSWER_BYTES, timeout_s)
+        return self._decoded(path, data, kind)
+
+    async def delete(self, path: str, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
+        """`DELETE path`; the answer as a `kind`."""
+        data = await self._answer("DELETE", path, None, MAX_ANSWER_BYTES, timeout_s)
+        return self._decoded(path, data, kind)
+
+    async def get_bytes(
+        self, path: str, *, max_bytes: int = MAX_AUXILIARY_FILE_BYTES, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> bytes:
+        """`GET path`; the answer as it is. TooLargeError if it has more than `max_bytes`."""
+        return await self._answer("GET", path, None, max_bytes, timeout_s)
+
+    async def _answer(self, method: str, path: str, body: bytes | None, max_bytes: int, timeout_s: float) -> bytes:
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        timeout = aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S)
+        with _connection_errors(self.url):
+            async with self._http.request(
+                method,
+                self.url + path,
+                data=body,
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+                server_hostname=COORDINATOR_NAME,  # whatever its address
+            ) as response:
+                data = await _limited_body(response, max_bytes)
+                if response.status >= 300:
+                    raise self._error(response.status, data)
+                return data
+
+    def _error(self, status: int, data: bytes) -> BrigadeError:
+        try:
+            return error_from_body(decode_json(data, ErrorAnswer).error)
+        except (InvalidRequestError, TooLargeError):
+            return UnreachableError(
+                f"{self.url} answered with HTTP status {status}, not as a Brigade coordinator does: "
+                "check the address, and whether a proxy is in between"
+            )
+
+    def _decoded(self, path: str, data: bytes, kind: type[T]) -> T:
+        try:
+            return decode_json(data, kind, max_bytes=MAX_ANSWER_BYTES)
+        except InvalidRequestError as exc:
+            raise InternalError(
+                f"{self.url}{path} answered something that this version can't read ({exc}): install the same "
+                "version of Brigade on both sides"
+            ) from exc
+
+
+@asynccontextmanager
+async def pinned_session(url: str, key: ApiKey) -> AsyncIterator[CoordinatorSession]:
+    """Requests to the coordinator at `url` with `key`; connections are kept until the context ends.
+
+    Raises:
+        ConfigError: `url` is not a coordinator's address.
+        UnreachableError: nobody answers there, or not as a coordinator does.
+        UnauthenticatedError: the coordinator is of another cluster than the key.
+        ProtocolVersionError: it speaks another version.
+    """
+    url = checked_coordinator_url(url)
+    ca_pem = await _pinned_ca(url, key.ca_fingerprint)
+    connector = aiohttp.TCPConnector(ssl=client_context(ca_pem), limit=16)
+    headers = {"Authorization": f"Bearer {key.text()}"}
+    async with aiohttp.ClientSession(
+        connector=connector, headers=headers, cookie_jar=aiohttp.DummyCookieJar()
+    ) as http:
+        session = CoordinatorSession(http, url, ca_pem)
+        hello = await session.get("/v1/hello", Hello)
+        check_version(hello.protocol_version)
+        yield session
+
+
+async def _pinned_ca(url: str, ca_fingerprint: str) -> str:
+    """Fetch the CA that `url` shows and compare it with the pinned fingerprint."""
+    connector = aiohttp.TCPConnector(ssl=first_contact_context(), force_close=True)
+    timeout = aiohttp.ClientTimeout(total=CONNECT_TIMEOUT_S)
+    with _connection_errors(url):
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as http,
+            http.get(f"{url}/v1/ca", allow_redirects=False) as response,
+        ):
+            data = await _limited_body(response, MAX_CA_BYTES)
+    try:
+        certificate = ssl.PEM_cert_to_DER_cert(data.decode("ascii").strip())
+    except ValueError as exc:
+        raise UnreachableError(
+            f"{url} answers, but not as a Brigade coordinator does (HTTP status {response.status}): check the "
+            "address and the port"
+        ) from exc
+    if not hmac.compare_digest(fingerprint(certificate).hex(), ca_fingerprint):
+        raise UnauthenticatedError(
+            f"the coordinator at {url} is of another cluster than the API key (it shows another CA), or somebody "
+            "is in between: use a key that was made on that coordinator"
+        )
+    # Encoded anew from the bytes that were compared, so that nothing beside them is trusted.
+    return ssl.DER_cert_to_PEM_cert(certificate)
+
+
+async def _limited_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    n_bytes = 0
+    async for part in response.content.iter_chunked(2**18):
+        n_bytes += len(part)
+        if n_bytes > max_bytes:
+            raise TooLargeError(f"{response.url} answered more than {max_bytes} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+@contextmanager
+def _connection_errors(url: str) -> Iterator[None]:
+    """Turn what aiohttp raises into our errors."""
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as exc:
+        raise UnauthenticatedError(
+            f"the certificate that {url} shows is not the one of this cluster's coordinator "
+            f"({exc.certificate_error}): somebody may be in between"
+        ) from exc
+    except aiohttp.ClientSSLError as exc:
+        raise UnreachableError(
+            f"{url} answers, but not with TLS 1.3 as a Brigade coordinator does: check the address and port"
+        ) from exc
+    except TimeoutError as exc:
+        raise UnreachableError(
+            f"the coordinator at {url} didn't answer in time: check the address, the network and the firewall"
+        ) from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+        raise UnreachableError(
+            f"no coordinator answers at {url} ({reason}): check that `coord serve` runs there and that the "
+            "address and the port are right"
+        ) from exc

@@ -1,0 +1,103 @@
+"""Messages survive the wire; anything else is refused with one kind of error."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.codec import check_version, decode_json, decode_message, encode_json, encode_message
+from protocol.errors import InvalidRequestError, ProtocolError, ProtocolVersionError, TooLargeError
+from protocol.messages import PROTOCOL_VERSION, DataMessage, SamplingParams, WorkerToCoordinator
+from protocol.rest import RouteRequest
+from tests.protocol.strategies import data_messages
+
+
+@given(message=data_messages)
+def test_a_message_comes_back_as_it_was(message: DataMessage) -> None:
+    assert decode_message(encode_message(message), DataMessage) == message
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_give_a_message_or_a_protocol_error(data: bytes) -> None:
+    try:
+        decode_message(data, DataMessage)
+    except ProtocolError:
+        return
+
+
+@given(message=data_messages, cut=st.integers(0, 100), flip=st.integers(0, 255))
+def test_altered_bytes_give_a_message_or_a_protocol_error(message: DataMessage, cut: int, flip: int) -> None:
+    data = bytearray(encode_message(message))
+    data[cut % len(data)] ^= flip
+    try:
+        decode_message(bytes(data[: len(data) - cut % 3]), DataMessage)
+    except ProtocolError:
+        return
+
+
+def test_a_message_over_the_limit_is_not_read() -> None:
+    with pytest.raises(TooLargeError, match=r"11.*10"):
+        decode_message(b"x" * 11, DataMessage, max_bytes=10)
+    with pytest.raises(TooLargeError, match=r"11.*10"):
+        decode_json(b"x" * 11, RouteRequest, max_bytes=10)
+
+
+def test_a_message_of_the_other_plane_is_refused() -> None:
+    leaving = msgspec.msgpack.encode({"type": "leaving", "reason": "x"})
+    assert decode_message(leaving, WorkerToCoordinator).reason == "x"
+    with pytest.raises(ProtocolError):
+        decode_message(leaving, DataMessage)
+
+
+def test_an_unknown_field_is_refused() -> None:
+    data = msgspec.msgpack.encode({"type": "opened", "session_id": "s", "is_admin": True})
+    with pytest.raises(ProtocolError, match="is_admin"):
+        decode_message(data, DataMessage)
+
+
+def test_a_body_names_the_field_that_is_wrong() -> None:
+    with pytest.raises(InvalidRequestError, match="n_prompt_tokens"):
+        decode_json(b'{"model": "m", "n_prompt_tokens": "many", "max_tokens": 3}', RouteRequest)
+    with pytest.raises(InvalidRequestError, match="0 tokens"):
+        decode_json(b'{"model": "m", "n_prompt_tokens": 0, "max_tokens": 3}', RouteRequest)
+    with pytest.raises(InvalidRequestError):
+        decode_json(b"[" * 100_000, RouteRequest)
+
+
+def test_a_body_comes_back_as_it_was() -> None:
+    body = RouteRequest(model="m", n_prompt_tokens=2, max_tokens=3, exclude=("w",))
+    assert decode_json(encode_json(body), RouteRequest) == body
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -1),
+        ("repetition_penalty", 0.0),
+        ("top_k", -1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("max_tokens", 0),
+        ("stop_token_ids", tuple(range(65))),
+    ],
+)
+def test_sampling_out_of_range_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field.replace("stop_token_ids", "stop tokens")):
+        SamplingParams(**{"max_tokens": 1, field: value})  # type: ignore[arg-type]
+
+
+def test_another_major_version_is_refused_and_both_are_named() -> None:
+    check_version(PROTOCOL_VERSION)
+    check_version(PROTOCOL_VERSION.split(".")[0] + ".99")
+    for theirs in ("2.0", "0.9", "", "x" * 1000):
+        with pytest.raises(ProtocolVersionError, match=PROTOCOL_VERSION):
+            check_version(theirs)

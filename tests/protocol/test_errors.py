@@ -1,0 +1,39 @@
+"""Errors keep their class over the wire and never say more than their message."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol import errors
+from protocol.errors import BrigadeError, ErrorBody, InternalError, ServiceError, error_fields, error_from_body
+
+
+def all_classes(root: type[BrigadeError] = BrigadeError) -> list[type[BrigadeError]]:
+    return [c for child in root.__subclasses__() for c in (child, *all_classes(child))]
+
+
+@pytest.mark.parametrize("cls", all_classes(), ids=lambda c: c.__name__)
+def test_an_error_comes_off_the_wire_as_it_went_on(cls: type[BrigadeError]) -> None:
+    sent = cls("17 of 3", retry_after_s=2.5)
+    got = error_from_body(sent.body())
+    assert (got.code, got.message, got.retry_after_s) == (sent.code, "17 of 3", 2.5)
+    assert got.status == sent.status
+    assert got.exit_code != errors.EXIT_OK
+    assert 400 <= cls.status < 600
+
+
+def test_codes_are_unique_up_to_a_class_and_its_own_general_form() -> None:
+    by_code: dict[str, type[BrigadeError]] = {}
+    for cls in all_classes():
+        known = by_code.setdefault(cls.code, cls)
+        assert issubclass(cls, known), f"{cls.__name__} and {known.__name__} share {cls.code}"
+
+
+def test_an_unknown_code_is_an_internal_error() -> None:
+    got = error_from_body(ErrorBody(code="from-the-future", message="what"))
+    assert type(got) is InternalError
+    assert type(error_from_body(ServiceError("x").body())) is InternalError
+
+
+def test_log_fields_are_the_code_and_the_sentence() -> None:
+    assert error_fields(InternalError("x")) == {"error_code": "internal", "error_message": "x"}
