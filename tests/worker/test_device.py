@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from protocol.errors import ConfigError
+from protocol.messages import Precision
+from worker.device import (
+    DeviceProfile,
+    PrecisionSpeed,
+    chosen_precision,
+    find_device,
+    free_memory_bytes,
+    measure_device,
+    usable_precisions,
+)
+
+CPU = torch.device("cpu")
+
+
+def speed(prefill_flops_per_s: float, decode_bytes_per_s: float) -> PrecisionSpeed:
+    return PrecisionSpeed(prefill_flops_per_s=prefill_flops_per_s, decode_bytes_per_s=decode_bytes_per_s)
+
+
+def profile(**speeds: PrecisionSpeed) -> DeviceProfile:
+    by_precision: dict[Precision, PrecisionSpeed] = speeds  # type: ignore[assignment]
+    return DeviceProfile(
+        device=CPU, name="cpu", n_threads=1, free_memory_bytes=1, memory_bytes_per_s=1.0, speeds=by_precision
+    )
+
+
+def test_the_machine_is_measured_quickly_and_plausibly() -> None:
+    measured = measure_device(CPU)
+    assert set(measured.speeds) == {"float32", "bfloat16"}
+    assert measured.free_memory_bytes > 2**20
+    assert 1e8 < measured.memory_bytes_per_s < 1e13
+    for found in measured.speeds.values():
+        assert 1e8 < found.prefill_flops_per_s < 1e15
+        assert 1e7 < found.decode_bytes_per_s < 1e13
+    assert chosen_precision("auto", measured) in measured.speeds
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "expected"),
+    [
+        (speed(2e11, 1e10), "bfloat16"),  # as fast by the byte: half the bytes a weight
+        (speed(1e11, 4e9), "float32"),  # emulated: slower by the weight
+        (speed(1e9, 6e9), "float32"),  # no matrix unit: prefill would take 100 times as long
+    ],
+)
+def test_auto_takes_the_faster(bfloat16: PrecisionSpeed, expected: str) -> None:
+    assert chosen_precision("auto", profile(float32=speed(1e11, 1e10), bfloat16=bfloat16)) == expected
+
+
+def test_an_explicit_precision_is_taken_or_refused() -> None:
+    slow = profile(float32=speed(1e11, 1e10), bfloat16=speed(1.0, 1.0))
+    assert chosen_precision("bfloat16", slow) == "bfloat16"
+    with pytest.raises(ConfigError, match="cpu can do float32, bfloat16"):
+        chosen_precision("float16", slow)
+
+
+def test_auto_manages_without_bfloat16() -> None:
+    old = replace(profile(float32=speed(1e11, 1e10)), speeds={"float32": speed(1e11, 1e10)})
+    assert chosen_precision("auto", old) == "float32"
+
+
+def test_the_cpu_is_there() -> None:
+    assert find_device("cpu") == CPU
+    assert usable_precisions(CPU) == ("float32", "bfloat16")
+    assert free_memory_bytes(CPU) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--device cuda"):
+        find_device("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_gpu_is_found_and_measured() -> None:
+    device = find_device("auto")
+    assert device.type == "cuda"
+    assert measure_device(device).speeds["bfloat16"].prefill_flops_per_s > 1e12

@@ -1,0 +1,160 @@
+"""Cut a transformers model down to a range of its blocks. Knows no model by name.
+
+The blocks are the first module list as long as the config says. What runs before the first block and what runs
+after the last is found by calling the model up to its first block and noting what it called. Modules that a stage
+doesn't own become stand-ins without parameters, so that the model's own `forward` still runs around the blocks that
+are left; `worker.stage` replaces what goes into the first of them and takes what comes out of the last.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from protocol.errors import UntrustedFileError
+from protocol.ids import BlockRange
+from worker.kv_cache import KVCache
+
+
+class NoEmbedding(nn.Module):
+    """Stands in for an embedding of an earlier stage: adds nothing, whatever it is asked for."""
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        """Zero, without a shape, so that it adds to anything."""
+        return torch.zeros(())
+
+
+class PassThrough(nn.Module):
+    """Stands in for a norm or projection that another stage owns."""
+
+    def forward(self, x: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        """What came in."""
+        return x
+
+
+class _FirstBlockReached(Exception):  # noqa: N818 - not an error: it ends the dry run
+    """The dry run got where it wanted."""
+
+
+def cut_modules(model: PreTrainedModel, kept: BlockRange) -> None:
+    """Keep the blocks `kept` (counted from the model's first one now) and what their stage owns besides.
+
+    The config stays as it is: loading still consults it. Call `cut_config` when the weights are there.
+
+    Raises:
+        UntrustedFileError: the architecture has no list of blocks, or can't be called up to the first of them.
+    """
+    parent, leaf, blocks = find_blocks(model)
+    is_first, is_last = kept.start == 0, kept.end == len(blocks)
+    before = _modules_before_blocks(model, blocks)
+    kept_embedding = model.get_input_embeddings() if is_first or (is_last and model.all_tied_weights_keys) else None
+    for owner, name, module in _modules_outside(model, blocks):
+        if module is kept_embedding or (is_first if module in before else is_last):
+            continue
+        setattr(owner, name, NoEmbedding() if isinstance(module, nn.Embedding) else PassThrough())
+    setattr(parent, leaf, blocks[kept.start : kept.end])
+    _renumber(getattr(parent, leaf), kept.start)
+    _forget_lost_ties(model)
+
+
+def cut_config(model: PreTrainedModel, kept: BlockRange) -> None:
+    """Shorten every per-block list of every config in the model, and the number of blocks."""
+    seen: dict[int, PreTrainedConfig] = {}
+    for module in model.modules():
+        if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+            seen[id(config)] = config
+    n_blocks = model.config.num_hidden_layers
+    for config in seen.values():
+        if getattr(config, "num_hidden_layers", None) != n_blocks:
+            continue  # of another part of the model
+        for name, value in list(vars(config).items()):
+            # lists of block *numbers* of just that length (Qwen's mlp_only_layers) are only read in constructors
+            if isinstance(value, list) and len(value) == n_blocks:
+                setattr(config, name, value[kept.start : kept.end])
+        config.num_hidden_layers = len(kept)
+
+
+def find_blocks(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The module that has the list of blocks, the attribute it is under, and the list.
+
+    Raises:
+        UntrustedFileError: no module list is as long as the config says.
+    """
+    n_blocks = model.config.num_hidden_layers
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
+            parent_path, _, leaf = path.rpartition(".")
+            return model.get_submodule(parent_path), leaf, module
+    raise UntrustedFileError(f"{type(model).__name__} has no list of {n_blocks} blocks; it can't be split")
+
+
+def takes_position_ids(model: nn.Module) -> bool:
+    """Whether the model's forward has to be told the positions (BLOOM works them out from its cache)."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _modules_outside(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Owner, attribute and module of everything with parameters that isn't in a block and doesn't hold them."""
+    pending: list[nn.Module] = [model]
+    while pending:
+        owner = pending.pop()
+        for name, child in list(owner.named_children()):
+            if child is blocks:
+                continue
+            if any(module is blocks for module in child.modules()):
+                pending.append(child)
+            elif next(child.parameters(), None) is not None:
+                yield owner, name, child
+
+
+def _modules_before_blocks(model: PreTrainedModel, blocks: nn.ModuleList) -> set[nn.Module]:
+    """The modules that the model calls before its first block: a dry run of one token that stops there."""
+    embedding = model.get_input_embeddings()
+    called: set[nn.Module] = {embedding}
+
+    def note(module: nn.Module, _args: Any, _kwargs: Any) -> None:
+        if module is blocks[0]:
+            raise _FirstBlockReached
+        called.add(module)
+
+    modules = [blocks[0], *(module for _, _, module in _modules_outside(model, blocks))]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
+    device, dtype = model.device, model.dtype
+    # embeddings rather than ids: some models look at the ids' values, which weightless tensors don't have
+    width = getattr(embedding, "embedding_dim", model.config.hidden_size)
+    inputs: dict[str, Any] = {"inputs_embeds": torch.zeros((1, 1, width), device=device, dtype=dtype)}
+    if takes_position_ids(model.base_model):
+        inputs["position_ids"] = torch.zeros((1, 1), dtype=torch.long, device=device)
+    try:
+        with torch.inference_mode():
+            model.base_model(**inputs, past_key_values=KVCache(len(blocks), 1), use_cache=True)
+    except _FirstBlockReached:
+        return called
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as exc:
+        raise UntrustedFileError(f"{type(model).__name__} can't be split: {exc}") from exc
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise UntrustedFileError(f"{type(model).__name__} doesn't call the blocks that it has; it can't be split")
+
+
+def _renumber(blocks: nn.ModuleList, start: int) -> None:
+    for module in blocks.modules():
+        if isinstance(index := getattr(module, "layer_idx", None), int):
+            setattr(module, "layer_idx", index - start)  # noqa: B010 - no declared attribute of a Module
+
+
+def _forget_lost_ties(model: PreTrainedModel) -> None:
+    """Drop ties whose two ends aren't both there any more: loading would look for them."""
+    there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    model.all_tied_weights_keys = {
+        target: source
+        for target, source in (model.all_tied_weights_keys or {}).items()
+        if target in there and source in there
+    }

@@ -1,0 +1,186 @@
+"""Find the device, measure it, choose a precision. Never falls back to the CPU in silence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import structlog
+import torch
+
+from protocol.errors import ConfigError
+from protocol.messages import Precision
+
+log = structlog.get_logger(__name__)
+
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
+
+_STREAM_BYTES = 128 * 2**20
+"""Well over any cache, so that reading it measures memory."""
+_N_SQUARE = 512
+_MEASURE_S = 0.06
+"""For each of the measurements; all of them together stay well under a second."""
+_NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionSpeed:
+    """Matrix products of one precision on this device."""
+
+    prefill_flops_per_s: float
+    """Square matrices: compute is the limit."""
+    decode_bytes_per_s: float
+    """Weights streamed through one token's product: memory is the limit."""
+
+    def decode_elements_per_s(self, precision: Precision) -> float:
+        """Weights a second, whatever their size: what compares two precisions."""
+        return self.decode_bytes_per_s / _dtype(precision).itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProfile:
+    """A device, measured."""
+
+    device: torch.device
+    name: str
+    n_threads: int
+    free_memory_bytes: int
+    memory_bytes_per_s: float
+    speeds: Mapping[Precision, PrecisionSpeed]
+    """Of every precision that the device can do."""
+
+
+def find_device(choice: DeviceChoice) -> torch.device:
+    """The device that was asked for; `auto` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: the device that was asked for isn't there.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if (choice == "cuda" and not has_cuda) or (choice == "mps" and not has_mps):
+        raise ConfigError(
+            f"--device {choice}: torch {torch.__version__} finds no {choice} device here; install the torch build "
+            "for it and its driver, or say --device cpu"
+        )
+    if choice != "auto":
+        return torch.device(choice)
+    if has_cuda:
+        return torch.device("cuda")
+    if has_mps:
+        return torch.device("mps")
+    if any(Path(file).exists() for file in _NVIDIA_FILES):
+        log.warning(
+            "gpu_unused",
+            reason="this machine has an NVIDIA device, but torch can't use it; running on the CPU",
+            torch=torch.__version__,
+        )
+    return torch.device("cpu")
+
+
+def measure_device(device: torch.device) -> DeviceProfile:
+    """Measure memory and matrix products, in well under a second. Blocks: call it in a thread."""
+    return DeviceProfile(
+        device=device,
+        name=_name(device),
+        n_threads=torch.get_num_threads(),
+        free_memory_bytes=free_memory_bytes(device),
+        memory_bytes_per_s=_memory_bytes_per_s(device),
+        speeds={precision: _speed(device, precision) for precision in usable_precisions(device)},
+    )
+
+
+def usable_precisions(device: torch.device) -> tuple[Precision, ...]:
+    """The precisions that the device can do."""
+    if device.type == "cpu":
+        return ("float32", "bfloat16")
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return ("float32", "float16")
+    return ("float32", "bfloat16", "float16")
+
+
+def chosen_precision(choice: PrecisionChoice, profile: DeviceProfile) -> Precision:
+    """The precision asked for, or with `auto` the faster of float32 and bfloat16, by what was measured.
+
+    Faster is what takes less time for a typical answer: its decode steps count four times its prefill.
+
+    Raises:
+        ConfigError: the device can't do the one that was asked for.
+    """
+    if choice == "auto":
+        candidates: list[Precision] = [p for p in ("float32", "bfloat16") if p in profile.speeds]
+        best = profile.speeds["float32"]
+        return min(candidates, key=lambda p: _relative_time(p, profile.speeds[p], best))
+    if choice not in profile.speeds:
+        raise ConfigError(f"--precision {choice}: {profile.name} can do {', '.join(profile.speeds)}, or say auto")
+    return choice
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that is free on the device now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)  # MPS shares the machine's memory
+
+
+def _relative_time(precision: Precision, speed: PrecisionSpeed, reference: PrecisionSpeed) -> float:
+    prefill = reference.prefill_flops_per_s / speed.prefill_flops_per_s
+    decode = reference.decode_elements_per_s("float32") / speed.decode_elements_per_s(precision)
+    return prefill + 4 * decode
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _memory_bytes_per_s(device: torch.device) -> float:
+    data = torch.ones(_STREAM_BYTES // 4, device=device)
+    return data.nbytes / _seconds_of(data.sum, device)
+
+
+def _speed(device: torch.device, precision: Precision) -> PrecisionSpeed:
+    dtype = _dtype(precision)
+    square = torch.ones((_N_SQUARE, _N_SQUARE), dtype=dtype, device=device)
+    prefill_s = _seconds_of(lambda: square @ square, device)
+    # several matrices in turn, so that a cache doesn't keep the one that is used
+    n_matrices = _STREAM_BYTES // 2 // (2048 * 2048 * dtype.itemsize)
+    weights = torch.ones((n_matrices, 2048, 2048), dtype=dtype, device=device)
+    token = torch.ones((1, 2048), dtype=dtype, device=device)
+
+    def decode() -> None:
+        for weight in weights:
+            torch.nn.functional.linear(token, weight)
+
+    decode_s = _seconds_of(decode, device)
+    return PrecisionSpeed(
+        prefill_flops_per_s=2 * _N_SQUARE**3 / prefill_s, decode_bytes_per_s=weights.nbytes / decode_s
+    )
+
+
+def _seconds_of(act: Callable[[], object], device: torch.device) -> float:
+    """Shortest time of one call: what the device can do when nothing disturbs it."""
+    act()
+    best, end = float("inf"), time.perf_counter() + _MEASURE_S
+    while time.perf_counter() < end or best == float("inf"):
+        _synchronize(device)
+        started = time.perf_counter()
+        act()
+        _synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _dtype(precision: Precision) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype

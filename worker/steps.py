@@ -1,0 +1,107 @@
+"""The values that go into the engine and come out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from protocol.ids import BlockRange, Revision, SessionId
+from protocol.messages import Precision, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanKey:
+    """Names a loaded span: the same blocks may be loaded in two precisions while one replaces the other."""
+
+    revision: Revision
+    blocks: BlockRange
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRequest:
+    """What to load. `files` hold the weights of `key.blocks` and what comes before and after them if owned."""
+
+    key: SpanKey
+    config_folder: Path
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSpan:
+    """What was loaded, measured."""
+
+    key: SpanKey
+    n_blocks: int
+    """Blocks of the whole model."""
+    n_weight_bytes: int
+    kv_bytes_by_block: tuple[int, ...]
+    """Bytes of cache for one position of one session, in each block."""
+    load_s: float
+
+    def kv_bytes_per_position(self, blocks: BlockRange) -> int:
+        """Bytes of cache for one position in `blocks`, a part of the span."""
+        start = self.key.blocks.start
+        return sum(self.kv_bytes_by_block[blocks.start - start : blocks.end - start])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSpec:
+    """A session's part on this worker: which blocks, and room for how many positions."""
+
+    session_id: SessionId
+    span: SpanKey
+    blocks: BlockRange
+    n_positions: int
+    sampling: SamplingParams | None = None
+    prompt_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInput:
+    """New positions of one session: [position, position + n_tokens)."""
+
+    session_id: SessionId
+    position: int
+    n_tokens: int
+    payload: torch.Tensor
+    """Token ids (n_tokens,) for a first stage, hidden states (n_tokens, hidden_size) for any other."""
+    wants_sample: bool = False
+    """Whether a last stage samples the token that follows the last position."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledToken:
+    """A token, and the position that it takes."""
+
+    token_id: int
+    position: int
+    is_stop: bool
+    """Whether it is one of the session's stop tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """What a step gave: hidden states unless the stage is last, a token if one was wanted."""
+
+    session_id: SessionId
+    position: int
+    hidden: torch.Tensor | None
+    """(n_tokens, hidden_size), on the CPU, in the span's precision."""
+    token: SampledToken | None
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """How busy the engine is. The averages are exponential, of real steps; 0 until there was one."""
+
+    kv_budget_bytes: int
+    kv_free_bytes: int
+    n_sessions: int
+    n_waiting_sessions: int
+    n_pending_steps: int
+    decode_s_per_block: float
+    prefill_s_per_token_per_block: float
