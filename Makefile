@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@$(BIN)/python demo/run.py --prompt "$(PROMPT)"
+	@$(BIN)/python -m demo.run --prompt "$(PROMPT)"
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest

