@@ -1,7 +1,7 @@
 """A cluster of real processes on loopback, driven by the same commands that a person types.
 
-Used by `make demo`, by the tests that need real processes, and by the benchmarks. Output of the long-running programs
-goes to `FOLDER/NAME.log`. Everything is ended when the context closes, cleanly if it can be.
+Used by `make demo`, by the tests that need real processes, and by the benchmarks. What the long-running programs
+print goes to `FOLDER/NAME.log`. Everything is ended when the context closes, cleanly if it can be.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class LocalCluster:
                 return self.url or None
             return None
 
-        return self._await(written_url, "the coordinator didn't start")
+        url: str = self._await(written_url, "the coordinator didn't start")
+        return url
 
     def start_worker(self, name: str, *arguments: str, threads: int = 1) -> subprocess.Popen[bytes]:
         """`worker join` with a state folder of its own; doesn't wait for it."""
@@ -96,7 +97,8 @@ class LocalCluster:
         """Until so many workers have joined."""
 
         def joined() -> bool:
-            return sum(worker["state"] != "gone" for worker in self.status()["workers"]) >= n_workers
+            states = [worker["state"] for worker in self.status()["workers"]]
+            return len(states) - states.count("gone") >= n_workers
 
         self._await(joined, f"not all of {n_workers} workers joined")
 
