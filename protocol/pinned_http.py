@@ -51,13 +51,14 @@ def checked_coordinator_url(text: str) -> str:
     try:
         url = URL(text if "://" in text else f"https://{text}")
         host, port = url.host, url.explicit_port
+        plain = URL.build(scheme="https", host=host or "", port=port)
     except ValueError as exc:
         raise ConfigError(f"{text[:200]!r} is not an address; write https://host:port") from exc
     if url.scheme == "http":
         raise ConfigError(f"{text[:200]!r} is plain HTTP; a coordinator speaks TLS only: write https://host:port")
     if url.scheme != "https" or not host or url.user or url.path.strip("/") or url.query_string:
         raise ConfigError(f"{text[:200]!r} is not a coordinator's address; write https://host:port")
-    return str(URL.build(scheme="https", host=host, port=port)).rstrip("/")
+    return str(plain).rstrip("/")
 
 
 class CoordinatorSession:
@@ -80,10 +81,11 @@ class CoordinatorSession:
         return self._decoded(path, data, kind)
 
     async def post(
-        self, path: str, body: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S
+        self, path: str, body: msgspec.Struct | None, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> T:
-        """`POST path` with `body`; the answer as a `kind`."""
-        data = await self._answer("POST", path, encode_json(body), MAX_ANSWER_BYTES, timeout_s)
+        """`POST path` with `body`, or with none; the answer as a `kind`."""
+        encoded = b"" if body is None else encode_json(body)
+        data = await self._answer("POST", path, encoded, MAX_ANSWER_BYTES, timeout_s)
         return self._decoded(path, data, kind)
 
     async def delete(self, path: str, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
@@ -98,7 +100,7 @@ class CoordinatorSession:
         return await self._answer("GET", path, None, max_bytes, timeout_s)
 
     async def _answer(self, method: str, path: str, body: bytes | None, max_bytes: int, timeout_s: float) -> bytes:
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        headers = {} if not body else {"Content-Type": "application/json"}
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S)
         with _connection_errors(self.url):
             async with self._http.request(

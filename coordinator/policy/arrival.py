@@ -1,0 +1,101 @@
+"""What follows when a worker enrols or opens its control socket."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from coordinator.policy.changes import Change, assign, save_assignment, save_worker
+from coordinator.policy.state import Assignment, ClusterState, WorkerRecord
+from protocol.ids import WorkerId
+from protocol.messages import Announce, Drain, SpanAssignment, SpanStatus
+
+_LARGEST_EPOCH = 2**53
+"""An announced epoch above this is a lie; it would end up in a column that can't hold many more."""
+
+
+def joined(change: Change, worker_id: WorkerId) -> Change:
+    """Enrolment: a new worker is known from now on. Renewed credentials change nothing."""
+    old = change.state.workers.get(worker_id)
+    if old is not None and old.presence != "gone":
+        return change
+    assignment = Assignment() if old is None else old.assignment
+    worker = WorkerRecord(worker_id=worker_id, presence="expected", seen_s=change.now_s, assignment=assignment)
+    change = change.with_worker(worker).then(save_worker(worker))
+    return change.audited("worker_joined", worker_id, "enrolled with the join secret")
+
+
+def connected(change: Change, worker_id: WorkerId, announce: Announce) -> Change:
+    """A control socket: the worker is here, keeps what it holds, and is told its assignment (again)."""
+    old = change.state.workers.get(worker_id)
+    if old is None or old.presence == "gone":
+        change = joined(change, worker_id)
+        old = change.state.workers[worker_id]
+    assignment = _assignment(change.state, old, announce)
+    worker = replace(
+        _present(old, announce, change.now_s),
+        assignment=assignment,
+        reported=_reports_of(assignment, announce),
+    )
+    change = change.with_worker(worker).then(save_worker(worker))
+    if assignment != old.assignment:
+        change = change.then(save_assignment(worker_id, assignment))
+    change = change.sent(worker_id, assign(assignment))
+    if worker.drain_reason is not None:
+        change = change.sent(worker_id, Drain(reason=worker.drain_reason))
+    return change.to_place()
+
+
+def _present(old: WorkerRecord, announce: Announce, now_s: float) -> WorkerRecord:
+    # a worker that was started again after draining has nothing yet and serves again
+    is_same_process = announce.epoch > 0 and announce.epoch == old.assignment.epoch
+    return replace(
+        old,
+        presence="here",
+        is_connected=True,
+        seen_s=now_s,
+        has_said_leaving=old.has_said_leaving and is_same_process,
+        drain_reason=old.drain_reason if is_same_process else None,
+        hostname=announce.hostname,
+        url=announce.url,
+        device=announce.device,
+        pinned_model=announce.pinned_model,
+        pinned_blocks=announce.pinned_blocks,
+        files=frozenset(announce.files),
+        heartbeat=None,
+    )
+
+
+def _assignment(state: ClusterState, old: WorkerRecord, announce: Announce) -> Assignment:
+    """The assignment that is kept; what the worker announces only where it is newer than all that we know.
+
+    It is when the database was restored from a backup, or lost: then what the worker holds is taken as assigned,
+    if it can be, and the epoch goes on from there.
+    """
+    if not old.assignment.epoch < announce.epoch <= _LARGEST_EPOCH:
+        return old.assignment
+    spans = tuple(
+        SpanAssignment(model=status.model, revision=status.revision, blocks=status.blocks)
+        for status in announce.spans
+    )
+    if _can_hold(state, spans):
+        return Assignment(epoch=announce.epoch, spans=spans, reason="held already when it connected")
+    return Assignment(epoch=announce.epoch + 1, spans=(), reason="what it held is served no longer")
+
+
+def _can_hold(state: ClusterState, spans: tuple[SpanAssignment, ...]) -> bool:
+    names = [span.model for span in spans]
+    if len(set(names)) < len(names):
+        return False
+    for span in spans:
+        model = state.models.get(span.model)
+        if model is None or model.revision != span.revision or span.blocks.end > model.manifest.n_blocks:
+            return False
+    return True
+
+
+def _reports_of(assignment: Assignment, announce: Announce) -> tuple[SpanStatus, ...]:
+    if announce.epoch != assignment.epoch:
+        return ()
+    assigned = {(span.model, span.revision, span.blocks) for span in assignment.spans}
+    latest = {(s.model, s.revision, s.blocks): s for s in announce.spans}
+    return tuple(status for key, status in latest.items() if key in assigned)

@@ -1,0 +1,113 @@
+"""Small steps that transitions are made of: a state and the effects so far, in; the next such pair, out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from coordinator.policy.effects import (
+    AuditAction,
+    Effect,
+    SaveAssignment,
+    SaveWorker,
+    SendToWorker,
+    WorkerStatus,
+    WriteAudit,
+)
+from coordinator.policy.state import Assignment, ClusterState, ModelRecord, WorkerRecord
+from protocol.ids import ModelName, WorkerId
+from protocol.messages import Assign, CoordinatorToWorker, SpanAssignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A state on its way to the next, with what is to be done for it, in order."""
+
+    state: ClusterState
+    now_s: float
+    effects: tuple[Effect, ...] = ()
+
+    def then(self, *effects: Effect) -> Self:
+        """The same with more to do."""
+        return replace(self, effects=self.effects + effects)
+
+    def audited(self, action: AuditAction, subject: str, details: str) -> Self:
+        """The same with a line for the audit log."""
+        return self.then(WriteAudit(at_s=self.now_s, action=action, subject=subject, details=details))
+
+    def to_place(self) -> Self:
+        """The same with something for placement to answer, once it has settled."""
+        return replace(self, state=replace(self.state, changed_s=self.now_s))
+
+    def with_model(self, model: ModelRecord) -> Self:
+        """The same with this model, last if it is new."""
+        return replace(self, state=replace(self.state, models={**self.state.models, model.name: model}))
+
+    def without_model(self, name: ModelName) -> Self:
+        """The same without this model."""
+        models = {key: model for key, model in self.state.models.items() if key != name}
+        return replace(self, state=replace(self.state, models=models))
+
+    def with_worker(self, worker: WorkerRecord) -> Self:
+        """The same with this worker as it is now."""
+        workers = {**self.state.workers, worker.worker_id: worker}
+        return replace(self, state=replace(self.state, workers=workers))
+
+    def without_worker(self, worker_id: WorkerId) -> Self:
+        """The same without this worker."""
+        workers = {key: worker for key, worker in self.state.workers.items() if key != worker_id}
+        return replace(self, state=replace(self.state, workers=workers))
+
+    def updated(self, worker_id: WorkerId, **fields: Any) -> Self:
+        """The same with other values in some fields of a worker."""
+        return self.with_worker(replace(self.state.workers[worker_id], **fields))
+
+    def sent(self, worker_id: WorkerId, message: CoordinatorToWorker) -> Self:
+        """The same with a message for the worker, if it is connected."""
+        if not self.state.workers[worker_id].is_connected:
+            return self
+        return self.then(SendToWorker(worker_id=worker_id, message=message))
+
+    def assigned(self, worker_id: WorkerId, assignment: Assignment) -> Self:
+        """The same with a new assignment, saved and told to the worker. Reports of spans that stay are kept."""
+        worker = self.state.workers[worker_id]
+        kept = tuple(s for s in map(worker.status_of, assignment.spans) if s is not None)
+        change = self.updated(worker_id, assignment=assignment, reported=kept)
+        return change.then(save_assignment(worker_id, assignment)).sent(worker_id, assign(assignment))
+
+    def reassigned(self, worker_id: WorkerId, spans: tuple[SpanAssignment, ...], reason: str) -> Self:
+        """The same with other spans for the worker, under the next epoch."""
+        old = self.state.workers[worker_id].assignment
+        return self.assigned(worker_id, Assignment(epoch=old.epoch + 1, spans=spans, reason=reason))
+
+
+def assign(assignment: Assignment) -> Assign:
+    """The assignment as the worker is told."""
+    return Assign(epoch=assignment.epoch, spans=assignment.spans, reason=assignment.reason)
+
+
+def save_assignment(worker_id: WorkerId, assignment: Assignment) -> SaveAssignment:
+    """The assignment as it is kept."""
+    return SaveAssignment(
+        worker_id=worker_id, epoch=assignment.epoch, spans=assignment.spans, reason=assignment.reason
+    )
+
+
+def save_worker(worker: WorkerRecord) -> SaveWorker:
+    """The worker as it is kept."""
+    return SaveWorker(
+        worker_id=worker.worker_id,
+        status=_status(worker),
+        hostname=worker.hostname,
+        url=worker.url,
+        device=worker.device,
+        seen_s=worker.seen_s,
+    )
+
+
+def _status(worker: WorkerRecord) -> WorkerStatus:
+    if worker.presence == "gone":
+        return "gone"
+    if worker.is_draining:
+        return "draining"
+    return "enrolled" if worker.device is None else "present"

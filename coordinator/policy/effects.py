@@ -1,0 +1,95 @@
+"""What is to be done, in the imperative: what `transition.apply` returns beside the new state.
+
+`Cluster.handle` has the repository carry out the `Persistent` ones in order, in one transaction, then sends the
+messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.ids import ModelName, Revision, WorkerId
+from protocol.manifest import Manifest
+from protocol.messages import CoordinatorToWorker, DeviceReport, SpanAssignment
+
+WorkerStatus = Literal["enrolled", "present", "draining", "gone"]
+"""What is kept of a worker's life: whether it is silent or lost is known only while the coordinator runs."""
+
+AuditAction = Literal[
+    "worker_joined",
+    "worker_lost",
+    "worker_gone",
+    "worker_draining",
+    "drain_asked",
+    "model_added",
+    "model_replaced",
+    "model_removed",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendToWorker:
+    """Put a message into a worker's outbox; of no consequence if the worker isn't connected."""
+
+    worker_id: WorkerId
+    message: CoordinatorToWorker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveWorker:
+    """Insert or overwrite the row of a worker."""
+
+    worker_id: WorkerId
+    status: WorkerStatus
+    hostname: str
+    url: str
+    device: DeviceReport | None
+    """As last announced; None until it has connected once."""
+    seen_s: float
+    """Seconds since 1970, UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveAssignment:
+    """Replace the assignment of a worker: these spans, this epoch, which is kept when `spans` is empty too.
+
+    The worker's row was saved before; the models of the spans too.
+    """
+
+    worker_id: WorkerId
+    epoch: int
+    spans: tuple[SpanAssignment, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveModel:
+    """Insert a model, or replace the revision that its name stands for."""
+
+    name: ModelName
+    revision: Revision
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteModel:
+    """Delete a model; the assignments that named it are saved (without it) before."""
+
+    name: ModelName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteAudit:
+    """Append a line to the audit log."""
+
+    at_s: float
+    """Seconds since 1970, UTC."""
+    action: AuditAction
+    subject: str
+    """The worker's id or the model's name."""
+    details: str
+
+
+Persistent = SaveWorker | SaveAssignment | SaveModel | DeleteModel | WriteAudit
+Effect = SendToWorker | Persistent

@@ -1,0 +1,102 @@
+"""What happened, in the past tense: the closed union that `transition.apply` is total over.
+
+Events are made by whoever saw it happen (socket handlers, the admin API, the sweep) and handed to
+`Cluster.handle`; nothing here says what follows from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.ids import FileHash, ModelName, Revision, WorkerId
+from protocol.manifest import Manifest
+from protocol.messages import Announce, Heartbeat, SpanReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined:
+    """A worker enrolled (or renewed its credentials) over HTTP."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConnected:
+    """A control socket was opened and its first message read."""
+
+    worker_id: WorkerId
+    announce: Announce
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpansReported:
+    """A worker said how its spans are."""
+
+    worker_id: WorkerId
+    report: SpanReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBeat:
+    """A heartbeat arrived."""
+
+    worker_id: WorkerId
+    heartbeat: Heartbeat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesChanged:
+    """A worker said which model files it can serve now, all of them."""
+
+    worker_id: WorkerId
+    files: tuple[FileHash, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLeft:
+    """A worker said `Leaving`: it drains while its socket is open, and is gone once that closes."""
+
+    worker_id: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketLost:
+    """The newest control socket of a worker ended, however."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainAsked:
+    """An operator asked for a worker to finish what runs and go."""
+
+    worker_id: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelAdded:
+    """A model is to be served under this name; the name's earlier revision, if any, is replaced."""
+
+    name: ModelName
+    revision: Revision
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRemoved:
+    """A model is no longer to be served."""
+
+    name: ModelName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimePassed:
+    """A second or so went by: who is silent, and is it time to place?"""
+
+
+WorkerEvent = SpansReported | WorkerBeat | FilesChanged | WorkerLeft | SocketLost | DrainAsked
+"""Events that mean nothing of a worker that isn't known."""
+
+Event = WorkerJoined | WorkerConnected | WorkerEvent | ModelAdded | ModelRemoved | TimePassed

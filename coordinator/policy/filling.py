@@ -1,0 +1,48 @@
+"""Water-filling: how many blocks each stage of a pipeline gets, so that the slowest is as fast as can be."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A worker as one stage of a pipeline."""
+
+    seconds_per_block: float
+    cap: int
+    """Most blocks that it can be given now."""
+    n_held: int = 0
+    """Blocks that it runs already and keeps; they count towards its time, not towards `cap`."""
+    must_take_part: bool = True
+    """Whether it gets a block at least, if there are as many blocks as stages."""
+
+
+def water_filled(n_blocks: int, stages: Sequence[Stage]) -> tuple[int, ...]:
+    """Blocks for each stage, in order: as many of `n_blocks` as the caps allow, the slowest stage's time minimal.
+
+    Giving the blocks out one by one, each to the stage that would be done first with it, is optimal: a stage's
+    time only rises with its blocks. Ties go to the earlier stage.
+    """
+    given = [0] * len(stages)
+    takers = [i for i, stage in enumerate(stages) if stage.must_take_part and stage.cap > 0]
+    # with more stages than blocks, the fastest take part
+    takers.sort(key=lambda i: ((stages[i].n_held + 1) * stages[i].seconds_per_block, i))
+    for i in takers[:n_blocks]:
+        given[i] = 1
+    heap = [(_time_with_one_more(stage, given[i]), i) for i, stage in enumerate(stages) if given[i] < stage.cap]
+    heapq.heapify(heap)
+    for _ in range(n_blocks - sum(given)):
+        if not heap:
+            break
+        _, i = heapq.heappop(heap)
+        given[i] += 1
+        if given[i] < stages[i].cap:
+            heapq.heappush(heap, (_time_with_one_more(stages[i], given[i]), i))
+    return tuple(given)
+
+
+def _time_with_one_more(stage: Stage, n_given: int) -> float:
+    return (stage.n_held + n_given + 1) * stage.seconds_per_block

@@ -1,0 +1,99 @@
+"""Which blocks of a model can't be routed to, why, and what to do about it, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.policy.board import Board
+from coordinator.policy.coverage import gaps, ready_counts, ready_spans, spans_of
+from coordinator.policy.sizing import KV_TARGETS, span_bytes
+from coordinator.policy.standing import span_words
+from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
+from protocol.ids import BlockRange, ModelName, WorkerId
+from protocol.messages import Precision
+
+_MAX_RUNS_IN_WORDS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingBlocks:
+    """There is no route."""
+
+    model: ModelName
+    blocks: tuple[BlockRange, ...]
+    """Runs of blocks that no worker can run now, in order."""
+    is_assigned: bool
+    """Whether every one of them is on its way to some worker, so that waiting helps."""
+    message: str
+
+
+def missing_blocks(
+    state: ClusterState, model: ModelRecord, exclude: frozenset[WorkerId] = frozenset()
+) -> MissingBlocks | None:
+    """What is missing for a route through the model without `exclude`; None if nothing is."""
+    workers = [w for w in state.workers.values() if w.worker_id not in exclude]
+    runs = gaps(ready_counts(workers, model))
+    if not runs:
+        return None
+    held = [
+        (worker, span.blocks)
+        for worker in state.workers.values()
+        if worker.counts_as_holder
+        for span in spans_of(model, worker.assignment.spans)
+    ]
+    sentences = []
+    all_assigned = True
+    for run in runs:
+        nobodys = gaps([sum(b.start <= i < b.end for _, b in held) for i in range(run.start, run.end)])
+        all_assigned = all_assigned and not nobodys
+        sentences += [_unheld(state, model, BlockRange(run.start + g.start, run.start + g.end)) for g in nobodys]
+        if not nobodys or len(nobodys) > 1 or len(nobodys[0]) < len(run):
+            sentences += [_unready(model, run, w, exclude) for w, b in held if b.overlaps(run)]
+    n_more = len(sentences) - _MAX_RUNS_IN_WORDS
+    more = [f"and {n_more} more such"] if n_more > 0 else []
+    return MissingBlocks(
+        model=model.name,
+        blocks=runs,
+        is_assigned=all_assigned,
+        message="; ".join([*sentences[:_MAX_RUNS_IN_WORDS], *more]),
+    )
+
+
+def _unready(model: ModelRecord, run: BlockRange, worker: WorkerRecord, exclude: frozenset[WorkerId]) -> str:
+    who = f"{worker.worker_id} ({worker.hostname})" if worker.hostname else worker.worker_id
+    what = f"blocks {run} of {model.name} are held by {who}"
+    if worker.worker_id in exclude:
+        return f"{what}, which the request excludes"
+    if not worker.is_routable:
+        return f"{what}, which is not heard of at the moment; wait, or look after it"
+    ready = ready_spans(worker, model)
+    waiting = [s for s in spans_of(model, worker.assignment.spans) if s not in ready and s.blocks.overlaps(run)]
+    return f"on {who}, " + " and ".join(span_words(s, worker.status_of(s)) for s in waiting)
+
+
+def _unheld(state: ClusterState, model: ModelRecord, run: BlockRange) -> str:
+    what = f"blocks {run} of {model.name} are held by nobody"
+    here = [w for w in state.workers.values() if w.can_be_assigned]
+    if not here:
+        return f"{what}: no worker is connected; run `worker join` on a machine"
+    if state.changed_s is not None:
+        return f"{what}; they are given out once nothing has changed for {state.settings.settle_s:g} s"
+    board = Board.of(state)
+    precision = _usual_precision(here)
+    room = sum(max(0, board.room_bytes(w, KV_TARGETS[-1])) for w in here if w.pinned_blocks is None)
+    needed = span_bytes(model.manifest, run, precision, KV_TARGETS[-1])
+    if needed > room:
+        return (
+            f"{what}; {(needed - room) / 1e9:.2f} GB of memory more are needed (they take {needed / 1e9:.2f} GB in "
+            f"{precision}, {room / 1e9:.2f} GB are left); `worker join` on another machine"
+        )
+    return (
+        f"{what}; they take {needed / 1e9:.2f} GB in {precision}, and the {room / 1e9:.2f} GB left are on workers "
+        "that have other blocks, too little each, or failed; `worker join` on another machine"
+    )
+
+
+def _usual_precision(workers: list[WorkerRecord]) -> Precision:
+    device = workers[0].device
+    assert device is not None
+    return device.precision

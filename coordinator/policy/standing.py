@@ -1,0 +1,77 @@
+"""How a worker stands, in a word and in a sentence: why it isn't ready, and what happens next."""
+
+from __future__ import annotations
+
+from coordinator.policy.state import ClusterState, WorkerRecord
+from protocol.ids import WorkerId
+from protocol.messages import SpanAssignment, SpanStatus, WorkerState
+
+
+def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[WorkerState, str]:
+    """The worker's state and the reason for it; the reason is empty when it is ready."""
+    worker = state.workers[worker_id]
+    silent_s = max(0.0, now_s - worker.seen_s)
+    match worker.presence:
+        case "gone":
+            return "gone", f"{worker.drain_reason or 'it left'}; start it with `worker join` to have it back"
+        case "lost":
+            return "lost", (
+                f"silent for {silent_s:.0f} s, more than {state.settings.lost_after_s:.0f} s: its blocks are given "
+                "to others; look after the machine and its network, it counts again as soon as it is heard"
+            )
+        case "suspect":
+            return "suspect", _suspicion(state, worker, silent_s)
+        case "expected":
+            return "enrolling", (
+                f"known, but not connected for {silent_s:.0f} s; it counts as lost after "
+                f"{state.settings.lost_after_s:.0f} s"
+            )
+        case "here":
+            return _standing_here(state, worker)
+
+
+def _suspicion(state: ClusterState, worker: WorkerRecord, silent_s: float) -> str:
+    what = "silent" if worker.is_connected else "its control socket closed; not heard of"
+    left_s = max(0.0, state.settings.lost_after_s - silent_s)
+    return f"{what} for {silent_s:.0f} s: no new sessions go there; others get its blocks in {left_s:.0f} s"
+
+
+def _standing_here(state: ClusterState, worker: WorkerRecord) -> tuple[WorkerState, str]:
+    if worker.drain_reason is not None:
+        n_sessions = worker.heartbeat.n_sessions if worker.heartbeat is not None else 0
+        return "draining", f"{worker.drain_reason}; {n_sessions} sessions still run, then it leaves"
+    if not worker.assignment.spans:
+        return "idle", f"waiting for an assignment: {_why_idle(state, worker)}"
+    spans = [(span, worker.status_of(span)) for span in worker.assignment.spans]
+    # what is worst comes first
+    for wanted in ("failed", None, "downloading", "loading"):
+        for span, status in spans:
+            if (status.state if status is not None else None) == wanted:
+                return _word(status), span_words(span, status)
+    return "ready", ""
+
+
+def _why_idle(state: ClusterState, worker: WorkerRecord) -> str:
+    if state.changed_s is not None or not worker.assignment.reason:
+        return f"blocks are given out once nothing has changed for {state.settings.settle_s:g} s"
+    return worker.assignment.reason
+
+
+def _word(status: SpanStatus | None) -> WorkerState:
+    if status is None:
+        return "loading"
+    return "idle" if status.state == "failed" else status.state
+
+
+def span_words(span: SpanAssignment, status: SpanStatus | None) -> str:
+    """How a span that isn't ready stands, in words."""
+    what = f"blocks {span.blocks} of {span.model}"
+    if status is None:
+        return f"{what} were assigned; the worker has said nothing of them yet"
+    how = {
+        "downloading": f"are being downloaded, {status.progress:.0%} done",
+        "loading": f"are being loaded, {status.progress:.0%} done",
+        "failed": "failed",
+        "ready": "are ready",
+    }[status.state]
+    return f"{what} {how}: {status.reason}" if status.reason else f"{what} {how}"

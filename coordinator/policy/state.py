@@ -1,0 +1,213 @@
+"""The cluster as the coordinator sees it: a frozen snapshot, what is stored of it, and what must always hold.
+
+Mappings are never changed in place; `transition` makes new ones. Times are seconds since 1970, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from coordinator.policy.effects import WorkerStatus
+from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
+from protocol.manifest import Manifest
+from protocol.messages import DeviceReport, Heartbeat, SpanAssignment, SpanStatus
+
+Presence = Literal["expected", "here", "suspect", "lost", "gone"]
+"""expected: enrolled or known from before a restart, no control socket yet. suspect: silent, or its socket closed;
+not routed. lost: so for longer; its blocks are given to others. gone: it left, or was lost for very long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettings:
+    """The numbers that decisions depend on."""
+
+    suspect_after_s: float = 5.0
+    lost_after_s: float = 15.0
+    settle_s: float = 1.0
+    """Placement waits until nobody joined or left, and no model changed, for this long."""
+    forget_after_s: float = 3600.0
+    """A lost worker is gone, and a gone one no longer shown, after this long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a worker is to hold. The epoch rises with every change and never falls."""
+
+    epoch: int = 0
+    spans: tuple[SpanAssignment, ...] = ()
+    reason: str = ""
+    """Why these spans; of an empty assignment: why none, and what would change that."""
+    capacity_bytes: int | None = None
+    """What the worker could hold when the spans were chosen; None where the choice wasn't ours (pinned, announced,
+    from before a restart)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """One worker."""
+
+    worker_id: WorkerId
+    presence: Presence
+    seen_s: float
+    """When it was last heard of; when the coordinator restarted, if not heard of since."""
+    is_connected: bool = False
+    has_said_leaving: bool = False
+    drain_reason: str | None = None
+    """Set while the worker drains."""
+    hostname: str = ""
+    url: str = ""
+    device: DeviceReport | None = None
+    pinned_model: ModelName | None = None
+    pinned_blocks: BlockRange | None = None
+    assignment: Assignment = field(default_factory=Assignment)
+    reported: tuple[SpanStatus, ...] = ()
+    """Of spans of the current epoch only."""
+    files: frozenset[FileHash] = frozenset()
+    heartbeat: Heartbeat | None = None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes nothing new."""
+        return self.drain_reason is not None
+
+    @property
+    def is_routable(self) -> bool:
+        """Whether new sessions may go there, as far as the worker itself is concerned."""
+        return self.presence == "here" and not self.is_draining
+
+    @property
+    def counts_as_holder(self) -> bool:
+        """Whether what is assigned to it counts as held: it is there, or may be back in a moment."""
+        return self.presence not in ("lost", "gone") and not self.is_draining
+
+    @property
+    def can_be_assigned(self) -> bool:
+        """Whether it may be given more."""
+        return self.is_routable and self.device is not None
+
+    def status_of(self, span: SpanAssignment) -> SpanStatus | None:
+        """What the worker last said of one of its spans; None if nothing yet."""
+        for status in self.reported:
+            if (status.model, status.revision, status.blocks) == (span.model, span.revision, span.blocks):
+                return status
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecord:
+    """One model that is to be served."""
+
+    name: ModelName
+    revision: Revision
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterState:
+    """Everything that decisions are made from."""
+
+    settings: PolicySettings = field(default_factory=PolicySettings)
+    workers: Mapping[WorkerId, WorkerRecord] = field(default_factory=dict)
+    models: Mapping[ModelName, ModelRecord] = field(default_factory=dict)
+    """In the order in which they were added."""
+    changed_s: float | None = None
+    """When something happened that placement has to answer; None if it has."""
+
+
+# ------------------------------------------------------------------ what the repository loads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWorker:
+    """A worker's row and its assignment, as `SaveWorker` and `SaveAssignment` left them."""
+
+    worker_id: WorkerId
+    status: WorkerStatus
+    hostname: str
+    url: str
+    device: DeviceReport | None
+    seen_s: float
+    epoch: int = 0
+    spans: tuple[SpanAssignment, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredState:
+    """What `Repository.load_state` returns: all workers, and the models in the order in which they were added."""
+
+    workers: tuple[StoredWorker, ...] = ()
+    models: tuple[ModelRecord, ...] = ()
+
+
+def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> ClusterState:
+    """The state after a start. Workers keep their blocks while they have `lost_after_s` from now to connect."""
+    models = {model.name: model for model in stored.models}
+    workers = {
+        worker.worker_id: WorkerRecord(
+            worker_id=worker.worker_id,
+            presence="gone" if worker.status == "gone" else "expected",
+            seen_s=worker.seen_s if worker.status == "gone" else now_s,
+            hostname=worker.hostname,
+            url=worker.url,
+            device=worker.device,
+            assignment=Assignment(epoch=worker.epoch, spans=worker.spans, reason=worker.reason),
+        )
+        for worker in stored.workers
+    }
+    return ClusterState(settings=settings, workers=workers, models=models, changed_s=now_s)
+
+
+# ------------------------------------------------------------------ what must always hold
+
+
+def check(state: ClusterState) -> None:
+    """Assert every invariant of a state; for tests and for the simulator.
+
+    Raises:
+        AssertionError: one is broken.
+    """
+    for name, model in state.models.items():
+        assert name == model.name
+    for worker_id, worker in state.workers.items():
+        assert worker_id == worker.worker_id
+        _check_worker(worker)
+        _check_assignment(state, worker)
+
+
+def check_step(before: ClusterState, after: ClusterState) -> None:
+    """Assert what must hold between a state and the one that follows it: epochs tell assignments apart, and rise.
+
+    Raises:
+        AssertionError: it doesn't hold.
+    """
+    for worker_id in before.workers.keys() & after.workers.keys():
+        old, new = before.workers[worker_id].assignment, after.workers[worker_id].assignment
+        assert new.epoch >= old.epoch, f"{worker_id}: epoch {old.epoch} -> {new.epoch}"
+        assert new.epoch > old.epoch or new.spans == old.spans, f"{worker_id}: epoch {new.epoch} for other spans"
+
+
+def _check_worker(worker: WorkerRecord) -> None:
+    assert worker.presence != "here" or worker.is_connected
+    assert worker.presence != "gone" or not worker.is_connected
+    assert not worker.is_connected or worker.device is not None
+    assert not worker.is_connected or worker.presence in ("here", "suspect", "lost")
+    assigned = {(span.model, span.revision, span.blocks) for span in worker.assignment.spans}
+    for status in worker.reported:
+        assert (status.model, status.revision, status.blocks) in assigned, "a report of what isn't assigned"
+
+
+def _check_assignment(state: ClusterState, worker: WorkerRecord) -> None:
+    spans = worker.assignment.spans
+    assert worker.assignment.epoch > 0 or not spans
+    assert worker.presence != "gone" or not spans
+    for i, span in enumerate(spans):
+        model = state.models.get(span.model)
+        assert model is not None, f"{worker.worker_id} holds {span.model}, which there isn't"
+        assert model.revision == span.revision
+        assert span.blocks.end <= model.manifest.n_blocks
+        for other in spans[:i]:
+            same = (other.model, other.revision) == (span.model, span.revision)
+            assert not same or not other.blocks.overlaps(span.blocks), f"{other} and {span} overlap"

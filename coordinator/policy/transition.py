@@ -1,0 +1,156 @@
+"""`apply`: what an event makes of the state, and what is to be done. Total, pure, deterministic.
+
+Rules that hold throughout: epochs only rise; a report of another epoch than the assignment's is ignored;
+heartbeats save nothing; a lost worker keeps its assignment (and so its blocks, should it be back) but no longer
+counts as holding it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from coordinator.policy.arrival import connected, joined
+from coordinator.policy.changes import Change, save_worker
+from coordinator.policy.coverage import has_failed
+from coordinator.policy.effects import AuditAction, DeleteModel, Effect, SaveModel
+from coordinator.policy.events import (
+    DrainAsked,
+    Event,
+    FilesChanged,
+    ModelAdded,
+    ModelRemoved,
+    SocketLost,
+    SpansReported,
+    TimePassed,
+    WorkerBeat,
+    WorkerConnected,
+    WorkerEvent,
+    WorkerJoined,
+    WorkerLeft,
+)
+from coordinator.policy.passing import gone, time_passed
+from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
+from protocol.ids import ModelName
+from protocol.messages import Drain, SpanReport
+
+
+def apply(state: ClusterState, event: Event, now_s: float) -> tuple[ClusterState, tuple[Effect, ...]]:
+    """The state after `event`, and the effects in the order in which they are to be carried out."""
+    change = _changed(Change(state=state, now_s=now_s), event)
+    return change.state, change.effects
+
+
+def _changed(change: Change, event: Event) -> Change:
+    match event:
+        case WorkerJoined():
+            return joined(change, event.worker_id)
+        case WorkerConnected():
+            return connected(change, event.worker_id, event.announce)
+        case ModelAdded():
+            return _model_added(change, event)
+        case ModelRemoved():
+            return _model_removed(change, event.name)
+        case TimePassed():
+            return time_passed(change)
+        case SpansReported() | WorkerBeat() | FilesChanged() | WorkerLeft() | SocketLost() | DrainAsked():
+            worker = change.state.workers.get(event.worker_id)
+            # of a worker that was forgotten meanwhile, or never was: nothing to change
+            return change if worker is None else _worker_changed(change, worker, event)
+
+
+def _worker_changed(change: Change, worker: WorkerRecord, event: WorkerEvent) -> Change:
+    match event:
+        case SpansReported():
+            return _spans_reported(change, _heard(change, worker), event.report)
+        case WorkerBeat():
+            return change.with_worker(replace(_heard(change, worker), heartbeat=event.heartbeat))
+        case FilesChanged():
+            return change.with_worker(replace(_heard(change, worker), files=frozenset(event.files)))
+        case WorkerLeft():
+            return _left(change, worker, event.reason)
+        case SocketLost():
+            return _socket_lost(change, worker)
+        case DrainAsked():
+            return _drain_asked(change, worker, event.reason)
+
+
+def _heard(change: Change, worker: WorkerRecord) -> WorkerRecord:
+    """The worker, heard of just now. A message that was under way when its socket closed revives nobody."""
+    if not worker.is_connected:
+        return worker
+    return replace(worker, presence="here", seen_s=change.now_s)
+
+
+def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) -> Change:
+    if report.epoch != worker.assignment.epoch:
+        return change.with_worker(worker)
+    assigned = {(span.model, span.revision, span.blocks) for span in worker.assignment.spans}
+    latest = {(s.model, s.revision, s.blocks): s for s in report.spans}
+    reported = tuple(status for key, status in latest.items() if key in assigned)
+    after = replace(worker, reported=reported)
+    change = change.with_worker(after)
+    newly_failed = any(has_failed(after, s) and not has_failed(worker, s) for s in worker.assignment.spans)
+    return change.to_place() if newly_failed else change
+
+
+def _left(change: Change, worker: WorkerRecord, reason: str) -> Change:
+    if worker.presence == "gone":
+        return change
+    worker = replace(worker, drain_reason=reason, has_said_leaving=True)
+    change = change.with_worker(worker)
+    if not worker.is_connected:
+        return gone(change, worker, f"left: {reason}")
+    return change.then(save_worker(worker)).audited("worker_draining", worker.worker_id, reason).to_place()
+
+
+def _socket_lost(change: Change, worker: WorkerRecord) -> Change:
+    if not worker.is_connected:
+        return change
+    worker = replace(worker, is_connected=False)
+    if worker.has_said_leaving:
+        return gone(change.with_worker(worker), worker, f"left: {worker.drain_reason}")
+    presence = "suspect" if worker.presence == "here" else worker.presence
+    return change.with_worker(replace(worker, presence=presence))
+
+
+def _drain_asked(change: Change, worker: WorkerRecord, reason: str) -> Change:
+    if worker.presence == "gone":
+        return change
+    worker = replace(worker, drain_reason=reason)
+    change = change.with_worker(worker).audited("drain_asked", worker.worker_id, reason)
+    if worker.presence == "lost" and not worker.is_connected:
+        return gone(change, worker, f"drained while lost: {reason}")
+    change = change.then(save_worker(worker)).to_place()
+    return change.sent(worker.worker_id, Drain(reason=reason))
+
+
+# ------------------------------------------------------------------ models
+
+
+def _model_added(change: Change, event: ModelAdded) -> Change:
+    old = change.state.models.get(event.name)
+    if old is not None and old.revision == event.revision:
+        return change
+    if old is not None:
+        change = _without_spans_of(change, event.name, f"{event.name} was replaced by another revision")
+    model = ModelRecord(name=event.name, revision=event.revision, manifest=event.manifest)
+    action: AuditAction = "model_added" if old is None else "model_replaced"
+    save = SaveModel(name=event.name, revision=event.revision, manifest=event.manifest)
+    return change.with_model(model).then(save).audited(action, event.name, event.revision).to_place()
+
+
+def _model_removed(change: Change, name: ModelName) -> Change:
+    model = change.state.models.get(name)
+    if model is None:
+        return change
+    change = _without_spans_of(change, name, f"{name} was removed")
+    change = change.without_model(name).then(DeleteModel(name=name))
+    return change.audited("model_removed", name, model.revision).to_place()
+
+
+def _without_spans_of(change: Change, name: ModelName, reason: str) -> Change:
+    for worker in change.state.workers.values():
+        spans = tuple(span for span in worker.assignment.spans if span.model != name)
+        if spans != worker.assignment.spans:
+            change = change.reassigned(worker.worker_id, spans, reason)
+    return change

@@ -1,0 +1,92 @@
+"""The state as the API shows it: models, workers, and who serves which file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from coordinator.policy.coverage import ready_counts, runs
+from coordinator.policy.missing import missing_blocks
+from coordinator.policy.standing import standing
+from coordinator.policy.state import ClusterState, WorkerRecord
+from protocol.ids import FileHash, ModelName, WorkerId
+from protocol.messages import SpanStatus
+from protocol.rest import BlockCoverage, ModelInfo, ModelState, Source, WorkerInfo
+
+MAX_SOURCES = 8
+"""Of one file; a worker that finds none of these alive takes it from the coordinator."""
+
+
+def model_info(state: ClusterState, name: ModelName, now_s: float) -> ModelInfo:  # noqa: ARG001 - as worker_info
+    """One model; `name` must be one of the state's."""
+    model = state.models[name]
+    missing = missing_blocks(state, model)
+    model_state: ModelState = "ready"
+    if missing is not None:
+        model_state = "waiting" if missing.is_assigned else "incomplete"
+    n_of = ready_counts(state.workers.values(), model)
+    manifest = model.manifest
+    return ModelInfo(
+        name=name,
+        revision=model.revision,
+        state=model_state,
+        reason="" if missing is None else missing.message,
+        architecture=manifest.architecture,
+        n_blocks=manifest.n_blocks,
+        context_length=manifest.context_length,
+        size_bytes=manifest.size_bytes(),
+        is_chat=manifest.is_chat,
+        coverage=tuple(BlockCoverage(blocks=blocks, n_workers=n) for blocks, n in runs(n_of)),
+    )
+
+
+def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> WorkerInfo:
+    """One worker; `worker_id` must be one of the state's."""
+    worker = state.workers[worker_id]
+    word, reason = standing(state, worker_id, now_s)
+    device, beat = worker.device, worker.heartbeat
+    return WorkerInfo(
+        worker_id=worker_id,
+        hostname=worker.hostname,
+        url=worker.url,
+        state=word,
+        reason=reason,
+        device=device.device if device is not None else "",
+        precision=device.precision if device is not None else "",
+        memory_bytes=device.memory_bytes if device is not None else 0,
+        spans=_spans(worker),
+        n_sessions=beat.n_sessions if beat is not None else 0,
+        free_kv_bytes=beat.free_kv_bytes if beat is not None else 0,
+        decode_s_per_block=beat.decode_s_per_block if beat is not None else 0.0,
+        last_seen_s_ago=max(0.0, now_s - worker.seen_s),
+        pinned_blocks=worker.pinned_blocks,
+    )
+
+
+def _spans(worker: WorkerRecord) -> tuple[SpanStatus, ...]:
+    """What is assigned, as far as reported; a span that the worker hasn't spoken of counts as to be downloaded."""
+    return tuple(
+        worker.status_of(span)
+        or SpanStatus(
+            model=span.model,
+            revision=span.revision,
+            blocks=span.blocks,
+            state="downloading",
+            reason="assigned; the worker has said nothing of it yet",
+        )
+        for span in worker.assignment.spans
+    )
+
+
+def file_sources(
+    state: ClusterState, files: Iterable[FileHash], asking_worker: WorkerId
+) -> dict[FileHash, tuple[Source, ...]]:
+    """Other workers that serve each file, the least loaded first; files that none has are left out."""
+    others = sorted(
+        (w for w in state.workers.values() if w.presence == "here" and w.worker_id != asking_worker),
+        key=lambda w: (w.heartbeat.n_sessions if w.heartbeat is not None else 0, w.worker_id),
+    )
+    found = {
+        file: tuple(Source(worker_id=w.worker_id, url=w.url) for w in others if file in w.files)[:MAX_SOURCES]
+        for file in files
+    }
+    return {file: sources for file, sources in found.items() if sources}

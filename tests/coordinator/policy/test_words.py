@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from coordinator.policy.events import SocketLost, WorkerConnected
+from coordinator.policy.views import model_info, worker_info
+from protocol.ids import BlockRange, ModelName, WorkerId
+from protocol.messages import SpanStatus
+from tests.coordinator.policy.fleet import Fleet, added, announce, memory_for
+
+A = WorkerId("a")
+M = ModelName("m")
+
+
+def test_blocks_that_would_fit_but_only_on_a_worker_that_failed_are_explained() -> None:
+    fleet = Fleet()
+    fleet.do(added())
+    fleet.join("a")
+    fleet.wait(2)
+    fleet.report("a", "failed", "disk full")
+    fleet.wait(2)
+
+    info = model_info(fleet.state, M, fleet.now_s)
+    assert info.state == "waiting"
+    assert info.reason == "on a (host-a), blocks 0:8 of m failed: disk full"
+
+
+def test_room_that_only_a_pinned_or_occupied_worker_has_is_not_counted_as_missing_memory() -> None:
+    fleet = Fleet()
+    fleet.do(added(n_blocks=8))
+    fleet.join("a", pinned_blocks=BlockRange(2, 4))
+    fleet.join("b", memory=memory_for(2, ends=1))
+    fleet.wait(2)
+    assert fleet.blocks() == {"a": "2:4", "b": "0:2"}
+
+    assert "4:8 of m are held by nobody" in model_info(fleet.state, M, fleet.now_s).reason
+
+
+def test_a_missing_model_end_that_fits_nowhere_in_one_piece_is_explained() -> None:
+    fleet = Fleet()
+    fleet.do(added(n_blocks=2, end_parameters=5000))
+    for name in "abc":
+        fleet.join(name, memory=memory_for(1, ends=9))
+    fleet.wait(2)
+
+    reason = model_info(fleet.state, M, fleet.now_s).reason
+    assert "too little each" in reason
+    assert "`worker join` on another machine" in reason
+
+
+def test_a_worker_whose_socket_closed_is_said_to_be_so() -> None:
+    fleet = Fleet()
+    fleet.join("a")
+    fleet.do(SocketLost(worker_id=A))
+
+    info = worker_info(fleet.state, A, fleet.now_s)
+    assert info.state == "suspect"
+    assert "its control socket closed; not heard of for 0 s" in info.reason
+
+
+def test_a_worker_that_claims_two_ranges_of_one_model_is_not_believed() -> None:
+    fleet = Fleet()
+    model = added()
+    fleet.do(model)
+    spans = tuple(
+        SpanStatus(model=M, revision=model.revision, blocks=blocks, state="ready", reason="")
+        for blocks in (BlockRange(0, 3), BlockRange(2, 5))
+    )
+
+    fleet.do(WorkerConnected(worker_id=A, announce=announce("a", epoch=3, spans=spans)))
+
+    assert fleet.blocks() == {}
+    assert fleet.state.workers[A].assignment.epoch == 4
+
+
+def test_many_missing_runs_are_summed_up() -> None:
+    fleet = Fleet()
+    fleet.do(added(n_blocks=12))
+    for i in range(6):
+        fleet.join(f"w{i}", pinned_blocks=BlockRange(2 * i, 2 * i + 1), memory=10)
+    fleet.wait(2)
+
+    assert "more such" in model_info(fleet.state, M, fleet.now_s).reason
+
+
+def test_a_replica_whose_ends_dont_fit_takes_what_is_between() -> None:
+    fleet = Fleet()
+    fleet.do(added(n_blocks=4, end_parameters=5000))
+    fleet.join("a")
+    fleet.wait(2)
+    fleet.join("small", memory=memory_for(2))
+    fleet.join("after", memory=memory_for(1))
+    fleet.wait(2)
+
+    assert fleet.blocks() == {"a": "0:4", "after": "1:2", "small": "2:3"}
