@@ -1,0 +1,203 @@
+"""The client as a Python library: `Client` for asyncio, `SyncClient` for everybody else.
+
+    async with Client(url="https://host:7400", api_key=key) as client:
+        async with client.stream("smollm2", "The capital of France is", max_tokens=32) as pieces:
+            async for piece in pieces:
+                print(piece.text, end="")
+        print(pieces.result.tokens_per_s)
+
+A prompt is text (used as it is), messages (laid out by the model's chat template) or token ids. Whoever stops early
+leaves the `async with`, which ends the generation on all workers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from types import TracebackType
+from typing import Any, TypeAlias, cast
+from urllib.parse import quote
+
+from client.chat_template import Message
+from client.config import ClientConfig
+from client.generation import Deadline, GenerationRequest, generated_pieces
+from client.model_files import FileCache, fetched_model
+from client.options import GenerationOptions
+from client.results import Generation, Progress, TokenPiece
+from client.stopping import checked_stops
+from client.tokenizer import ModelTokenizer, loaded_tokenizer
+from client.transport import ConnectionPool, connection_pool
+from protocol.errors import ConfigError, InvalidRequestError
+from protocol.ids import Revision, checked_model_name
+from protocol.pinned_http import CoordinatorSession, pinned_session
+from protocol.rest import ModelInfo, ModelList
+
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
+
+_MAX_TOKENIZERS = 4
+"""Tokenizers kept in memory: up to 100 MB each."""
+
+
+class TokenStream:
+    """The pieces of one generation, and its result. Nothing happens before the first is asked for."""
+
+    def __init__(self, pieces: Callable[[Progress], AsyncGenerator[TokenPiece, None]]) -> None:
+        self._progress = Progress(asyncio.get_running_loop().time())
+        self._pieces = pieces(self._progress)
+
+    @property
+    def result(self) -> Generation:
+        """What was generated; as far as it came, with the reason `cancelled`, if it isn't over."""
+        return self._progress.generation()
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> TokenPiece:
+        return await anext(self._pieces)
+
+    async def aclose(self) -> None:
+        """End the generation on all workers if it isn't over. Repeating it does no harm."""
+        await self._pieces.aclose()
+
+    async def __aenter__(self) -> TokenStream:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+
+class Client:
+    """One cluster, as its users see it. Connections are made once and kept until the context ends."""
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, config: ClientConfig | None = None
+    ) -> None:
+        """Without arguments: as the environment says.
+
+        Raises:
+            ConfigError: no address or no key.
+            UnauthenticatedError: the key doesn't have the form of one.
+        """
+        self._config = config or ClientConfig.from_env(url=url, api_key=api_key)
+        self._cache = FileCache(self._config.cache, max_bytes=self._config.max_cache_bytes)
+        self._tokenizers: OrderedDict[Revision, ModelTokenizer] = OrderedDict()
+        self._open = AsyncExitStack()
+        self._parts: tuple[CoordinatorSession, ConnectionPool] | None = None
+
+    async def __aenter__(self) -> Client:
+        async with AsyncExitStack() as opening:
+            coordinator = await opening.enter_async_context(pinned_session(self._config.url, self._config.api_key))
+            pool = await opening.enter_async_context(connection_pool(coordinator.ca_pem))
+            self._parts = (coordinator, pool)
+            self._open = opening.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._parts = None
+        await self._open.__aexit__(kind, exc, traceback)
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """All models of the cluster, and whether they can be used now."""
+        return (await self._connected()[0].get("/v1/models", ModelList)).models
+
+    async def model(self, name: str) -> ModelInfo:
+        """One model. NotFoundError if there is none of this name."""
+        return await self._connected()[0].get(f"/v1/models/{quote(checked_model_name(name))}", ModelInfo)
+
+    def stream(self, model: str | ModelInfo, prompt: Prompt, **options: Any) -> TokenStream:
+        """Begin a generation; `options` are the fields of `GenerationOptions`.
+
+        Raises:
+            InvalidRequestError: an option is out of its range.
+        """
+        checked = _options(options)
+        return TokenStream(lambda progress: self._generated(model, prompt, checked, progress))
+
+    async def generate(self, model: str | ModelInfo, prompt: Prompt, **options: Any) -> Generation:
+        """Generate to the end; as `stream`."""
+        async with self.stream(model, prompt, **options) as pieces:
+            async for _ in pieces:
+                pass
+            return pieces.result
+
+    async def _generated(
+        self, model: str | ModelInfo, prompt: Prompt, options: GenerationOptions, progress: Progress
+    ) -> AsyncGenerator[TokenPiece, None]:
+        coordinator, pool = self._connected()
+        timeout_s = options.timeout_s
+        deadline = Deadline(at_s=asyncio.get_running_loop().time() + timeout_s, timeout_s=timeout_s)
+        async with deadline.applied():
+            info = model if isinstance(model, ModelInfo) else await self.model(model)
+            tokenizer = await self._tokenizer(info.revision)
+            token_ids = await _encoded(tokenizer, prompt)
+        request = _request(info, tokenizer, token_ids, options)
+        progress.n_prompt_tokens, progress.seed = len(token_ids), request.sampling.seed
+        pieces = generated_pieces(
+            request,
+            coordinator=coordinator,
+            pool=pool,
+            text=tokenizer.text_stream(),
+            progress=progress,
+            deadline=deadline,
+        )
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def _tokenizer(self, revision: Revision) -> ModelTokenizer:
+        if revision not in self._tokenizers:
+            files = await fetched_model(self._connected()[0], revision, self._cache)
+            self._tokenizers[revision] = await loaded_tokenizer(files)
+        self._tokenizers.move_to_end(revision)
+        tokenizer = self._tokenizers[revision]
+        while len(self._tokenizers) > _MAX_TOKENIZERS:
+            self._tokenizers.popitem(last=False)
+        return tokenizer
+
+    def _connected(self) -> tuple[CoordinatorSession, ConnectionPool]:
+        if self._parts is None:
+            raise ConfigError("the client is not open: use it inside `async with Client(...) as client`")
+        return self._parts
+
+
+def _options(options: dict[str, Any]) -> GenerationOptions:
+    try:
+        checked = GenerationOptions(**options)
+    except TypeError as exc:
+        raise InvalidRequestError(f"not an option of a generation: {exc}") from exc
+    checked.check()
+    return checked
+
+
+async def _encoded(tokenizer: ModelTokenizer, prompt: Prompt) -> list[int]:
+    if isinstance(prompt, str):
+        return await tokenizer.encoded_text(prompt)
+    if prompt and isinstance(prompt[0], int):
+        return tokenizer.checked_ids(cast("Sequence[int]", prompt))
+    if not prompt:
+        raise InvalidRequestError("the prompt is empty: give text, messages or token ids")
+    return await tokenizer.encoded_chat(cast("Sequence[Message]", prompt))
+
+
+def _request(
+    info: ModelInfo, tokenizer: ModelTokenizer, token_ids: list[int], options: GenerationOptions
+) -> GenerationRequest:
+    return GenerationRequest(
+        model=info.name,
+        revision=info.revision,
+        vocab_size=tokenizer.vocab_size,
+        prompt=tuple(token_ids),
+        sampling=options.sampling(
+            tokenizer.defaults,
+            stop_token_ids=tokenizer.stop_token_ids,
+            max_tokens=options.n_allowed(len(token_ids), info.context_length),
+            random_seed=secrets.randbits(62),
+        ),
+        stops=checked_stops(options.stop),
+    )

@@ -1,0 +1,130 @@
+"""One try at a generation: one route from its opening to its end. Knows tokens, nothing of text or deadlines."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Literal
+
+from client.transport import Connection, ConnectionLost, ConnectionPool, Inbox
+from protocol.errors import BrigadeError, InternalError, ProtocolError, error_from_body
+from protocol.ids import WorkerId
+from protocol.messages import (
+    AttachTail,
+    CloseSession,
+    OpenSession,
+    SamplingParams,
+    SessionEnded,
+    SessionOpened,
+    Step,
+    Token,
+    ToWorker,
+)
+from protocol.rest import RouteGrant, RouteHop
+
+GOODBYE_TIMEOUT_S = 2.0
+"""How long the workers may take to be told that a generation is over."""
+
+CloseReason = Literal["finished", "cancelled", "failed", "deadline", "lost"]
+
+
+class Attempt:
+    """One try, over one route. Entered as a context, which only says where what comes is put."""
+
+    def __init__(self, pool: ConnectionPool, grant: RouteGrant, *, max_tokens: int) -> None:
+        if not grant.hops:
+            raise InternalError("the coordinator granted a route without workers")
+        self._pool = pool
+        self._grant = grant
+        self._head, self._tail = grant.hops[0], grant.hops[-1]
+        self._inbox = Inbox(grant.session_id, max_tokens=max_tokens)
+        self._told: dict[WorkerId, Connection] = {}
+        """Workers that know of the session from us."""
+        self._delivering = ExitStack()
+        self._n_tokens = 0
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._delivering.close()
+
+    async def start(self, token_ids: Sequence[int], sampling: SamplingParams, *, remaining_s: float) -> None:
+        """Send the prompt to the head and attach to the tail, both at once and without waiting for an answer."""
+        session_id, payload = self._grant.session_id, _int32(token_ids)
+        opening = OpenSession(
+            session_id=session_id, tickets=tuple(hop.ticket for hop in self._grant.hops), deadline_s=remaining_s
+        )
+        step = Step(session_id=session_id, position=0, n_tokens=len(token_ids), dtype="int32", is_last=True)
+        attaching = AttachTail(session_id=session_id, ticket=self._tail.ticket, sampling=sampling)
+        try:
+            async with asyncio.TaskGroup() as sending:
+                sending.create_task(self._tell(self._head, (opening, b""), (step, payload)), name="open the head")
+                sending.create_task(self._tell(self._tail, (attaching, payload)), name="attach to the tail")
+        except ExceptionGroup as group:
+            raise _first_error(group) from group
+
+    async def token(self) -> Token:
+        """The next token.
+
+        Raises:
+            HopLostError: a connection ended before the generation did.
+            ProtocolError: a token came twice, out of order, or from another worker than the tail.
+            BrigadeError: what a worker says went wrong.
+        """
+        while True:
+            worker_id, happening = await self._inbox.get()
+            match happening:
+                case SessionOpened():
+                    pass  # nothing waits for it: the prompt is under way already
+                case SessionEnded():
+                    raise error_from_body(happening.error)
+                case ConnectionLost():
+                    raise happening.error
+                case Token():
+                    if worker_id != self._tail.worker_id or happening.index != self._n_tokens:
+                        raise ProtocolError(
+                            f"worker {worker_id} sent token {happening.index}; token {self._n_tokens} of "
+                            f"worker {self._tail.worker_id} comes next"
+                        )
+                    self._n_tokens += 1
+                    return happening
+
+    async def end(self, reason: CloseReason) -> None:
+        """Tell head and tail that it is over; they pass it on. A worker that can't be told has noticed anyway."""
+        message = CloseSession(session_id=self._grant.session_id, reason=reason)
+        async with asyncio.TaskGroup() as telling:
+            for connection in self._told.values():
+                telling.create_task(_say_goodbye(connection, message), name=f"end at {connection.worker_id}")
+
+    async def _tell(self, hop: RouteHop, *frames: tuple[ToWorker, bytes]) -> None:
+        connection = await self._pool.connection(hop.worker_id, hop.url)
+        if hop.worker_id not in self._told:
+            self._told[hop.worker_id] = connection
+            self._delivering.enter_context(connection.delivering_to(self._inbox))
+        for message, payload in frames:
+            await connection.send(message, payload)
+
+
+def _int32(token_ids: Sequence[int]) -> bytes:
+    """As the data plane has them: little-endian, 4 bytes each."""
+    values = array.array("i", token_ids)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
+
+
+async def _say_goodbye(connection: Connection, message: CloseSession) -> None:
+    try:
+        async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+            await connection.send(message)
+    except (BrigadeError, TimeoutError):
+        return  # gone, or so slow that its own deadline has to do
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first_error(first) if isinstance(first, BaseExceptionGroup) else first

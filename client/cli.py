@@ -1,0 +1,289 @@
+"""The `client` command: text goes to standard output, everything about it to standard error.
+
+Exit codes are those of `protocol/errors.py`; an error is one line, never a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from client.api import Client, Prompt, TokenStream
+from client.config import ClientConfig
+from client.interrupts import Interruption, cancelled_by_signals
+from client.options import DEFAULT_MAX_TOKENS, DEFAULT_TIMEOUT_S, GenerationOptions
+from client.output import done_line, models_line, models_table, piece_line, printable, summary_line
+from protocol.errors import (
+    EXIT_CANCELLED,
+    EXIT_INTERNAL,
+    EXIT_OK,
+    EXIT_STORAGE,
+    EXIT_USAGE,
+    BrigadeError,
+    InvalidRequestError,
+    NotFoundError,
+    TooLargeError,
+)
+from protocol.rest import ModelInfo
+
+MAX_INPUT_BYTES = 64 * 2**20
+EXIT_BROKEN_PIPE = 141
+
+app = typer.Typer(
+    name="client",
+    help="Use a Brigade cluster's models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Url = Annotated[str | None, typer.Option("--url", help="The coordinator, https://host:port (or BRIGADE_URL).")]
+KeyFile = Annotated[
+    Path | None, typer.Option("--api-key-file", help="File that holds the API key (or BRIGADE_API_KEY).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """One `client generate`."""
+
+    prompt: str
+    system: str | None
+    is_chat: bool | None
+    """None: as the model is."""
+    model: str | None
+    options: GenerationOptions
+    is_json: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    try:
+        code = app(args=argv, prog_name="client", standalone_mode=False)
+    except BrigadeError as exc:
+        return _failed(exc.message, exc.exit_code)
+    except TyperException as exc:
+        return _failed(_usage_message(exc), EXIT_USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_CANCELLED
+    except BrokenPipeError:
+        # whoever read has gone; what is still buffered must not be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except OSError as exc:
+        return _failed(f"the answer can't be written: {exc.strerror or exc}", EXIT_STORAGE)
+    except Exception as exc:  # noqa: BLE001 - the program's outermost edge
+        return _failed(f"a defect in Brigade: {type(exc).__name__}: {exc}", EXIT_INTERNAL)
+    return code if isinstance(code, int) else EXIT_OK
+
+
+@app.callback(invoke_without_command=True)
+def client(
+    show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Use a Brigade cluster's models."""
+    if show_version:
+        print(f"brigade {_version()}")
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; '-' or nothing: from standard input.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name; needed if there are several.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help=f"Most tokens of the answer. [default: {DEFAULT_MAX_TOKENS}]")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this share together.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only this many likeliest tokens; 0: all.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Only tokens of this share of the likeliest's.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens. [default: random]")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message, for chat models.")] = None,
+    is_chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw", help="Lay the prompt out as a chat, or take it as it is. [default: the model's]"
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that the whole generation may take.")] = DEFAULT_TIMEOUT_S,
+    is_json: Json = False,
+    url: Url = None,
+    api_key_file: KeyFile = None,
+) -> int:
+    """Generate an answer to PROMPT and show it as it comes."""
+    options = GenerationOptions(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        timeout_s=timeout,
+    )
+    options.check()
+    if system is not None and is_chat is False:
+        raise InvalidRequestError("--system is for chats: it can't go with --raw")
+    asked = _Asked(
+        prompt=_given_prompt(prompt), system=system, is_chat=is_chat, model=model, options=options, is_json=is_json
+    )
+    return _run(_generate(ClientConfig.from_env(url=url, api_key_file=api_key_file), asked))
+
+
+@app.command()
+def models(is_json: Json = False, url: Url = None, api_key_file: KeyFile = None) -> int:
+    """List the cluster's models and whether they can be used now."""
+    return _run(_models(ClientConfig.from_env(url=url, api_key_file=api_key_file), is_json=is_json))
+
+
+def _run(work: Coroutine[Any, Any, int]) -> int:
+    async def interruptible() -> int:
+        with cancelled_by_signals() as interruption:
+            try:
+                return await work
+            except asyncio.CancelledError:
+                return _interrupted(interruption)
+
+    return asyncio.run(interruptible())
+
+
+def _interrupted(interruption: Interruption) -> int:
+    if interruption.signal_number is None:
+        raise asyncio.CancelledError
+    return interruption.exit_code
+
+
+async def _models(config: ClientConfig, *, is_json: bool) -> int:
+    async with Client(config=config) as client:
+        found = await client.models()
+    await _write("\n".join([models_line(found)] if is_json else models_table(found)) + "\n")
+    return EXIT_OK
+
+
+async def _generate(config: ClientConfig, asked: _Asked) -> int:
+    async with Client(config=config) as client:
+        model = await _chosen_model(client, asked.model)
+        stream = client.stream(model, _laid_out(asked, model), **_fields(asked.options))
+        try:
+            async with stream:
+                await _show(stream, is_json=asked.is_json)
+        except asyncio.CancelledError:
+            # the workers know already; what came so far is told, whoever cancelled
+            _tell_end(stream, is_json=asked.is_json)
+            raise
+        except BrigadeError:
+            _end_line(stream, is_json=asked.is_json)
+            raise
+        _tell_end(stream, is_json=asked.is_json)
+    return EXIT_OK
+
+
+async def _show(stream: TokenStream, *, is_json: bool) -> None:
+    is_terminal = sys.stdout.isatty()
+    async for piece in stream:
+        if is_json:
+            await _write(piece_line(piece) + "\n")
+        elif piece.text:
+            await _write(printable(piece.text) if is_terminal else piece.text)
+
+
+def _tell_end(stream: TokenStream, *, is_json: bool) -> None:
+    if is_json:
+        _write_now(done_line(stream.result) + "\n")
+    else:
+        _end_line(stream, is_json=False)
+        print(summary_line(stream.result), file=sys.stderr)
+
+
+def _end_line(stream: TokenStream, *, is_json: bool) -> None:
+    if not is_json and stream.result.text:
+        _write_now("\n")
+
+
+async def _chosen_model(client: Client, name: str | None) -> ModelInfo:
+    if name is not None:
+        return await client.model(name)
+    found = await client.models()
+    if not found:
+        raise NotFoundError(
+            "the cluster has no models: add one with `coord model add` on the coordinator's machine"
+        )
+    if len(found) > 1:
+        names = ", ".join(model.name for model in found)
+        raise InvalidRequestError(f"the cluster has {len(found)} models ({names}): choose one with --model")
+    return found[0]
+
+
+def _laid_out(asked: _Asked, model: ModelInfo) -> Prompt:
+    is_chat = model.is_chat if asked.is_chat is None else asked.is_chat
+    if not is_chat:
+        if asked.system is not None:
+            raise InvalidRequestError(f"{model.name} is no chat model, so it takes no --system message")
+        return asked.prompt
+    messages = [{"role": "user", "content": asked.prompt}]
+    return messages if asked.system is None else [{"role": "system", "content": asked.system}, *messages]
+
+
+def _fields(options: GenerationOptions) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in GenerationOptions.__dataclass_fields__}
+
+
+def _given_prompt(argument: str | None) -> str:
+    text = argument if argument is not None and argument != "-" else _standard_input()
+    if not text.strip():
+        raise InvalidRequestError("the prompt is empty: give some text")
+    return text
+
+
+def _standard_input() -> str:
+    """All of it, without the line's end that `echo` adds."""
+    if sys.stdin.isatty():
+        print("reading the prompt from the terminal; end it with Ctrl-D", file=sys.stderr)
+    data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(data) > MAX_INPUT_BYTES:
+        raise TooLargeError(f"standard input has more than {MAX_INPUT_BYTES} bytes")
+    try:
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as exc:
+        raise InvalidRequestError(f"standard input is not UTF-8 at byte {exc.start}: convert it first") from exc
+
+
+async def _write(text: str) -> None:
+    # a thread, since a pager that isn't read may block for hours and Ctrl-C has to work then
+    await asyncio.to_thread(_write_now, text)
+
+
+def _write_now(text: str) -> None:
+    sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
+    sys.stdout.buffer.flush()
+
+
+def _failed(message: str, exit_code: int) -> int:
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return exit_code
+
+
+def _usage_message(exc: TyperException) -> str:
+    named = getattr(exc, "format_message", None)  # which names the option too
+    return str(named() if named is not None else exc) or "no command: see --help"
+
+
+def _version() -> str:
+    try:
+        return version("brigade")
+    except PackageNotFoundError:  # run from a checkout that isn't installed
+        return "(not installed)"

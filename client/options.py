@@ -1,0 +1,105 @@
+"""How a generation is to be: what the caller asks, what the model recommends, what is possible. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from client.stopping import checked_stops
+from protocol.errors import ContextExceededError, InvalidRequestError
+from protocol.messages import SamplingParams
+
+DEFAULT_MAX_TOKENS = 256
+DEFAULT_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What a model's own generation_config.json recommends."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """What the caller asks; None is the model's own recommendation, greedy if it has none."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+    def check(self) -> None:
+        """Refuse what no model can do.
+
+        Raises:
+            InvalidRequestError: a value is out of its range; the message names it.
+        """
+        if isinstance(self.stop, str):
+            raise InvalidRequestError("stop is one string; give a list of strings")
+        checked_stops(self.stop)
+        if not math.isfinite(self.timeout_s) or self.timeout_s <= 0:
+            raise InvalidRequestError(f"the timeout is {self.timeout_s} s; it must be above 0")
+        self.sampling(SamplingDefaults(), stop_token_ids=(), max_tokens=self.n_wanted, random_seed=0)
+
+    @property
+    def n_wanted(self) -> int:
+        """Most tokens of the answer, whatever the context."""
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    def n_allowed(self, n_prompt_tokens: int, context_length: int) -> int:
+        """Most tokens of the answer to such a prompt.
+
+        Raises:
+            ContextExceededError: prompt and answer don't fit the model's context.
+        """
+        n_free = context_length - n_prompt_tokens
+        if n_free < 1:
+            raise ContextExceededError(
+                f"the prompt has {n_prompt_tokens} tokens and the model's context {context_length}: nothing is "
+                "left for an answer; shorten the prompt"
+            )
+        if self.max_tokens is None:
+            return min(DEFAULT_MAX_TOKENS, n_free)
+        if self.max_tokens > n_free:
+            raise ContextExceededError(
+                f"max_tokens is {self.max_tokens}, but after a prompt of {n_prompt_tokens} tokens the model's "
+                f"context of {context_length} has room for {n_free}"
+            )
+        return self.max_tokens
+
+    def sampling(
+        self, defaults: SamplingDefaults, *, stop_token_ids: tuple[int, ...], max_tokens: int, random_seed: int
+    ) -> SamplingParams:
+        """What the tail is told.
+
+        Raises:
+            InvalidRequestError: a value is out of its range; the message names it.
+        """
+        try:
+            return SamplingParams(
+                temperature=_either(self.temperature, defaults.temperature),
+                top_p=_either(self.top_p, defaults.top_p),
+                top_k=defaults.top_k if self.top_k is None else self.top_k,
+                min_p=_either(self.min_p, defaults.min_p),
+                repetition_penalty=_either(self.repetition_penalty, defaults.repetition_penalty),
+                seed=random_seed if self.seed is None else self.seed,
+                stop_token_ids=stop_token_ids,
+                max_tokens=max_tokens,
+            )
+        except ValueError as exc:
+            raise InvalidRequestError(str(exc)) from exc
+
+
+def _either(asked: float | None, recommended: float) -> float:
+    return float(recommended if asked is None else asked)

@@ -1,0 +1,83 @@
+"""What the command line shows: lines made of results. Pure; nothing is written here."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+
+from client.results import Generation, RouteStage, TokenPiece
+from protocol.rest import ModelInfo
+
+
+def piece_line(piece: TokenPiece) -> str:
+    """One token as a line of JSON."""
+    return _json({"token": piece.token_id, "text": piece.text})
+
+
+def done_line(result: Generation) -> str:
+    """The end as a line of JSON."""
+    return _json({"done": asdict(result)})
+
+
+def summary_line(result: Generation) -> str:
+    """The end for people: `32 tokens, 18.2 tokens/s, first after 0.31 s, via w-ab 0:10 float32 -> w-cd ...`."""
+    n_tokens = result.completion_tokens
+    parts = [f"{n_tokens} token" if n_tokens == 1 else f"{n_tokens} tokens"]
+    if result.finish_reason == "cancelled":
+        parts[0] += " (cancelled)"
+    if n_tokens > 1:
+        parts.append(f"{result.tokens_per_s:.1f} tokens/s")
+    if n_tokens > 0:
+        parts.append(f"first after {result.ttft_s:.2f} s")
+    if result.route:
+        parts.append("via " + " -> ".join(_stage(stage) for stage in result.route))
+    return ", ".join(parts)
+
+
+def models_table(models: Sequence[ModelInfo]) -> list[str]:
+    """Models as aligned lines, each with what it waits for."""
+    if not models:
+        return ["no models: add one with `coord model add NAME SOURCE` on the coordinator's machine"]
+    rows = [("NAME", "STATE", "BLOCKS", "CONTEXT", "SIZE", "CHAT", "")]
+    rows += [
+        (
+            model.name,
+            model.state,
+            str(model.n_blocks),
+            str(model.context_length),
+            f"{model.size_bytes / 1e6:,.0f} MB",
+            "yes" if model.is_chat else "no",
+            printable(model.reason),
+        )
+        for model in models
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1])).rstrip()
+        for row in rows
+    ]
+
+
+def models_line(models: Sequence[ModelInfo]) -> str:
+    """Models as one line of JSON."""
+    return _json({"models": [msgspec.to_builtins(model) for model in models]})
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what could move its cursor or change its settings is shown as a replacement."""
+    return "".join(
+        character if character in "\n\t" or unicodedata.category(character) != "Cc" else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
+
+
+def _stage(stage: RouteStage) -> str:
+    return f"{stage.worker_id} {stage.start}:{stage.end} {stage.precision}"
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

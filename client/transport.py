@@ -1,0 +1,254 @@
+"""Connections to workers: one WebSocket each, shared by all generations of a `Client` and kept between them.
+
+A connection hands what a worker says to the inbox of the session it is about. What goes wrong on the wire leaves
+here as an error of `protocol/errors.py`. This module knows nothing of generations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import aiohttp
+from aiohttp import ClientWebSocketResponse, ClientWSTimeout, WSMsgType
+
+from protocol.errors import (
+    BrigadeError,
+    DrainingError,
+    HopLostError,
+    ProtocolError,
+    ProtocolVersionError,
+    UnauthenticatedError,
+)
+from protocol.frames import MAX_HEADER_BYTES, PREFIX_BYTES, decode_frame, encode_frame
+from protocol.ids import SessionId, WorkerId
+from protocol.messages import (
+    PROTOCOL_VERSION,
+    AttachTail,
+    CloseSession,
+    Credit,
+    FeedToken,
+    OpenSession,
+    SessionEnded,
+    SessionOpened,
+    Step,
+    Token,
+    ToWorker,
+)
+from protocol.tls import client_context, worker_name
+
+CONNECT_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 2.0
+PING_S = 20.0
+"""A worker that vanished without a word (its machine lost power) is noticed after this and half as much again."""
+_MAX_MESSAGE_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES
+"""Nothing that a worker says to a client has a payload."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLost:
+    """The connection to a worker ended; nothing more will come from it."""
+
+    error: BrigadeError
+
+
+Happening: TypeAlias = SessionOpened | Token | SessionEnded | ConnectionLost
+
+
+class Inbox:
+    """What is said about one session, by whom, in order.
+
+    Never makes a connection wait (other sessions share it): it holds what an honest session can say at most,
+    and a session that says more has failed.
+    """
+
+    def __init__(self, session_id: SessionId, *, max_tokens: int) -> None:
+        self.session_id = session_id
+        # besides its tokens: opened, ended and lost, from two workers each
+        self._queue: asyncio.Queue[tuple[WorkerId, Happening]] = asyncio.Queue(max_tokens + 8)
+
+    def put(self, worker_id: WorkerId, happening: Happening) -> None:
+        """Add what `worker_id` said."""
+        if self._queue.full():
+            self._queue.get_nowait()
+            error = ProtocolError(f"worker {worker_id} sent more tokens than were asked for")
+            happening = ConnectionLost(error=error)
+        self._queue.put_nowait((worker_id, happening))
+
+    async def get(self) -> tuple[WorkerId, Happening]:
+        """The next thing, when it comes. The caller has the deadline."""
+        return await self._queue.get()
+
+
+class Connection:
+    """One worker's WebSocket. Made by a `ConnectionPool`, which also runs `read`."""
+
+    def __init__(self, worker_id: WorkerId, websocket: ClientWebSocketResponse) -> None:
+        self.worker_id = worker_id
+        self._websocket = websocket
+        self._inboxes: dict[SessionId, Inbox] = {}
+        self._lost: BrigadeError | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether messages can still be sent."""
+        return self._lost is None and not self._websocket.closed
+
+    @contextmanager
+    def delivering_to(self, inbox: Inbox) -> Iterator[None]:
+        """Put what comes for the inbox's session into it; later stragglers are dropped."""
+        self._inboxes[inbox.session_id] = inbox
+        if self._lost is not None:
+            inbox.put(self.worker_id, ConnectionLost(error=self._lost))
+        try:
+            yield
+        finally:
+            self._inboxes.pop(inbox.session_id, None)
+
+    async def send(self, message: ToWorker, payload: bytes = b"") -> None:
+        """Send one frame; waits while the worker doesn't read. The caller has the deadline.
+
+        Raises:
+            HopLostError: the connection is gone.
+        """
+        if self._lost is not None:
+            raise self._lost
+        try:
+            await self._websocket.send_bytes(encode_frame(message, payload))
+        except (aiohttp.ClientError, OSError) as exc:
+            raise HopLostError(f"the connection to worker {self.worker_id} is lost: {_reason(exc)}") from exc
+
+    async def read(self) -> None:
+        """Deliver what comes until the connection ends. Never raises: the inboxes learn why it ended."""
+        error: BrigadeError = HopLostError(f"worker {self.worker_id} closed the connection")
+        try:
+            async for message in self._websocket:
+                if message.type is not WSMsgType.BINARY:
+                    raise ProtocolError(f"worker {self.worker_id} sent a message that is not binary")
+                self._deliver(decode_frame(message.data).message)
+        except BrigadeError as exc:
+            error = exc
+        except (aiohttp.ClientError, OSError) as exc:
+            error = HopLostError(f"the connection to worker {self.worker_id} is lost: {_reason(exc)}")
+        finally:
+            self._lost = error
+            for inbox in self._inboxes.values():
+                inbox.put(self.worker_id, ConnectionLost(error=error))
+            await self.close()
+
+    async def close(self) -> None:
+        """Say goodbye; the worker frees whatever of ours still runs there. Repeating it does no harm."""
+        with suppress(aiohttp.ClientError, OSError):
+            await self._websocket.close()
+
+    def _deliver(self, message: ToWorker | SessionOpened | Credit | SessionEnded | Token) -> None:
+        match message:
+            case SessionOpened() | Token() | SessionEnded():
+                inbox = self._inboxes.get(message.session_id)
+                if inbox is not None:  # else a straggler of a session that is over here
+                    inbox.put(self.worker_id, message)
+            case Credit():
+                pass  # a client sends one step a session, which needs none
+            case OpenSession() | AttachTail() | Step() | FeedToken() | CloseSession():
+                raise ProtocolError(f"worker {self.worker_id} sent a message that is meant for workers")
+
+
+class ConnectionPool:
+    """Connections by worker, dialled when first needed. Made by `connection_pool`."""
+
+    def __init__(self, http: aiohttp.ClientSession, tls: ssl.SSLContext, readers: asyncio.TaskGroup) -> None:
+        self._http = http
+        self._tls = tls
+        self._readers = readers
+        self._connections: dict[tuple[WorkerId, str], Connection] = {}
+        self._dialling: dict[tuple[WorkerId, str], asyncio.Lock] = {}
+
+    async def connection(self, worker_id: WorkerId, url: str) -> Connection:
+        """The connection to this worker at this address, dialled now if there is none.
+
+        Raises:
+            HopLostError: nobody answers there, or not as a worker does.
+            UnauthenticatedError: whoever answers is not this worker.
+            ProtocolVersionError: it speaks another version.
+        """
+        key = (worker_id, url)
+        async with self._dialling.setdefault(key, asyncio.Lock()):
+            known = self._connections.get(key)
+            if known is not None and known.is_usable:
+                return known
+            connection = Connection(worker_id, await self._dial(worker_id, url))
+            self._connections[key] = connection
+            self._readers.create_task(connection.read(), name=f"read {worker_id}")
+            return connection
+
+    async def close(self) -> None:
+        """Close all connections, at the same time."""
+        async with asyncio.TaskGroup() as closing:
+            for connection in self._connections.values():
+                closing.create_task(connection.close(), name=f"close {connection.worker_id}")
+
+    async def _dial(self, worker_id: WorkerId, url: str) -> ClientWebSocketResponse:
+        if not url.startswith("https://"):
+            raise ProtocolError(f"the address of worker {worker_id} is {url[:200]!r}, which is not https://")
+        with _dial_errors(worker_id, url):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await self._http.ws_connect(
+                    f"{url}/v1/data",
+                    ssl=self._tls,
+                    server_hostname=worker_name(worker_id),
+                    headers={"Brigade-Protocol": PROTOCOL_VERSION},
+                    heartbeat=PING_S,
+                    max_msg_size=_MAX_MESSAGE_BYTES,
+                    timeout=ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
+                )
+
+
+@asynccontextmanager
+async def connection_pool(ca_pem: str) -> AsyncIterator[ConnectionPool]:
+    """Connections to workers of the cluster whose CA this is; all are closed at the end."""
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http:
+        readers = asyncio.TaskGroup()
+        await readers.__aenter__()
+        pool = ConnectionPool(http, client_context(ca_pem), readers)
+        try:
+            yield pool
+        finally:
+            await pool.close()
+            # by hand, since `async with` would wrap the caller's own exception in a group
+            await readers.__aexit__(None, None, None)
+
+
+@contextmanager
+def _dial_errors(worker_id: WorkerId, url: str) -> Iterator[None]:
+    """Turn what aiohttp raises while dialling into our errors."""
+    who = f"worker {worker_id} at {url}"
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as exc:
+        raise UnauthenticatedError(
+            f"the certificate shown at {url} is not that of worker {worker_id} ({exc.certificate_error}): "
+            "somebody may be in between"
+        ) from exc
+    except aiohttp.WSServerHandshakeError as exc:
+        if exc.status == ProtocolVersionError.status:
+            raise ProtocolVersionError(
+                f"{who} doesn't speak protocol version {PROTOCOL_VERSION}: install the same major version of "
+                "Brigade on both"
+            ) from exc
+        if exc.status == DrainingError.status:
+            raise DrainingError(f"{who} is stopping and takes nothing new; try again") from exc
+        raise HopLostError(f"{who} refused the connection with HTTP status {exc.status}") from exc
+    except TimeoutError as exc:
+        raise HopLostError(f"{who} didn't answer in {CONNECT_TIMEOUT_S:g} s") from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        raise HopLostError(
+            f"{who} can't be reached ({_reason(exc)}): check that this machine can reach it, its port too"
+        ) from exc
+
+
+def _reason(exc: BaseException) -> str:
+    return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__

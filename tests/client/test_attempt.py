@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from client.attempt import Attempt
+from client.transport import ConnectionPool, connection_pool
+from protocol.errors import HopLostError, InternalError
+from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
+from protocol.messages import SamplingParams
+from protocol.rest import RouteGrant, RouteHop
+from tests.support.scripted_cluster import Script, ScriptedCluster, SeenSession, scripted_cluster
+
+SESSION = SessionId("s-1")
+DEADLINE_S = 20.0
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[ScriptedCluster]:
+    async with scripted_cluster(tmp_path) as running:
+        running.seen[SESSION] = SeenSession()
+        running.script = Script(answer=(4, 5, 6), finish="length")
+        yield running
+
+
+@pytest.fixture
+async def pool(cluster: ScriptedCluster) -> AsyncIterator[ConnectionPool]:
+    async with connection_pool(cluster.authority.ca_pem) as opened:
+        yield opened
+
+
+def grant_of(cluster: ScriptedCluster, workers: list[tuple[WorkerId, str]]) -> RouteGrant:
+    hops = tuple(
+        RouteHop(
+            worker_id=worker_id, url=url, blocks=BlockRange(i, i + 1), precision="float32", ticket=f"ticket {i}"
+        )
+        for i, (worker_id, url) in enumerate(workers)
+    )
+    return RouteGrant(
+        session_id=SESSION, model=ModelName("tiny"), revision=cluster.revision, hops=hops, expires_in_s=9.0
+    )
+
+
+async def test_opens_with_all_tickets_and_attaches_with_the_tails_own(
+    pool: ConnectionPool, cluster: ScriptedCluster
+) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        with Attempt(pool, grant_of(cluster, cluster.workers), max_tokens=3) as attempt:
+            await attempt.start([7, 8], SamplingParams(max_tokens=3), remaining_s=12.5)
+            tokens = [await attempt.token() for _ in range(3)]
+    seen = cluster.seen[SESSION]
+    assert seen.opening is not None
+    assert seen.attached is not None
+    assert (seen.opening.tickets, seen.opening.deadline_s) == (("ticket 0", "ticket 1"), 12.5)
+    assert seen.attached.ticket == "ticket 1"
+    assert seen.attached_prompt == b"\x07\0\0\0\x08\0\0\0"
+    assert [(token.token_id, token.finish_reason) for token in tokens] == [(4, None), (5, None), (6, "length")]
+
+
+async def test_a_tail_that_is_not_there_is_a_lost_hop_and_the_head_can_be_told(
+    pool: ConnectionPool, cluster: ScriptedCluster
+) -> None:
+    head, (tail, _) = cluster.workers
+    async with asyncio.timeout(DEADLINE_S):
+        await pool.connection(*head)
+        with Attempt(pool, grant_of(cluster, [head, (tail, "https://127.0.0.1:1")]), max_tokens=3) as attempt:
+            with pytest.raises(HopLostError, match=tail):
+                await attempt.start([7], SamplingParams(max_tokens=3), remaining_s=5.0)
+            await attempt.end("failed")
+        await cluster.until(lambda: cluster.seen[SESSION].closed == {head[0]: "failed"})
+
+
+def test_a_route_without_workers_is_a_defect(pool: ConnectionPool, cluster: ScriptedCluster) -> None:
+    with pytest.raises(InternalError, match="without workers"):
+        Attempt(pool, grant_of(cluster, []), max_tokens=1)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+from client.output import done_line, models_line, models_table, piece_line, printable, summary_line
+from client.results import Generation, RouteStage, TokenPiece
+from protocol.ids import ModelName, Revision, WorkerId
+from protocol.rest import ModelInfo
+
+RESULT = Generation(
+    token_ids=(1, 2),
+    text='a "b"\n',
+    prompt_tokens=5,
+    completion_tokens=32,
+    finish_reason="length",
+    ttft_s=0.3125,
+    tokens_per_s=18.22,
+    route=(
+        RouteStage(worker_id=WorkerId("w-a"), start=0, end=10, precision="float32"),
+        RouteStage(worker_id=WorkerId("w-b"), start=10, end=30, precision="bfloat16"),
+    ),
+    seed=4,
+)
+
+
+def changed(**fields: object) -> Generation:
+    return Generation(**{**{name: getattr(RESULT, name) for name in Generation.__dataclass_fields__}, **fields})
+
+
+def test_the_summary_is_one_line_with_the_route() -> None:
+    assert summary_line(RESULT) == (
+        "32 tokens, 18.2 tokens/s, first after 0.31 s, via w-a 0:10 float32 -> w-b 10:30 bfloat16"
+    )
+
+
+def test_the_summary_says_only_what_was_measured() -> None:
+    assert summary_line(changed(completion_tokens=1, route=())) == "1 token, first after 0.31 s"
+    assert summary_line(changed(completion_tokens=0, route=(), finish_reason="cancelled")) == "0 tokens (cancelled)"
+
+
+def test_json_lines_have_the_fields_that_are_documented() -> None:
+    assert json.loads(piece_line(TokenPiece(token_id=7, text="\n"))) == {"token": 7, "text": "\n"}
+    assert json.loads(done_line(RESULT)) == {
+        "done": {
+            "token_ids": [1, 2],
+            "text": 'a "b"\n',
+            "prompt_tokens": 5,
+            "completion_tokens": 32,
+            "finish_reason": "length",
+            "ttft_s": 0.3125,
+            "tokens_per_s": 18.22,
+            "route": [
+                {"worker_id": "w-a", "start": 0, "end": 10, "precision": "float32"},
+                {"worker_id": "w-b", "start": 10, "end": 30, "precision": "bfloat16"},
+            ],
+            "failovers": 0,
+            "seed": 4,
+        }
+    }
+    assert "\n" not in done_line(RESULT)
+
+
+def test_models_are_aligned_and_say_what_they_wait_for() -> None:
+    model = ModelInfo(
+        name=ModelName("tiny"),
+        revision=Revision("0" * 64),
+        state="incomplete",
+        reason="blocks 3:5 are missing",
+        architecture="LlamaForCausalLM",
+        n_blocks=10,
+        context_length=2048,
+        size_bytes=1_500_000_000,
+        is_chat=False,
+        coverage=(),
+    )
+    header, line = models_table([model])
+    assert line == "tiny  incomplete  10      2048     1,500 MB  no    blocks 3:5 are missing"
+    assert header.index("STATE") == line.index("incomplete")
+    assert json.loads(models_line([model]))["models"][0]["size_bytes"] == 1_500_000_000
+
+
+def test_no_models_says_what_to_do() -> None:
+    assert "coord model add" in models_table([])[0]
+
+
+def test_text_cannot_steer_a_terminal() -> None:
+    assert printable("a\tb\n\x1b[2J\x07\N{ROCKET}") == "a\tb\n\ufffd[2J\ufffd\N{ROCKET}"
