@@ -1,0 +1,130 @@
+"""What operators ask: the whole cluster, models, keys, draining a worker."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from aiohttp import web
+
+from coordinator.client_api import model, model_infos, models
+from coordinator.keys import (
+    AUTHENTICATOR,
+    AUTHORITY,
+    CATALOGUE,
+    CLOCK,
+    CLUSTER,
+    PUBLIC_URL,
+    REPOSITORY,
+)
+from coordinator.middleware import add_route, json_answer, read_json
+from coordinator.policy.events import DrainAsked
+from coordinator.policy.views import model_info, worker_info
+from coordinator.repository import StoredKey
+from protocol.api_key import new_api_key, secret_hash
+from protocol.errors import InvalidRequestError, NotFoundError
+from protocol.ids import KeyId, ModelName, WorkerId
+from protocol.rest import AddModelRequest, ClusterStatus, CreatedKey, CreateKeyRequest, KeyInfo, KeyList
+
+_KEY_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,100}")
+
+
+def add_admin_routes(app: web.Application) -> None:
+    """Put the operators' routes in."""
+    add_route(app, "admin", "GET", "/admin/v1/status", status)
+    add_route(app, "admin", "GET", "/admin/v1/models", models)
+    add_route(app, "admin", "POST", "/admin/v1/models", add_model)
+    add_route(app, "admin", "GET", "/admin/v1/models/{name}", model)
+    add_route(app, "admin", "DELETE", "/admin/v1/models/{name}", remove_model)
+    add_route(app, "admin", "GET", "/admin/v1/keys", keys)
+    add_route(app, "admin", "POST", "/admin/v1/keys", create_key)
+    add_route(app, "admin", "DELETE", "/admin/v1/keys/{key_id}", revoke_key)
+    add_route(app, "admin", "POST", "/admin/v1/workers/{worker_id}/drain", drain)
+
+
+async def status(request: web.Request) -> web.Response:
+    """-> `ClusterStatus`."""
+    state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
+    return json_answer(
+        ClusterStatus(
+            coordinator_id=request.app[AUTHORITY].coordinator_id,
+            version=_version(),
+            url=request.app[PUBLIC_URL][0],
+            database=request.app[REPOSITORY].kind,
+            models=model_infos(request),
+            workers=tuple(worker_info(state, worker_id, now_s) for worker_id in state.workers),
+        )
+    )
+
+
+async def add_model(request: web.Request) -> web.Response:
+    """`AddModelRequest` -> `ModelInfo`."""
+    wanted = await read_json(request, AddModelRequest)
+    await request.app[CATALOGUE].add(wanted.name, wanted.revision)
+    info = model_info(request.app[CLUSTER].state, ModelName(wanted.name), request.app[CLOCK]())
+    return json_answer(info, status=201)
+
+
+async def remove_model(request: web.Request) -> web.Response:
+    """-> `ModelInfo`, as the model was."""
+    found = request.app[CATALOGUE].model(request.match_info["name"])
+    info = model_info(request.app[CLUSTER].state, found.name, request.app[CLOCK]())
+    await request.app[CATALOGUE].remove(found.name)
+    return json_answer(info)
+
+
+async def keys(request: web.Request) -> web.Response:
+    """-> `KeyList`."""
+    stored = await request.app[REPOSITORY].api_keys()
+    return json_answer(KeyList(keys=tuple(_key_info(key) for key in stored)))
+
+
+async def create_key(request: web.Request) -> web.Response:
+    """`CreateKeyRequest` -> `CreatedKey`."""
+    wanted = await read_json(request, CreateKeyRequest)
+    name = wanted.name.strip()
+    if _KEY_NAME.fullmatch(name) is None:
+        raise InvalidRequestError("a key needs a name: 1 to 100 printable characters that say who holds it")
+    key = new_api_key(wanted.kind, request.app[AUTHORITY].ca_fingerprint)
+    await request.app[REPOSITORY].add_api_key(key.key_id, name, key.kind, secret_hash(key.secret), _now(request))
+    return json_answer(CreatedKey(key_id=key.key_id, key=key.text()), status=201)
+
+
+async def revoke_key(request: web.Request) -> web.Response:
+    """-> `KeyInfo`."""
+    key_id = KeyId(request.match_info["key_id"])
+    stored = await request.app[REPOSITORY].revoke_api_key(key_id, _now(request))
+    request.app[AUTHENTICATOR].forget(key_id)
+    return json_answer(_key_info(stored))
+
+
+async def drain(request: web.Request) -> web.Response:
+    """-> `WorkerInfo`."""
+    worker_id = WorkerId(request.match_info["worker_id"])
+    cluster = request.app[CLUSTER]
+    if worker_id not in cluster.state.workers:
+        raise NotFoundError(f"there is no worker {worker_id[:80]!r}; `coord status` shows them")
+    await cluster.handle(DrainAsked(worker_id=worker_id, reason="an operator asked for it"))
+    return json_answer(worker_info(cluster.state, worker_id, request.app[CLOCK]()))
+
+
+def _key_info(stored: StoredKey) -> KeyInfo:
+    return KeyInfo(
+        key_id=stored.key_id,
+        name=stored.name,
+        kind=stored.kind,
+        created_at=stored.created_at.isoformat(),
+        revoked_at=stored.revoked_at.isoformat() if stored.revoked_at is not None else None,
+    )
+
+
+def _now(request: web.Request) -> datetime:
+    return datetime.fromtimestamp(request.app[CLOCK](), UTC)
+
+
+def _version() -> str:
+    try:
+        return version("brigade")
+    except PackageNotFoundError:  # run from a checkout that isn't installed
+        return "0+unknown"

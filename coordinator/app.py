@@ -1,0 +1,218 @@
+"""The coordinator put together: `running(config)` is the whole program, for the command line and for tests.
+
+Opened in order, closed in the opposite one: state folder and database, cluster, sweep, HTTP. So at the stop the
+door is shut first, then the control sockets are closed, and the database goes last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+from aiohttp import web
+
+from coordinator import state_folder as names
+from coordinator.addresses import known_names
+from coordinator.admin_api import add_admin_routes
+from coordinator.authority import Authority
+from coordinator.catalogue import Catalogue
+from coordinator.client_api import add_client_routes
+from coordinator.cluster import Cluster
+from coordinator.config import CoordinatorConfig
+from coordinator.control_socket import ControlSocket
+from coordinator.credentials import Authenticator
+from coordinator.file_store import FileStore
+from coordinator.joining import AttemptLimiter, Joining
+from coordinator.keys import (
+    ACCESS,
+    AUTHENTICATOR,
+    AUTHORITY,
+    CATALOGUE,
+    CLOCK,
+    CLUSTER,
+    CONFIG,
+    CONTROL_SOCKETS,
+    JOIN_LIMITER,
+    JOINING,
+    KNOWN_NAMES,
+    PUBLIC_URL,
+    REPOSITORY,
+    TICKET_DESK,
+)
+from coordinator.middleware import add_security_headers, answer_errors, check_caller
+from coordinator.opening import OpenedState, opened_state
+from coordinator.policy.state import PolicySettings
+from coordinator.repository import Repository
+from coordinator.state_folder import StateFolder
+from coordinator.sweeps import sweep_forever
+from coordinator.ticket_desk import TicketDesk
+from coordinator.worker_api import add_worker_routes
+from protocol.codec import MAX_BODY_BYTES
+from protocol.errors import ConfigError, PortInUseError
+from protocol.tls import server_context
+
+log = structlog.get_logger(__name__)
+
+SHUTDOWN_S = 5.0
+"""Requests under way get so long at the stop."""
+HANDSHAKE_S = 10.0
+"""Who connects and says nothing is dropped after that."""
+BACKLOG = 256
+ANY_HOST = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningCoordinator:
+    """A coordinator that answers at `url` (`https://host:port`, for this machine or as configured)."""
+
+    url: str
+    port: int
+    cluster: Cluster
+    authority: Authority
+    state_folder: StateFolder
+    repository: Repository
+    catalogue: Catalogue
+
+
+def utc_now_s() -> float:
+    """The time, seconds since 1970, UTC."""
+    return datetime.now(UTC).timestamp()
+
+
+@asynccontextmanager
+async def running(
+    config: CoordinatorConfig, *, clock: Callable[[], float] = utc_now_s
+) -> AsyncIterator[RunningCoordinator]:
+    """Run a coordinator for as long as the context is open; it answers once the context is entered.
+
+    Raises:
+        ConfigError: a setting can't be used (PortInUseError: the port is taken).
+        ConflictError: another coordinator runs on the state folder, or the database is another's.
+        StorageError: state folder or database can't be used.
+    """
+    async with opened_state(config, datetime.fromtimestamp(clock(), UTC)) as opened:
+        cluster = Cluster(opened.repository, _policy_settings(config), clock)
+        await cluster.restore()
+        store = await asyncio.to_thread(FileStore, opened.folder.files)
+        catalogue = Catalogue(store, cluster)
+        app = _application(config, opened, cluster, catalogue, clock)
+        async with _swept(cluster), _listening(app, config, opened) as port:
+            url = config.public_url or _local_url(config.listen_host, port)
+            app[PUBLIC_URL].append(url)
+            await asyncio.to_thread(opened.folder.write, names.URL, _local_url(config.listen_host, port))
+            log.info("coordinator_started", url=url, coordinator_id=opened.authority.coordinator_id)
+            yield RunningCoordinator(
+                url=url,
+                port=port,
+                cluster=cluster,
+                authority=opened.authority,
+                state_folder=opened.folder,
+                repository=opened.repository,
+                catalogue=catalogue,
+            )
+            log.info("coordinator_stopping", url=url)
+
+
+def _policy_settings(config: CoordinatorConfig) -> PolicySettings:
+    return PolicySettings(
+        suspect_after_s=config.suspect_after_s, lost_after_s=config.lost_after_s, settle_s=config.settle_s
+    )
+
+
+def _application(
+    config: CoordinatorConfig,
+    opened: OpenedState,
+    cluster: Cluster,
+    catalogue: Catalogue,
+    clock: Callable[[], float],
+) -> web.Application:
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[answer_errors, check_caller])
+    app[CONFIG] = config
+    app[CLOCK] = clock
+    app[AUTHORITY] = opened.authority
+    app[REPOSITORY] = opened.repository
+    app[CLUSTER] = cluster
+    app[CATALOGUE] = catalogue
+    app[AUTHENTICATOR] = Authenticator(opened.authority, opened.repository, clock)
+    app[JOINING] = Joining(opened.authority, clock)
+    app[JOIN_LIMITER] = AttemptLimiter()
+    app[TICKET_DESK] = TicketDesk()
+    open_sockets: set[ControlSocket] = set()
+    app[CONTROL_SOCKETS] = open_sockets
+    app[KNOWN_NAMES] = known_names(config)
+    app[PUBLIC_URL] = []
+    app[ACCESS] = {}
+    for add_routes in (add_client_routes, add_worker_routes, add_admin_routes):
+        add_routes(app)
+    app.on_response_prepare.append(add_security_headers)
+    app.on_shutdown.append(_close_control_sockets)
+    return app
+
+
+@asynccontextmanager
+async def _swept(cluster: Cluster) -> AsyncIterator[None]:
+    """Have time pass for the cluster; if that ends with an error, so does the program."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            sweep = tasks.create_task(sweep_forever(cluster), name="sweep")
+            try:
+                yield
+            finally:
+                sweep.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:  # one error is that error to the caller, and to its exit code
+            raise group.exceptions[0] from None
+        raise
+
+
+@asynccontextmanager
+async def _listening(app: web.Application, config: CoordinatorConfig, opened: OpenedState) -> AsyncIterator[int]:
+    """Listen with TLS; yields the port."""
+    authority = opened.authority
+    context = await asyncio.to_thread(server_context, authority.server_certificate, authority.server_key)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, keepalive_timeout=75.0)
+    await runner.setup()
+    try:
+        await _start_site(runner, config, context)
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def _start_site(runner: web.AppRunner, config: CoordinatorConfig, context: ssl.SSLContext) -> None:
+    address = f"{config.listen_host}:{config.listen_port}"
+    site = web.TCPSite(runner, config.listen_host or None, config.listen_port, ssl_context=context, backlog=BACKLOG)
+    try:
+        await site.start()
+    except socket.gaierror as exc:
+        raise ConfigError(f"{config.listen_host!r} is no address of this machine ({exc.strerror})") from exc
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"another program listens on {address}: stop it, or choose another port (--listen)"
+            ) from exc
+        raise ConfigError(
+            f"can't listen on {address} ({exc.strerror or exc}); choose another address or port (--listen)"
+        ) from exc
+
+
+async def _close_control_sockets(app: web.Application) -> None:
+    """At the stop: workers come back to another start, they needn't wait for a timeout to notice this one."""
+    open_sockets: set[ControlSocket] = app[CONTROL_SOCKETS]
+    async with asyncio.TaskGroup() as tasks:
+        for control_socket in open_sockets.copy():
+            tasks.create_task(control_socket.close(), name="close-control-socket")
+
+
+def _local_url(host: str, port: int) -> str:
+    """Where this machine reaches the coordinator."""
+    if host in ANY_HOST:
+        host = "127.0.0.1"
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"

@@ -1,0 +1,146 @@
+"""What the commands print: tables for people, JSON for programs. What workers say is made harmless."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from protocol.errors import BrigadeError
+from protocol.rest import BlockCoverage, ClusterStatus, KeyInfo, ModelInfo, WorkerInfo
+
+_STATE_STYLES = {
+    "ready": "green",
+    "gone": "red",
+    "quarantined": "red",
+    "incomplete": "yellow",
+    "draining": "yellow",
+}
+
+
+def console() -> Console:
+    """Where answers go."""
+    return Console(highlight=False)
+
+
+def notes() -> Console:
+    """Where everything goes that isn't the answer itself."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_error(error: BrigadeError) -> None:
+    """One red line on standard error."""
+    notes().print(Text(f"error: {printable(error.message)}", style="red"), soft_wrap=True)
+
+
+def print_json(body: Any) -> None:
+    """A message, or several, as indented JSON on standard output."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(body)).decode() + "\n")
+
+
+def printable(text: str) -> str:
+    """The text on one line, without characters that a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def human_bytes(n_bytes: int) -> str:
+    """`n_bytes` with a unit, in powers of 1,024."""
+    size = float(n_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def coverage_text(coverage: tuple[BlockCoverage, ...]) -> str:
+    """Which blocks how many ready workers hold: `0:10 by 2, 10:30 by nobody`."""
+    return ", ".join(f"{part.blocks} by {part.n_workers or 'nobody'}" for part in coverage)
+
+
+def model_table(models: tuple[ModelInfo, ...]) -> Table:
+    """Models with their state, the reason of it, and their coverage."""
+    table = _table("model", "state", "blocks", "context", "size", "revision", "held", "reason")
+    for model in models:
+        table.add_row(
+            _cell(model.name),
+            _state(model.state),
+            str(model.n_blocks),
+            str(model.context_length),
+            human_bytes(model.size_bytes),
+            model.revision[:12],
+            _cell(coverage_text(model.coverage)),
+            _cell(model.reason),
+        )
+    return table
+
+
+def worker_table(workers: tuple[WorkerInfo, ...]) -> Table:
+    """Workers with their state, the reason of it, and what they hold."""
+    table = _table("worker", "host", "state", "holds", "device", "precision", "sessions", "seen", "reason")
+    for worker in workers:
+        table.add_row(
+            _cell(worker.worker_id),
+            _cell(worker.hostname),
+            _state(worker.state),
+            _cell(_spans(worker)),
+            _cell(worker.device),
+            _cell(worker.precision),
+            str(worker.n_sessions),
+            f"{worker.last_seen_s_ago:.0f} s ago",
+            _cell(worker.reason),
+        )
+    return table
+
+
+def key_table(keys: tuple[KeyInfo, ...]) -> Table:
+    """API keys; the secrets aren't known."""
+    table = _table("key", "name", "kind", "created", "revoked")
+    for key in keys:
+        table.add_row(key.key_id, _cell(key.name), key.kind, key.created_at, key.revoked_at or "")
+    return table
+
+
+def print_status(status: ClusterStatus) -> None:
+    """A whole cluster: a line about the coordinator, then models and workers."""
+    out = console()
+    out.print(
+        Text(f"coordinator {status.coordinator_id} at {printable(status.url)}, version {status.version}, ")
+        + Text(status.database)
+    )
+    if status.models:
+        out.print(model_table(status.models))
+    else:
+        out.print("No models yet: coord model add NAME SOURCE")
+    if status.workers:
+        out.print(worker_table(status.workers))
+    else:
+        out.print(Text(f"No workers yet: worker join {printable(status.url)} --secret-file FILE"), soft_wrap=True)
+
+
+def _spans(worker: WorkerInfo) -> str:
+    parts = []
+    for span in worker.spans:
+        progress = "" if span.state in ("ready", "failed") else f" {100 * span.progress:.0f}%"
+        state = "" if span.state == "ready" else f" ({span.state}{progress})"
+        parts.append(f"{span.model} {span.blocks}{state}")
+    return ", ".join(parts)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _cell(text: str) -> Text:
+    return Text(printable(text))
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=_STATE_STYLES.get(state, ""))

@@ -1,0 +1,162 @@
+"""The coordinator's settings: options first, then the environment, then the defaults. The only reader of either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from protocol.errors import ConfigError
+from protocol.handshake import checked_secret
+from protocol.pinned_http import checked_coordinator_url
+
+DEFAULT_PORT = 7400
+MAX_SECRET_FILE_BYTES = 64 * 2**10
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+"""Databases that can be named without their driver, and the driver that is meant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorConfig:
+    """What a coordinator is told at its start. Its repr shows neither secret nor database password."""
+
+    state: Path
+    listen_host: str = "127.0.0.1"
+    listen_port: int = DEFAULT_PORT
+    """0: any free port."""
+    database_url: str | None = field(default=None, repr=False)
+    """SQLAlchemy's form, with an async driver; None: SQLite in the state folder."""
+    secret: str | None = field(default=None, repr=False)
+    """The join secret, already found strong enough; None: the file in the state folder."""
+    public_url: str | None = None
+    """Where others reach the coordinator, if not where it listens."""
+    suspect_after_s: float = 5.0
+    lost_after_s: float = 15.0
+    settle_s: float = 1.0
+    """Placement waits until no worker has joined or left for this long."""
+
+    @classmethod
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        state: Path | None = None,
+        listen: str | None = None,
+        database_url: str | None = None,
+        secret: str | None = None,
+        secret_file: Path | None = None,
+        public_url: str | None = None,
+    ) -> CoordinatorConfig:
+        """Settle every setting: the argument, else `BRIGADE_STATE`, `_LISTEN`, `_DATABASE_URL`, `_SECRET`, ...
+
+        Raises:
+            ConfigError: a setting can't be used, the join secret is too weak among them.
+        """
+        environ = os.environ if environ is None else environ
+        host, port = listen_address(listen or environ.get("BRIGADE_LISTEN") or "127.0.0.1")
+        database_url = database_url or environ.get("BRIGADE_DATABASE_URL") or None
+        public_url = public_url or environ.get("BRIGADE_PUBLIC_URL") or None
+        return cls(
+            state=state or default_state(environ),
+            listen_host=host,
+            listen_port=port,
+            database_url=checked_database_url(database_url) if database_url else None,
+            secret=_settled_secret(environ, secret, secret_file),
+            public_url=checked_coordinator_url(public_url) if public_url else None,
+        )
+
+
+def default_state(environ: Mapping[str, str] | None = None) -> Path:
+    """The coordinator's state folder where none is named: `BRIGADE_STATE`, else the user's own place for state."""
+    environ = os.environ if environ is None else environ
+    if named := environ.get("BRIGADE_STATE"):
+        return Path(named).expanduser()
+    return Path(platformdirs.user_state_dir("brigade")) / "coordinator"
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Read `host:port`, `host`, `:port` or `[::1]:port`; what is missing is loopback and 7400.
+
+    Raises:
+        ConfigError: not such an address; the message says how to write one.
+    """
+    text = text.strip()
+    wrong = ConfigError(f"--listen {text[:200]!r} is not host:port, such as 127.0.0.1:7400 or [::1]:7400")
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise wrong
+        port_text = rest[1:]
+    elif text.count(":") > 1:
+        raise wrong
+    else:
+        host, _, port_text = text.partition(":")
+    if any(character.isspace() or character in "/@?#" for character in host):
+        raise wrong
+    return host or "127.0.0.1", _port(port_text, wrong)
+
+
+def _port(text: str, wrong: ConfigError) -> int:
+    if not text:
+        return DEFAULT_PORT
+    if not (text.isascii() and text.isdigit() and len(text) <= 5):
+        raise wrong
+    port = int(text)
+    if port > 65535:
+        raise ConfigError(f"--listen: port {port} is not 0 to 65535")
+    return port
+
+
+def checked_database_url(text: str) -> str:
+    """The URL with its async driver, password kept.
+
+    Raises:
+        ConfigError: not a database URL, or of a database that isn't supported. The message never repeats the
+            text, which may hold a password.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError) as exc:
+        raise ConfigError(
+            "the database URL can't be read; write sqlite+aiosqlite:////folder/file.db or "
+            "postgresql+asyncpg://user:password@host/database"
+        ) from exc
+    driver = DRIVERS.get(url.drivername, url.drivername)
+    if driver not in DRIVERS.values():
+        raise ConfigError(
+            f"a database of kind {url.drivername[:40]!r} isn't supported; use sqlite+aiosqlite or "
+            "postgresql+asyncpg"
+        )
+    return url.set(drivername=driver).render_as_string(hide_password=False)
+
+
+def _settled_secret(environ: Mapping[str, str], secret: str | None, secret_file: Path | None) -> str | None:
+    """An empty secret is a mistake, not "none given": a set but empty variable must not open the door."""
+    if secret is not None and secret_file is not None:
+        raise ConfigError("both --secret and --secret-file were given; give one")
+    if secret is not None:
+        return checked_secret(secret)
+    if secret_file is not None:
+        return checked_secret(secret_from_file(secret_file))
+    if "BRIGADE_SECRET" in environ:
+        return checked_secret(environ["BRIGADE_SECRET"])
+    return None
+
+
+def secret_from_file(path: Path) -> str:
+    """The text of a secret file; ConfigError if it can't be read. The strength isn't checked here."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SECRET_FILE_BYTES + 1)
+        if len(data) > MAX_SECRET_FILE_BYTES:
+            raise ConfigError(f"the secret file {path} is over {MAX_SECRET_FILE_BYTES} bytes: not a secret")
+        return data.decode("utf-8").strip()
+    except OSError as exc:
+        raise ConfigError(f"the secret file {path} can't be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the secret file {path} isn't text") from exc

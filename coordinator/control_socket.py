@@ -1,0 +1,183 @@
+"""One worker's control socket: its messages become events, the outbox of the cluster goes down the socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from coordinator.addresses import check_advertised_url
+from coordinator.cluster import Cluster
+from coordinator.policy import events
+from coordinator.repository import Repository
+from protocol.codec import MAX_CONTROL_BYTES, decode_message, encode_message
+from protocol.errors import BrigadeError, DeadlineExceededError, InternalError, ProtocolError, error_fields
+from protocol.ids import WorkerId
+from protocol.messages import (
+    Announce,
+    CoordinatorToWorker,
+    Dismiss,
+    FilesHeld,
+    GenerationReport,
+    Heartbeat,
+    Leaving,
+    SpanReport,
+    WorkerToCoordinator,
+)
+
+log = structlog.get_logger(__name__)
+
+ANNOUNCE_TIMEOUT_S = 10.0
+SEND_TIMEOUT_S = 10.0
+"""A worker that takes no bytes for so long is gone."""
+
+Outbox = asyncio.Queue[CoordinatorToWorker]
+
+
+class _SocketOverError(Exception):
+    """The socket is done with, in an orderly way; ends the task group of its two directions."""
+
+
+class ControlSocket:
+    """A socket that was accepted. `run` returns when it is over, however it ended."""
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        *,
+        worker_id: WorkerId,
+        connects_from: str,
+        cluster: Cluster,
+        repository: Repository,
+        clock: Callable[[], float],
+    ) -> None:
+        self._socket = socket
+        self._worker_id = worker_id
+        self._connects_from = connects_from
+        self._cluster = cluster
+        self._repository = repository
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Serve the worker until either side has had enough. What the worker did wrong, it is told."""
+        try:
+            await self._serve(await self._announcement())
+        except _SocketOverError:
+            pass
+        except BrigadeError as error:
+            log.warning("worker_dismissed", **error_fields(error))
+            await self._dismiss(Dismiss(error=error.body()))
+        except Exception:
+            log.exception("control_socket_failed")
+            await self._dismiss(Dismiss(error=InternalError("something went wrong in the coordinator").body()))
+
+    async def close(self) -> None:
+        """The coordinator stops: let the worker know that it may come back. Ends `run`."""
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"coordinator stops")
+
+    async def _announcement(self) -> Announce:
+        try:
+            async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
+                message = await self._receive()
+        except TimeoutError as exc:
+            raise DeadlineExceededError(f"no Announce within {ANNOUNCE_TIMEOUT_S:.0f} s") from exc
+        if not isinstance(message, Announce):
+            raise ProtocolError(f"the first message is {_named(message)}; it must be Announce")
+        await check_advertised_url(message.url, self._connects_from)
+        return message
+
+    async def _serve(self, announce: Announce) -> None:
+        try:
+            with self._cluster.connected(self._worker_id) as outbox:
+                await self._cluster.handle(events.WorkerConnected(worker_id=self._worker_id, announce=announce))
+                log.info("worker_connected", url=announce.url, device=announce.device.device)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._read(), name=f"control-read-{self._worker_id}")
+                    tasks.create_task(self._write(outbox), name=f"control-write-{self._worker_id}")
+        except BaseExceptionGroup as group:
+            raise _telling(group) from group
+        finally:
+            log.info("worker_disconnected")
+            await self._cluster.handle(events.SocketLost(worker_id=self._worker_id))
+
+    async def _read(self) -> None:
+        while (message := await self._receive()) is not None:
+            await self._take(message)
+        raise _SocketOverError
+
+    async def _write(self, outbox: Outbox) -> None:
+        while True:
+            message = await outbox.get()
+            if isinstance(message, Dismiss):
+                await self._dismiss(message)
+                raise _SocketOverError
+            await self._send(message)
+
+    async def _receive(self) -> Any:
+        """The next message; None once the socket is closed."""
+        frame = await self._socket.receive()  # ends without a timeout of its own: the pings see to that
+        if frame.type is WSMsgType.BINARY:
+            return decode_message(frame.data, WorkerToCoordinator, max_bytes=MAX_CONTROL_BYTES)
+        if frame.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+            return None
+        raise ProtocolError(f"a {frame.type.name.lower()} message; this socket takes binary ones")
+
+    async def _take(self, message: WorkerToCoordinator) -> None:
+        """Hand on what a worker said."""
+        worker_id = self._worker_id
+        match message:
+            case Announce():
+                raise ProtocolError("a second Announce on one socket; open a new one")
+            case Heartbeat():
+                await self._cluster.handle(events.WorkerBeat(worker_id=worker_id, heartbeat=message))
+            case SpanReport():
+                await self._cluster.handle(events.SpansReported(worker_id=worker_id, report=message))
+            case FilesHeld(files=files):
+                await self._cluster.handle(events.FilesChanged(worker_id=worker_id, files=files))
+            case Leaving(reason=reason):
+                await self._cluster.handle(events.WorkerLeft(worker_id=worker_id, reason=reason))
+            case GenerationReport():
+                await self._finish(message)
+
+    async def _finish(self, report: GenerationReport) -> None:
+        """Only the tail of the session's own route is believed."""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        if not await self._repository.finish_generation(report, now, reported_by=self._worker_id):
+            log.warning("generation_report_refused", session_id=report.session_id[:64])
+
+    async def _send(self, message: CoordinatorToWorker) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._socket.send_bytes(encode_message(message))
+        except (TimeoutError, ConnectionError) as exc:
+            raise _SocketOverError from exc
+
+    async def _dismiss(self, message: Dismiss) -> None:
+        """Say why, and close; a worker that doesn't listen is closed without."""
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._socket.send_bytes(encode_message(message))
+                await self._socket.close(code=WSCloseCode.POLICY_VIOLATION, message=message.error.code.encode())
+        except (TimeoutError, ConnectionError):
+            log.info("dismissed_worker_deaf", error_code=message.error.code)
+
+
+def _telling(group: BaseExceptionGroup) -> BaseException:
+    """What ended the socket: a fault before an orderly end, which is what the other direction then sees."""
+    over, faults = group.split(_SocketOverError)
+    found: BaseException | None = faults or over
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert found is not None
+    return found
+
+
+def _named(message: object) -> str:
+    return "the end of the socket" if message is None else type(message).__name__

@@ -1,0 +1,140 @@
+"""Who is calling: a worker by its session token, a client or an operator by an API key. Kinds never mix.
+
+A stranger gets one answer, whatever was wrong. Only a credential that verifies is told that it is of another kind.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from coordinator.authority import Authority
+from coordinator.repository import Repository, StoredKey
+from protocol.api_key import ApiKey, api_key_from_text, secret_hash
+from protocol.errors import ForbiddenError, UnauthenticatedError
+from protocol.ids import KeyId, WorkerId
+from protocol.rest import KeyKind
+from protocol.tickets import SessionToken, ticket_key, verified_claims
+
+KEY_CACHE_S = 2.0
+"""How long a key is believed without asking the database; a revocation is in force after that everywhere."""
+MAX_CACHED_KEYS = 1024
+
+Access = Literal["open", "worker", "client", "reader", "admin"]
+"""Who may use a route. client: API keys of both kinds; reader: those and workers."""
+
+_ALLOWED: dict[Access, frozenset[str]] = {
+    "worker": frozenset({"worker"}),
+    "client": frozenset({"client", "admin"}),
+    "reader": frozenset({"worker", "client", "admin"}),
+    "admin": frozenset({"admin"}),
+}
+_WHAT: dict[Access, str] = {
+    "worker": "a worker's session token",
+    "client": "an API key",
+    "reader": "an API key or a worker's session token",
+    "admin": "an API key of kind admin",
+}
+_NO_STORED_HASH = "0" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCaller:
+    """A worker that enrolled."""
+
+    worker_id: WorkerId
+    ticket_key: bytes = field(repr=False)
+    """The ticket key that it was granted together with the token that it showed."""
+    kind: Literal["worker"] = "worker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyCaller:
+    """A client or an operator."""
+
+    key_id: KeyId
+    kind: KeyKind
+
+
+Caller = WorkerCaller | KeyCaller
+
+
+class Authenticator:
+    """Verifies credentials. Keys are looked up in the database, and remembered for `KEY_CACHE_S`."""
+
+    def __init__(self, authority: Authority, repository: Repository, clock: Callable[[], float]) -> None:
+        self._authority = authority
+        self._repository = repository
+        self._clock = clock
+        self._cache: OrderedDict[KeyId, tuple[StoredKey, float]] = OrderedDict()
+
+    async def caller(self, access: Access, authorization: Sequence[str]) -> Caller:
+        """Who shows these `Authorization` headers, if they may use a route of this access.
+
+        Raises:
+            UnauthenticatedError: none, several, or one that doesn't verify.
+            ForbiddenError: it verifies, and is of a kind that has no business here.
+        """
+        text = _bearer(access, authorization)
+        caller: Caller = await self._key_caller(text) if text.startswith("brigade-") else self._worker(text)
+        if caller.kind not in _ALLOWED[access]:
+            raise ForbiddenError(f"this needs {_WHAT[access]}; the credential shown is of kind {caller.kind}")
+        return caller
+
+    def forget(self, key_id: KeyId) -> None:
+        """Ask the database next time: the key was changed."""
+        self._cache.pop(key_id, None)
+
+    def _worker(self, token: str) -> WorkerCaller:
+        """The keys are tried one by one: the one that signed the token is the one that the ticket key came from."""
+        now_s = self._clock()
+        error = UnauthenticatedError("the token doesn't verify")
+        for signing_key in reversed(self._authority.signing_keys):
+            try:
+                claims = verified_claims(token, SessionToken, (signing_key,), now_s)
+            except UnauthenticatedError as exc:
+                error = exc if "expired" in exc.message else error
+                continue
+            return WorkerCaller(worker_id=claims.worker_id, ticket_key=ticket_key(signing_key, claims.worker_id))
+        raise error
+
+    async def _key_caller(self, text: str) -> KeyCaller:
+        shown = api_key_from_text(text)
+        stored = await self._stored(shown.key_id)
+        if not self._matches(shown, stored) or stored is None or stored.revoked_at is not None:
+            raise UnauthenticatedError("the API key is unknown, wrong or revoked")
+        return KeyCaller(key_id=shown.key_id, kind=shown.kind)
+
+    def _matches(self, shown: ApiKey, stored: StoredKey | None) -> bool:
+        """All parts are compared, for unknown keys as well, so that the time tells nothing."""
+        kept = stored.secret_hash if stored is not None else _NO_STORED_HASH
+        is_secret = hmac.compare_digest(secret_hash(shown.secret), kept)
+        is_cluster = hmac.compare_digest(shown.ca_fingerprint, self._authority.ca_fingerprint)
+        return is_secret and is_cluster and stored is not None and stored.kind == shown.kind
+
+    async def _stored(self, key_id: KeyId) -> StoredKey | None:
+        now_s = self._clock()
+        cached = self._cache.get(key_id)
+        if cached is not None and 0.0 <= now_s - cached[1] < KEY_CACHE_S:
+            return cached[0]
+        stored = await self._repository.api_key(key_id)
+        self._cache.pop(key_id, None)
+        if stored is not None:  # unknown ids aren't remembered: they would push the known ones out
+            self._cache[key_id] = (stored, now_s)
+            if len(self._cache) > MAX_CACHED_KEYS:
+                self._cache.popitem(last=False)
+        return stored
+
+
+def _bearer(access: Access, authorization: Sequence[str]) -> str:
+    if len(authorization) != 1:
+        raise UnauthenticatedError(
+            f"this needs {_WHAT[access]} in one Authorization header; {len(authorization)} were sent"
+        )
+    scheme, _, text = authorization[0].partition(" ")
+    if scheme.lower() != "bearer" or not text.strip():
+        raise UnauthenticatedError(f"this needs {_WHAT[access]}: Authorization: Bearer ...")
+    return text.strip()

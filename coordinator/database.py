@@ -1,0 +1,175 @@
+"""The database engine: opened, brought to the newest schema, and closed. Knows no tables.
+
+SQLite runs in WAL mode with foreign keys on; a transaction that will write takes the write lock at its beginning,
+so that two of them wait for each other instead of failing. Migration has an event loop and a connection of its
+own, in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, event, make_url, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+import migrations
+from protocol.errors import DatabaseVersionError, StorageError
+
+BUSY_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT_S = 10.0
+QUERY_TIMEOUT_S = 30.0
+MIGRATION_LOCK = 0x6272_6967
+"""PostgreSQL advisory lock that one migration at a time holds ("brig")."""
+
+READ_ONLY: Mapping[str, Any] = MappingProxyType({"brigade_read_only": True})
+"""Execution options of a connection that won't write."""
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on the database at `url`, migrated to the newest schema; closed with the context.
+
+    Raises:
+        DatabaseVersionError: a newer version of Brigade wrote the database; nothing was changed.
+        StorageError: it can't be reached or used.
+    """
+    parsed = make_url(url)
+    await asyncio.to_thread(migrate, url)
+    engine = create_engine(parsed)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def migrate(url: str, revision: str = "head") -> None:
+    """Bring the schema to `revision`, up or down. Blocks; no event loop may run in this thread.
+
+    Raises:
+        DatabaseVersionError, StorageError: as `opened`.
+    """
+    parsed = make_url(url)
+    with database_errors(parsed):
+        _create_privately(parsed)
+        asyncio.run(_migrate(parsed, revision))
+
+
+def create_engine(url: URL, *, is_pooled: bool = True) -> AsyncEngine:
+    """An engine with this program's settings for either database; whoever makes it disposes of it."""
+    options: dict[str, Any] = {} if is_pooled else {"poolclass": NullPool}
+    if url.get_backend_name() == "sqlite":
+        engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **options)
+        event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+    timeouts = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": QUERY_TIMEOUT_S}
+    return create_async_engine(url, connect_args=timeouts, pool_pre_ping=True, **options)
+
+
+def alembic_config(url: URL) -> Config:
+    """Alembic's settings for a database, without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.set_main_option("path_separator", "os")
+    config.attributes["url"] = url
+    return config
+
+
+@contextmanager
+def database_errors(url: URL) -> Iterator[None]:
+    """Turn what the database and its driver raise into a StorageError without SQL, values or passwords."""
+    try:
+        yield
+    except DBAPIError as exc:
+        raise StorageError(
+            f"{_described(url)} can't be used: {_first_line(exc.orig or exc)}{_advice(url)}"
+        ) from exc
+    except SQLAlchemyError as exc:
+        raise StorageError(f"{_described(url)} can't be used ({type(exc).__name__}){_advice(url)}") from exc
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        reason = "it doesn't answer in time" if isinstance(exc, TimeoutError) else _first_line(exc)
+        raise StorageError(f"{_described(url)} can't be used: {reason}{_advice(url)}") from exc
+
+
+async def _migrate(url: URL, revision: str) -> None:
+    engine = create_engine(url, is_pooled=False)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(_run_alembic, url, revision)
+    finally:
+        await engine.dispose()
+
+
+def _run_alembic(connection: Connection, url: URL, revision: str) -> None:
+    config = alembic_config(url)
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    script = ScriptDirectory.from_config(config)
+    known = {entry.revision for entry in script.walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_heads()
+    if unknown := sorted(set(current) - known):
+        raise DatabaseVersionError(
+            f"{_described(url)} is at schema {', '.join(unknown)}, which this version of Brigade doesn't know (its "
+            f"newest is {script.get_current_head()}): a newer version wrote it; install that one, or use another "
+            "database"
+        )
+    config.attributes["connection"] = connection
+    if revision == "base":  # tests and operators only; a start goes up
+        command.downgrade(config, revision)
+    elif current != (script.get_current_head(),):
+        command.upgrade(config, revision)
+
+
+def _create_privately(url: URL) -> None:
+    """Make a missing SQLite file, readable by us alone; its journals take over its permissions."""
+    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
+        os.close(os.open(url.database, os.O_RDWR | os.O_CREAT, 0o600))
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves, so that DDL is in the transaction too
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT_MS}",
+        "journal_mode = WAL",
+        "synchronous = NORMAL",
+        "foreign_keys = ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    is_read_only = connection.get_execution_options().get("brigade_read_only", False)
+    connection.exec_driver_sql("BEGIN" if is_read_only else "BEGIN IMMEDIATE")
+
+
+def _described(url: URL) -> str:
+    if url.get_backend_name() == "sqlite":
+        return f"the database {url.database}"
+    return f"the PostgreSQL database {url.database or ''} at {url.host or 'localhost'}:{url.port or 5432}"
+
+
+def _advice(url: URL) -> str:
+    if url.get_backend_name() == "sqlite":
+        return "; check that it is a Brigade database, its permissions, and that the disk has room"
+    return "; check --database-url, and that the server runs and lets this user in"
+
+
+def _first_line(exc: BaseException) -> str:
+    """The driver's own words; further lines may hold the values of a row."""
+    lines = str(getattr(exc, "strerror", None) or exc).strip().splitlines()
+    return lines[0][:200] if lines else type(exc).__name__

@@ -1,0 +1,42 @@
+"""Typed keys: what handlers find in the application and in the request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+
+from coordinator.authority import Authority
+from coordinator.catalogue import Catalogue
+from coordinator.cluster import Cluster
+from coordinator.config import CoordinatorConfig
+from coordinator.control_socket import ControlSocket
+from coordinator.credentials import Access, Authenticator, Caller
+from coordinator.joining import AttemptLimiter, Joining
+from coordinator.repository import Repository
+from coordinator.ticket_desk import TicketDesk
+
+Clock = Callable[[], float]
+"""Seconds since 1970, UTC."""
+
+CONFIG: Final = web.AppKey("config", CoordinatorConfig)
+CLOCK: Final = web.AppKey[Clock]("clock")
+AUTHORITY: Final = web.AppKey("authority", Authority)
+REPOSITORY: Final = web.AppKey("repository", Repository)
+CLUSTER: Final = web.AppKey("cluster", Cluster)
+CATALOGUE: Final = web.AppKey("catalogue", Catalogue)
+AUTHENTICATOR: Final = web.AppKey("authenticator", Authenticator)
+JOINING: Final = web.AppKey("joining", Joining)
+JOIN_LIMITER: Final = web.AppKey("join_limiter", AttemptLimiter)
+TICKET_DESK: Final = web.AppKey("ticket_desk", TicketDesk)
+CONTROL_SOCKETS: Final = web.AppKey[set[ControlSocket]]("control_sockets")
+"""The open ones, to be closed at the stop."""
+KNOWN_NAMES: Final = web.AppKey[frozenset[str]]("known_names")
+PUBLIC_URL: Final = web.AppKey[list[str]]("public_url")
+"""One entry, set once the port is known."""
+ACCESS: Final = web.AppKey[dict[web.AbstractRoute, Access]]("access")
+"""Who may use each route; a route that isn't here answers nobody."""
+
+CALLER: Final = web.RequestKey[Caller]("caller")
+"""Who asks, on routes that aren't open."""

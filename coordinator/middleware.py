@@ -1,0 +1,157 @@
+"""Around every request: an id for the log, who may ask, limits, and errors as JSON without anything inside ours."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+import structlog
+from aiohttp import hdrs, web
+
+from coordinator.addresses import check_host
+from coordinator.credentials import Access, WorkerCaller
+from coordinator.keys import ACCESS, AUTHENTICATOR, CALLER, KNOWN_NAMES
+from protocol.codec import MAX_BODY_BYTES, decode_json, encode_json
+from protocol.errors import (
+    BrigadeError,
+    DeadlineExceededError,
+    ErrorBody,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    TooLargeError,
+    error_fields,
+)
+from protocol.rest import ErrorAnswer
+
+log = structlog.get_logger(__name__)
+
+BODY_TIMEOUT_S = 15.0
+"""For a whole body, so that nobody holds a request open with a byte a minute."""
+
+SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Server": "brigade",
+    "Strict-Transport-Security": "max-age=31536000",
+    "X-Content-Type-Options": "nosniff",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
+
+
+def add_route(app: web.Application, access: Access, method: str, path: str, handler: Handler) -> None:
+    """Put a handler in, and say who may use it."""
+    app[ACCESS][app.router.add_route(method, path, handler)] = access
+
+
+def json_answer(body: msgspec.Struct, *, status: int = 200) -> web.Response:
+    """`body` as an answer."""
+    return web.Response(body=encode_json(body), status=status, content_type="application/json")
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body's bytes as they were sent.
+
+    Raises:
+        TooLargeError: over `MAX_BODY_BYTES`; the rest was not read.
+        InvalidRequestError: compressed: a proof is over the bytes as sent, and a small bomb unpacks large.
+        DeadlineExceededError: it didn't come within `BODY_TIMEOUT_S`.
+    """
+    if hdrs.CONTENT_ENCODING in request.headers:
+        raise InvalidRequestError("send the body without Content-Encoding")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge as exc:
+        raise TooLargeError(f"the body is over {MAX_BODY_BYTES} bytes") from exc
+    except TimeoutError as exc:
+        raise DeadlineExceededError(f"the body didn't come within {BODY_TIMEOUT_S:.0f} s") from exc
+
+
+async def read_json(request: web.Request, kind: type[T]) -> T:
+    """The body as a `kind`; InvalidRequestError names the field that is wrong."""
+    if request.content_type not in ("application/json", "application/octet-stream"):
+        # Not what a browser sends across origins without asking first.
+        raise InvalidRequestError(f"the body is {request.content_type[:80]}; send application/json")
+    return decode_json(await read_body(request), kind)
+
+
+def error_answer(error: BrigadeError) -> web.Response:
+    """The answer that an error is."""
+    response = json_answer(ErrorAnswer(error=error.body()), status=error.status)
+    if error.retry_after_s is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(max(1, round(error.retry_after_s + 0.499)))
+    if error.status == web.HTTPUnauthorized.status_code:
+        response.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
+    return response
+
+
+async def add_security_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    """For `on_response_prepare`: every answer has them, files and sockets too. No CORS header is ever sent."""
+    response.headers.update(SECURITY_HEADERS)
+    if (request_id := structlog.contextvars.get_contextvars().get("request_id")) is not None:
+        response.headers["Brigade-Request-Id"] = request_id
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Outermost: log context, and whatever is raised as an answer. The caller's request id isn't believed."""
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=secrets.token_hex(8))
+    try:
+        return await handler(request)
+    except BrigadeError as error:
+        fields = {"method": request.method, "path": request.path[:200], "status": error.status}
+        (log.warning if error.status >= 500 else log.info)("request_refused", **fields, **error_fields(error))
+        return error_answer(error)
+    except web.HTTPException as exc:
+        return _http_error(request, exc)
+    except ConnectionError:
+        raise  # the caller went away; nobody is there to be answered
+    except Exception:
+        log.exception("request_failed", method=request.method, path=request.path[:200])
+        return error_answer(InternalError("something went wrong in the coordinator; its log has the details"))
+
+
+@web.middleware
+async def check_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse strange Host headers, then whoever may not use the route."""
+    check_host(request.headers.get(hdrs.HOST, ""), request.app[KNOWN_NAMES])
+    if request.match_info.http_exception is not None:
+        return await handler(request)  # no such route or method: nothing to protect
+    access = request.app[ACCESS].get(request.match_info.route)
+    if access is None:
+        raise InternalError("this route says nothing about who may use it")
+    if access != "open":
+        authorization = request.headers.getall(hdrs.AUTHORIZATION, [])
+        caller = await request.app[AUTHENTICATOR].caller(access, authorization)
+        request[CALLER] = caller
+        if isinstance(caller, WorkerCaller):
+            structlog.contextvars.bind_contextvars(worker_id=caller.worker_id)
+        else:
+            structlog.contextvars.bind_contextvars(key_id=caller.key_id)
+    return await handler(request)
+
+
+def _http_error(request: web.Request, exc: web.HTTPException) -> web.StreamResponse:
+    """What aiohttp itself raises, in our form."""
+    if isinstance(exc, web.HTTPNotFound):
+        return error_answer(NotFoundError(f"there is nothing at {request.path[:200]}"))
+    if isinstance(exc, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(exc.allowed_methods))
+        message = f"{request.method[:20]} isn't possible at {request.path[:200]}; {allowed} is"
+        response = json_answer(
+            ErrorAnswer(error=ErrorBody(code=InvalidRequestError.code, message=message)), status=exc.status
+        )
+        response.headers[hdrs.ALLOW] = allowed
+        return response
+    message = f"the request can't be answered: {exc.reason}"
+    code = InvalidRequestError.code if exc.status < 500 else InternalError.code
+    return json_answer(ErrorAnswer(error=ErrorBody(code=code, message=message)), status=exc.status)

@@ -1,0 +1,89 @@
+"""Everything that a coordinator stands on, opened in order: folder, lock, authority, database, first API keys."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from yarl import URL
+
+from coordinator import database
+from coordinator import state_folder as names
+from coordinator.authority import Authority
+from coordinator.config import CoordinatorConfig
+from coordinator.repository import Repository
+from coordinator.state_folder import StateFolder
+from protocol.api_key import ApiKey, api_key_from_text, new_api_key, secret_hash
+from protocol.errors import UnauthenticatedError
+from protocol.rest import KeyKind
+
+FIRST_KEYS: tuple[tuple[KeyKind, str], ...] = (("admin", names.ADMIN_KEY), ("client", names.CLIENT_KEY))
+"""Keys that every state folder has, and their files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedState:
+    """What `opened_state` opened."""
+
+    folder: StateFolder
+    authority: Authority
+    engine: AsyncEngine
+    repository: Repository
+
+
+@asynccontextmanager
+async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterator[OpenedState]:
+    """Open the state folder (for us alone) and the database; what is missing is made.
+
+    Raises:
+        ConfigError: the join secret is too weak.
+        ConflictError: another coordinator runs on the folder, or the database is another coordinator's.
+        StorageError: the folder or the database can't be used (DatabaseVersionError: too new).
+    """
+    with ExitStack() as stack:
+        folder, authority = await asyncio.to_thread(_opened_folder, config, now, stack)
+        async with database.opened(config.database_url or folder.database_url) as engine:
+            repository = Repository(engine)
+            await repository.claim(authority.coordinator_id)
+            await _ensure_first_keys(folder, authority, repository, now)
+            yield OpenedState(folder=folder, authority=authority, engine=engine, repository=repository)
+
+
+def _opened_folder(config: CoordinatorConfig, now: datetime, stack: ExitStack) -> tuple[StateFolder, Authority]:
+    folder = StateFolder(config.state)
+    stack.enter_context(folder.locked())
+    hosts = [config.listen_host]
+    if config.public_url and (public_host := URL(config.public_url).host):
+        hosts.append(public_host)
+    return folder, Authority(folder, now=now, secret=config.secret, hosts=hosts)
+
+
+async def _ensure_first_keys(
+    folder: StateFolder, authority: Authority, repository: Repository, now: datetime
+) -> None:
+    """See that both key files hold keys of this cluster that the database knows (it may be a new one)."""
+    for kind, name in FIRST_KEYS:
+        key = await asyncio.to_thread(_key_in_file, folder, name, kind, authority.ca_fingerprint)
+        if await repository.api_key(key.key_id) is None:
+            label = f"first {kind} key"
+            await repository.add_api_key(key.key_id, label, kind, secret_hash(key.secret), now)
+
+
+def _key_in_file(folder: StateFolder, name: str, kind: KeyKind, ca_fingerprint: str) -> ApiKey:
+    """The key in the file, or a new one that is written there if none of this cluster is."""
+    text = folder.read(name)
+    if text is not None:
+        try:
+            key = api_key_from_text(text)
+        except UnauthenticatedError:
+            pass
+        else:
+            if (key.kind, key.ca_fingerprint) == (kind, ca_fingerprint):
+                return key
+    key = new_api_key(kind, ca_fingerprint)
+    folder.write(name, key.text())
+    return key

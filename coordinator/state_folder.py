@@ -1,0 +1,176 @@
+"""The coordinator's folder: what must survive a restart and isn't in the database. 0700, every file 0600.
+
+    join-secret             what workers join with; previous ones that still admit: join-secrets-previous.json
+    signing-keys.json       keys of session tokens and tickets
+    ca.pem ca.key           the cluster's CA           server.pem server.key   the coordinator's own certificate
+    coordinator-id          its name                   url                     where it listens (written at start)
+    admin.key client.key    API keys made at first start
+    brigade.db              the database, unless another is named              files/   model files (FileStore)
+
+Everything here blocks: call it from a thread where there is an event loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from protocol.errors import ConflictError, StorageError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+JOIN_SECRET = "join-secret"  # noqa: S105 - the name of a file
+PREVIOUS_SECRETS = "join-secrets-previous.json"
+SIGNING_KEYS = "signing-keys.json"
+CA_CERTIFICATE = "ca.pem"
+CA_KEY = "ca.key"
+SERVER_CERTIFICATE = "server.pem"
+SERVER_KEY = "server.key"
+COORDINATOR_ID = "coordinator-id"
+ADMIN_KEY = "admin.key"
+CLIENT_KEY = "client.key"
+URL = "url"
+LOCK = "lock"
+
+MAX_FILE_BYTES = 2**20
+"""Far above anything written here; a larger file isn't ours."""
+
+
+class StateFolder:
+    """The folder at `root`, which is made if it isn't there.
+
+    Raises:
+        StorageError: it can't be made or written; the message says why and what to do.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        with _storage_errors(self.root):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (self.root / COORDINATOR_ID).is_file():
+                self.root.chmod(0o700)  # ours; a folder that held something else before is left as it is
+            with tempfile.TemporaryFile(dir=self.root):
+                pass  # a folder that can't be written is found now, not at the first change
+
+    @property
+    def files(self) -> Path:
+        """Where the model files are: the root of the `FileStore`."""
+        return self.root / "files"
+
+    @property
+    def database_url(self) -> str:
+        """The SQLite database that is used where no other is named."""
+        return f"sqlite+aiosqlite:///{self.root / 'brigade.db'}"
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` is or would be."""
+        return self.root / name
+
+    def read(self, name: str) -> str | None:
+        """The text of a file without surrounding white space; None if it isn't there.
+
+        Raises:
+            StorageError: it can't be read or isn't text.
+        """
+        return read_state_file(self.path(name))
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file as a whole: at any moment the old text or the new one is there, readable by us alone.
+
+        Raises:
+            StorageError: the disk is full or the folder can't be written.
+        """
+        path = self.path(name)
+        with _storage_errors(path):
+            fd, temporary = tempfile.mkstemp(dir=self.root, prefix=f".{name}-")  # 0600 from the beginning
+            try:
+                with os.fdopen(fd, "w", encoding="utf-8") as file:
+                    file.write(text if text.endswith("\n") else text + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(temporary).replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    Path(temporary).unlink()
+                raise
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one coordinator; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            ConflictError: another coordinator runs on this folder.
+        """
+        with _storage_errors(self.path(LOCK)):
+            fd = os.open(self.path(LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                _lock(fd)
+            except OSError as exc:
+                if exc.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                    raise _storage_error(self.path(LOCK), exc) from exc
+                raise ConflictError(
+                    f"another coordinator runs on {self.root}: stop it first, or give this one a folder of its own "
+                    "(--state)"
+                ) from exc
+            yield
+        finally:
+            os.close(fd)
+
+
+def read_state_file(path: Path) -> str | None:
+    """The text of a small file of ours without surrounding white space; None if it isn't there."""
+    with _storage_errors(path):
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except FileNotFoundError:
+            return None
+    try:
+        if len(data) > MAX_FILE_BYTES:
+            raise StorageError(f"{path} has over {MAX_FILE_BYTES} bytes: it isn't a file of Brigade's state")
+        return data.decode("utf-8").strip()
+    except UnicodeDecodeError as exc:
+        raise StorageError(f"{path} isn't text: restore it from a backup, or remove it") from exc
+
+
+def _lock(fd: int) -> None:
+    if sys.platform == "win32":
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise _storage_error(path, exc) from exc
+
+
+def _storage_error(path: Path, exc: OSError) -> StorageError:
+    match exc.errno:
+        case errno.EEXIST | errno.ENOTDIR:
+            return StorageError(
+                f"{path} can't be a state folder: there is a file in its place; name another (--state)"
+            )
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return StorageError(
+                f"{path} can't be used ({exc.strerror}): change its owner or permissions, or name another state "
+                "folder (--state)"
+            )
+        case errno.ENOSPC | errno.EDQUOT:
+            return StorageError(
+                f"no room on the disk of {path} ({exc.strerror}): make room, or name another folder"
+            )
+        case _:
+            return StorageError(f"{path} can't be used: {exc.strerror or exc}")

@@ -1,0 +1,87 @@
+"""Tickets for the hops of a route, each signed with the key of the worker that it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from coordinator.policy.routing import RouteStage
+from protocol.errors import ModelUnavailableError
+from protocol.ids import ModelName, Revision, SessionId, WorkerId
+from protocol.rest import RouteHop
+from protocol.tickets import Ticket, sign_claims
+
+TICKET_LIFE_S = 3600.0
+"""Longer than any generation may take; a ticket is for one session, so it can't be used for another."""
+
+
+class TicketDesk:
+    """Knows the ticket key of every connected worker: the one granted with the token that its socket showed.
+
+    So after a rotation of the signing keys, and after a restart, a worker gets tickets that it can verify.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[WorkerId, list[bytes]] = {}
+
+    @contextmanager
+    def serving(self, worker_id: WorkerId, key: bytes) -> Iterator[None]:
+        """Sign this worker's tickets with `key` as long as its control socket is open (the newest one counts)."""
+        entry = self._keys[worker_id] = [key]
+        try:
+            yield
+        finally:
+            if self._keys.get(worker_id) is entry:
+                del self._keys[worker_id]
+
+    def hops(
+        self,
+        stages: Sequence[RouteStage],
+        *,
+        session_id: SessionId,
+        model: ModelName,
+        revision: Revision,
+        max_positions: int,
+        now_s: float,
+    ) -> tuple[RouteHop, ...]:
+        """The route as the client gets it.
+
+        Raises:
+            ModelUnavailableError: a worker's socket closed this very moment.
+        """
+        head, tail = stages[0], stages[-1]
+        hops = []
+        for i, stage in enumerate(stages):
+            following = stages[i + 1] if i + 1 < len(stages) else None
+            ticket = Ticket(
+                expires_at_s=now_s + TICKET_LIFE_S,
+                worker_id=stage.worker_id,
+                session_id=session_id,
+                model=model,
+                revision=revision,
+                blocks=stage.blocks,
+                epoch=stage.epoch,
+                previous=stages[i - 1].worker_id if i > 0 else None,
+                next=following.worker_id if following is not None else None,
+                next_url=following.url if following is not None else None,
+                head=head.worker_id,
+                head_url=head.url,
+                tail=tail.worker_id,
+                max_positions=max_positions,
+            )
+            hops.append(_hop(stage, sign_claims(ticket, self._keys_of(stage.worker_id))))
+        return tuple(hops)
+
+    def _keys_of(self, worker_id: WorkerId) -> list[bytes]:
+        try:
+            return self._keys[worker_id]
+        except KeyError:
+            raise ModelUnavailableError(
+                f"worker {worker_id} left the moment it was chosen; ask again", retry_after_s=1.0
+            ) from None
+
+
+def _hop(stage: RouteStage, ticket: str) -> RouteHop:
+    return RouteHop(
+        worker_id=stage.worker_id, url=stage.url, blocks=stage.blocks, precision=stage.precision, ticket=ticket
+    )

@@ -1,0 +1,103 @@
+"""What workers ask over HTTP: to join, for their control socket, for others who have a file."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from coordinator.addresses import rate_key
+from coordinator.control_socket import ControlSocket
+from coordinator.credentials import WorkerCaller
+from coordinator.keys import (
+    CALLER,
+    CLOCK,
+    CLUSTER,
+    CONTROL_SOCKETS,
+    JOIN_LIMITER,
+    JOINING,
+    REPOSITORY,
+    TICKET_DESK,
+)
+from coordinator.middleware import add_route, json_answer, read_body, read_json
+from coordinator.policy.events import WorkerJoined
+from coordinator.policy.views import file_sources
+from protocol.codec import MAX_CONTROL_BYTES
+from protocol.errors import InvalidRequestError, UnauthenticatedError
+from protocol.handshake import PROOF_HEADER
+from protocol.rest import ChallengeRequest, SourcesAnswer, SourcesRequest
+
+PING_S = 5.0
+MAX_SOURCES_FILES = 10_000
+
+
+def add_worker_routes(app: web.Application) -> None:
+    """Put the workers' routes in."""
+    add_route(app, "open", "POST", "/v1/join/challenge", challenge)
+    add_route(app, "open", "POST", "/v1/join", join)
+    add_route(app, "worker", "GET", "/v1/worker/control", control)
+    add_route(app, "worker", "POST", "/v1/worker/sources", sources)
+
+
+async def challenge(request: web.Request) -> web.Response:
+    """`ChallengeRequest` -> `Challenge`."""
+    _count_attempt(request)
+    return json_answer(request.app[JOINING].challenge(await read_json(request, ChallengeRequest)))
+
+
+async def join(request: web.Request) -> web.Response:
+    """`JoinRequest` with its proof -> `JoinGrant` with the coordinator's."""
+    _count_attempt(request)
+    proofs = request.headers.getall(PROOF_HEADER, [])
+    if len(proofs) != 1:
+        raise UnauthenticatedError(f"one header {PROOF_HEADER} is needed; {len(proofs)} were sent")
+    granted = await request.app[JOINING].grant(await read_body(request), proofs[0])
+    await request.app[CLUSTER].handle(WorkerJoined(worker_id=granted.worker_id))
+    return web.Response(body=granted.body, content_type="application/json", headers={PROOF_HEADER: granted.proof})
+
+
+async def control(request: web.Request) -> web.WebSocketResponse:
+    """The control socket, for as long as it lasts."""
+    caller = _worker(request)
+    socket = web.WebSocketResponse(heartbeat=PING_S, max_msg_size=MAX_CONTROL_BYTES, compress=False)
+    if not socket.can_prepare(request):
+        raise InvalidRequestError("this is a WebSocket: ask with Upgrade: websocket")
+    await socket.prepare(request)
+    control_socket = ControlSocket(
+        socket,
+        worker_id=caller.worker_id,
+        connects_from=_peer(request),
+        cluster=request.app[CLUSTER],
+        repository=request.app[REPOSITORY],
+        clock=request.app[CLOCK],
+    )
+    request.app[CONTROL_SOCKETS].add(control_socket)
+    try:
+        with request.app[TICKET_DESK].serving(caller.worker_id, caller.ticket_key):
+            await control_socket.run()
+    finally:
+        request.app[CONTROL_SOCKETS].discard(control_socket)
+    return socket
+
+
+async def sources(request: web.Request) -> web.Response:
+    """`SourcesRequest` -> `SourcesAnswer`."""
+    body = await read_json(request, SourcesRequest)
+    if len(body.files) > MAX_SOURCES_FILES:
+        raise InvalidRequestError(f"{len(body.files)} files; ask for at most {MAX_SOURCES_FILES} at once")
+    found = file_sources(request.app[CLUSTER].state, body.files, _worker(request).worker_id)
+    return json_answer(SourcesAnswer(sources=found))
+
+
+def _worker(request: web.Request) -> WorkerCaller:
+    caller = request[CALLER]
+    assert isinstance(caller, WorkerCaller)  # the route's access says so
+    return caller
+
+
+def _count_attempt(request: web.Request) -> None:
+    request.app[JOIN_LIMITER].check(rate_key(_peer(request)), request.app[CLOCK]())
+
+
+def _peer(request: web.Request) -> str:
+    """The other end of the connection itself; what headers say of it isn't believed."""
+    name = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return str(name[0]) if name else ""

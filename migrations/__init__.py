@@ -1,0 +1,1 @@
+"""The database schema over time, for alembic."""

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from coordinator.cli_output import coverage_text, human_bytes, model_table, print_status, printable, worker_table
+from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, WorkerId
+from protocol.messages import SpanStatus
+from protocol.rest import BlockCoverage, ClusterStatus, ModelInfo, WorkerInfo
+
+COVERAGE = (
+    BlockCoverage(blocks=BlockRange(0, 10), n_workers=2),
+    BlockCoverage(blocks=BlockRange(10, 30), n_workers=0),
+)
+
+
+def span(blocks: BlockRange, **fields: object) -> SpanStatus:
+    return SpanStatus(model=ModelName("m"), revision=Revision("r"), blocks=blocks, reason="", **fields)  # type: ignore[arg-type]
+
+
+WORKER = WorkerInfo(
+    worker_id=WorkerId("w-abc"),
+    hostname="box [bold]\x1b[31m",
+    url="https://a:1",
+    state="loading",
+    reason="almost there",
+    device="cpu",
+    precision="float32",
+    memory_bytes=1,
+    spans=(span(BlockRange(0, 4), state="ready"), span(BlockRange(4, 9), state="downloading", progress=0.425)),
+    n_sessions=3,
+    free_kv_bytes=1,
+    decode_s_per_block=0.1,
+    last_seen_s_ago=1.4,
+)
+MODEL = ModelInfo(
+    name=ModelName("m"),
+    revision=Revision("f" * 64),
+    state="incomplete",
+    reason="blocks 10:30 are missing",
+    architecture="LlamaForCausalLM",
+    n_blocks=30,
+    context_length=2048,
+    size_bytes=3 * 2**30,
+    is_chat=True,
+    coverage=COVERAGE,
+)
+
+
+def shown(table: object) -> str:
+    console = Console(width=250, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_a_worker_is_shown_with_what_it_holds() -> None:
+    text = shown(worker_table((WORKER,)))
+    assert "m 0:4, m 4:9 (downloading 42%)" in text
+    assert "almost there" in text
+    assert "box [bold] [31m" in text
+    assert "\x1b" not in text
+
+
+def test_a_model_is_shown_with_its_gaps() -> None:
+    text = shown(model_table((MODEL,)))
+    assert coverage_text(COVERAGE) == "0:10 by 2, 10:30 by nobody"
+    for part in ("0:10 by 2, 10:30 by nobody", "incomplete", "3.0 GiB", "blocks 10:30 are missing"):
+        assert part in text
+
+
+def test_a_status_without_models_and_workers_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    status = ClusterStatus(
+        coordinator_id=CoordinatorId("c-1"),
+        version="0.1",
+        url="https://a:1",
+        database="sqlite",
+        models=(),
+        workers=(),
+    )
+    print_status(status)
+    out = capsys.readouterr().out
+    assert "coord model add NAME SOURCE" in out
+    assert "worker join https://a:1" in out
+
+
+@given(st.text())
+def test_printable_text_has_no_control_characters(text: str) -> None:
+    assert all(character.isprintable() for character in printable(text))
+    assert len(printable(text)) == len(text)
+
+
+@given(st.integers(min_value=0, max_value=2**60))
+def test_sizes_have_few_digits(n_bytes: int) -> None:
+    assert len(human_bytes(n_bytes)) <= 13

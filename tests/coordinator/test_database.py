@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import stat
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from coordinator.database import READ_ONLY, opened
+from coordinator.tables import AuditRow
+from protocol.errors import EXIT_STORAGE, StorageError
+
+
+async def test_sqlite_is_set_up_for_one_writer_and_many_readers(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    async with opened(f"sqlite+aiosqlite:///{path}") as engine, engine.connect() as connection:
+        for pragma, expected in (("journal_mode", "wal"), ("foreign_keys", 1), ("busy_timeout", 10_000)):
+            assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar() == expected
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'new.db'}") as engine, engine.connect() as writer:
+        await writer.execute(text("INSERT INTO settings VALUES ('a', 'b')"))
+        async with asyncio.timeout(5), engine.connect() as plain:
+            reader = await plain.execution_options(**READ_ONLY)
+            assert (await reader.execute(text("SELECT count(*) FROM settings"))).scalar() == 0
+
+
+async def test_foreign_keys_hold(database_url: str) -> None:
+    insert = text("INSERT INTO model_files (model_id, name, sha256, size_bytes) VALUES (7, 'a', 'b', 1)")
+    async with opened(database_url) as engine, engine.connect() as connection:
+        with pytest.raises(IntegrityError):
+            await connection.execute(insert)
+
+
+async def add_audit(engine: AsyncEngine, at: datetime) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        session.add(AuditRow(at=at, action="a", subject="s", details="d"))
+
+
+async def test_times_come_back_in_utc(database_url: str) -> None:
+    at = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    async with opened(database_url) as engine:
+        await add_audit(engine, at)
+        async with AsyncSession(engine) as session:
+            found = (await session.scalars(select(AuditRow.at))).one()
+    assert found == at
+    assert found.tzinfo is UTC
+
+
+async def test_a_time_without_zone_is_refused(database_url: str) -> None:
+    async with opened(database_url) as engine:
+        with pytest.raises(StatementError, match="no time zone"):
+            await add_audit(engine, datetime(2026, 1, 1))  # noqa: DTZ001 - the mistake in question
+
+
+async def refused(url: str) -> str:
+    with pytest.raises(StorageError) as caught:
+        async with opened(url):
+            pass
+    assert caught.value.exit_code == EXIT_STORAGE
+    return str(caught.value)
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"not a database, " * 1000)
+    assert "file is not a database" in await refused(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+
+
+async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert "No such file or directory" in await refused(f"sqlite+aiosqlite:///{tmp_path / 'no' / 'x.db'}")
+
+
+async def test_no_postgresql_there() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        message = await refused(f"postgresql+asyncpg://user:hunter2@127.0.0.1:{port}/brigade")
+    assert f"127.0.0.1:{port}" in message
+    assert "--database-url" in message
+    assert "hunter2" not in message
+
+
+async def test_a_postgresql_database_that_is_not_there(postgres_server: object) -> None:
+    folder = postgres_server.socket_folder  # type: ignore[attr-defined]
+    assert "does not exist" in await refused(f"postgresql+asyncpg://postgres@/nowhere?host={folder}")

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from coordinator.config import CoordinatorConfig
+from coordinator.opening import opened_state
+from coordinator.policy.state import StoredState
+from protocol.api_key import api_key_from_text, secret_hash
+from protocol.errors import ConflictError
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+async def test_the_first_start_makes_a_key_of_each_kind_once(tmp_path: Path) -> None:
+    config = CoordinatorConfig(state=tmp_path)
+    texts = []
+    for day in range(2):
+        async with opened_state(config, NOW + timedelta(days=day)) as opened:
+            assert opened.authority.is_first_start == (day == 0)
+            for kind in ("admin", "client"):
+                key = api_key_from_text(opened.folder.read(f"{kind}.key") or "")
+                stored = await opened.repository.api_key(key.key_id)
+                assert stored is not None
+                assert (stored.kind, stored.secret_hash) == (kind, secret_hash(key.secret))
+                assert key.ca_fingerprint == opened.authority.ca_fingerprint
+                texts.append(key.text())
+            assert len(await opened.repository.api_keys()) == 2
+            assert await opened.repository.load_state() == StoredState()
+    assert texts[:2] == texts[2:]
+
+
+async def test_a_revoked_first_key_stays_revoked(tmp_path: Path) -> None:
+    config = CoordinatorConfig(state=tmp_path)
+    async with opened_state(config, NOW) as opened:
+        for key in await opened.repository.api_keys():
+            await opened.repository.revoke_api_key(key.key_id, NOW)
+    async with opened_state(config, NOW) as opened:
+        assert all(key.revoked_at == NOW for key in await opened.repository.api_keys())
+
+
+async def test_a_damaged_key_file_gets_a_new_key(tmp_path: Path) -> None:
+    config = CoordinatorConfig(state=tmp_path)
+    async with opened_state(config, NOW) as opened:
+        old = opened.folder.read("admin.key") or ""
+        opened.folder.write("admin.key", old[:40])
+    async with opened_state(config, NOW) as opened:
+        assert api_key_from_text(opened.folder.read("admin.key") or "").text() != old
+        assert len(await opened.repository.api_keys()) == 3
+
+
+async def test_a_new_database_learns_the_keys_and_anothers_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'one.db'}"
+    async with opened_state(CoordinatorConfig(state=tmp_path / "a"), NOW) as opened:
+        key = api_key_from_text(opened.folder.read("admin.key") or "")
+    async with opened_state(CoordinatorConfig(state=tmp_path / "a", database_url=url), NOW) as opened:
+        assert await opened.repository.api_key(key.key_id) is not None
+    with pytest.raises(ConflictError, match="the database belongs to"):
+        async with opened_state(CoordinatorConfig(state=tmp_path / "b", database_url=url), NOW):
+            pass
+
+
+async def test_the_folder_is_let_go_when_opening_fails(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"nonsense" * 1000)
+    broken = CoordinatorConfig(state=tmp_path / "s", database_url=f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+    with pytest.raises(Exception, match="not a database"):
+        async with opened_state(broken, NOW):
+            pass
+    async with opened_state(CoordinatorConfig(state=tmp_path / "s"), NOW):
+        with pytest.raises(ConflictError, match="another coordinator"):
+            async with opened_state(CoordinatorConfig(state=tmp_path / "s"), NOW):
+                pass

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, make_url, text
+
+from coordinator.database import alembic_config, create_engine, migrate, opened
+from coordinator.tables import Base
+from protocol.errors import DatabaseVersionError
+
+ROOT = Path(__file__).parents[2]
+
+
+def differences(connection: Connection) -> list[Any]:
+    options = {"compare_type": True, "render_as_batch": True}
+    return compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
+
+
+async def in_database(url: str, function: Any) -> Any:
+    engine = create_engine(make_url(url), is_pooled=False)
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(function)
+    finally:
+        await engine.dispose()
+
+
+def table_names(connection: Connection) -> set[str]:
+    return set(inspect(connection).get_table_names())
+
+
+async def test_a_migrated_database_equals_the_models(database_url: str) -> None:
+    async with opened(database_url) as engine, engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_migrations_go_down_and_up_again(database_url: str) -> None:
+    async with opened(database_url):
+        pass
+    await asyncio.to_thread(migrate, database_url, "base")
+    assert await in_database(database_url, table_names) <= {"alembic_version"}
+    async with opened(database_url) as engine, engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_opening_twice_changes_nothing(database_url: str) -> None:
+    for _ in range(2):
+        async with opened(database_url) as engine, engine.connect() as connection:
+            assert (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalars().all() == [
+                "0001"
+            ]
+
+
+async def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(database_url: str) -> None:
+    async with opened(database_url) as engine, engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseVersionError, match=r"9999.*newer version"):
+        async with opened(database_url):
+            pass
+    names = await in_database(database_url, table_names)
+    assert {"workers", "alembic_version"} <= names
+
+
+async def test_a_failed_migration_leaves_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def table_and_failure(connection: Connection, *_: object) -> None:
+        connection.execute(text("CREATE TABLE half_done (id INTEGER)"))
+        raise DatabaseVersionError("stop here")
+
+    monkeypatch.setattr("coordinator.database._run_alembic", table_and_failure)
+    with pytest.raises(DatabaseVersionError, match="stop here"):
+        async with opened(database_url):
+            pass
+    assert "half_done" not in await in_database(database_url, table_names)
+
+
+def test_revisions_are_one_line() -> None:
+    script = ScriptDirectory.from_config(alembic_config(make_url("sqlite+aiosqlite://")))
+    assert len(script.get_heads()) == 1
+    assert all(entry.doc for entry in script.walk_revisions())
+
+
+def test_alembic_ini_serves_by_hand(tmp_path: Path) -> None:
+    environ = os.environ | {"BRIGADE_DATABASE_URL": f"sqlite:///{tmp_path / 'hand.db'}"}
+    for arguments in (["upgrade", "head"], ["check"], ["downgrade", "base"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "alembic", *arguments],
+            cwd=ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr

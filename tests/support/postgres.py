@@ -1,0 +1,131 @@
+"""A PostgreSQL server for the tests: in a temporary folder, on a Unix socket of its own, gone at the end.
+
+PostgreSQL refuses to run as root, so as root it runs as the user `postgres` or `nobody`. Durability is off.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+START_DEADLINE_S = 40.0
+SETTINGS = (
+    *("listen_addresses=", "fsync=off", "synchronous_commit=off", "full_page_writes=off"),
+    *("shared_buffers=16MB", "max_connections=40", "autovacuum=off", "log_min_messages=fatal"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresServer:
+    """A running server."""
+
+    programs: Path
+    socket_folder: Path
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def new_database(self) -> str:
+        """The URL of a database that was just made, empty."""
+        name = f"brigade_{next(self._numbers)}"
+        _run([self.programs / "createdb", "-h", self.socket_folder, "-U", "postgres", name])
+        return f"postgresql+asyncpg://postgres@/{name}?host={self.socket_folder}"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One server for all tests; they are skipped where PostgreSQL isn't installed."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL here: neither in /usr/lib/postgresql/*/bin nor on PATH")
+    with running_postgres(programs) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.new_database()
+
+
+@contextmanager
+def running_postgres(programs: Path) -> Iterator[PostgresServer]:
+    """Make a cluster, start its server, stop it and remove it all."""
+    # Not pytest's folder: that is root's alone. Short: a socket's path has at most 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="brigade-pg-", dir="/tmp"))
+    try:
+        as_user = _as_other_user(folder)
+        data = folder / "data"
+        _run([*as_user, programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8"])
+        settings = [part for setting in SETTINGS for part in ("-c", setting)]
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [*as_user, str(programs / "postgres"), "-D", str(data), "-k", str(folder), *settings],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+        try:
+            _wait_until_ready(server, programs, folder)
+            yield PostgresServer(programs, folder)
+        finally:
+            server.send_signal(3)  # SIGQUIT: at once; nothing has to be kept
+            server.wait(timeout=20)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _programs() -> Path | None:
+    """The folder of the newest server programs."""
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parent.parent.name)
+    )
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).resolve().parent if on_path and shutil.which("postgres") else None
+
+
+def _as_other_user(folder: Path) -> list[str]:
+    """What to put before a command so that it doesn't run as root, and ends when the tests are killed."""
+    setpriv = shutil.which("setpriv")
+    ends_with_us = ["--pdeathsig=KILL"] if setpriv else []
+    if os.geteuid() != 0:
+        return [setpriv, *ends_with_us] if setpriv else []
+    if setpriv is None:
+        pytest.skip("PostgreSQL refuses to run as root, and setpriv isn't here to become another user")
+    user = next(user for user in map(_user, ("postgres", "nobody")) if user is not None)
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    return [setpriv, f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", *ends_with_us]
+
+
+def _user(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        return None
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], programs: Path, folder: Path) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while subprocess.run([programs / "pg_isready", "-q", "-h", folder], check=False).returncode != 0:
+        if server.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"PostgreSQL didn't start: {(folder / 'log').read_text()[-2000:]}")
+        time.sleep(0.05)
+
+
+def _run(command: list[str | Path]) -> None:
+    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, f"{command[-1]}: {done.stdout}{done.stderr}"
