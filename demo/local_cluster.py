@@ -47,7 +47,16 @@ class LocalCluster:
     def __exit__(
         self, _type: type[BaseException] | None, _exc: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        """End every process that is still there, workers first."""
+        """End every process that is still there.
+
+        The coordinator first: it would give the blocks of each worker that leaves to those that are still there.
+        """
+        running = sorted(self.processes.items(), key=lambda item: item[0] != "coordinator")
+        for _, process in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for _, process in running:
+            stop_process(process)
         self._stack.close()
 
     @property
@@ -136,7 +145,6 @@ class LocalCluster:
         command = [str(BIN / program), *arguments]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
         self.processes[name] = process
-        self._stack.callback(stop_process, process)
         return process
 
     def _await(self, look: Callable[[], Any], failure: str) -> Any:
