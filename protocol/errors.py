@@ -52,13 +52,15 @@ class BrigadeError(Exception):
 class RequestError(BrigadeError):
     """The caller's fault: the same request will fail again until the caller changes it."""
 
-    code = "invalid_request"
+    code = "bad_request"
     status = 400
     exit_code = EXIT_USAGE
 
 
 class InvalidRequestError(RequestError):
     """A value is missing, malformed or out of its range."""
+
+    code = "invalid_request"
 
 
 class ContextExceededError(RequestError):

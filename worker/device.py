@@ -23,7 +23,8 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 _STREAM_BYTES = 128 * 2**20
 """Well over any cache, so that reading it measures memory."""
 _N_SQUARE = 512
-_MEASURE_S = 0.06
+_MEASURE_S = 0.03
+_N_ROUNDS = 4
 """For each of the measurements; all of them together stay well under a second."""
 _NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version")
 
@@ -90,7 +91,7 @@ def measure_device(device: torch.device) -> DeviceProfile:
         n_threads=torch.get_num_threads(),
         free_memory_bytes=free_memory_bytes(device),
         memory_bytes_per_s=_memory_bytes_per_s(device),
-        speeds={precision: _speed(device, precision) for precision in usable_precisions(device)},
+        speeds=_speeds(device),
     )
 
 
@@ -142,23 +143,43 @@ def _memory_bytes_per_s(device: torch.device) -> float:
     return data.nbytes / _seconds_of(data.sum, device)
 
 
-def _speed(device: torch.device, precision: Precision) -> PrecisionSpeed:
-    dtype = _dtype(precision)
-    square = torch.ones((_N_SQUARE, _N_SQUARE), dtype=dtype, device=device)
-    prefill_s = _seconds_of(lambda: square @ square, device)
-    # several matrices in turn, so that a cache doesn't keep the one that is used
-    n_matrices = _STREAM_BYTES // 2 // (2048 * 2048 * dtype.itemsize)
-    weights = torch.ones((n_matrices, 2048, 2048), dtype=dtype, device=device)
-    token = torch.ones((1, 2048), dtype=dtype, device=device)
+def _speeds(device: torch.device) -> dict[Precision, PrecisionSpeed]:
+    """Measured in turns, so that what else the machine does slows all precisions alike."""
+    trials = {precision: _Trial(device, _dtype(precision)) for precision in usable_precisions(device)}
+    prefill_s = dict.fromkeys(trials, float("inf"))
+    decode_s = dict.fromkeys(trials, float("inf"))
+    for _ in range(_N_ROUNDS):
+        for precision, trial in trials.items():
+            prefill_s[precision] = min(prefill_s[precision], _seconds_of(trial.prefill, device))
+            decode_s[precision] = min(decode_s[precision], _seconds_of(trial.decode, device))
+    return {
+        precision: PrecisionSpeed(
+            prefill_flops_per_s=2 * _N_SQUARE**3 / prefill_s[precision],
+            decode_bytes_per_s=trial.n_weight_bytes / decode_s[precision],
+        )
+        for precision, trial in trials.items()
+    }
 
-    def decode() -> None:
-        for weight in weights:
-            torch.nn.functional.linear(token, weight)
 
-    decode_s = _seconds_of(decode, device)
-    return PrecisionSpeed(
-        prefill_flops_per_s=2 * _N_SQUARE**3 / prefill_s, decode_bytes_per_s=weights.nbytes / decode_s
-    )
+class _Trial:
+    """Matrix products as in a model's prefill and decode."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._square = torch.ones((_N_SQUARE, _N_SQUARE), dtype=dtype, device=device)
+        # several matrices in turn, so that a cache doesn't keep the one that is used
+        n_matrices = _STREAM_BYTES // 2 // (2048 * 2048 * dtype.itemsize)
+        self._weights = torch.ones((n_matrices, 2048, 2048), dtype=dtype, device=device)
+        self._token = torch.ones((1, 2048), dtype=dtype, device=device)
+        self.n_weight_bytes = self._weights.nbytes
+
+    def prefill(self) -> None:
+        """One product of square matrices: bound by arithmetic."""
+        torch.mm(self._square, self._square)
+
+    def decode(self) -> None:
+        """One token through all matrices: bound by memory."""
+        for weight in self._weights:
+            torch.nn.functional.linear(self._token, weight)
 
 
 def _seconds_of(act: Callable[[], object], device: torch.device) -> float:

@@ -1,0 +1,331 @@
+"""Workers' data planes on loopback with real TLS, engines and tiny models, and a client that speaks frames."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import torch
+from aiohttp import web
+
+from protocol.frames import MAX_FRAME_BYTES, Frame, decode_frame, encode_frame
+from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, SessionId, WorkerId
+from protocol.messages import (
+    PROTOCOL_VERSION,
+    AttachTail,
+    CloseSession,
+    DataMessage,
+    GenerationReport,
+    OpenSession,
+    SamplingParams,
+    SessionEnded,
+    Step,
+    Token,
+)
+from protocol.tensors import bytes_from_tensor
+from protocol.tickets import Ticket, sign_claims
+from protocol.tls import client_context, server_context, worker_name
+from tests.support.pki import TestAuthority, WorkerFiles
+from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.tiny_models import N_BLOCKS
+from worker.engine import Engine
+from worker.enrolment import Credentials, CredentialsHolder
+from worker.holdings import Holdings
+from worker.limits import Limits
+from worker.server import DataPlane
+from worker.steps import LoadRequest, SpanKey
+
+MODEL = ModelName("tiny")
+REVISION = Revision("a" * 64)
+CHUNK = 4
+KV_BUDGET = 4 * 2**20
+WAIT_S = 20.0
+
+
+@dataclass
+class RingWorker:
+    """One worker of a test ring."""
+
+    files: WorkerFiles
+    ticket_key: bytes
+    blocks: BlockRange
+    engine: Engine
+    holdings: Holdings
+    plane: DataPlane
+    url: str = ""
+    reports: list[GenerationReport] = field(default_factory=list)
+
+    @property
+    def worker_id(self) -> WorkerId:
+        return self.files.worker_id
+
+    def is_clean(self) -> bool:
+        stats = self.engine.stats()
+        return (
+            stats.n_sessions == 0
+            and stats.n_waiting_sessions == 0
+            and stats.n_pending_steps == 0
+            and stats.kv_free_bytes == stats.kv_budget_bytes
+            and self.plane.n_sessions == 0
+        )
+
+
+class Wire:
+    """A client's connection to one worker."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+
+    async def send(self, message: DataMessage, payload: bytes = b"") -> None:
+        await self.socket.send_bytes(encode_frame(message, payload))
+
+    async def receive(self, kind: Any = None) -> Any:
+        """The next message, or the next of `kind`; fails when the connection ends or `WAIT_S` is over."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                frame: Frame = decode_frame(await self.socket.receive_bytes())
+                if kind is None or isinstance(frame.message, kind):
+                    return frame.message
+
+    async def closed(self) -> int | None:
+        """Wait for the other side to close; the close code."""
+        async with asyncio.timeout(WAIT_S):
+            while not self.socket.closed:
+                await self.socket.receive()
+        return self.socket.close_code
+
+
+@dataclass
+class Ring:
+    """Workers in order, and how to reach them as a client."""
+
+    authority: TestAuthority
+    workers: list[RingWorker]
+    http: aiohttp.ClientSession
+    wires: list[Wire] = field(default_factory=list)
+
+    async def connect(self, worker: RingWorker, as_worker: WorkerFiles | None = None, **headers: str) -> Wire:
+        certificate = (as_worker.certificate, as_worker.key) if as_worker is not None else (None, None)
+        socket = await self.http.ws_connect(
+            worker.url + "/v1/data",
+            ssl=client_context(self.authority.ca_pem, *certificate),
+            server_hostname=worker_name(worker.worker_id),
+            headers={"Brigade-Protocol": PROTOCOL_VERSION, **headers},
+            max_msg_size=MAX_FRAME_BYTES,
+            timeout=aiohttp.ClientWSTimeout(ws_close=0.5),
+        )
+        self.wires.append(Wire(socket))
+        return self.wires[-1]
+
+    def ticket(self, session_id: str, index: int, *, max_positions: int = 60, **changes: Any) -> Ticket:
+        workers = self.workers
+        following = workers[index + 1] if index + 1 < len(workers) else None
+        ticket = Ticket(
+            expires_at_s=time.time() + 60,  # noqa: TID251 - the worker's clock is the real one
+            worker_id=workers[index].worker_id,
+            session_id=SessionId(session_id),
+            model=MODEL,
+            revision=REVISION,
+            blocks=workers[index].blocks,
+            epoch=1,
+            previous=workers[index - 1].worker_id if index else None,
+            next=following.worker_id if following else None,
+            next_url=following.url if following else None,
+            head=workers[0].worker_id,
+            head_url=workers[0].url,
+            tail=workers[-1].worker_id,
+            max_positions=max_positions,
+        )
+        values = {name: getattr(ticket, name) for name in ticket.__struct_fields__}
+        return Ticket(**{**values, **changes})
+
+    def tickets(self, session_id: str, **changes: Any) -> list[str]:
+        return [
+            sign_claims(self.ticket(session_id, index, **changes), [worker.ticket_key])
+            for index, worker in enumerate(self.workers)
+        ]
+
+    def is_clean(self) -> bool:
+        return all(worker.is_clean() for worker in self.workers)
+
+    async def until_clean(self) -> None:
+        await eventually(self.is_clean)
+
+
+def ids_payload(ids: Sequence[int]) -> bytes:
+    return bytes_from_tensor(torch.tensor(ids, dtype=torch.int32))[1]
+
+
+def prompt_step(session_id: str, ids: Sequence[int], position: int = 0, *, is_last: bool = True) -> Step:
+    return Step(
+        session_id=SessionId(session_id), position=position, n_tokens=len(ids), dtype="int32", is_last=is_last
+    )
+
+
+@dataclass
+class Generation:
+    """A generation under way: one wire to the head, one to the tail."""
+
+    ring: Ring
+    session_id: str
+    head: Wire
+    tail: Wire
+    prompt: list[int]
+    sampling: SamplingParams
+    tickets: list[str]
+
+    @classmethod
+    async def prepared(cls, ring: Ring, prompt: list[int], max_tokens: int = 8, **changes: Any) -> Self:
+        session_id = changes.pop("session_id", None) or secrets.token_hex(8)
+        sampling = SamplingParams(max_tokens=max_tokens, **changes.pop("sampling", {}))
+        head = changes.pop("head_wire", None) or await ring.connect(ring.workers[0])
+        tail = changes.pop("tail_wire", None) or (
+            head if len(ring.workers) == 1 else await ring.connect(ring.workers[-1])
+        )
+        return cls(ring, session_id, head, tail, prompt, sampling, ring.tickets(session_id, **changes))
+
+    async def open(self, deadline_s: float = 30.0) -> None:
+        message = OpenSession(
+            session_id=SessionId(self.session_id), tickets=tuple(self.tickets), deadline_s=deadline_s
+        )
+        await self.head.send(message)
+
+    async def attach(self, prompt: list[int] | None = None) -> None:
+        message = AttachTail(session_id=SessionId(self.session_id), ticket=self.tickets[-1], sampling=self.sampling)
+        await self.tail.send(message, ids_payload(self.prompt if prompt is None else prompt))
+
+    async def step(self) -> None:
+        await self.head.send(prompt_step(self.session_id, self.prompt), ids_payload(self.prompt))
+
+    async def begin(self) -> None:
+        await self.open()
+        await self.attach()
+        await self.step()
+
+    async def tokens(self) -> list[Token]:
+        """Tokens to the end; fails on a `SessionEnded`."""
+        found: list[Token] = []
+        while not found or found[-1].finish_reason is None:
+            message = await self.tail.receive((Token, SessionEnded))
+            assert isinstance(message, Token), message
+            assert message.session_id == self.session_id
+            assert message.index == len(found)
+            found.append(message)
+        return found
+
+    async def ids(self) -> list[int]:
+        return [token.token_id for token in await self.tokens()]
+
+    async def cancel(self, wire: Wire) -> None:
+        await wire.send(CloseSession(session_id=SessionId(self.session_id), reason="cancelled"))
+
+
+async def generated(ring: Ring, prompt: list[int], max_tokens: int = 8, **changes: Any) -> list[int]:
+    """The answer to a prompt."""
+    generation = await Generation.prepared(ring, prompt, max_tokens, **changes)
+    await generation.begin()
+    return await generation.ids()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Poll until it holds."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - whatever the condition looks at has no event
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running_ring(
+    checkpoint: TinyCheckpoint,
+    folder: Path,
+    cuts: Sequence[int] = (),
+    *,
+    limits: Limits | None = None,
+    kv_budget_bytes: int = KV_BUDGET,
+    also: TinyCheckpoint | None = None,
+) -> AsyncIterator[Ring]:
+    """Workers that hold the model, cut at `cuts`; each holds its range of `also` too, as model `other`."""
+    authority = TestAuthority()
+    async with AsyncExitStack() as stack:
+        workers = []
+        for start, end in pairwise((0, *cuts, N_BLOCKS)):
+            blocks = BlockRange(start, end)
+            worker = await _worker(stack, authority, folder, blocks, limits, kv_budget_bytes)
+            await _load(worker, checkpoint, MODEL, REVISION)
+            if also is not None:
+                await _load(worker, also, OTHER_MODEL, OTHER_REVISION)
+            workers.append(worker)
+        # entered last, so closed first: workers needn't wait for its half of closing handshakes
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        ring = Ring(authority, workers, http)
+        yield ring
+        for wire in ring.wires:
+            await wire.socket.close()
+
+
+OTHER_MODEL = ModelName("other")
+OTHER_REVISION = Revision("b" * 64)
+
+
+async def _load(worker: RingWorker, checkpoint: TinyCheckpoint, model: ModelName, revision: Revision) -> None:
+    key = SpanKey(revision=revision, blocks=worker.blocks, precision="float32")
+    request: LoadRequest = replace(checkpoint.request(worker.blocks), key=key)
+    worker.holdings.add(model, await worker.engine.load(request))
+
+
+async def _worker(
+    stack: AsyncExitStack,
+    authority: TestAuthority,
+    folder: Path,
+    blocks: BlockRange,
+    limits: Limits | None,
+    kv_budget_bytes: int,
+) -> RingWorker:
+    files = authority.worker(folder)
+    ticket_key = secrets.token_bytes(32)
+    credentials = Credentials(
+        coordinator_url="https://127.0.0.1:1",
+        coordinator_id=CoordinatorId("c-test"),
+        certificate=files.certificate,
+        key=files.key,
+        ca_pem=authority.ca_pem,
+        session_token="none",
+        ticket_key=ticket_key,
+        renew_at_s=0.0,
+        expires_at_s=0.0,
+    )
+    engine = await stack.enter_async_context(
+        Engine(device=torch.device("cpu"), kv_budget_bytes=kv_budget_bytes, n_threads=1)
+    )
+    holdings = Holdings()
+    reports: list[GenerationReport] = []
+    plane = DataPlane(
+        engine,
+        holdings,
+        CredentialsHolder(credentials),
+        files.worker_id,
+        CHUNK,
+        reports.append,
+        time.time,  # noqa: TID251 - the tickets of these tests are real too
+        limits or Limits(),
+    )
+    app = web.Application()
+    plane.add_routes(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(
+        runner, "127.0.0.1", 0, ssl_context=server_context(files.certificate, files.key, authority.ca_pem)
+    )
+    await site.start()
+    await stack.enter_async_context(plane)
+    port = runner.addresses[0][1]
+    return RingWorker(files, ticket_key, blocks, engine, holdings, plane, f"https://127.0.0.1:{port}", reports)

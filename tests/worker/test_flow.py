@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import BrigadeError, ContextExceededError, ProtocolError, StaleEpochError
+from protocol.messages import STEP_CREDIT
+from worker.flow import Arrivals, chunks
+
+
+@given(st.integers(0, 1000), st.integers(1, 500), st.integers(1, 200))
+def test_chunks_cover_the_positions_in_order_and_none_is_too_long(
+    position: int, n_tokens: int, chunk_tokens: int
+) -> None:
+    pieces = chunks(position, n_tokens, chunk_tokens)
+    assert [at for piece in pieces for at in piece] == list(range(position, position + n_tokens))
+    assert all(1 <= len(piece) <= chunk_tokens for piece in pieces)
+    assert all(len(piece) == chunk_tokens for piece in pieces[:-1])
+
+
+@given(st.lists(st.booleans(), max_size=60))
+def test_a_sender_that_minds_its_credit_is_never_refused_nor_stuck(is_sending: list[bool]) -> None:
+    arrivals = Arrivals(max_positions=1000, is_fed=False)
+    credit, waiting, position = STEP_CREDIT, 0, 0
+    for sends in is_sending:
+        if sends and credit:
+            arrivals.take_step(position, 1, is_last=True)
+            credit, waiting, position = credit - 1, waiting + 1, position + 1
+        elif waiting:
+            waiting -= 1
+            credit += arrivals.step_consumed()
+    while waiting:
+        waiting -= 1
+        credit += arrivals.step_consumed()
+    assert 0 < credit <= STEP_CREDIT
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4), st.booleans()), max_size=12))
+def test_what_is_taken_has_no_gaps_and_stays_in_the_budget(steps: list[tuple[int, int, bool]]) -> None:
+    arrivals = Arrivals(max_positions=10, is_fed=True)
+    taken: list[int] = []
+    for position, n_tokens, is_last in steps:
+        try:
+            arrivals.take_step(position, n_tokens, is_last=is_last)
+        except BrigadeError:
+            continue
+        taken += range(position, position + n_tokens)
+    assert taken == list(range(len(taken)))
+    assert len(taken) <= 10
+
+
+def test_a_step_beyond_the_credit_is_refused() -> None:
+    arrivals = Arrivals(max_positions=100, is_fed=False)
+    for position in range(STEP_CREDIT):
+        arrivals.take_step(position, 1, is_last=False)
+    with pytest.raises(ProtocolError, match="credit of 4"):
+        arrivals.take_step(STEP_CREDIT, 1, is_last=False)
+
+
+@pytest.mark.parametrize("position", [0, 1, 4, 99])
+def test_replayed_and_early_steps_are_stale(position: int) -> None:
+    arrivals = Arrivals(max_positions=100, is_fed=False)
+    arrivals.take_step(0, 2, is_last=False)
+    with pytest.raises(StaleEpochError, match="next is 2"):
+        arrivals.take_step(position, 1, is_last=False)
+
+
+def test_positions_beyond_the_ticket_are_refused() -> None:
+    arrivals = Arrivals(max_positions=4, is_fed=False)
+    with pytest.raises(ContextExceededError):
+        arrivals.take_step(0, 5, is_last=False)
+    arrivals.take_step(0, 4, is_last=False)
+
+
+def test_tokens_are_fed_to_heads_after_the_prompt_only() -> None:
+    with pytest.raises(ProtocolError):
+        Arrivals(max_positions=9, is_fed=False).take_fed(0)
+    arrivals = Arrivals(max_positions=9, is_fed=True)
+    with pytest.raises(ProtocolError):
+        arrivals.take_fed(0)
+    arrivals.take_step(0, 2, is_last=True)
+    arrivals.take_fed(2)
+    with pytest.raises(StaleEpochError):
+        arrivals.take_fed(2)
+    with pytest.raises(ProtocolError, match="prompt is complete"):
+        arrivals.take_step(3, 1, is_last=True)
+    for position in range(3, 2 + STEP_CREDIT):
+        arrivals.take_fed(position)
+    with pytest.raises(ProtocolError):
+        arrivals.take_fed(2 + STEP_CREDIT)
+    arrivals.fed_consumed()
+    arrivals.take_fed(2 + STEP_CREDIT)

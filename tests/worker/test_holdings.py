@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import asyncio
+
+from protocol.ids import BlockRange, FileHash, ModelName, Revision
+from protocol.messages import Assign, SpanAssignment
+from worker.holdings import Holdings
+from worker.steps import LoadedSpan, SpanKey
+
+MODEL, REVISION = ModelName("m"), Revision("r" * 64)
+
+
+def assignment(epoch: int, *blocks: BlockRange) -> Assign:
+    spans = tuple(SpanAssignment(model=MODEL, revision=REVISION, blocks=b) for b in blocks)
+    return Assign(epoch=epoch, spans=spans, reason="test")
+
+
+def loaded(start: int, end: int) -> LoadedSpan:
+    key = SpanKey(revision=REVISION, blocks=BlockRange(start, end), precision="float32")
+    return LoadedSpan(key=key, n_blocks=8, n_weight_bytes=1, kv_bytes_by_block=(1,) * (end - start), load_s=0.0)
+
+
+async def test_the_smallest_span_that_contains_the_blocks_is_used() -> None:
+    holdings = Holdings()
+    for span in (loaded(0, 8), loaded(2, 6)):
+        holdings.add(MODEL, span)
+    assert holdings.span_for(MODEL, REVISION, BlockRange(3, 5)) == loaded(2, 6).key
+    assert holdings.span_for(MODEL, REVISION, BlockRange(1, 5)) == loaded(0, 8).key
+    assert holdings.span_for(MODEL, REVISION, BlockRange(1, 9)) is None
+    assert holdings.span_for(ModelName("other"), REVISION, BlockRange(3, 5)) is None
+    assert holdings.span_for(MODEL, Revision("0" * 64), BlockRange(3, 5)) is None
+
+
+async def test_a_second_name_of_the_same_revision_shares_the_span() -> None:
+    holdings = Holdings()
+    holdings.add(MODEL, loaded(0, 4))
+    holdings.add_name(loaded(0, 4).key, ModelName("alias"))
+    holdings.add_name(loaded(0, 4).key, ModelName("alias"))
+    assert holdings.span_for(ModelName("alias"), REVISION, BlockRange(0, 4)) == loaded(0, 4).key
+    assert holdings.held[0].models == (MODEL, "alias")
+
+
+async def test_a_retired_span_takes_no_new_sessions_until_restored() -> None:
+    holdings = Holdings()
+    key = loaded(0, 4).key
+    holdings.add(MODEL, loaded(0, 4))
+    holdings.retire(key)
+    assert holdings.span_for(MODEL, REVISION, BlockRange(0, 4)) is None
+    holdings.restore(key)
+    assert holdings.span_for(MODEL, REVISION, BlockRange(0, 4)) == key
+    holdings.remove(key)
+    holdings.remove(key)
+    assert holdings.held == ()
+
+
+async def test_a_stale_assignment_changes_nothing() -> None:
+    holdings = Holdings()
+    assert holdings.assign(assignment(3, BlockRange(0, 2)))
+    assert not holdings.assign(assignment(3, BlockRange(2, 4)))
+    assert not holdings.assign(assignment(2, BlockRange(2, 4)))
+    assert (holdings.epoch, holdings.wanted[0].blocks) == (3, BlockRange(0, 2))
+
+
+async def test_a_new_assignment_keeps_the_state_of_what_stays() -> None:
+    holdings = Holdings()
+    holdings.assign(assignment(1, BlockRange(0, 2), BlockRange(2, 4)))
+    holdings.set_status(holdings.wanted[0], "ready", "", 1.0)
+    gone = holdings.wanted[1]
+    holdings.assign(assignment(2, BlockRange(4, 6), BlockRange(0, 2)))
+    assert [(s.blocks.start, s.state) for s in holdings.statuses] == [(4, "downloading"), (0, "ready")]
+    assert not holdings.set_status(gone, "failed", "too late")
+    assert holdings.report.epoch == 2
+
+
+async def test_changes_wake_who_waits_for_them() -> None:
+    holdings = Holdings()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(holdings.changed_since(holdings.version))
+        await asyncio.sleep(0)
+        holdings.set_files([])  # as it was: nobody is told
+        assert not waiting.done()
+        holdings.set_files([FileHash("a" * 64), FileHash("a" * 64)])
+    assert waiting.result() == holdings.version
+    assert holdings.files == ("a" * 64,)
+
+
+async def test_a_status_said_again_is_no_change() -> None:
+    holdings = Holdings()
+    holdings.assign(assignment(1, BlockRange(0, 2)))
+    assert holdings.set_status(holdings.wanted[0], "loading", "x")
+    version = holdings.version
+    assert not holdings.set_status(holdings.wanted[0], "loading", "x")
+    assert holdings.version == version

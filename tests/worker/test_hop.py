@@ -1,0 +1,197 @@
+"""Hops whose neighbours say what they shouldn't."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from protocol.ids import BlockRange, SessionId
+from protocol.messages import (
+    STEP_CREDIT,
+    AttachTail,
+    CloseSession,
+    Credit,
+    FeedToken,
+    OpenSession,
+    SamplingParams,
+    SessionEnded,
+    SessionOpened,
+    Step,
+    Token,
+)
+from protocol.tensors import bytes_from_tensor
+from tests.support.fake_worker import FakeWorker, fake_worker, opened_by
+from tests.support.ring import CHUNK, Generation, Ring, ids_payload, running_ring
+from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
+
+Checkpoints = Callable[[str], TinyCheckpoint]
+PROMPT = [5, 9, 30, 4, 77, 12]
+SESSION = SessionId("s")
+
+
+@pytest.fixture
+async def ring(checkpoint: Checkpoints, tmp_path: Path) -> AsyncIterator[Ring]:
+    async with running_ring(checkpoint("llama"), tmp_path, (2,)) as running:
+        yield running
+
+
+@pytest.fixture
+async def fake(ring: Ring, tmp_path: Path) -> AsyncIterator[FakeWorker]:
+    async with fake_worker(ring.authority, tmp_path) as running:
+        yield running
+
+
+def hidden_step(hidden: torch.Tensor, position: int = 0, *, is_last: bool = True) -> tuple[Step, bytes]:
+    dtype, data = bytes_from_tensor(hidden)
+    step = Step(
+        session_id=SESSION,
+        position=position,
+        n_tokens=hidden.shape[0],
+        dtype=dtype,  # type: ignore[arg-type]
+        is_last=is_last,
+    )
+    return step, data
+
+
+async def opened_before(ring: Ring, fake: FakeWorker, **changes: object) -> Generation:
+    """A session whose next hop and tail is the fake."""
+    changes = {
+        "next": fake.files.worker_id,
+        "next_url": fake.url,
+        "tail": fake.files.worker_id,
+        **changes,
+    }
+    generation = await Generation.prepared(ring, PROMPT, session_id=SESSION, **changes)
+    await generation.open()
+    await fake.next_of(OpenSession)
+    return generation
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        torch.full((3, 32), float("nan")),
+        torch.full((3, 32), float("inf")),
+        torch.zeros(3, 31),
+        torch.zeros(3, 33),
+        torch.zeros((3, 1), dtype=torch.int32).reshape(3),
+    ],
+)
+async def test_a_previous_worker_that_sends_nonsense_is_named(
+    ring: Ring, fake: FakeWorker, hidden: torch.Tensor
+) -> None:
+    tail = ring.workers[1]
+    wire = await opened_by(ring, fake.files, tail, SESSION, head=fake.files.worker_id, head_url=fake.url)
+    await wire.receive(SessionOpened)
+    client = await ring.connect(tail)
+    attach = AttachTail(session_id=SESSION, ticket=ring.tickets(SESSION)[1], sampling=SamplingParams(max_tokens=3))
+    await client.send(attach, ids_payload([5, 6, 7]))
+    await wire.send(*hidden_step(hidden))
+    for end in (wire, client):
+        ended = await end.receive(SessionEnded)
+        assert ended.worker_id == fake.files.worker_id
+        assert ended.error.code == "hop_lost"
+    await ring.until_clean()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+async def test_hidden_states_of_another_precision_are_taken(
+    ring: Ring, fake: FakeWorker, dtype: torch.dtype
+) -> None:
+    tail = ring.workers[1]
+    wire = await opened_by(ring, fake.files, tail, SESSION, head=fake.files.worker_id, head_url=fake.url)
+    client = await ring.connect(tail)
+    attach = AttachTail(session_id=SESSION, ticket=ring.tickets(SESSION)[1], sampling=SamplingParams(max_tokens=3))
+    await client.send(attach, ids_payload([5, 6, 7]))
+    await wire.send(*hidden_step(torch.ones((3, 32), dtype=dtype)))
+    fed = await fake.next_of(FeedToken)
+    token = await client.receive(Token)
+    assert fed.message == FeedToken(session_id=SESSION, position=3, token_id=token.token_id)
+    await wire.send(CloseSession(session_id=SESSION, reason="failed"))
+    assert (await client.receive(SessionEnded)).error.code == "hop_lost"
+    await ring.until_clean()
+
+
+async def test_the_head_never_runs_ahead_of_the_credit_it_has(ring: Ring, fake: FakeWorker) -> None:
+    generation = await opened_before(ring, fake)
+    generation.prompt = [5] * (CHUNK * (STEP_CREDIT + 2))
+    await generation.step()
+    for index in range(STEP_CREDIT):
+        frame = await fake.next_of(Step)
+        assert (frame.message.position, frame.message.is_last) == (index * CHUNK, False)  # type: ignore[union-attr]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await fake.next_of(Step)
+    await fake.say(Credit(session_id=SESSION, n_steps=2))
+    await fake.next_of(Step)
+    assert (await fake.next_of(Step)).message.is_last  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "lie", [Credit(session_id=SESSION, n_steps=4), Token(session_id=SESSION, index=0, token_id=1)]
+)
+async def test_a_next_hop_that_lies_ends_the_session(ring: Ring, fake: FakeWorker, lie: Credit | Token) -> None:
+    generation = await opened_before(ring, fake)
+    await fake.say(SessionOpened(session_id=SESSION))
+    await generation.head.receive(SessionOpened)
+    await fake.say(lie)
+    ended = await generation.head.receive(SessionEnded)
+    assert (ended.worker_id, ended.error.code) == (fake.files.worker_id, "protocol_error")
+    await fake.next_of(CloseSession)
+    await ring.until_clean()
+
+
+async def test_what_goes_the_wrong_way_ends_the_connection(ring: Ring, fake: FakeWorker) -> None:
+    generation = await opened_before(ring, fake)
+    await fake.say(FeedToken(session_id=SESSION, position=0, token_id=1))
+    assert (await generation.head.receive(SessionEnded)).error.code == "hop_lost"
+    await ring.until_clean()
+
+
+async def test_a_connection_cut_in_the_middle_of_a_frame_is_a_lost_hop(ring: Ring, fake: FakeWorker) -> None:
+    generation = await opened_before(ring, fake)
+    await generation.step()
+    await fake.next_of(Step)
+    await fake.cut()
+    ended = await generation.head.receive(SessionEnded)
+    assert (ended.worker_id, ended.error.code) == (fake.files.worker_id, "hop_lost")
+    await ring.until_clean()
+
+
+async def test_a_next_hop_nobody_answers_for_is_named(ring: Ring, fake: FakeWorker) -> None:
+    for url in ("https://127.0.0.1:1", fake.url, "nonsense://x"):
+        generation = await Generation.prepared(
+            ring, PROMPT, next=ring.workers[1].worker_id, next_url=url
+        )  # behind the fake's address is not the worker that is dialled
+        await generation.open()
+        ended = await generation.head.receive(SessionEnded)
+        assert (ended.worker_id, ended.error.code) == (ring.workers[1].worker_id, "hop_lost")
+        await ring.until_clean()
+
+
+async def test_only_the_tickets_tail_feeds_the_head(ring: Ring, fake: FakeWorker, tmp_path: Path) -> None:
+    generation = await opened_before(ring, fake)
+    await generation.step()
+    await fake.next_of(Step)
+    assert (await fake.next_of(Step)).message.is_last  # type: ignore[union-attr]
+    stranger = await ring.connect(ring.workers[0], as_worker=ring.authority.worker(tmp_path))
+    await stranger.send(FeedToken(session_id=SESSION, position=6, token_id=1))
+    assert (await stranger.receive()).error.code == "not_found"
+    tail = await ring.connect(ring.workers[0], as_worker=fake.files)
+    await tail.send(FeedToken(session_id=SESSION, position=6, token_id=1))
+    assert (await fake.next_of(Step)).message.position == 6  # type: ignore[union-attr]
+    await tail.send(FeedToken(session_id=SESSION, position=6, token_id=1))
+    ended = await generation.head.receive(SessionEnded)
+    assert (ended.worker_id, ended.error.code) == (fake.files.worker_id, "stale_epoch")
+    await ring.until_clean()
+
+
+async def test_a_wider_range_than_the_worker_holds_is_stale(ring: Ring) -> None:
+    generation = await Generation.prepared(ring, PROMPT, blocks=WHOLE)
+    await generation.open()
+    assert (await generation.head.receive(SessionEnded)).error.code == "stale_epoch"
+    assert BlockRange(0, 2) == ring.workers[0].blocks

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from protocol.errors import (
+    BrigadeError,
+    ContextExceededError,
+    ForbiddenError,
+    InvalidRequestError,
+    StaleEpochError,
+    UnauthenticatedError,
+)
+from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
+from protocol.messages import AttachTail, OpenSession, SamplingParams
+from protocol.tickets import SessionToken, Ticket, sign_claims
+from worker.holdings import Holdings
+from worker.opening import Doorkeeper, n_tokens_allowed, span_to_use
+
+ME, BEFORE, AFTER = WorkerId("w-me"), WorkerId("w-before"), WorkerId("w-after")
+KEY = b"k" * 32
+DOOR = Doorkeeper(worker_id=ME, ticket_keys=(b"o" * 32, KEY), now_s=1000.0)
+GREEDY = SamplingParams(max_tokens=5)
+
+
+def signed(key: bytes = KEY, **changes: Any) -> str:
+    values: dict[str, Any] = {
+        "expires_at_s": 1060.0,
+        "worker_id": ME,
+        "session_id": SessionId("s"),
+        "model": ModelName("m"),
+        "revision": Revision("r"),
+        "blocks": BlockRange(0, 2),
+        "epoch": 1,
+        "previous": BEFORE,
+        "next": None,
+        "next_url": None,
+        "head": BEFORE,
+        "head_url": "https://x",
+        "tail": ME,
+        "max_positions": 10,
+    }
+    return sign_claims(Ticket(**{**values, **changes}), [key])
+
+
+def opening(*tickets: str, session_id: str = "s", deadline_s: float = 5.0) -> OpenSession:
+    return OpenSession(session_id=SessionId(session_id), tickets=tickets, deadline_s=deadline_s)
+
+
+def test_the_right_ticket_opens() -> None:
+    assert DOOR.ticket_to_open(opening(signed()), BEFORE).blocks == BlockRange(0, 2)
+
+
+def test_a_ticket_of_the_previous_key_opens_too() -> None:
+    assert DOOR.ticket_to_open(opening(signed(b"o" * 32)), BEFORE).worker_id == ME
+
+
+@pytest.mark.parametrize(
+    ("message", "peer", "error"),
+    [
+        (opening(signed(expires_at_s=999.0)), BEFORE, UnauthenticatedError),
+        (opening(signed(expires_at_s=float("inf"))), BEFORE, UnauthenticatedError),
+        (opening(signed(b"x" * 32)), BEFORE, UnauthenticatedError),
+        (opening(signed(worker_id=AFTER)), BEFORE, UnauthenticatedError),
+        (opening(signed(), session_id="t"), BEFORE, UnauthenticatedError),
+        (opening(signed(session_id=SessionId("s" * 200)), session_id="s" * 200), BEFORE, UnauthenticatedError),
+        (opening("nonsense"), BEFORE, UnauthenticatedError),
+        (opening(signed()), None, ForbiddenError),
+        (opening(signed()), AFTER, ForbiddenError),
+        (opening(signed(previous=None)), BEFORE, ForbiddenError),
+        (opening(signed(), signed()), BEFORE, InvalidRequestError),
+        (opening(signed(next=AFTER)), BEFORE, InvalidRequestError),
+        (opening(), BEFORE, InvalidRequestError),
+        (opening(*["x"] * 300), BEFORE, InvalidRequestError),
+        (opening(signed(), deadline_s=0.0), BEFORE, InvalidRequestError),
+        (opening(signed(), deadline_s=float("nan")), BEFORE, InvalidRequestError),
+    ],
+)
+def test_wrong_tickets_and_callers_are_refused(
+    message: OpenSession, peer: WorkerId | None, error: type[BrigadeError]
+) -> None:
+    with pytest.raises(error):
+        DOOR.ticket_to_open(message, peer)
+
+
+def test_a_workers_session_token_is_no_ticket() -> None:
+    token = sign_claims(SessionToken(expires_at_s=1060.0, worker_id=ME), [KEY])
+    with pytest.raises(UnauthenticatedError):
+        DOOR.ticket_to_open(opening(token), BEFORE)
+
+
+def test_only_the_tail_is_attached_to() -> None:
+    def attaching(ticket: str) -> AttachTail:
+        return AttachTail(session_id=SessionId("s"), ticket=ticket, sampling=GREEDY)
+
+    assert DOOR.ticket_to_attach(attaching(signed())).tail == ME
+    with pytest.raises(ForbiddenError):
+        DOOR.ticket_to_attach(attaching(signed(next=AFTER)))
+    with pytest.raises(UnauthenticatedError):
+        DOOR.ticket_to_attach(attaching(signed(worker_id=AFTER)))
+
+
+def test_blocks_that_arent_loaded_are_stale() -> None:
+    with pytest.raises(StaleEpochError, match="epoch 0"):
+        span_to_use(Holdings(), ModelName("m"), Revision("r"), BlockRange(0, 2))
+
+
+def test_the_answer_ends_with_the_tickets_budget() -> None:
+    assert n_tokens_allowed(GREEDY, 3, 100) == 5
+    assert n_tokens_allowed(GREEDY, 97, 100) == 3
+    with pytest.raises(ContextExceededError):
+        n_tokens_allowed(GREEDY, 100, 100)
+    with pytest.raises(InvalidRequestError):
+        n_tokens_allowed(GREEDY, 0, 100)

@@ -1,0 +1,251 @@
+"""Who reaches which session, over real connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.ids import BlockRange, SessionId, WorkerId
+from protocol.messages import (
+    AttachTail,
+    CloseSession,
+    Credit,
+    FeedToken,
+    SamplingParams,
+    SessionEnded,
+    SessionOpened,
+    Token,
+)
+from protocol.tickets import SessionToken, sign_claims
+from tests.support.ring import (
+    Generation,
+    Ring,
+    Wire,
+    eventually,
+    ids_payload,
+    prompt_step,
+    running_ring,
+)
+from tests.support.tiny_checkpoint import TinyCheckpoint
+from worker.limits import Limits
+
+Checkpoints = Callable[[str], TinyCheckpoint]
+PROMPT = [5, 9, 30, 4, 77, 12]
+
+
+@pytest.fixture
+def llama(checkpoint: Checkpoints) -> TinyCheckpoint:
+    return checkpoint("llama")
+
+
+async def refusal(wire: Wire, code: str) -> SessionEnded:
+    ended: SessionEnded = await wire.receive((SessionEnded, Token))
+    assert isinstance(ended, SessionEnded)
+    assert ended.error.code == code, ended
+    return ended
+
+
+async def opened(ring: Ring, **changes: Any) -> Generation:
+    generation = await Generation.prepared(ring, PROMPT, 40, **changes)
+    await generation.open()
+    await generation.head.receive(SessionOpened)
+    return generation
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"expires_at_s": 1.0}, "unauthenticated"),
+        ({"worker_id": WorkerId("w-someone-else")}, "unauthenticated"),
+        ({"previous": WorkerId("w-someone-else")}, "forbidden"),
+        ({"blocks": BlockRange(0, 9)}, "stale_epoch"),
+        ({"revision": "c" * 64}, "stale_epoch"),
+        ({"max_positions": 10**9}, "overloaded"),
+        ({"next": WorkerId("w-someone-else")}, "invalid_request"),
+    ],
+)
+async def test_tickets_that_arent_right_are_refused(
+    llama: TinyCheckpoint, tmp_path: Path, changes: dict[str, Any], code: str
+) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        generation = await Generation.prepared(ring, PROMPT, **changes)
+        await generation.open()
+        await refusal(generation.head, code)
+        await ring.until_clean()
+
+
+async def test_another_kind_of_token_or_another_sessions_ticket_opens_nothing(
+    llama: TinyCheckpoint, tmp_path: Path
+) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        worker = ring.workers[0]
+        token = SessionToken(expires_at_s=9e9, worker_id=worker.worker_id)
+        generation = await Generation.prepared(ring, PROMPT)
+        for ticket in (sign_claims(token, [worker.ticket_key]), ring.tickets("another")[0], "nonsense"):
+            generation.tickets = [ticket]
+            await generation.open()
+            await refusal(generation.head, "unauthenticated")
+
+
+async def test_a_worker_of_the_cluster_without_a_ticket_gets_nowhere(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path, (2,)) as ring:
+        stranger = ring.authority.worker(tmp_path)
+        wire = await ring.connect(ring.workers[1], as_worker=stranger)
+        generation = await Generation.prepared(ring, PROMPT, head_wire=wire)
+        generation.tickets = generation.tickets[1:]  # the tail's ticket is for the head to use
+        await generation.open()
+        await refusal(wire, "forbidden")
+
+
+async def test_the_same_session_isnt_opened_twice(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        generation = await opened(ring)
+        await generation.open()
+        await refusal(generation.head, "conflict")
+        await generation.attach()
+        await generation.step()
+        assert len(await generation.ids()) == 40
+
+
+@pytest.mark.parametrize("session", ["theirs", "unknown"])
+async def test_another_connection_can_neither_step_nor_feed_nor_close(
+    llama: TinyCheckpoint, tmp_path: Path, session: str
+) -> None:
+    async with running_ring(llama, tmp_path, (2,)) as ring:
+        generation = await opened(ring, session_id="theirs")
+        name = SessionId(session)
+        stranger = await ring.connect(ring.workers[0])
+        insider = await ring.connect(ring.workers[0], as_worker=ring.authority.worker(tmp_path))
+        for wire in (stranger, insider):
+            await wire.send(CloseSession(session_id=name, reason="cancelled"))
+            await wire.send(prompt_step(session, PROMPT), ids_payload(PROMPT))
+            first = await refusal(wire, "not_found")
+            await wire.send(FeedToken(session_id=name, position=0, token_id=5))
+            second = await refusal(wire, "not_found")
+            assert first.error == second.error
+        await generation.attach()
+        await generation.step()
+        assert await generation.ids() == llama.greedy(PROMPT, 40)
+
+
+async def test_a_second_client_cant_attach(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path, (2,)) as ring:
+        generation = await Generation.prepared(ring, PROMPT, 5)
+        await generation.attach()
+        await generation.attach()
+        await refusal(generation.tail, "conflict")
+        await generation.open()
+        await generation.head.receive(SessionOpened)
+        await generation.attach()
+        await refusal(generation.tail, "conflict")
+        await generation.step()
+        assert await generation.ids() == llama.greedy(PROMPT, 5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "payload", "code"),
+    [
+        ([5], b"", "invalid_request"),
+        ([-1, 5], None, "invalid_request"),
+        ([5] * 60, None, "context_exceeded"),
+        ([5] * 61, None, "too_large"),
+        ([5], b"12345", "protocol_error"),
+    ],
+)
+async def test_attaching_with_a_bad_prompt_is_refused(
+    llama: TinyCheckpoint, tmp_path: Path, prompt: list[int], payload: bytes | None, code: str
+) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        wire = await ring.connect(ring.workers[0])
+        message = AttachTail(
+            session_id=SessionId("s"), ticket=ring.tickets("s")[0], sampling=SamplingParams(max_tokens=1)
+        )
+        await wire.send(message, ids_payload(prompt) if payload is None else payload)
+        await refusal(wire, code)
+
+
+@pytest.mark.parametrize(
+    ("position", "code"), [(0, "stale_epoch"), (3, "stale_epoch"), (7, "stale_epoch"), (6, "protocol_error")]
+)
+async def test_replayed_early_and_surplus_steps_end_the_session(
+    llama: TinyCheckpoint, tmp_path: Path, position: int, code: str
+) -> None:
+    async with running_ring(llama, tmp_path, (2,)) as ring:
+        generation = await opened(ring)
+        await generation.step()
+        await generation.head.send(prompt_step(generation.session_id, [5], position), ids_payload([5]))
+        await refusal(generation.head, code)
+        await ring.until_clean()
+
+
+async def test_a_sender_beyond_its_credit_is_ended(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        generation = await Generation.prepared(ring, PROMPT)
+        await generation.open()
+        for position in range(5):  # in one go: the session is still opening
+            step = prompt_step(generation.session_id, [5], position, is_last=False)
+            await generation.head.send(step, ids_payload([5]))
+        ended = await generation.head.receive((SessionEnded, Credit))
+        if isinstance(ended, SessionEnded):  # else it was fast enough
+            assert ended.error.code == "protocol_error"
+            await ring.until_clean()
+
+
+async def test_more_positions_than_granted_are_refused(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        generation = await opened(ring, max_positions=5)
+        await generation.step()
+        await refusal(generation.head, "context_exceeded")
+        await ring.until_clean()
+
+
+@pytest.mark.parametrize("payload", [b"", b"123", ids_payload([1, 2]), ids_payload([10**6] * 6)])
+async def test_payloads_that_are_wrong_end_the_session_alone(
+    llama: TinyCheckpoint, tmp_path: Path, payload: bytes
+) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        generation = await opened(ring)
+        await generation.head.send(prompt_step(generation.session_id, PROMPT), payload)
+        await refusal(generation.head, "protocol_error")
+        again = await Generation.prepared(ring, PROMPT, 3, head_wire=generation.head, tail_wire=generation.head)
+        await again.begin()
+        assert await again.ids() == llama.greedy(PROMPT, 3)
+
+
+async def test_idle_sessions_and_clients_without_a_session_are_ended(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    limits = Limits(idle_session_s=0.1, waiting_client_s=0.1, sweep_s=0.02)
+    async with running_ring(llama, tmp_path, (2,), limits=limits) as ring:
+        idle = await opened(ring)
+        waiting = await Generation.prepared(ring, PROMPT)
+        await waiting.attach()
+        await refusal(waiting.tail, "deadline_exceeded")
+        await idle.head.receive(SessionEnded)
+        await ring.until_clean()
+
+
+async def test_sessions_are_limited_by_connection(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path, limits=Limits(sessions_per_connection=2)) as ring:
+        first = await opened(ring)
+        await opened(ring, head_wire=first.head, tail_wire=first.head)
+        third = await Generation.prepared(ring, PROMPT, head_wire=first.head, tail_wire=first.head)
+        await third.open()
+        await refusal(first.head, "overloaded")
+        await opened(ring)
+
+
+async def test_a_session_that_waits_for_memory_is_freed_when_it_is_cancelled(
+    llama: TinyCheckpoint, tmp_path: Path
+) -> None:
+    async with running_ring(llama, tmp_path, kv_budget_bytes=60 * 4 * 2 * 16 * 4) as ring:
+        engine = ring.workers[0].engine
+        first = await opened(ring)
+        second = await Generation.prepared(ring, PROMPT)
+        await second.open()
+        await eventually(lambda: engine.stats().n_waiting_sessions == 1)
+        await second.cancel(second.head)
+        await eventually(lambda: engine.stats().n_waiting_sessions == 0)
+        await first.cancel(first.head)
+        await ring.until_clean()

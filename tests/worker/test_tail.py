@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from protocol.errors import ConflictError, ContextExceededError, ProtocolError
+from protocol.ids import SessionId
+from protocol.messages import SamplingParams, Token
+from worker.steps import SampledToken
+from worker.tail import Attachment, Tail
+
+SESSION = SessionId("s")
+
+
+class Outlet:
+    """Where tokens go: the part of a connection that a tail uses."""
+
+    def __init__(self) -> None:
+        self.posted: list[Token] = []
+
+    def post(self, message: Token) -> None:
+        self.posted.append(message)
+
+
+def attached(max_tokens: int = 3, n_prompt: int = 2, max_positions: int = 10) -> tuple[Tail, Outlet]:
+    tail, outlet = Tail(SESSION, max_positions), Outlet()
+    connection: Any = outlet
+    sampling = SamplingParams(max_tokens=max_tokens)
+    tail.attach(Attachment(connection=connection, sampling=sampling, prompt_token_ids=(5,) * n_prompt))
+    return tail, outlet
+
+
+def sampled(position: int, *, is_stop: bool = False) -> SampledToken:
+    return SampledToken(token_id=40 + position, position=position, is_stop=is_stop)
+
+
+def test_the_last_token_carries_its_reason_and_no_other_does() -> None:
+    tail, outlet = attached()
+    for position in (2, 3, 4):
+        token = sampled(position)
+        assert tail.take(token) == ("length" if position == 4 else None)
+        tail.stream(token)
+    assert [(t.index, t.token_id, t.finish_reason) for t in outlet.posted] == [
+        (0, 42, None),
+        (1, 43, None),
+        (2, 44, "length"),
+    ]
+
+
+def test_a_stop_token_is_streamed_with_reason_stop_even_as_the_last_allowed() -> None:
+    tail, outlet = attached(max_tokens=1)
+    token = sampled(2, is_stop=True)
+    assert tail.take(token) == "stop"
+    tail.stream(token)
+    assert outlet.posted[0].finish_reason == "stop"
+    assert (tail.n_sent, tail.finish_reason, tail.n_prompt_tokens) == (1, "stop", 2)
+
+
+def test_the_answer_ends_where_the_positions_end() -> None:
+    tail, _ = attached(max_tokens=100, n_prompt=9)
+    assert tail.take(sampled(9)) == "length"
+
+
+def test_a_token_for_another_position_means_different_prompts() -> None:
+    tail, _ = attached()
+    with pytest.raises(ProtocolError, match="same prompt"):
+        tail.take(sampled(3))
+
+
+def test_one_client_only_and_room_for_an_answer() -> None:
+    tail, outlet = attached()
+    connection: Any = outlet
+    again = Attachment(connection=connection, sampling=SamplingParams(max_tokens=1), prompt_token_ids=(1,))
+    with pytest.raises(ConflictError):
+        tail.attach(again)
+    with pytest.raises(ContextExceededError):
+        attached(n_prompt=10)
+    assert Tail(SESSION, 10).client is None
+    assert Tail(SESSION, 10).n_prompt_tokens == 0

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.app import RunningCoordinator, utc_now_s
+from protocol.errors import ConflictError, RequestError
+from protocol.ids import FileHash, SessionId
+from protocol.messages import Announce, GenerationReport, Heartbeat
+from tests.support.coordinators import (
+    add_model,
+    announcement,
+    eventually,
+    http_session,
+    join_secret_of,
+    key_of,
+    running_coordinator,
+)
+from worker.enrolment import Credentials, CredentialsHolder, enrol
+from worker.error_groups import leaves
+from worker.holdings import Holdings
+from worker.identity import load_identity
+from worker.uplink import Uplink, UplinkHooks
+
+
+class Linked:
+    """An uplink to a real coordinator, and what it told."""
+
+    def __init__(self, coordinator: RunningCoordinator, tmp_path: Path, clock: Callable[[], float]) -> None:
+        self.identity = load_identity(tmp_path)
+        self.coordinator = coordinator
+        self.clock = clock
+        self.holdings = Holdings()
+        self.announce: dict[str, Any] = {}
+        self.drains: list[str] = []
+        self.lines: list[str] = []
+        self.n_renewals = 0
+
+    async def renew(self) -> Credentials:
+        self.n_renewals += 1
+        return await self.enrol()
+
+    async def enrol(self) -> Credentials:
+        return await enrol(self.identity, (self.coordinator.url,), join_secret_of(self.coordinator), self.clock)
+
+    async def uplink(self) -> Uplink:
+        self.credentials = CredentialsHolder(await self.enrol())
+        hooks = UplinkHooks(
+            announce=self._announce,
+            heartbeat=lambda: Heartbeat(
+                n_sessions=3, n_queued=0, free_kv_bytes=7, decode_s_per_block=0.0, prefill_s_per_token_block=0.0
+            ),
+            renew=self.renew,
+            on_drain=self.drains.append,
+            tell=self.lines.append,
+        )
+        return Uplink(credentials=self.credentials, holdings=self.holdings, hooks=hooks, clock=self.clock)
+
+    def _announce(self) -> Announce:
+        return announcement(epoch=self.holdings.epoch, spans=self.holdings.statuses, **self.announce)
+
+    @property
+    def record(self) -> Any:
+        return self.coordinator.cluster.state.workers.get(self.identity.worker_id)
+
+
+@asynccontextmanager
+async def linked(
+    coordinator: RunningCoordinator, tmp_path: Path, clock: Callable[[], float] = utc_now_s
+) -> AsyncIterator[tuple[Linked, Uplink]]:
+    link = Linked(coordinator, tmp_path, clock)
+    uplink = await link.uplink()
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(uplink.run())
+        try:
+            yield link, uplink
+        finally:
+            running.cancel()
+
+
+async def test_it_announces_beats_and_obeys(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator, linked(coordinator, tmp_path) as (link, _):
+        await add_model(coordinator)
+        await eventually(lambda: link.holdings.epoch > 0)
+        assert link.holdings.wanted[0].model == "tiny"
+        await eventually(lambda: link.record.heartbeat is not None and link.record.heartbeat.n_sessions == 3)
+        assert link.record.is_connected
+        assert "assigned blocks" in link.lines[-1]
+
+
+async def test_it_reports_spans_and_files_as_they_change(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator, linked(coordinator, tmp_path) as (link, _):
+        model = await add_model(coordinator)
+        await eventually(lambda: link.holdings.epoch > 0)
+        link.holdings.set_status(link.holdings.wanted[0], "ready", "", 1.0)
+        files = {FileHash(name) for name in model.contents}
+        link.holdings.set_files(files)
+        await eventually(lambda: link.record.files == files)
+        await eventually(lambda: link.record.reported and link.record.reported[0].state == "ready")
+
+
+async def test_it_comes_back_when_the_coordinator_does_and_reports_what_waited(tmp_path: Path) -> None:
+    report = GenerationReport(session_id=SessionId("s"), n_prompt_tokens=1, n_completion_tokens=2, outcome="stop")
+    async with running_coordinator(tmp_path) as coordinator:
+        port = coordinator.port
+        link = Linked(coordinator, tmp_path, utc_now_s)
+        uplink = await link.uplink()
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(uplink.run())
+        await eventually(lambda: link.lines and "lost the coordinator" in link.lines[-1])
+        uplink.report_generation(report)
+        await uplink.flush(0.0)  # doesn't wait for who isn't there
+        await uplink.leave("nobody hears it")
+        async with running_coordinator(tmp_path, listen_port=port) as coordinator:
+            link.coordinator = coordinator
+            await asyncio.wait_for(uplink.connected.wait(), 25)
+            await uplink.flush(10.0)
+            assert "back with the coordinator" in link.lines
+            running.cancel()
+
+
+async def test_it_says_that_it_leaves(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator, linked(coordinator, tmp_path) as (link, uplink):
+        await uplink.connected.wait()
+        await eventually(lambda: link.record is not None and link.record.is_connected)
+        await uplink.leave("test is over")
+        await eventually(lambda: link.record.has_said_leaving)
+
+
+async def test_the_operator_s_drain_reaches_the_worker(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator, linked(coordinator, tmp_path) as (link, _):
+        await eventually(lambda: link.record is not None and link.record.is_connected)
+        async with http_session(coordinator, key_of(coordinator, "admin")) as http:
+            answer = await http.ask("POST", f"/admin/v1/workers/{link.identity.worker_id}/drain")
+            assert answer.status == 200, answer.body
+        await eventually(lambda: link.drains)
+
+
+async def test_a_second_worker_with_the_identity_ends_the_first(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        one, other = Linked(coordinator, tmp_path, utc_now_s), Linked(coordinator, tmp_path, utc_now_s)
+        first, second = await one.uplink(), await other.uplink()
+
+        async def replace_the_first() -> None:
+            await first.connected.wait()
+            await second.run()
+
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await _both(first.run(), replace_the_first())
+        assert caught.value.split(ConflictError)[0] is not None
+
+
+async def _both(*work: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        for coroutine in work:
+            tasks.create_task(coroutine)
+
+
+async def test_an_announcement_that_is_refused_ends_it(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        link = Linked(coordinator, tmp_path, utc_now_s)
+        link.announce = {"url": "https://169.254.169.254:80"}
+        uplink = await link.uplink()
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await _both(uplink.run())
+        refused = caught.value.split(RequestError)[0]
+        assert refused is not None
+        assert "--advertise" in str(leaves(refused)[0])
+
+
+async def test_refused_credentials_are_renewed(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        link = Linked(coordinator, tmp_path, utc_now_s)
+        uplink = await link.uplink()
+        current = link.credentials.current
+        link.credentials.replace(
+            Credentials(
+                **{name: getattr(current, name) for name in current.__slots__} | {"session_token": "no.good"}  # type: ignore[arg-type]
+            )
+        )
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(uplink.run())
+            await uplink.connected.wait()
+            running.cancel()
+        assert link.n_renewals == 1
+
+
+async def test_credentials_are_renewed_at_half_of_their_life(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        link = Linked(coordinator, tmp_path, utc_now_s)
+        uplink = await link.uplink()
+        current = link.credentials.current
+        due = {name: getattr(current, name) for name in current.__slots__} | {"renew_at_s": utc_now_s()}
+        link.credentials.replace(Credentials(**due))  # type: ignore[arg-type]
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(uplink.run())
+            await eventually(lambda: link.credentials.current.renew_at_s > utc_now_s() + 60)
+            running.cancel()
+        assert link.n_renewals == 1

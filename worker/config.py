@@ -1,0 +1,172 @@
+"""What a worker is told when it starts; the only file of the worker that reads the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from protocol.errors import ConfigError
+from protocol.handshake import checked_secret
+from protocol.ids import BlockRange, ModelName
+
+if TYPE_CHECKING:  # `worker --help` needs no torch
+    from worker.device import DeviceChoice, PrecisionChoice
+
+MAX_SECRET_FILE_BYTES = 65_536
+MAX_CHUNK_TOKENS = 8192
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """Settings of one worker. None means: found out by the worker itself."""
+
+    coordinator_urls: tuple[str, ...]
+    """Tried in order; all of one coordinator."""
+    secret: str = field(repr=False)
+    state: Path
+    listen_host: str | None = None
+    listen_port: int = 0
+    """0: any free port."""
+    advertise_url: str | None = None
+    device: DeviceChoice = "auto"
+    precision: PrecisionChoice = "auto"
+    n_threads: int | None = None
+    memory_bytes: int | None = None
+    """Most bytes for weights and key-value caches together."""
+    kv_memory_bytes: int | None = None
+    cache_bytes: int | None = None
+    """Most bytes of model files on disk; None: what the disk has, least recently used files going first."""
+    pinned_model: ModelName | None = None
+    pinned_blocks: BlockRange | None = None
+    chunk_tokens: int = 128
+    drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without touching anything.
+
+        Raises:
+            ConfigError: a value can't be used; the message names the option.
+        """
+        if not self.coordinator_urls:
+            raise ConfigError("no coordinator's address: worker join https://HOST:7400")
+        for url in self.coordinator_urls:
+            checked_url(url, "the coordinator's address")
+        if self.advertise_url is not None:
+            checked_url(self.advertise_url, "--advertise")
+        if not 0 <= self.listen_port <= 65_535:
+            raise ConfigError(f"--listen: {self.listen_port} is no port; 0 to 65535")
+        if self.n_threads is not None and self.n_threads < 1:
+            raise ConfigError(f"--threads {self.n_threads}: at least 1")
+        if not 1 <= self.chunk_tokens <= MAX_CHUNK_TOKENS:
+            raise ConfigError(f"--chunk-tokens {self.chunk_tokens}: 1 to {MAX_CHUNK_TOKENS}")
+
+    @classmethod
+    def from_env(
+        cls,
+        *,
+        secret: str | None = None,
+        secret_file: Path | None = None,
+        state: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> WorkerConfig:
+        """Complete the command line's options from the environment: the secret and the state folder.
+
+        `BRIGADE_SECRET` counts only if neither `secret` nor `secret_file` is given.
+
+        Raises:
+            ConfigError: there is no secret, it is too weak, or another value can't be used.
+        """
+        env = os.environ if environment is None else environment
+        return cls(secret=_secret(secret, secret_file, env), state=state or _default_state(env), **options)
+
+
+def checked_url(url: str, what: str) -> str:
+    """The address as it was given, if it is https://HOST[:PORT] and no more.
+
+    Raises:
+        ConfigError: another scheme, a path, or credentials in it.
+    """
+    try:
+        parts = urlsplit(url)
+        is_usable = parts.hostname is not None and parts.port != 0
+    except ValueError as exc:
+        raise ConfigError(f"{what} {url!r} is no address: {exc}; write https://HOST:PORT") from exc
+    if parts.scheme == "http":
+        raise ConfigError(f"{what} {url!r} would go unencrypted: Brigade speaks TLS only, write https://")
+    if parts.scheme != "https" or not is_usable:
+        raise ConfigError(f"{what} {url!r} is no address: write https://HOST:PORT")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ConfigError(f"{what} {url!r} has more than a host and a port: write https://HOST:PORT")
+    return url
+
+
+def size_from_text(text: str, option: str) -> int:
+    """Bytes that an operator wrote as `8GiB`, `500MB` or a number; `KB` and `KiB` differ as they should.
+
+    Raises:
+        ConfigError: not a size, or 0.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{option} {text!r} is no size; write a number of bytes, or such as 500MB or 8GiB")
+    base = 1024 if match[3] else 1000
+    n_bytes = int(float(match[1]) * base ** _POWERS[match[2].upper()])
+    if n_bytes < 1:
+        raise ConfigError(f"{option} {text!r} is no size: at least 1 byte")
+    return n_bytes
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Host and port of `HOST`, `HOST:PORT` or `[IPV6]:PORT`; port 0 if none is given.
+
+    Raises:
+        ConfigError: not such an address.
+    """
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port or 0
+    except ValueError as exc:
+        raise ConfigError(f"--listen {text!r} is no address: {exc}; write HOST:PORT") from exc
+    if host is None or parts.netloc != text or "@" in text:
+        raise ConfigError(f"--listen {text!r} is no address: write HOST:PORT")
+    return host, port
+
+
+def _secret(secret: str | None, secret_file: Path | None, env: Mapping[str, str]) -> str:
+    if secret is not None and secret_file is not None:
+        raise ConfigError("--secret and --secret-file are both given: use one")
+    if secret is not None:
+        return checked_secret(secret)
+    if secret_file is not None:
+        return checked_secret(_secret_from(secret_file))
+    if "BRIGADE_SECRET" in env:
+        return checked_secret(env["BRIGADE_SECRET"])
+    raise ConfigError(
+        "no join secret: set BRIGADE_SECRET, or say --secret-file FILE; `coord serve` says where it keeps it"
+    )
+
+
+def _secret_from(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_SECRET_FILE_BYTES).decode()
+    except OSError as exc:
+        raise ConfigError(f"--secret-file {path} can't be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"--secret-file {path} is no text") from exc
+
+
+def _default_state(env: Mapping[str, str]) -> Path:
+    if env.get("BRIGADE_WORKER_STATE"):
+        return Path(env["BRIGADE_WORKER_STATE"])
+    return Path(platformdirs.user_state_dir("brigade")) / "worker"

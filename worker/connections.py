@@ -1,0 +1,188 @@
+"""One WebSocket of the data plane, whoever opened it: frames in, frames out, and the sessions that use it.
+
+Two ways out. `send` writes at once and waits while the peer reads too slowly: decode steps and fed tokens, where
+every microsecond is in the loop. `post` never waits: what tells, what streams and what is big goes into a bounded
+outbox with a writer task of its own, so that a slow reader holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from protocol.errors import BrigadeError, HopLostError, OverloadedError, ProtocolError, error_fields
+from protocol.frames import Frame, decode_frame, encode_frame
+from protocol.ids import SessionId, WorkerId
+from protocol.messages import DataMessage, Token
+
+log = structlog.get_logger(__name__)
+
+PING_S = 8.0
+"""A peer that hasn't answered a ping for half of this is gone, even if its machine says nothing more."""
+CLOSE_S = 2.0
+"""How long a closing handshake may take."""
+MAX_QUEUED_TOKENS = 1024
+MAX_QUEUED_MESSAGES = 2 * MAX_QUEUED_TOKENS
+"""Room beyond the tokens for what ends sessions; who lets that fill up too reads nothing at all."""
+MAX_DIRECT_BYTES = 64 * 1024
+"""What the transport's buffer takes without making the writer wait."""
+
+Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+
+
+class ConnectionUser(Protocol):
+    """A session, as far as its connections know it."""
+
+    def connection_lost(self, connection: Connection) -> None:
+        """Hear, once, that nothing more comes or goes."""
+        ...
+
+
+class Connection:
+    """A WebSocket and who is at its other end. `run` has to be awaited by whoever owns it."""
+
+    def __init__(self, socket: Socket, *, peer: WorkerId | None, label: str) -> None:
+        self.peer = peer
+        """The worker that verified itself; None for a client."""
+        self.label = label
+        self.users: dict[SessionId, ConnectionUser] = {}
+        self.idle_since_s: float = asyncio.get_running_loop().time()
+        self.is_closed = False
+        self._socket = socket
+        self._outbox: deque[bytes] = deque()
+        self._wake_writer: asyncio.Event = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        self._is_aborted = False
+        self._close_code = aiohttp.WSCloseCode.OK
+
+    async def run(self, handle: Callable[[Frame], None], *, first_message_s: float | None = None) -> None:
+        """Read frames until the connection ends, then tell its users. `handle` must not wait.
+
+        A `BrigadeError` out of `handle`, or bytes that are no frame, close the connection.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            self._reader = asyncio.current_task()
+            writer = tasks.create_task(self._write(), name=f"write {self.label}")
+            try:
+                await self._read(handle, first_message_s)
+            finally:
+                self.is_closed = True
+                writer.cancel()
+                for user in tuple(self.users.values()):
+                    user.connection_lost(self)
+                await self._close()
+
+    async def send(self, message: DataMessage, payload: bytes | memoryview = b"") -> None:
+        """Write a frame now; waits while the peer reads slower than we write. The caller holds the deadline.
+
+        A big payload goes through the outbox (the caller's credit bounds how many), so that the next chunk is
+        computed while this one is on its way; what follows it then queues too, to stay in order.
+
+        Raises:
+            HopLostError: the connection is gone.
+        """
+        if self.is_closed:
+            raise HopLostError(f"the connection to {self.label} is closed")
+        if self._outbox or len(payload) > MAX_DIRECT_BYTES:
+            self._queue(encode_frame(message, payload))
+            return
+        try:
+            await self._socket.send_bytes(encode_frame(message, payload))
+        except ConnectionError as exc:
+            raise HopLostError(f"the connection to {self.label} was lost") from exc
+
+    def post(self, message: DataMessage) -> None:
+        """Queue a frame without payload; on a closed connection it is dropped, since its users were told.
+
+        Raises:
+            OverloadedError: `MAX_QUEUED_TOKENS` are queued already and this is one more.
+        """
+        if self.is_closed:
+            return
+        if isinstance(message, Token) and len(self._outbox) >= MAX_QUEUED_TOKENS:
+            raise OverloadedError(
+                f"{len(self._outbox)} tokens wait for {self.label}: whoever streams has to read faster"
+            )
+        if len(self._outbox) >= MAX_QUEUED_MESSAGES:
+            log.warning("connection_aborted", label=self.label, reason="it reads nothing")
+            self.abort()
+            return
+        self._queue(encode_frame(message))
+
+    def add_user(self, session_id: SessionId, user: ConnectionUser) -> None:
+        """A session uses this connection from now on.
+
+        Raises:
+            HopLostError: the connection is gone.
+        """
+        if self.is_closed:
+            raise HopLostError(f"the connection to {self.label} is closed")
+        self.users[session_id] = user
+
+    def remove_user(self, session_id: SessionId) -> None:
+        """A session no longer uses it. Idempotent."""
+        if self.users.pop(session_id, None) is not None and not self.users:
+            self.idle_since_s = asyncio.get_running_loop().time()
+
+    def is_idle(self, now_s: float, idle_s: float) -> bool:
+        """Whether no session has used it for `idle_s` seconds of the loop's clock."""
+        return not self.users and now_s - self.idle_since_s >= idle_s
+
+    def abort(self) -> None:
+        """Have `run` end: no more frames, users are told. Idempotent, doesn't wait."""
+        if self._reader is not None and not self._is_aborted and not self.is_closed:
+            self._is_aborted = True
+            self._reader.cancel()
+
+    def _queue(self, frame: bytes) -> None:
+        self._outbox.append(frame)
+        self._wake_writer.set()
+
+    async def _read(self, handle: Callable[[Frame], None], first_message_s: float | None) -> None:
+        try:
+            await self._read_frames(handle, first_message_s)
+        except TimeoutError:
+            log.info("connection_silent", label=self.label, seconds=first_message_s)
+        except BrigadeError as exc:
+            self._close_code = aiohttp.WSCloseCode.PROTOCOL_ERROR
+            log.warning("connection_refused", label=self.label, **error_fields(exc))
+        except asyncio.CancelledError:
+            if not self._is_aborted:
+                raise
+            if self._reader is not None:
+                self._reader.uncancel()
+        except Exception:  # the connection's outermost edge: what one peer sent must not end the others
+            self._close_code = aiohttp.WSCloseCode.INTERNAL_ERROR
+            log.exception("connection_failed", label=self.label)
+
+    async def _read_frames(self, handle: Callable[[Frame], None], first_message_s: float | None) -> None:
+        async with asyncio.timeout(first_message_s):
+            message = await self._socket.receive()
+        while message.type is aiohttp.WSMsgType.BINARY:
+            handle(decode_frame(message.data))
+            message = await self._socket.receive()
+        if message.type is aiohttp.WSMsgType.TEXT:
+            raise ProtocolError("a text message; the data plane speaks binary frames")
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._wake_writer.wait()
+                self._wake_writer.clear()
+                while self._outbox:
+                    await self._socket.send_bytes(self._outbox.popleft())
+        except ConnectionError:
+            self.abort()
+
+    async def _close(self) -> None:
+        try:
+            async with asyncio.timeout(2 * CLOSE_S):
+                await self._socket.close(code=self._close_code)
+        except (TimeoutError, ConnectionError):
+            log.info("connection_close_slow", label=self.label)

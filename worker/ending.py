@@ -1,0 +1,91 @@
+"""How a session ends: why, who said so, and who has to be told. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.errors import (
+    BrigadeError,
+    CancelledByClientError,
+    DeadlineExceededError,
+    ErrorBody,
+    HopLostError,
+)
+from protocol.ids import WorkerId
+
+CloseReason = Literal["finished", "cancelled", "failed", "deadline", "lost"]
+Party = Literal["opener", "next", "ring", "client"]
+"""Whom a session deals with: its opener, the next hop, the head (seen from the tail), the tail's client."""
+Outcome = Literal["stop", "length", "cancelled", "failed", "deadline"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """Why a session ends here. `source` is None if this worker itself decided it."""
+
+    reason: CloseReason
+    source: Party | None
+    error: ErrorBody
+    """For those who get `SessionEnded`."""
+    worker_id: WorkerId
+    """Where it went wrong."""
+
+
+class EndingError(Exception):
+    """Carries an ending up to where the session ends; never leaves the session."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.error.message)
+        self.ending = ending
+
+
+def ended_by_error(error: BrigadeError, worker_id: WorkerId, source: Party | None = None) -> Ending:
+    """The ending after `error`; `worker_id` is the worker to blame."""
+    reason: CloseReason = "failed"
+    if isinstance(error, DeadlineExceededError):
+        reason = "deadline"
+    elif isinstance(error, CancelledByClientError):
+        reason = "cancelled"
+    return Ending(reason=reason, source=source, error=error.body(), worker_id=worker_id)
+
+
+def ended_by_close(reason: CloseReason, worker_id: WorkerId, source: Party | None) -> Ending:
+    """The ending after somebody closed the session."""
+    error: BrigadeError
+    match reason:
+        case "finished" | "cancelled":
+            error = CancelledByClientError("the generation was taken back")
+        case "deadline":
+            error = DeadlineExceededError("the generation took longer than its deadline")
+        case "failed" | "lost":
+            error = HopLostError("an earlier worker of the route failed or went away: ask for another route")
+    return Ending(reason=reason, source=source, error=error.body(), worker_id=worker_id)
+
+
+def parties_to_tell(ending: Ending) -> frozenset[Party]:
+    """Who has to hear of it: everybody that doesn't know yet.
+
+    By the ring only what the head can't learn better from `SessionEnded`, which comes back hop by hop and says why.
+    """
+    told: set[Party] = {"next"}
+    if ending.reason != "finished":
+        told |= {"opener", "client"}
+    if ending.reason in ("finished", "cancelled") and ending.source != "opener":
+        told.add("ring")
+    if ending.reason == "finished" and ending.source == "opener":
+        told.add("client")  # the tail hadn't finished: the stream was broken off
+    return frozenset(told - {ending.source})
+
+
+def outcome(ending: Ending, finish_reason: Literal["stop", "length"] | None) -> Outcome:
+    """What the tail reports; `finish_reason` if it came to its own end."""
+    if finish_reason is not None:
+        return finish_reason
+    match ending.reason:
+        case "finished" | "cancelled":
+            return "cancelled"
+        case "deadline":
+            return "deadline"
+        case "failed" | "lost":
+            return "failed"

@@ -1,0 +1,123 @@
+"""Getting in: prove to the coordinator that one knows the join secret, have it prove the same, take credentials.
+
+The requests are in `worker.join_exchange`; here is what a worker makes of the answer, and where it is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+
+from protocol.errors import BrigadeError, UnreachableError, WrongSecretError
+from protocol.ids import CoordinatorId
+from protocol.rest import JoinGrant
+from protocol.tls import worker_name
+from worker.identity import Identity
+from worker.join_exchange import join
+
+ENROL_TIMEOUT_S = 15.0
+"""For one address, all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a worker has after enrolment: who it is to others, and how it tells who they are."""
+
+    coordinator_url: str
+    """The address that answered, without a slash at its end."""
+    coordinator_id: CoordinatorId
+    certificate: Path
+    key: Path
+    ca_pem: str
+    session_token: str = field(repr=False)
+    ticket_key: bytes = field(repr=False)
+    renew_at_s: float
+    """Seconds since 1970, UTC: half of the credentials' life."""
+    expires_at_s: float
+
+
+class CredentialsHolder:
+    """The credentials in force. The uplink replaces them when they are renewed; the others read `current`."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self.current = credentials
+        self._previous_ticket_key: bytes | None = None
+        self._listeners: list[Callable[[Credentials], None]] = []
+
+    @property
+    def ticket_keys(self) -> tuple[bytes, ...]:
+        """Keys that verify tickets, oldest first: a ticket made just before a rotation is good too."""
+        current = self.current.ticket_key
+        return (current,) if self._previous_ticket_key is None else (self._previous_ticket_key, current)
+
+    def replace(self, credentials: Credentials) -> None:
+        """Put renewed credentials in force and tell those who asked."""
+        if credentials.ticket_key != self.current.ticket_key:
+            self._previous_ticket_key = self.current.ticket_key
+        self.current = credentials
+        for listener in self._listeners:
+            listener(credentials)
+
+    def on_replaced(self, listener: Callable[[Credentials], None]) -> None:
+        """Call `listener` with every new set of credentials."""
+        self._listeners.append(listener)
+
+
+async def enrol(identity: Identity, urls: Sequence[str], secret: str, clock: Callable[[], float]) -> Credentials:
+    """Enrol at the first of the coordinator's addresses that lets this worker in.
+
+    Raises:
+        UnreachableError: nobody answers at any of them, or not as a Brigade coordinator.
+        WrongSecretError: the two sides' secrets differ, or somebody is in between.
+        ProtocolVersionError: the coordinator speaks another version of the protocol.
+        ClockSkewError: the two machines' clocks differ too much; both are named.
+        StorageError: the certificate can't be written.
+    """
+    errors: list[BrigadeError] = []
+    for url in urls:
+        try:
+            async with asyncio.timeout(ENROL_TIMEOUT_S):
+                grant = await join(url.rstrip("/"), identity, secret, clock)
+            return await asyncio.to_thread(_accepted, grant, url.rstrip("/"), identity, clock())
+        except TimeoutError:
+            errors.append(UnreachableError(f"{url} didn't answer within {ENROL_TIMEOUT_S:.0f} s"))
+        except BrigadeError as exc:
+            errors.append(exc)
+    telling = [error for error in errors if not isinstance(error, UnreachableError)]
+    if telling or len(errors) == 1:
+        raise (telling or errors)[0]
+    raise UnreachableError("; ".join(error.message for error in errors))
+
+
+def _accepted(grant: JoinGrant, url: str, identity: Identity, now_s: float) -> Credentials:
+    """Check and keep what a proven coordinator granted. Blocks: it writes the certificate."""
+    try:
+        certificate = x509.load_pem_x509_certificate(grant.certificate_pem.encode())
+        authority = x509.load_pem_x509_certificate(grant.ca_pem.encode())
+        certificate.verify_directly_issued_by(authority)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        is_ours = identity.owns(certificate) and worker_name(identity.worker_id) in names.get_values_for_type(
+            x509.DNSName
+        )
+        ticket_key = bytes.fromhex(grant.ticket_key)
+    except Exception as exc:  # cryptography's errors share no base: parsing, signatures, missing extensions
+        raise WrongSecretError(f"{url} granted a certificate that can't be used: {exc}") from exc
+    if not is_ours or len(ticket_key) < 32:
+        raise WrongSecretError(f"{url} granted credentials that aren't for this worker ({identity.worker_id})")
+    identity.save_certificate(grant.certificate_pem)
+    life_s = min(grant.session_token_expires_in_s, certificate.not_valid_after_utc.timestamp() - now_s)
+    return Credentials(
+        coordinator_url=url,
+        coordinator_id=grant.coordinator_id,
+        certificate=identity.certificate_path,
+        key=identity.key_path,
+        ca_pem=grant.ca_pem,
+        session_token=grant.session_token,
+        ticket_key=ticket_key,
+        renew_at_s=now_s + life_s / 2,
+        expires_at_s=now_s + life_s,
+    )

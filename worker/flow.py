@@ -1,0 +1,82 @@
+"""What a session may be sent and when: positions without gaps, and credit for steps. Pure, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.errors import ContextExceededError, ProtocolError, StaleEpochError
+from protocol.messages import STEP_CREDIT
+
+CREDIT_BATCH = STEP_CREDIT // 2
+"""Steps consumed before a `Credit` is sent: half, so that the sender never has to stop, at half the messages."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Arrivals:
+    """What has come in for one session. Only a head (`is_fed`) gets tokens fed, once its prompt is complete."""
+
+    max_positions: int
+    is_fed: bool
+    next_position: int = 0
+    is_prompt_complete: bool = False
+    n_uncredited: int = 0
+    n_unconsumed_feeds: int = 0
+    _n_consumed: int = 0
+
+    def take_step(self, position: int, n_tokens: int, *, is_last: bool) -> None:
+        """Take a step of [position, position + n_tokens).
+
+        Raises:
+            StaleEpochError: it doesn't begin at the next position.
+            ProtocolError: more steps than credit, or a step where fed tokens are due.
+            ContextExceededError: more positions than the ticket grants.
+        """
+        if self.n_uncredited >= STEP_CREDIT:
+            raise ProtocolError(f"a step beyond the credit of {STEP_CREDIT}: wait for Credit before the next")
+        self._check(position, n_tokens)
+        if self.is_fed and self.is_prompt_complete:
+            raise ProtocolError("the prompt is complete: its last step said is_last")
+        self.next_position += n_tokens
+        self.n_uncredited += 1
+        self.is_prompt_complete = is_last
+
+    def take_fed(self, position: int) -> None:
+        """Take a token that the tail sampled for `position`.
+
+        Raises:
+            StaleEpochError: it isn't the next position.
+            ProtocolError: the prompt isn't complete, or tokens come faster than they are run.
+            ContextExceededError: more positions than the ticket grants.
+        """
+        if not self.is_fed or not self.is_prompt_complete or self.n_unconsumed_feeds >= STEP_CREDIT:
+            raise ProtocolError(f"a token fed for position {position} where none is due")
+        self._check(position, 1)
+        self.next_position += 1
+        self.n_unconsumed_feeds += 1
+
+    def fed_consumed(self) -> None:
+        """A fed token was run."""
+        self.n_unconsumed_feeds -= 1
+
+    def step_consumed(self) -> int:
+        """A step was run; how many steps of credit to send now, maybe none."""
+        self._n_consumed += 1
+        if self._n_consumed < CREDIT_BATCH:
+            return 0
+        granted, self._n_consumed = self._n_consumed, 0
+        self.n_uncredited -= granted
+        return granted
+
+    def _check(self, position: int, n_tokens: int) -> None:
+        if position != self.next_position:
+            raise StaleEpochError(f"a step at position {position}; the session's next is {self.next_position}")
+        if position + n_tokens > self.max_positions:
+            raise ContextExceededError(
+                f"positions up to {position + n_tokens}; the route grants {self.max_positions}"
+            )
+
+
+def chunks(position: int, n_tokens: int, chunk_tokens: int) -> list[range]:
+    """The positions [position, position + n_tokens) in pieces of `chunk_tokens`, the last maybe shorter."""
+    end = position + n_tokens
+    return [range(start, min(start + chunk_tokens, end)) for start in range(position, end, chunk_tokens)]

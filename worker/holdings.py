@@ -1,0 +1,145 @@
+"""What this worker was told to hold, what it holds, and what it says about it.
+
+One owner changes it (the duties' loop); the data plane asks it which loaded span a session can use, and the uplink
+waits for changes to report. Used on the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from protocol.ids import BlockRange, FileHash, ModelName, Revision
+from protocol.messages import Assign, SpanAssignment, SpanReport, SpanState, SpanStatus
+from worker.steps import LoadedSpan, SpanKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldSpan:
+    """A loaded span and the names that its model goes by. `is_retired`: no new session may use it."""
+
+    models: tuple[ModelName, ...]
+    loaded: LoadedSpan
+    is_retired: bool = False
+
+
+class Holdings:
+    """Spans wanted and loaded, their states, and the files held."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        """Of the assignment in force; 0 if there is none."""
+        self.wanted: tuple[SpanAssignment, ...] = ()
+        self.reason = "the coordinator has assigned no blocks yet"
+        """Why the wanted spans are what they are, as the coordinator put it."""
+        self.files: tuple[FileHash, ...] = ()
+        """Model files that peers can have from here."""
+        self._held: dict[SpanKey, HeldSpan] = {}
+        self._statuses: dict[SpanAssignment, SpanStatus] = {}
+        self._version = 0
+        self._changed = asyncio.Event()
+
+    def span_for(self, model: ModelName, revision: Revision, blocks: BlockRange) -> SpanKey | None:
+        """The loaded span that a new session on these blocks uses: the smallest that contains them, or None."""
+        fitting = [
+            held.loaded.key
+            for held in self._held.values()
+            if not held.is_retired
+            and model in held.models
+            and held.loaded.key.revision == revision
+            and held.loaded.key.blocks.contains(blocks)
+        ]
+        return min(fitting, key=lambda key: len(key.blocks), default=None)
+
+    @property
+    def held(self) -> tuple[HeldSpan, ...]:
+        """Every loaded span."""
+        return tuple(self._held.values())
+
+    @property
+    def statuses(self) -> tuple[SpanStatus, ...]:
+        """What is to be reported of each wanted span, in the order of the assignment."""
+        return tuple(self._statuses[span] for span in self.wanted)
+
+    @property
+    def report(self) -> SpanReport:
+        """What to tell the coordinator about the wanted spans."""
+        return SpanReport(epoch=self.epoch, spans=self.statuses)
+
+    @property
+    def version(self) -> int:
+        """Goes up with every change that the coordinator should hear of."""
+        return self._version
+
+    async def changed_since(self, version: int) -> int:
+        """Wait until there is something newer than `version` to report; returns the new version."""
+        while self._version <= version:
+            await self._changed.wait()
+        return self._version
+
+    def assign(self, assignment: Assign) -> bool:
+        """Take a new assignment; False (and nothing changes) if its epoch is stale."""
+        if assignment.epoch <= self.epoch:
+            return False
+        self.epoch, self.wanted, self.reason = assignment.epoch, assignment.spans, assignment.reason
+        kept = {span: status for span, status in self._statuses.items() if span in assignment.spans}
+        for span in assignment.spans:
+            kept.setdefault(span, _status(span, "downloading", "assigned just now; next: find out what is missing"))
+        self._statuses = kept
+        self._touch()
+        return True
+
+    def set_status(self, span: SpanAssignment, state: SpanState, reason: str, progress: float = 0.0) -> bool:
+        """Set what is said of a wanted span; whether that changed anything (an unwanted span's doesn't)."""
+        status = _status(span, state, reason, progress)
+        if span not in self.wanted or self._statuses[span] == status:
+            return False
+        self._statuses[span] = status
+        self._touch()
+        return True
+
+    def set_files(self, files: Iterable[FileHash]) -> None:
+        """Say which files peers can have from here."""
+        new = tuple(sorted(set(files)))
+        if new != self.files:
+            self.files = new
+            self._touch()
+
+    def add(self, model: ModelName, loaded: LoadedSpan) -> None:
+        """A span is loaded: sessions may use it from now on."""
+        self._held[loaded.key] = HeldSpan(models=(model,), loaded=loaded)
+
+    def add_name(self, key: SpanKey, model: ModelName) -> None:
+        """The span is a part of a model of this name too (the same revision)."""
+        held = self._held[key]
+        if model not in held.models:
+            self._held[key] = replace(held, models=(*held.models, model))
+
+    def retire(self, key: SpanKey) -> None:
+        """Let no new session use the span; those that run go on."""
+        self._held[key] = replace(self._held[key], is_retired=True)
+
+    def restore(self, key: SpanKey) -> None:
+        """Let new sessions use a retired span again: it is wanted once more."""
+        self._held[key] = replace(self._held[key], is_retired=False)
+
+    def remove(self, key: SpanKey) -> None:
+        """The span is no longer loaded."""
+        self._held.pop(key, None)
+
+    def _touch(self) -> None:
+        self._version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _status(span: SpanAssignment, state: SpanState, reason: str, progress: float = 0.0) -> SpanStatus:
+    return SpanStatus(
+        model=span.model,
+        revision=span.revision,
+        blocks=span.blocks,
+        state=state,
+        reason=reason,
+        progress=progress,
+    )

@@ -1,0 +1,151 @@
+"""The worker's state folder and the key pair in it, which is what the worker is: its id is the key's hash.
+
+    STATE/lock             held while the worker runs
+    STATE/identity.key     the private key, PEM, 0600
+    STATE/certificate.pem  what the coordinator made of it last
+    STATE/files/           the cache of model files
+
+Everything here blocks: call it before the event loop is busy, or from a thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from protocol.errors import ConfigError, StorageError
+from protocol.ids import WorkerId
+from protocol.tls import worker_id_of_key, worker_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """A worker's key pair on disk and the id that follows from it."""
+
+    worker_id: WorkerId
+    key_path: Path
+    certificate_path: Path
+    _key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+    def certificate_request_pem(self) -> str:
+        """A certificate request (PKCS#10) for this key and this worker's name, signed by the key."""
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.worker_id)])
+        names = x509.SubjectAlternativeName([x509.DNSName(worker_name(self.worker_id))])
+        builder = x509.CertificateSigningRequestBuilder().subject_name(name).add_extension(names, critical=False)
+        return builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM).decode()
+
+    def owns(self, certificate: x509.Certificate) -> bool:
+        """Whether the certificate is for this key."""
+        return _spki(certificate.public_key()) == _spki(self._key.public_key())  # type: ignore[arg-type]
+
+    def save_certificate(self, certificate_pem: str) -> None:
+        """Put the certificate beside the key, in place of an older one.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        with _storage_errors(self.certificate_path):
+            write_atomically(self.certificate_path, certificate_pem.encode())
+
+
+@contextmanager
+def opened_state(folder: Path) -> Iterator[None]:
+    """Make the worker's state folder (0700) and keep it for this process alone.
+
+    Raises:
+        StorageError: it can't be made or written.
+        ConfigError: another worker uses it.
+    """
+    with _storage_errors(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise ConfigError(
+                f"another worker runs with the state folder {folder}: two workers on one machine need a folder "
+                "each, say --state FOLDER"
+            ) from exc
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def load_identity(folder: Path) -> Identity:
+    """The identity in the state folder, made at the first start.
+
+    Raises:
+        StorageError: the key can't be read or written.
+        ConfigError: the key's file holds no key of ours, or others may read it.
+    """
+    path = folder / "identity.key"
+    with _storage_errors(path):
+        if not path.exists():
+            write_atomically(path, _pem(ec.generate_private_key(ec.SECP256R1())))
+        mode, data = path.stat().st_mode & 0o777, path.read_bytes()
+    if mode & 0o077:
+        raise ConfigError(f"{path} can be read by others (mode {mode:o}): chmod 600, or remove it for a new one")
+    key = _key_from(data, path)
+    return Identity(
+        worker_id=worker_id_of_key(_spki(key.public_key())),
+        key_path=path,
+        certificate_path=folder / "certificate.pem",
+        _key=key,
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a private file (0600) so that it is there whole or not at all, after a power cut too."""
+    partial = path.with_name(path.name + ".new")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _key_from(data: bytes, path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = load_pem_private_key(data, password=None)
+    except (ValueError, TypeError) as exc:
+        raise ConfigError(f"{path} holds no private key: remove it for a new identity") from exc
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
+        raise ConfigError(f"{path} holds no ECDSA P-256 key: remove it for a new identity")
+    return key
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _spki(key: ec.EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StorageError(
+            f"{path} can't be used: {exc.strerror or exc}; the worker keeps its key and its model files there, "
+            "--state names another folder"
+        ) from exc

@@ -1,0 +1,292 @@
+"""The sessions of a worker by id: opens them, and lets each message through only to the session it may reach.
+
+To a stranger a session that is somebody else's looks like one that doesn't exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from protocol.errors import (
+    BrigadeError,
+    ConflictError,
+    DeadlineExceededError,
+    DrainingError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    ProtocolError,
+    TooLargeError,
+    error_fields,
+)
+from protocol.frames import Frame
+from protocol.ids import SessionId
+from protocol.messages import (
+    AttachTail,
+    Backward,
+    CloseSession,
+    Credit,
+    FeedToken,
+    GenerationReport,
+    OpenSession,
+    SessionEnded,
+    SessionOpened,
+    Step,
+    Token,
+)
+from protocol.tensors import tensor_from_bytes
+from worker.connections import Connection
+from worker.enrolment import CredentialsHolder
+from worker.holdings import Holdings
+from worker.hop import Opening, Shared
+from worker.limits import Limits
+from worker.opening import Doorkeeper, n_tokens_allowed, span_to_use
+from worker.session import Session
+from worker.tail import Attachment
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _WaitingClient:
+    """A client that attached before the session was opened here."""
+
+    attachment: Attachment
+    until_s: float
+    forget: Callable[[], None]
+
+    def connection_lost(self, _connection: Connection) -> None:
+        """It waits no more."""
+        self.forget()
+
+
+class Sessions:
+    """All sessions of a worker. Tasks live in the task group of whoever owns this."""
+
+    def __init__(
+        self,
+        *,
+        shared: Shared,
+        holdings: Holdings,
+        credentials: CredentialsHolder,
+        tasks: asyncio.TaskGroup,
+        on_generation: Callable[[GenerationReport], None],
+        clock: Callable[[], float],
+        limits: Limits,
+    ) -> None:
+        self.is_draining = False
+        self._shared = shared
+        self._holdings = holdings
+        self._credentials = credentials
+        self._tasks = tasks
+        self._on_generation = on_generation
+        self._clock = clock
+        self._limits = limits
+        self._sessions: dict[SessionId, Session] = {}
+        self._waiting_clients: dict[SessionId, _WaitingClient] = {}
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+
+    @property
+    def n_sessions(self) -> int:
+        """How many are open or being freed."""
+        return len(self._sessions)
+
+    def handle(self, connection: Connection, frame: Frame) -> None:
+        """Take a frame from a connection that somebody opened to this worker.
+
+        Raises:
+            ProtocolError: a message that doesn't go this way; close the connection.
+        """
+        match frame.message:
+            case OpenSession() | AttachTail() as message:
+                self._admit(connection, message, frame.payload)
+            case Step() as message:
+                session = self._of(message.session_id)
+                if session is None or session.opener is not connection:
+                    self._refuse(connection, message.session_id, _unknown())
+                else:
+                    session.take_step(message, frame.payload)
+            case FeedToken() as message:
+                session = self._of(message.session_id)
+                if session is None or not _is_ring_of(session, connection):
+                    self._refuse(connection, message.session_id, _unknown())
+                else:
+                    session.take_fed(message)
+            case CloseSession() as message:
+                self._close(connection, message)
+            case SessionOpened() | Credit() | SessionEnded() | Token():
+                raise ProtocolError(f"a {type(frame.message).__name__} goes back to who opened the connection")
+
+    def handle_backward(self, connection: Connection, frame: Frame) -> None:
+        """Take a frame from a connection that this worker opened.
+
+        Raises:
+            ProtocolError: a message that doesn't go this way; close the connection.
+        """
+        message = frame.message
+        if not isinstance(message, Backward):
+            raise ProtocolError(f"a {type(message).__name__} doesn't go back to who opened the connection")
+        session = connection.users.get(message.session_id)
+        if isinstance(session, Session):  # others are over: what comes late is no news
+            session.take_backward(message)
+
+    def sweep(self, now_s: float) -> None:
+        """End sessions without steps and clients without a session; `now_s` is the loop's clock."""
+        for session in self._sessions.values():
+            if now_s - session.last_active_s > self._limits.idle_session_s:
+                error = DeadlineExceededError(f"no step came for {self._limits.idle_session_s:g} s")
+                session.fail(error)
+        for session_id, waiting in tuple(self._waiting_clients.items()):
+            if now_s >= waiting.until_s:
+                error = DeadlineExceededError("no worker opened this session here: open it at the head")
+                self._refuse(waiting.attachment.connection, session_id, error)
+                self._forget_client(session_id)
+
+    async def until_none(self) -> None:
+        """Return when no session is left."""
+        await self._none_left.wait()
+
+    def stop_all(self, error: BrigadeError) -> None:
+        """End every session with an error."""
+        for session in self._sessions.values():
+            session.fail(error)
+
+    def _of(self, session_id: SessionId) -> Session | None:
+        session = self._sessions.get(session_id)
+        return None if session is None or session.is_over else session
+
+    def _admit(
+        self, connection: Connection, message: OpenSession | AttachTail, payload: bytes | memoryview
+    ) -> None:
+        try:
+            if isinstance(message, OpenSession):
+                self._open(connection, message)
+            else:
+                self._attach(connection, message, payload)
+        except BrigadeError as exc:
+            log.info("session_refused", label=connection.label, **error_fields(exc))
+            self._refuse(connection, message.session_id, exc)
+
+    def _open(self, connection: Connection, message: OpenSession) -> None:
+        ticket = self._doorkeeper().ticket_to_open(message, connection.peer)
+        if message.session_id in self._sessions:
+            raise ConflictError("this session is open here already")
+        self._check_room(connection)
+        span = span_to_use(self._holdings, ticket.model, ticket.revision, ticket.blocks)
+        allowed_s = min(message.deadline_s, ticket.expires_at_s - self._clock())
+        opening = Opening(
+            ticket=ticket,
+            later_tickets=message.tickets[1:],
+            span=span,
+            opener=connection,
+            deadline_at_s=asyncio.get_running_loop().time() + allowed_s,
+        )
+        session = Session(opening, self._shared)
+        waiting = self._waiting_clients.get(message.session_id) if ticket.next is None else None
+        if waiting is not None:
+            self._forget_client(message.session_id)
+            session.take_attachment(waiting.attachment)
+        connection.add_user(message.session_id, session)
+        self._sessions[message.session_id] = session
+        self._none_left.clear()
+        self._tasks.create_task(self._run(session), name=f"session {message.session_id}")
+
+    def _attach(self, connection: Connection, message: AttachTail, payload: bytes | memoryview) -> None:
+        ticket = self._doorkeeper().ticket_to_attach(message)
+        attachment = Attachment(
+            connection=connection,
+            sampling=message.sampling,
+            prompt_token_ids=_token_ids(payload, ticket.max_positions),
+        )
+        n_tokens_allowed(message.sampling, len(attachment.prompt_token_ids), ticket.max_positions)
+        session = self._of(message.session_id)
+        if session is not None:
+            session.take_attachment(attachment)
+            return
+        if message.session_id in self._waiting_clients:
+            raise ConflictError("a client waits for this session already")
+        self._check_room(connection)
+        waiting = _WaitingClient(
+            attachment,
+            asyncio.get_running_loop().time() + self._limits.waiting_client_s,
+            partial(self._forget_client, message.session_id),
+        )
+        self._waiting_clients[message.session_id] = waiting
+        connection.add_user(message.session_id, waiting)
+
+    def _close(self, connection: Connection, message: CloseSession) -> None:
+        """Closing what one may not close is as if it weren't there: nothing happens, nothing is said."""
+        waiting = self._waiting_clients.get(message.session_id)
+        if waiting is not None and waiting.attachment.connection is connection:
+            self._forget_client(message.session_id)
+        session = self._of(message.session_id)
+        if session is None:
+            return
+        if session.opener is connection:
+            session.close(message.reason, "opener")
+        elif session.tail_client is connection:
+            session.close("cancelled", "client")
+        elif _is_ring_of(session, connection):
+            session.close(message.reason, "ring")
+
+    async def _run(self, session: Session) -> None:
+        try:
+            ending = await session.run()
+            report = session.report(ending)
+            if report is not None:
+                self._on_generation(report)
+        finally:
+            session.is_over = True
+            del self._sessions[session.session_id]
+            if not self._sessions:
+                self._none_left.set()
+
+    def _doorkeeper(self) -> Doorkeeper:
+        return Doorkeeper(
+            worker_id=self._shared.worker_id, ticket_keys=self._credentials.ticket_keys, now_s=self._clock()
+        )
+
+    def _check_room(self, connection: Connection) -> None:
+        if self.is_draining:
+            raise DrainingError("this worker is leaving and takes no new sessions: ask for another route")
+        n_all = len(self._sessions) + len(self._waiting_clients)
+        n_here = len(connection.users)
+        if n_all >= self._limits.sessions or n_here >= self._limits.sessions_per_connection:
+            raise OverloadedError(
+                f"{n_here} sessions on this connection and {n_all} in all; the limits are "
+                f"{self._limits.sessions_per_connection} and {self._limits.sessions}: try again later"
+            )
+
+    def _forget_client(self, session_id: SessionId) -> None:
+        self._waiting_clients.pop(session_id).attachment.connection.remove_user(session_id)
+
+    def _refuse(self, connection: Connection, session_id: SessionId, error: BrigadeError) -> None:
+        connection.post(SessionEnded(session_id=session_id, worker_id=self._shared.worker_id, error=error.body()))
+
+
+def _unknown() -> NotFoundError:
+    return NotFoundError("no such session is open for this connection")
+
+
+def _is_ring_of(session: Session, connection: Connection) -> bool:
+    """Whether the connection is the tail's, and this the head."""
+    ticket = session.ticket
+    return connection.peer is not None and connection.peer == ticket.tail and ticket.worker_id == ticket.head
+
+
+def _token_ids(payload: bytes | memoryview, max_positions: int) -> tuple[int, ...]:
+    n_tokens = len(payload) // 4
+    if n_tokens < 1:
+        raise InvalidRequestError("the prompt's token ids (int32) have to come with AttachTail")
+    if n_tokens > max_positions:
+        raise TooLargeError(f"{n_tokens} token ids; the route grants {max_positions} positions")
+    ids: list[int] = tensor_from_bytes(payload, "int32", (n_tokens,)).tolist()
+    if min(ids) < 0:
+        raise InvalidRequestError("a token id below 0")
+    return tuple(ids)

@@ -1,0 +1,147 @@
+"""Where files come from: other workers that have them, then the coordinator; and the coordinator's manifests."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import aiohttp
+import structlog
+
+from protocol.codec import decode_json, encode_json
+from protocol.errors import BrigadeError, ConfigError, UnreachableError, error_fields
+from protocol.ids import FileHash, Revision, WorkerId
+from protocol.manifest import MAX_MANIFEST_BYTES
+from protocol.rest import SourcesAnswer, SourcesRequest
+from protocol.tls import COORDINATOR_NAME, client_context, worker_name
+from worker.config import checked_url
+from worker.downloads import FileSource
+from worker.enrolment import Credentials, CredentialsHolder
+from worker.http_answers import error_of, read_body
+
+log = structlog.get_logger(__name__)
+
+_ASK_S = 10.0
+_MAX_FILES_ASKED = 5000
+"""In one request: its body stays under the limit of 1 MiB."""
+_MAX_PEERS = 3
+"""Peers tried for one file before the coordinator is."""
+_NO_SOURCES: Mapping[FileHash, tuple[FileSource, ...]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Contexts:
+    credentials: Credentials
+    coordinator: ssl.SSLContext
+    peers: ssl.SSLContext
+
+
+class Sources:
+    """Asks the coordinator who has what."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        credentials: CredentialsHolder,
+        worker_id: WorkerId,
+        rng: random.Random,
+    ) -> None:
+        self._session = session
+        self._credentials = credentials
+        self._worker_id = worker_id
+        self._rng = rng
+        self._kept: _Contexts | None = None
+
+    async def of(self, files: Collection[FileHash]) -> Mapping[FileHash, tuple[FileSource, ...]]:
+        """Sources of each file in the order in which to try them; the last one is the coordinator."""
+        contexts = await self._contexts()
+        peers = await self._peers(contexts, tuple(files)[:_MAX_FILES_ASKED])
+        coordinator = self._coordinator(contexts)
+        return {sha256: (*peers.get(sha256, ()), coordinator) for sha256 in files}
+
+    async def manifest(self, revision: Revision) -> bytes:
+        """A manifest as the coordinator sends it; the caller checks it.
+
+        Raises:
+            UnreachableError: the coordinator is away.
+            NotFoundError: it doesn't know the model any more.
+        """
+        return await self._ask(await self._contexts(), "GET", f"/v1/manifests/{revision}", None, MAX_MANIFEST_BYTES)
+
+    async def _peers(
+        self, contexts: _Contexts, files: tuple[FileHash, ...]
+    ) -> Mapping[FileHash, tuple[FileSource, ...]]:
+        body = encode_json(SourcesRequest(files=files))
+        try:
+            answer = decode_json(await self._ask(contexts, "POST", "/v1/worker/sources", body), SourcesAnswer)
+        except BrigadeError as exc:
+            log.warning("sources_unknown", **error_fields(exc))
+            return _NO_SOURCES
+        return {sha256: self._usable(answer, sha256, contexts.peers) for sha256 in answer.sources}
+
+    def _usable(self, answer: SourcesAnswer, sha256: FileHash, context: ssl.SSLContext) -> tuple[FileSource, ...]:
+        """A few of the peers, in random order so that not all ask the same one."""
+        found = []
+        for source in answer.sources[sha256]:
+            try:
+                url = checked_url(source.url, f"the address of {source.worker_id}").rstrip("/")
+            except ConfigError as exc:
+                log.warning("source_refused", **error_fields(exc))
+                continue
+            if source.worker_id != self._worker_id:
+                name = worker_name(source.worker_id)
+                found.append(FileSource(name=source.worker_id, url=url, context=context, server_hostname=name))
+        self._rng.shuffle(found)
+        return tuple(found[:_MAX_PEERS])
+
+    def _coordinator(self, contexts: _Contexts) -> FileSource:
+        return FileSource(
+            name="the coordinator",
+            url=contexts.credentials.coordinator_url,
+            context=contexts.coordinator,
+            server_hostname=COORDINATOR_NAME,
+            headers=_authorization(contexts.credentials),
+        )
+
+    async def _contexts(self) -> _Contexts:
+        """TLS contexts of the credentials in force, made again when those were renewed."""
+        current = self._credentials.current
+        if self._kept is None or self._kept.credentials is not current:
+            self._kept = _Contexts(
+                credentials=current,
+                coordinator=await asyncio.to_thread(client_context, current.ca_pem),
+                peers=await asyncio.to_thread(client_context, current.ca_pem, current.certificate, current.key),
+            )
+        return self._kept
+
+    async def _ask(
+        self, contexts: _Contexts, method: str, path: str, body: bytes | None, max_bytes: int = 2**22
+    ) -> bytes:
+        try:
+            async with (
+                asyncio.timeout(_ASK_S),
+                self._session.request(
+                    method,
+                    contexts.credentials.coordinator_url + path,
+                    data=body,
+                    headers={**_authorization(contexts.credentials), "Content-Type": "application/json"},
+                    ssl=contexts.coordinator,
+                    server_hostname=COORDINATOR_NAME,
+                    allow_redirects=False,
+                ) as response,
+            ):
+                answer = await read_body(response, max_bytes)
+                if response.status != 200:
+                    raise error_of(response, answer)
+                return answer
+        except TimeoutError as exc:
+            raise UnreachableError(f"the coordinator didn't answer {path} within {_ASK_S:.0f} s") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise UnreachableError(f"the coordinator can't be reached: {exc}") from exc
+
+
+def _authorization(credentials: Credentials) -> dict[str, str]:
+    return {"Authorization": f"Bearer {credentials.session_token}"}

@@ -1,0 +1,108 @@
+"""The end of the ring: waits for the client that attaches, decides when the answer is over, streams tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.errors import ConflictError, ProtocolError
+from protocol.ids import SessionId
+from protocol.messages import SamplingParams, Token
+from worker.connections import Connection
+from worker.engine import Engine
+from worker.opening import n_tokens_allowed
+from worker.steps import SampledToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A client that wants a session's tokens, and how to sample them."""
+
+    connection: Connection
+    sampling: SamplingParams
+    prompt_token_ids: tuple[int, ...]
+
+
+class Tail:
+    """What only the last hop of a session does."""
+
+    def __init__(self, session_id: SessionId, max_positions: int) -> None:
+        self.finish_reason: Literal["stop", "length"] | None = None
+        self.n_sent = 0
+        self._session_id = session_id
+        self._max_positions = max_positions
+        self._attachment: Attachment | None = None
+        self._attached = asyncio.Event()
+        self._has_sampler = False
+        self._n_allowed = 0
+
+    @property
+    def client(self) -> Connection | None:
+        """Where the tokens go."""
+        return self._attachment.connection if self._attachment is not None else None
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """Tokens of the prompt as the client told; 0 until it has."""
+        return len(self._attachment.prompt_token_ids) if self._attachment is not None else 0
+
+    def attach(self, attachment: Attachment) -> None:
+        """Take the client.
+
+        Raises:
+            ConflictError: there is one.
+            ContextExceededError: its prompt leaves no room for an answer.
+            InvalidRequestError: it has no prompt.
+        """
+        if self._attachment is not None:
+            raise ConflictError("a client is attached to this session already")
+        n_prompt = len(attachment.prompt_token_ids)
+        self._n_allowed = n_tokens_allowed(attachment.sampling, n_prompt, self._max_positions)
+        self._attachment = attachment
+        self._attached.set()
+
+    async def prepare(self, engine: Engine) -> None:
+        """Return when the engine can sample here; waits for the client. The caller holds the deadline."""
+        if self._has_sampler:
+            return
+        await self._attached.wait()
+        assert self._attachment is not None
+        await engine.attach_sampler(self._session_id, self._attachment.sampling, self._attachment.prompt_token_ids)
+        self._has_sampler = True
+
+    def take(self, token: SampledToken) -> Literal["stop", "length"] | None:
+        """Note a sampled token; why it is the last, if it is. Then `stream` it.
+
+        Raises:
+            ProtocolError: its position isn't that which follows the prompt and the tokens so far.
+        """
+        expected = self.n_prompt_tokens + self.n_sent
+        if token.position != expected:
+            raise ProtocolError(
+                f"a token for position {token.position}, but the prompt given to the tail and the {self.n_sent} "
+                f"tokens since end at {expected}: give head and tail the same prompt"
+            )
+        if token.is_stop:
+            self.finish_reason = "stop"
+        elif self.n_sent + 1 >= self._n_allowed:
+            self.finish_reason = "length"
+        return self.finish_reason
+
+    def stream(self, token: SampledToken) -> None:
+        """Queue a token for the client.
+
+        Raises:
+            OverloadedError: the client reads too slowly.
+        """
+        assert self.client is not None
+        index = self.n_sent
+        self.n_sent += 1
+        self.client.post(
+            Token(
+                session_id=self._session_id,
+                index=index,
+                token_id=token.token_id,
+                finish_reason=self.finish_reason,
+            )
+        )

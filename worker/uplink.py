@@ -1,0 +1,258 @@
+"""The control socket to the coordinator: announce, beat, report, obey; come back whenever it is lost.
+
+A coordinator that is away stops nothing here: sessions run on, and what there is to report waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import aiohttp
+import structlog
+
+from protocol.backoff import jittered_delay_s
+from protocol.codec import decode_message, encode_message
+from protocol.errors import (
+    BrigadeError,
+    UnauthenticatedError,
+    UnreachableError,
+    error_fields,
+    error_from_body,
+)
+from protocol.messages import (
+    HEARTBEAT_S,
+    Announce,
+    Assign,
+    CoordinatorToWorker,
+    Dismiss,
+    Drain,
+    FilesHeld,
+    GenerationReport,
+    Heartbeat,
+    Leaving,
+    WorkerToCoordinator,
+)
+from protocol.tls import client_context
+from worker.control_socket import is_final, opened_socket
+from worker.enrolment import Credentials, CredentialsHolder
+from worker.error_groups import most_telling
+from worker.holdings import Holdings
+
+log = structlog.get_logger(__name__)
+
+MAX_WAITING_REPORTS = 4096
+"""Generation reports kept while the coordinator is away; the oldest go first."""
+_SEND_S = 10.0
+_REPORT_PAUSE_S = 0.25
+"""Between two reports of spans: progress changes with every piece of a download."""
+_RENEWAL_RETRY_S = 5.0
+_RENEWAL_NAP_S = 30.0
+_STEADY_S = 5.0
+"""A socket that lived so long was a good one: the delays begin anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UplinkHooks:
+    """What the uplink asks of the worker, and tells it."""
+
+    announce: Callable[[], Announce]
+    heartbeat: Callable[[], Heartbeat]
+    renew: Callable[[], Awaitable[Credentials]]
+    """Enrol again."""
+    on_drain: Callable[[str], None]
+    """The coordinator wants this worker to leave, for the reason given."""
+    tell: Callable[[str], None]
+    """A line for people."""
+
+
+class Uplink:
+    """Keeps the control socket of an enrolled worker. `run` it in a task group."""
+
+    def __init__(
+        self,
+        *,
+        credentials: CredentialsHolder,
+        holdings: Holdings,
+        hooks: UplinkHooks,
+        clock: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._credentials = credentials
+        self._holdings = holdings
+        self._hooks = hooks
+        self._generations: deque[GenerationReport] = deque(maxlen=MAX_WAITING_REPORTS)
+        self._has_generations = asyncio.Event()
+        self._all_reported = asyncio.Event()
+        self._all_reported.set()
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._rng = random.SystemRandom()
+        self._n_failures = 0
+        self._must_renew = False
+        self.connected = asyncio.Event()
+        """Set while the worker is announced on an open socket."""
+
+    def report_generation(self, report: GenerationReport) -> None:
+        """Have a generation reported, now or when the coordinator is back."""
+        if len(self._generations) == MAX_WAITING_REPORTS:
+            log.warning("generation_report_dropped", session_id=self._generations[0].session_id)
+        self._generations.append(report)
+        self._has_generations.set()
+        self._all_reported.clear()
+
+    async def leave(self, reason: str) -> None:
+        """Say that the worker drains and goes; nothing if the coordinator is away."""
+        if self._socket is not None and self.connected.is_set():
+            try:
+                await self._send(self._socket, Leaving(reason=reason))
+            except UnreachableError as exc:
+                log.info("leaving_unsaid", **error_fields(exc))
+
+    async def flush(self, deadline_s: float) -> None:
+        """Wait until every generation is reported, if the coordinator is there, at most so long."""
+        if not self.connected.is_set():
+            return
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._all_reported.wait()
+        except TimeoutError:
+            log.warning("generation_reports_unsent", n_reports=len(self._generations))
+
+    async def run(self) -> None:
+        """Keep the socket open and the credentials fresh, for ever.
+
+        Raises:
+            ConflictError: another worker with this identity took this one's place.
+            ForbiddenError: the coordinator doesn't want this worker.
+            InvalidRequestError: it can't use what this worker announces (its address, say).
+            ProtocolVersionError: the coordinator was replaced by one of another version.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._renew_in_time(), name="uplink-renewal")
+            tasks.create_task(self._reconnect(), name="uplink-socket")
+
+    async def _reconnect(self) -> None:
+        while True:
+            try:
+                await self._renew_if_refused()
+                await self._serve_one_socket()
+                error: BrigadeError = UnreachableError("the coordinator closed the control socket")
+            except (BrigadeError, BaseExceptionGroup) as exc:
+                found = most_telling(exc) if isinstance(exc, BaseExceptionGroup) else exc
+                if not isinstance(found, BrigadeError):
+                    raise
+                error = found
+            if is_final(error):
+                raise error
+            self._must_renew |= isinstance(error, UnauthenticatedError)
+            self._n_failures += 1
+            delay_s = max(jittered_delay_s(self._n_failures, self._rng), error.retry_after_s or 0.0)
+            log.warning("uplink_lost", retry_in_s=round(delay_s, 2), **error_fields(error))
+            if self._n_failures == 1:
+                self._hooks.tell(f"lost the coordinator ({error.message}); sessions go on, trying to come back")
+            await asyncio.sleep(delay_s)
+
+    async def _renew_if_refused(self) -> None:
+        if self._must_renew:
+            self._credentials.replace(await self._hooks.renew())
+            self._must_renew = False
+
+    async def _renew_in_time(self) -> None:
+        """Enrol again at half-life, and on failure every few seconds from then on."""
+        retry_at_s = 0.0
+        while True:
+            wait_s = max(self._credentials.current.renew_at_s, retry_at_s) - self._clock()
+            if wait_s > 0:  # in short naps: the clock may be set meanwhile
+                await asyncio.sleep(min(wait_s, _RENEWAL_NAP_S))
+                continue
+            try:
+                self._credentials.replace(await self._hooks.renew())
+                log.info("credentials_renewed")
+            except BrigadeError as exc:
+                retry_at_s = self._clock() + max(_RENEWAL_RETRY_S, exc.retry_after_s or 0.0)
+                log.warning("renewal_failed", retry_in_s=_RENEWAL_RETRY_S, **error_fields(exc))
+
+    async def _serve_one_socket(self) -> None:
+        """Open the socket, announce, and talk until it ends."""
+        credentials = self._credentials.current
+        context = await asyncio.to_thread(client_context, credentials.ca_pem)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+            socket = await opened_socket(session, credentials)
+            try:
+                await self._talk(socket)
+            finally:
+                self.connected.clear()
+                self._socket = None
+                await socket.close()
+
+    async def _talk(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        version = self._holdings.version
+        await self._send(socket, self._hooks.announce())
+        self._socket = socket
+        self.connected.set()
+        if self._n_failures:
+            self._hooks.tell("back with the coordinator")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._settle(), name="uplink-steady")
+            tasks.create_task(self._beat(socket), name="uplink-heartbeats")
+            tasks.create_task(self._report_spans(socket, version), name="uplink-spans")
+            tasks.create_task(self._report_generations(socket), name="uplink-generations")
+            await self._obey(socket)
+            raise UnreachableError("the coordinator closed the control socket")
+
+    async def _settle(self) -> None:
+        await asyncio.sleep(_STEADY_S)
+        self._n_failures = 0
+
+    async def _beat(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            await self._send(socket, self._hooks.heartbeat())
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _report_spans(self, socket: aiohttp.ClientWebSocketResponse, version: int) -> None:
+        spans, files = self._holdings.report, self._holdings.files
+        while True:
+            version = await self._holdings.changed_since(version)
+            if self._holdings.report != spans:
+                spans = self._holdings.report
+                await self._send(socket, spans)
+            if self._holdings.files != files:
+                files = self._holdings.files
+                await self._send(socket, FilesHeld(files=files))
+            await asyncio.sleep(_REPORT_PAUSE_S)
+
+    async def _report_generations(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            await self._has_generations.wait()
+            while self._generations:
+                report = self._generations[0]
+                await self._send(socket, report)
+                if self._generations and self._generations[0] is report:  # else a full queue lost it meanwhile
+                    self._generations.popleft()
+            self._has_generations.clear()
+            self._all_reported.set()
+
+    async def _obey(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        async for message in socket:
+            if message.type is not aiohttp.WSMsgType.BINARY:
+                raise UnreachableError(f"the coordinator sent a {message.type.name} message on the control socket")
+            order: CoordinatorToWorker = decode_message(message.data, CoordinatorToWorker)
+            match order:
+                case Assign():
+                    if self._holdings.assign(order):
+                        blocks = ", ".join(f"{span.blocks} of {span.model}" for span in order.spans) or "none"
+                        self._hooks.tell(f"assigned blocks: {blocks} ({order.reason})")
+                case Drain(reason=reason):
+                    self._hooks.on_drain(reason)
+                case Dismiss(error=error):
+                    raise error_from_body(error)
+
+    async def _send(self, socket: aiohttp.ClientWebSocketResponse, message: WorkerToCoordinator) -> None:
+        try:
+            async with asyncio.timeout(_SEND_S):
+                await socket.send_bytes(encode_message(message))
+        except (TimeoutError, aiohttp.ClientError, OSError, RuntimeError) as exc:
+            raise UnreachableError(f"the control socket broke: {str(exc) or 'it takes nothing'}") from exc
