@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
@@ -17,6 +16,7 @@ from coordinator.keys import (
     CLUSTER,
     PUBLIC_URL,
     REPOSITORY,
+    VERSION,
 )
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.policy.events import DrainAsked
@@ -49,7 +49,7 @@ async def status(request: web.Request) -> web.Response:
     return json_answer(
         ClusterStatus(
             coordinator_id=request.app[AUTHORITY].coordinator_id,
-            version=_version(),
+            version=request.app[VERSION],
             url=request.app[PUBLIC_URL][0],
             database=request.app[REPOSITORY].kind,
             models=model_infos(request),
@@ -121,10 +121,3 @@ def _key_info(stored: StoredKey) -> KeyInfo:
 
 def _now(request: web.Request) -> datetime:
     return datetime.fromtimestamp(request.app[CLOCK](), UTC)
-
-
-def _version() -> str:
-    try:
-        return version("brigade")
-    except PackageNotFoundError:  # run from a checkout that isn't installed
-        return "0+unknown"

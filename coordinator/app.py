@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 from aiohttp import web
@@ -45,6 +46,7 @@ from coordinator.keys import (
     PUBLIC_URL,
     REPOSITORY,
     TICKET_DESK,
+    VERSION,
 )
 from coordinator.middleware import add_security_headers, answer_errors, check_caller
 from coordinator.opening import OpenedState, opened_state
@@ -148,6 +150,7 @@ def _application(
     app[CONTROL_SOCKETS] = open_sockets
     app[KNOWN_NAMES] = known_names(config)
     app[PUBLIC_URL] = []
+    app[VERSION] = _version()
     app[ACCESS] = {}
     for add_routes in (add_client_routes, add_worker_routes, add_admin_routes):
         add_routes(app)
@@ -216,3 +219,10 @@ def _local_url(host: str, port: int) -> str:
     if host in ANY_HOST:
         host = "127.0.0.1"
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+def _version() -> str:
+    try:
+        return version("brigade")
+    except PackageNotFoundError:  # run from a checkout that isn't installed
+        return "0+unknown"

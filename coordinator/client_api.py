@@ -90,13 +90,18 @@ async def routes(request: web.Request) -> web.Response:
     route = _route(request, wanted)
     now_s = request.app[CLOCK]()
     session_id = SessionId(secrets.token_hex(16))
-    hops = request.app[TICKET_DESK].hops(
+    max_positions = wanted.n_prompt_tokens + wanted.max_tokens
+    desk = request.app[TICKET_DESK]
+    hops = desk.hops(
         route.hops,
         session_id=session_id,
         model=found.name,
         revision=found.revision,
-        max_positions=wanted.n_prompt_tokens + wanted.max_tokens,
+        max_positions=max_positions,
         now_s=now_s,
+    )
+    attach_ticket = desk.attach_ticket(
+        route.hops, session_id=session_id, max_positions=max_positions, now_s=now_s
     )
     await request.app[REPOSITORY].record_generation(
         session_id,
@@ -114,6 +119,7 @@ async def routes(request: web.Request) -> web.Response:
             model=found.name,
             revision=found.revision,
             hops=hops,
+            attach_ticket=attach_ticket,
             expires_in_s=TICKET_LIFE_S,
         )
     )

@@ -35,6 +35,8 @@ CONTROL_SOCKETS: Final = web.AppKey[set[ControlSocket]]("control_sockets")
 KNOWN_NAMES: Final = web.AppKey[frozenset[str]]("known_names")
 PUBLIC_URL: Final = web.AppKey[list[str]]("public_url")
 """One entry, set once the port is known."""
+VERSION: Final = web.AppKey("version", str)
+"""Of this program; read from the disk once, at the start."""
 ACCESS: Final = web.AppKey[dict[web.AbstractRoute, Access]]("access")
 """Who may use each route; a route that isn't here answers nobody."""
 

@@ -1,4 +1,4 @@
-"""Tickets for the hops of a route, each signed with the key of the worker that it is for."""
+"""Tickets for the hops of a route and for its tokens, each signed with the key of the worker that it is for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from coordinator.policy.routing import RouteStage
 from protocol.errors import ModelUnavailableError
 from protocol.ids import ModelName, Revision, SessionId, WorkerId
 from protocol.rest import RouteHop
-from protocol.tickets import Ticket, sign_claims
+from protocol.tickets import AttachTicket, Ticket, sign_claims
 
 TICKET_LIFE_S = 3600.0
 """Longer than any generation may take; a ticket is for one session, so it can't be used for another."""
@@ -71,6 +71,23 @@ class TicketDesk:
             )
             hops.append(_hop(stage, sign_claims(ticket, self._keys_of(stage.worker_id))))
         return tuple(hops)
+
+    def attach_ticket(
+        self, stages: Sequence[RouteStage], *, session_id: SessionId, max_positions: int, now_s: float
+    ) -> str:
+        """What lets the client have the tokens at the route's tail.
+
+        Raises:
+            ModelUnavailableError: the tail's socket closed this very moment.
+        """
+        tail = stages[-1].worker_id
+        ticket = AttachTicket(
+            expires_at_s=now_s + TICKET_LIFE_S,
+            worker_id=tail,
+            session_id=session_id,
+            max_positions=max_positions,
+        )
+        return sign_claims(ticket, self._keys_of(tail))
 
     def _keys_of(self, worker_id: WorkerId) -> list[bytes]:
         try:

@@ -76,7 +76,7 @@ async def test_the_public_address_is_what_others_are_told(tmp_path: Path) -> Non
             assert answer.read(ClusterStatus).url == coordinator.url
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "localhost"])  # noqa: S104 - what is tested
+@pytest.mark.parametrize("host", ["0.0.0.0", "localhost"])
 async def test_other_listen_addresses_work_from_this_machine(tmp_path: Path, host: str) -> None:
     async with running_coordinator(tmp_path, listen_host=host) as coordinator, http_session(coordinator) as http:
         assert (await http.ask("GET", "/v1/hello")).status == 200

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -75,8 +74,8 @@ class Door:
 
 
 @pytest.fixture
-async def door(tmp_path: Path) -> AsyncIterator[Door]:
-    yield Door(tmp_path / "state")
+def door(tmp_path: Path) -> Door:
+    return Door(tmp_path / "state")
 
 
 async def refusal(door: Door, request: JoinRequest, proof: str) -> BrigadeError:

@@ -1,0 +1,75 @@
+"""A control socket that nobody speaks on, or that something breaks under."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from coordinator import control_socket
+from protocol.ids import SessionId
+from protocol.messages import Assign, Dismiss, GenerationReport
+from protocol.tls import COORDINATOR_NAME
+from tests.support.coordinators import (
+    WorkerKey,
+    announcement,
+    connected_worker,
+    enrolled,
+    eventually,
+    http_session,
+    joined_worker,
+    running_coordinator,
+)
+
+
+async def test_a_silent_socket_is_closed_at_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_socket, "ANNOUNCE_TIMEOUT_S", 0.05)
+    async with running_coordinator(tmp_path) as coordinator:
+        grant = await enrolled(coordinator, WorkerKey())
+        async with (
+            http_session(coordinator, grant.session_token) as http,
+            http.session.ws_connect(f"{http.url}/v1/worker/control", server_hostname=COORDINATOR_NAME) as socket,
+        ):
+            frame = await socket.receive(timeout=10)
+            assert frame.type is aiohttp.WSMsgType.BINARY
+            assert b"deadline_exceeded" in frame.data
+
+
+async def test_a_worker_that_goes_before_it_announces_leaves_nothing(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        key = WorkerKey()
+        grant = await enrolled(coordinator, key)
+        async with (
+            http_session(coordinator, grant.session_token) as http,
+            http.session.ws_connect(f"{http.url}/v1/worker/control", server_hostname=COORDINATOR_NAME) as socket,
+        ):
+            await socket.close()
+        assert not coordinator.cluster.state.workers[key.worker_id].is_connected
+        async with connected_worker(coordinator, key, grant) as worker:
+            await worker.receive(Assign)
+
+
+async def test_a_report_that_is_refused_keeps_the_socket(tmp_path: Path) -> None:
+    report = GenerationReport(
+        session_id=SessionId("unknown"), n_prompt_tokens=1, n_completion_tokens=1, outcome="stop"
+    )
+    async with running_coordinator(tmp_path) as coordinator, joined_worker(coordinator) as worker:
+        await worker.receive(Assign)
+        await worker.send(report)
+        await worker.beat()
+        await eventually(lambda: coordinator.cluster.state.workers[worker.worker_id].heartbeat)
+
+
+async def test_a_database_that_is_gone_is_told_to_the_worker(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        key = WorkerKey()
+        grant = await enrolled(coordinator, key)
+        database = tmp_path / "state" / "brigade.db"
+        async with coordinator.repository._engine.begin() as connection:
+            await connection.exec_driver_sql("DROP TABLE assignments")
+            await connection.exec_driver_sql("DROP TABLE workers")
+        assert database.exists()
+        async with connected_worker(coordinator, key, grant, announce=announcement()) as worker:
+            assert (await worker.receive(Dismiss)).error.code == "storage"
+            await worker.closed()
