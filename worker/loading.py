@@ -23,6 +23,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from protocol.errors import BrigadeError, StorageError, UntrustedFileError
 from protocol.ids import BlockRange
 from worker.cut import cut_config, cut_modules
+from worker.layout import give_back_free_memory, lay_out_for_decode
 
 _BLOCK_NUMBER = re.compile(r"^((?:[^.]+\.)*?)(\d+)(\..+)$")
 _MAX_NAMED = 5
@@ -90,6 +91,8 @@ def load_cut_model(
             raise UntrustedFileError(f"the weights of blocks {blocks} can't be loaded: {exc}") from exc
     _check_loaded(model, info, blocks, outside)
     cut_config(model, blocks)
+    lay_out_for_decode(model)
+    give_back_free_memory()
     loaded: PreTrainedModel = model
     return loaded
 
