@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from protocol.errors import ContextExceededError, ProtocolError, StaleEpochError
 from protocol.messages import STEP_CREDIT
@@ -76,7 +77,22 @@ class Arrivals:
             )
 
 
+def check_token_id(token_id: int) -> None:
+    """Refuse what no vocabulary has, before it is made a tensor of; the engine knows the model's own limit.
+
+    Raises:
+        ProtocolError: below 0, or more than 31 bits.
+    """
+    if not 0 <= token_id < 2**31:
+        raise ProtocolError(f"token id {token_id} is one of no vocabulary")
+
+
 def chunks(position: int, n_tokens: int, chunk_tokens: int) -> list[range]:
-    """The positions [position, position + n_tokens) in pieces of `chunk_tokens`, the last maybe shorter."""
-    end = position + n_tokens
-    return [range(start, min(start + chunk_tokens, end)) for start in range(position, end, chunk_tokens)]
+    """The positions [position, position + n_tokens) in as few pieces of at most `chunk_tokens` as it takes.
+
+    All of about the same length: with k pieces, two stages that work at once are done after (k + 1) / k of one's
+    time, and an uneven piece makes the other stage wait.
+    """
+    n_pieces = -(-n_tokens // chunk_tokens)
+    ends = [position + n_tokens * i // n_pieces for i in range(n_pieces + 1)]
+    return [range(start, end) for start, end in pairwise(ends)]
