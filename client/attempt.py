@@ -59,7 +59,7 @@ class Attempt:
             session_id=session_id, tickets=tuple(hop.ticket for hop in self._grant.hops), deadline_s=remaining_s
         )
         step = Step(session_id=session_id, position=0, n_tokens=len(token_ids), dtype="int32", is_last=True)
-        attaching = AttachTail(session_id=session_id, ticket=self._tail.ticket, sampling=sampling)
+        attaching = AttachTail(session_id=session_id, ticket=self._grant.attach_ticket, sampling=sampling)
         try:
             async with asyncio.TaskGroup() as sending:
                 sending.create_task(self._tell(self._head, (opening, b""), (step, payload)), name="open the head")

@@ -100,9 +100,7 @@ async def routes(request: web.Request) -> web.Response:
         max_positions=max_positions,
         now_s=now_s,
     )
-    attach_ticket = desk.attach_ticket(
-        route.hops, session_id=session_id, max_positions=max_positions, now_s=now_s
-    )
+    attach_ticket = desk.attach_ticket(route.hops, session_id=session_id, max_positions=max_positions, now_s=now_s)
     await request.app[REPOSITORY].record_generation(
         session_id,
         caller.key_id,

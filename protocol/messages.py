@@ -22,6 +22,9 @@ STEP_CREDIT = 4
 
 MAX_STOP_TOKEN_IDS = 64
 
+MIN_TEMPERATURE = 1e-3
+"""Below it logits overflow float32, and sampling is greedy in all but name."""
+
 FinishReason = Literal["stop", "length", "cancelled"]
 Precision = Literal["float32", "bfloat16", "float16"]
 SpanState = Literal["downloading", "loading", "ready", "failed"]
@@ -55,6 +58,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ):
             if not math.isfinite(value) or not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
+        if 0.0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(f"temperature is {self.temperature}; 0 is greedy, else at least {MIN_TEMPERATURE}")
         if self.top_p == 0.0:
             raise ValueError("top_p is 0; it must be above 0 and at most 1")
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
@@ -78,6 +83,7 @@ class AttachTail(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     session_id: SessionId
     ticket: str
+    """The route's attach ticket, which only the client has."""
     sampling: SamplingParams
 
 

@@ -171,6 +171,8 @@ class RouteGrant(_Body, frozen=True, kw_only=True):
     model: ModelName
     revision: Revision
     hops: tuple[RouteHop, ...]
+    attach_ticket: str
+    """Lets the client, and nobody else, have the tokens at the last hop. Not to be shown to any other worker."""
     expires_in_s: float
 
 

@@ -1,4 +1,4 @@
-"""Signed, expiring, audience-bound tokens: route tickets for workers, session tokens for workers.
+"""Signed, expiring, audience-bound tokens: route and attach tickets for workers, session tokens for workers.
 
 itsdangerous signs (HMAC-SHA256, one salt per kind, so kinds never pass for one another); the keys are a list,
 oldest first, so that an old one verifies until it is retired. Time is an argument.
@@ -56,6 +56,19 @@ class Ticket(Claims, frozen=True, kw_only=True, tag="route-ticket"):
     """Where the tail sends the sampled tokens."""
     tail: WorkerId
     """Whose tokens the head accepts."""
+    max_positions: int
+    """Most positions, prompt and answer together, that may be run."""
+
+
+class AttachTicket(Claims, frozen=True, kw_only=True, tag="attach-ticket"):
+    """Lets its bearer read a session's tokens at the tail. Signed with the tail's key, given to the client alone.
+
+    Not the tail's `Ticket`: that one travels hop by hop, so every worker of the route has seen it.
+    """
+
+    worker_id: WorkerId
+    """The tail: the only worker that may accept it."""
+    session_id: SessionId
     max_positions: int
     """Most positions, prompt and answer together, that may be run."""
 

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -212,7 +212,8 @@ def _signals(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Iterat
 
 def _say(line: str) -> None:
     """A line for people. What came from elsewhere can't move a terminal's cursor."""
-    print("".join(character if character.isprintable() else " " for character in line), flush=True)
+    with suppress(BrokenPipeError):  # nobody reads it any more: no reason to stop serving
+        print("".join(character if character.isprintable() else " " for character in line), flush=True)
 
 
 def _size(text: str | None, option: str) -> int | None:

@@ -13,6 +13,12 @@ from protocol.errors import (
     HopLostError,
 )
 from protocol.ids import WorkerId
+from protocol.messages import SessionEnded
+from protocol.tls import is_worker_id
+
+MAX_RELAYED_CHARS = 2000
+"""Of a neighbour's message, when it is passed on: with it a frame stays far below its limit."""
+_MAX_CODE_CHARS = 64
 
 CloseReason = Literal["finished", "cancelled", "failed", "deadline", "lost"]
 Party = Literal["opener", "next", "ring", "client"]
@@ -48,6 +54,17 @@ def ended_by_error(error: BrigadeError, worker_id: WorkerId, source: Party | Non
     elif isinstance(error, CancelledByClientError):
         reason = "cancelled"
     return Ending(reason=reason, source=source, error=error.body(), worker_id=worker_id)
+
+
+def ended_by_neighbour(said: SessionEnded, neighbour: WorkerId, source: Party) -> Ending:
+    """The ending after a neighbour's `SessionEnded`. It goes on to others, so it is cut to a size that can."""
+    error = ErrorBody(
+        code=said.error.code[:_MAX_CODE_CHARS],
+        message=said.error.message[:MAX_RELAYED_CHARS],
+        retry_after_s=said.error.retry_after_s,
+    )
+    to_blame = said.worker_id if is_worker_id(said.worker_id) else neighbour
+    return Ending(reason="failed", source=source, error=error, worker_id=to_blame)
 
 
 def ended_by_close(reason: CloseReason, worker_id: WorkerId, source: Party | None) -> Ending:

@@ -17,6 +17,7 @@ from protocol.errors import (
     ConflictError,
     ContextExceededError,
     InternalError,
+    InvalidRequestError,
     NotFoundError,
     OverloadedError,
     ProtocolError,
@@ -109,10 +110,11 @@ class EngineCore:
         Raises:
             NotFoundError: its span isn't loaded.
             InvalidRequestError: its blocks aren't a part of the span.
+            InternalError: the span can't be cut to them.
         """
         if spec.span not in self.spans:
             raise NotFoundError(f"blocks {spec.span.blocks} are not loaded on this worker")
-        stage = self.spans[spec.span][0].view(spec.blocks)
+        stage = _view(self.spans[spec.span][0], spec)
         sampler = Sampler(spec.sampling, spec.prompt_token_ids) if spec.sampling is not None else None
         self.sessions[spec.session_id] = _Session(spec, stage, stage.new_cache(spec.n_positions), sampler)
 
@@ -123,8 +125,14 @@ class EngineCore:
 
         Raises:
             NotFoundError: no such session.
+            InvalidRequestError: a token id that the model doesn't have.
         """
-        self._session(session_id).sampler = Sampler(sampling, prompt_token_ids)
+        session = self._session(session_id)
+        if max(prompt_token_ids, default=0) >= session.stage.vocab_size:
+            raise InvalidRequestError(
+                f"a token id of the prompt is outside of the vocabulary of {session.stage.vocab_size}"
+            )
+        session.sampler = Sampler(sampling, prompt_token_ids)
 
     def truncate(self, session_id: SessionId, position: int) -> None:
         """Roll back: `position` is the next that the session takes.
@@ -188,6 +196,16 @@ class EngineCore:
         if session_id not in self.sessions:
             raise NotFoundError(f"session {session_id} is not open on this worker")
         return self.sessions[session_id]
+
+
+def _view(stage: Stage, spec: SessionSpec) -> Stage:
+    try:
+        return stage.view(spec.blocks)
+    except BrigadeError:
+        raise
+    except Exception as exc:  # the library's own: it must end this session, not the engine
+        log.exception("view_failed", session_id=spec.session_id, blocks=str(spec.blocks))
+        raise InternalError(f"blocks {spec.blocks} can't be run apart from {spec.span.blocks}") from exc
 
 
 def _check(step: StepInput, session: _Session) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import BinaryIO
 
+import structlog
 from aiohttp import web
 
 from protocol.errors import ForbiddenError, InvalidRequestError, OverloadedError
@@ -12,18 +13,21 @@ from protocol.ids import FileHash
 from protocol.tls import peer_worker_id
 from worker.files import FileCache
 
+log = structlog.get_logger(__name__)
+
 MAX_DOWNLOADS = 16
 """Files sent at the same time; whoever comes then is told to ask somebody else."""
 _CHUNK_BYTES = 256 * 2**10
-_CHUNK_S = 30.0
+CHUNK_S = 30.0
 """A reader that takes longer for a chunk is cut off."""
 
 
 class FileServer:
     """`GET /v1/files/{sha256}` with Range, for whoever shows a worker's certificate."""
 
-    def __init__(self, cache: FileCache, *, max_downloads: int = MAX_DOWNLOADS) -> None:
+    def __init__(self, cache: FileCache, *, max_downloads: int = MAX_DOWNLOADS, chunk_s: float = CHUNK_S) -> None:
         self._cache = cache
+        self._chunk_s = chunk_s
         self._max_downloads = max_downloads
         self._n_downloads = 0
 
@@ -57,10 +61,24 @@ class FileServer:
             if is_partial:
                 response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
             await response.prepare(request)
-            await _copy(file, start, end, response)
+            if not await self._is_sent(file, start, end, response):
+                _cut_off(request)  # an error's answer, or the next one's, would be taken for the file's bytes
             return response
         finally:
             await asyncio.to_thread(file.close)
+
+    async def _is_sent(self, file: BinaryIO, start: int, end: int, response: web.StreamResponse) -> bool:
+        try:
+            await _copy(file, start, end, response, self._chunk_s)
+        except (TimeoutError, OSError, EOFError) as exc:
+            log.info("file_cut_off", reason=str(exc) or type(exc).__name__)
+            return False
+        return True
+
+
+def _cut_off(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _wanted_range(request: web.Request, size: int) -> tuple[int, int, bool]:
@@ -77,14 +95,21 @@ def _wanted_range(request: web.Request, size: int) -> tuple[int, int, bool]:
     return start, end, True
 
 
-async def _copy(file: BinaryIO, start: int, end: int, response: web.StreamResponse) -> None:
+async def _copy(file: BinaryIO, start: int, end: int, response: web.StreamResponse, chunk_s: float) -> None:
+    """Send the bytes [start, end).
+
+    Raises:
+        TimeoutError: the reader is too slow.
+        OSError: it is gone, or the file can't be read.
+        EOFError: the file became shorter.
+    """
     await asyncio.to_thread(file.seek, start)
     n_left = end - start
     while n_left > 0:
         chunk = await asyncio.to_thread(file.read, min(_CHUNK_BYTES, n_left))
         if not chunk:
-            break  # cut meanwhile: the receiver sees that bytes are missing
+            raise EOFError(f"{n_left} bytes of the file are missing")
         n_left -= len(chunk)
-        async with asyncio.timeout(_CHUNK_S):
+        async with asyncio.timeout(chunk_s):
             await response.write(chunk)
     await response.write_eof()

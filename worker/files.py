@@ -99,14 +99,14 @@ class FileCache:
         """Bytes of the file that an earlier download left."""
         try:
             return self.part_path(sha256).stat().st_size
-        except FileNotFoundError:
+        except OSError:  # whatever is wrong with it, opening it will say so
             return 0
 
     def forget_parts(self, keep: Collection[FileHash]) -> int:
         """Remove the parts of all other files; returns how many."""
         kept = {self.part_path(sha256) for sha256 in keep}
-        doomed = [part for part in (self._folder / "parts").iterdir() if part not in kept]
         with storage_errors(self._folder):
+            doomed = [part for part in (self._folder / "parts").iterdir() if part not in kept]
             for part in doomed:
                 part.unlink(missing_ok=True)
         return len(doomed)
@@ -215,8 +215,8 @@ class FileCache:
             actual = file_sha256(path) if is_file else None
         except OSError as exc:
             raise NotFoundError(f"file {sha256} can't be read: {exc.strerror or exc}") from exc
-        with self._guard:
-            if before is not None and actual == sha256 and path.stat().st_mtime_ns == before.st_mtime_ns:
+        with self._guard, storage_errors(path):
+            if before is not None and actual == sha256 and _mtime_ns(path) == before.st_mtime_ns:
                 entry = self._entries.get(sha256)
                 self._remember(sha256, entry.last_use_s if entry else 0.0)
                 return
@@ -253,6 +253,14 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _mtime_ns(path: Path) -> int | None:
+    """None: the file was removed meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 @contextmanager

@@ -142,7 +142,7 @@ class Hop:
         while True:
             arrived = await self.inbox.get()
             if isinstance(arrived, FeedToken):
-                is_finished = await self._run(self._fed_input(arrived), is_last=True)
+                is_finished = await self._run(self._fed_input(arrived), is_last=True, sender=self._ticket.tail)
                 self.arrivals.fed_consumed()
             else:
                 is_finished = await self._run_arrived(arrived)
@@ -155,21 +155,21 @@ class Hop:
         payload = await self._tensor(arrived)
         for piece in self._pieces(step, payload):
             is_last = step.is_last and piece.position + piece.n_tokens == step.position + step.n_tokens
-            is_finished = await self._run(piece, is_last=is_last)
+            is_finished = await self._run(piece, is_last=is_last, sender=self._ticket.previous)
         n_steps = self.arrivals.step_consumed()
         if n_steps:
             self._opening.opener.post(Credit(session_id=self._session_id, n_steps=n_steps))
         return is_finished
 
-    async def _run(self, piece: StepInput, *, is_last: bool) -> bool:
-        """Run one chunk or token here and hand on what comes out; whether the generation is finished."""
+    async def _run(self, piece: StepInput, *, is_last: bool, sender: WorkerId | None) -> bool:
+        """Run one chunk or token of `sender`'s and hand on what comes out; whether the generation is finished."""
         if is_last and self.tail is not None:
             await self.tail.prepare(self._shared.engine)
             piece = _wanting_sample(piece)
         try:
             output = await self._shared.engine.run(piece)
         except ProtocolError as exc:
-            raise self._blaming_previous(exc) from exc
+            raise self._blaming(sender, exc) from exc
         self.touch()
         if self.tail is None:
             await self._hand_on(output, piece.n_tokens, is_last=is_last)
@@ -228,7 +228,7 @@ class Hop:
             width = len(payload) // (step.n_tokens * _ITEM_BYTES[step.dtype])
             return tensor_from_bytes(payload, step.dtype, (step.n_tokens, width), must_be_finite=True)
         except ProtocolError as exc:
-            raise self._blaming_previous(exc) from exc
+            raise self._blaming(self._ticket.previous, exc) from exc
 
     def _pieces(self, step: Step, payload: torch.Tensor) -> Iterator[StepInput]:
         """A prompt comes whole and is cut here; hidden states come in the head's chunks."""
@@ -250,13 +250,12 @@ class Hop:
             payload=torch.tensor([fed.token_id], dtype=torch.long),
         )
 
-    def _blaming_previous(self, exc: ProtocolError) -> EndingError:
-        """A client is told of its mistake; a worker that sends nonsense is one to route around."""
-        previous = self._ticket.previous
-        if previous is None:
+    def _blaming(self, sender: WorkerId | None, exc: ProtocolError) -> EndingError:
+        """A client (None) is told of its mistake; a worker that sends nonsense is one to route around."""
+        if sender is None:
             return EndingError(ended_by_error(exc, self._shared.worker_id))
-        error = HopLostError(f"worker {previous} sent what can't be run: {exc.message}; ask for another route")
-        return EndingError(ended_by_error(error, previous))
+        error = HopLostError(f"worker {sender} sent what can't be run: {exc.message}; ask for another route")
+        return EndingError(ended_by_error(error, sender))
 
 
 def _wanting_sample(piece: StepInput) -> StepInput:

@@ -10,7 +10,6 @@ Everything here blocks: call it before the event loop is busy, or from a thread.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from protocol.errors import ConfigError, StorageError
+from protocol.file_locks import try_lock
 from protocol.ids import WorkerId
 from protocol.tls import worker_id_of_key, worker_name
 
@@ -74,18 +74,16 @@ def opened_state(folder: Path) -> Iterator[None]:
     """
     with _storage_errors(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        held = try_lock(folder / "lock")
+    if held is None:
+        raise ConfigError(
+            f"another worker runs with the state folder {folder}: two workers on one machine need a folder "
+            "each, say --state FOLDER"
+        )
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise ConfigError(
-                f"another worker runs with the state folder {folder}: two workers on one machine need a folder "
-                "each, say --state FOLDER"
-            ) from exc
         yield
     finally:
-        os.close(descriptor)
+        held.release()
 
 
 def load_identity(folder: Path) -> Identity:
@@ -100,7 +98,7 @@ def load_identity(folder: Path) -> Identity:
         if not path.exists():
             write_atomically(path, _pem(ec.generate_private_key(ec.SECP256R1())))
         mode, data = path.stat().st_mode & 0o777, path.read_bytes()
-    if mode & 0o077:
+    if os.name == "posix" and mode & 0o077:
         raise ConfigError(f"{path} can be read by others (mode {mode:o}): chmod 600, or remove it for a new one")
     key = _key_from(data, path)
     return Identity(
@@ -114,7 +112,7 @@ def load_identity(folder: Path) -> Identity:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a private file (0600) so that it is there whole or not at all, after a power cut too."""
     partial = path.with_name(path.name + ".new")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()

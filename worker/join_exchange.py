@@ -167,6 +167,11 @@ async def _shown_fingerprint(url: str) -> bytes:
             f"what listens at {url} doesn't speak TLS 1.3 ({exc.reason}), so it is no Brigade coordinator: check "
             "the address and port"
         ) from exc
+    except ConnectionResetError as exc:  # how asyncio tells of a handshake that the other side broke off
+        raise UnreachableError(
+            f"what listens at {url} broke off the TLS 1.3 handshake, so it is no Brigade coordinator: check the "
+            "address and port"
+        ) from exc
     except OSError as exc:
         raise UnreachableError(
             f"nobody answers at {url} ({exc.strerror or exc}): check the address, and that `coord serve` runs there"

@@ -11,6 +11,8 @@ class Limits:
 
     client_connections: int = 512
     worker_connections: int = 512
+    connections_per_worker: int = 4
+    """A worker needs one; more for a moment, while one that broke is made again."""
     sessions: int = 1024
     sessions_per_connection: int = 256
     first_message_s: float = 10.0

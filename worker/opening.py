@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from protocol.errors import (
     ContextExceededError,
@@ -15,12 +16,14 @@ from protocol.errors import (
 )
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import AttachTail, OpenSession, SamplingParams
-from protocol.tickets import Ticket, verified_claims
+from protocol.tickets import AttachTicket, Ticket, verified_claims
 from worker.holdings import Holdings
 from worker.steps import SpanKey
 
 MAX_TICKETS = 256
 MAX_SESSION_ID_CHARS = 128
+
+T = TypeVar("T", Ticket, AttachTicket)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,7 @@ class Doorkeeper:
             raise InvalidRequestError(f"{len(message.tickets)} tickets; 1 to {MAX_TICKETS} are taken")
         if not message.deadline_s > 0:
             raise InvalidRequestError(f"a deadline in {message.deadline_s} s; it must be above 0")
-        ticket = self._ticket(message.tickets[0], message.session_id)
+        ticket = self._verified(message.tickets[0], Ticket, message.session_id)
         if ticket.previous != peer:
             raise ForbiddenError(
                 "this ticket is for another caller: sessions are opened hop by hop along the route"
@@ -54,20 +57,16 @@ class Doorkeeper:
             )
         return ticket
 
-    def ticket_to_attach(self, message: AttachTail) -> Ticket:
-        """The ticket by which a client may attach to the tail of a session.
+    def ticket_to_attach(self, message: AttachTail) -> AttachTicket:
+        """The ticket by which a client may have the tokens of a session whose tail this is.
 
         Raises:
-            UnauthenticatedError: no ticket of this worker's for this session, or an expired one.
-            ForbiddenError: this worker isn't the tail.
+            UnauthenticatedError: no attach ticket of this worker's for this session, or an expired one.
         """
-        ticket = self._ticket(message.ticket, message.session_id)
-        if ticket.next is not None:
-            raise ForbiddenError("this worker is not the tail of the route: attach to the last hop")
-        return ticket
+        return self._verified(message.ticket, AttachTicket, message.session_id)
 
-    def _ticket(self, text: str, session_id: SessionId) -> Ticket:
-        ticket = verified_claims(text, Ticket, self.ticket_keys, self.now_s)
+    def _verified(self, text: str, kind: type[T], session_id: SessionId) -> T:
+        ticket = verified_claims(text, kind, self.ticket_keys, self.now_s)
         if ticket.worker_id != self.worker_id or ticket.session_id != session_id:
             raise UnauthenticatedError("the token doesn't verify")
         if len(session_id) > MAX_SESSION_ID_CHARS or not math.isfinite(ticket.expires_at_s):

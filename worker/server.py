@@ -181,6 +181,11 @@ class DataPlane:
         limit = self._limits.worker_connections if is_worker else self._limits.client_connections
         if n_open >= limit:
             raise OverloadedError(f"{n_open} connections are open here; try again later", retry_after_s=5.0)
+        n_of_peer = sum(connection.peer == peer for connection in self._incoming) if is_worker else 0
+        if n_of_peer >= self._limits.connections_per_worker:
+            raise OverloadedError(
+                f"worker {peer} has {n_of_peer} connections open here already; it needs one", retry_after_s=5.0
+            )
         return peer
 
     async def _sweep(self, sessions: Sessions, peers: Peers) -> None:

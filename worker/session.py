@@ -10,7 +10,17 @@ import asyncio
 
 import structlog
 
-from protocol.errors import BrigadeError, DeadlineExceededError, HopLostError, InternalError, ProtocolError
+from protocol.errors import (
+    BrigadeError,
+    CancelledByClientError,
+    DeadlineExceededError,
+    DrainingError,
+    ForbiddenError,
+    HopLostError,
+    InternalError,
+    NotFoundError,
+    ProtocolError,
+)
 from protocol.ids import WorkerId
 from protocol.messages import (
     Backward,
@@ -31,9 +41,11 @@ from worker.ending import (
     Party,
     ended_by_close,
     ended_by_error,
+    ended_by_neighbour,
     outcome,
     parties_to_tell,
 )
+from worker.flow import check_token_id
 from worker.hop import ArrivedStep, Hop, Opening, Shared
 from worker.tail import Attachment
 
@@ -84,6 +96,7 @@ class Session:
         """A token from the tail."""
         try:
             self._hop.arrivals.take_fed(message.position)
+            check_token_id(message.token_id)
         except BrigadeError as exc:
             self.fail(exc, blame=self.ticket.tail)
             return
@@ -96,7 +109,8 @@ class Session:
         Raises:
             BrigadeError: it can't be taken; the session goes on without it.
         """
-        assert self._hop.tail is not None, "only a tail's ticket lets one attach"
+        if self._hop.tail is None:
+            raise ForbiddenError("this worker is not the tail of the route: attach to the last hop")
         self._hop.tail.attach(attachment)
         attachment.connection.add_user(self.session_id, self)
         self._hop.touch()
@@ -116,8 +130,7 @@ class Session:
                     self.fail(exc, blame=neighbour)
             case SessionEnded():
                 source: Party = "ring" if self.ticket.next is None else "next"
-                ending = Ending(reason="failed", source=source, error=message.error, worker_id=message.worker_id)
-                self.stop(ending)
+                self.stop(ended_by_neighbour(message, neighbour, source))
             case Token():
                 self.fail(ProtocolError("a token came to a worker; tokens go to clients"), blame=neighbour)
 
@@ -155,11 +168,13 @@ class Session:
         self._task = asyncio.current_task()
         ending = self._ending or await self._served()
         self.is_over = True
-        self._tell(ending)
-        for connection in (self.opener, self._hop.next, self._hop.ring, self.tail_client):
-            if connection is not None:
-                connection.remove_user(self.session_id)
-        await self._free()
+        try:
+            self._tell(ending)
+        finally:
+            for connection in (self.opener, self._hop.next, self._hop.ring, self.tail_client):
+                if connection is not None:
+                    connection.remove_user(self.session_id)
+            await self._free()
         error_code = None if ending.reason == "finished" else ending.error.code
         log.info("session_ended", session_id=self.session_id, reason=ending.reason, error_code=error_code)
         return ending
@@ -197,6 +212,9 @@ class Session:
             return exc.ending
         except TimeoutError:
             error: BrigadeError = DeadlineExceededError("the generation took longer than its deadline")
+        except (CancelledByClientError, NotFoundError):
+            # nobody ended the session, so it was the engine: its span was dropped by force
+            error = DrainingError("this worker gave up the blocks of the session: ask for another route")
         except BrigadeError as exc:
             error = exc
         except Exception:  # the session's outermost edge: the others go on

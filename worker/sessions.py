@@ -191,11 +191,17 @@ class Sessions:
         waiting = self._waiting_clients.get(message.session_id) if ticket.next is None else None
         if waiting is not None:
             self._forget_client(message.session_id)
-            session.take_attachment(waiting.attachment)
+            self._take_waiting(session, waiting.attachment)
         connection.add_user(message.session_id, session)
         self._sessions[message.session_id] = session
         self._none_left.clear()
         self._tasks.create_task(self._run(session), name=f"session {message.session_id}")
+
+    def _take_waiting(self, session: Session, attachment: Attachment) -> None:
+        try:
+            session.take_attachment(attachment)
+        except BrigadeError as exc:  # the client is told; the session ends for want of one
+            self._refuse(attachment.connection, session.session_id, exc)
 
     def _attach(self, connection: Connection, message: AttachTail, payload: bytes | memoryview) -> None:
         ticket = self._doorkeeper().ticket_to_attach(message)
@@ -241,6 +247,8 @@ class Sessions:
             report = session.report(ending)
             if report is not None:
                 self._on_generation(report)
+        except Exception:  # the session's outermost edge: a defect in ending one must not end the others
+            log.exception("session_broke", session_id=session.session_id)
         finally:
             session.is_over = True
             del self._sessions[session.session_id]

@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 _SHUTDOWN_S = 2.0
 """For what is being sent when the site stops; sessions were drained before."""
 
+IDLE_S = 15.0
+"""How long a request's headers may take to come, and a connection without a request may stay."""
+
 
 async def facing_address(coordinator_urls: tuple[str, ...]) -> str:
     """The address of this machine that the coordinator sees: loopback if it is on this machine.
@@ -88,8 +91,10 @@ class Site:
     New connections get the certificate in force: it is reloaded when the credentials are renewed.
     """
 
-    def __init__(self, app: web.Application, bound: socket.socket, credentials: CredentialsHolder) -> None:
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+    def __init__(
+        self, app: web.Application, bound: socket.socket, credentials: CredentialsHolder, *, idle_s: float = IDLE_S
+    ) -> None:
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S, keepalive_timeout=idle_s)
         self._socket = bound
         self._credentials = credentials
 
@@ -98,8 +103,11 @@ class Site:
         context = await asyncio.to_thread(server_context, current.certificate, current.key, current.ca_pem)
 
         def reload(renewed: Credentials) -> None:
-            context.load_cert_chain(renewed.certificate, renewed.key)
-            context.load_verify_locations(cadata=renewed.ca_pem)
+            try:
+                context.load_cert_chain(renewed.certificate, renewed.key)
+                context.load_verify_locations(cadata=renewed.ca_pem)
+            except OSError as exc:  # ssl's errors too; the one in force is good for as long again
+                log.warning("certificate_not_reloaded", path=str(renewed.certificate), reason=str(exc))
 
         self._credentials.on_replaced(reload)
         await self._runner.setup()

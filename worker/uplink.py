@@ -91,7 +91,9 @@ class Uplink:
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._rng = random.SystemRandom()
         self._n_failures = 0
-        self._must_renew = False
+        self._renewing = asyncio.Lock()
+        self._refused: Credentials | None = None
+        """Credentials that the coordinator no longer takes."""
         self.connected = asyncio.Event()
         """Set while the worker is announced on an open socket."""
 
@@ -136,8 +138,10 @@ class Uplink:
 
     async def _reconnect(self) -> None:
         while True:
+            used = self._credentials.current
             try:
                 await self._renew_if_refused()
+                used = self._credentials.current
                 await self._serve_one_socket()
                 error: BrigadeError = UnreachableError("the coordinator closed the control socket")
             except (BrigadeError, BaseExceptionGroup) as exc:
@@ -147,7 +151,8 @@ class Uplink:
                 error = found
             if is_final(error):
                 raise error
-            self._must_renew |= isinstance(error, UnauthenticatedError)
+            if isinstance(error, UnauthenticatedError):
+                self._refused = used
             self._n_failures += 1
             delay_s = max(jittered_delay_s(self._n_failures, self._rng), error.retry_after_s or 0.0)
             log.warning("uplink_lost", retry_in_s=round(delay_s, 2), **error_fields(error))
@@ -156,9 +161,16 @@ class Uplink:
             await asyncio.sleep(delay_s)
 
     async def _renew_if_refused(self) -> None:
-        if self._must_renew:
-            self._credentials.replace(await self._hooks.renew())
-            self._must_renew = False
+        if self._refused is not None:
+            await self._renew(self._refused)
+            self._refused = None
+
+    async def _renew(self, stale: Credentials) -> None:
+        """Enrol again, unless that was done meanwhile: both loops may come to want it at the same time."""
+        async with self._renewing:
+            if self._credentials.current is stale:
+                self._credentials.replace(await self._hooks.renew())
+                log.info("credentials_renewed")
 
     async def _renew_in_time(self) -> None:
         """Enrol again at half-life, and on failure every few seconds from then on."""
@@ -169,8 +181,7 @@ class Uplink:
                 await asyncio.sleep(min(wait_s, _RENEWAL_NAP_S))
                 continue
             try:
-                self._credentials.replace(await self._hooks.renew())
-                log.info("credentials_renewed")
+                await self._renew(self._credentials.current)
             except BrigadeError as exc:
                 retry_at_s = self._clock() + max(_RENEWAL_RETRY_S, exc.retry_after_s or 0.0)
                 log.warning("renewal_failed", retry_in_s=_RENEWAL_RETRY_S, **error_fields(exc))

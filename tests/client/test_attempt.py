@@ -40,11 +40,16 @@ def grant_of(cluster: ScriptedCluster, workers: list[tuple[WorkerId, str]]) -> R
         for i, (worker_id, url) in enumerate(workers)
     )
     return RouteGrant(
-        session_id=SESSION, model=ModelName("tiny"), revision=cluster.revision, hops=hops, expires_in_s=9.0
+        session_id=SESSION,
+        model=ModelName("tiny"),
+        revision=cluster.revision,
+        hops=hops,
+        attach_ticket="ticket to attach",
+        expires_in_s=9.0,
     )
 
 
-async def test_opens_with_all_tickets_and_attaches_with_the_tails_own(
+async def test_opens_with_the_hops_tickets_and_attaches_with_the_one_that_no_hop_gets(
     pool: ConnectionPool, cluster: ScriptedCluster
 ) -> None:
     async with asyncio.timeout(DEADLINE_S):
@@ -55,7 +60,7 @@ async def test_opens_with_all_tickets_and_attaches_with_the_tails_own(
     assert seen.opening is not None
     assert seen.attached is not None
     assert (seen.opening.tickets, seen.opening.deadline_s) == (("ticket 0", "ticket 1"), 12.5)
-    assert seen.attached.ticket == "ticket 1"
+    assert seen.attached.ticket == "ticket to attach"
     assert seen.attached_prompt == b"\x07\0\0\0\x08\0\0\0"
     assert [(token.token_id, token.finish_reason) for token in tokens] == [(4, None), (5, None), (6, "length")]
 

@@ -16,7 +16,7 @@ from protocol.ids import BlockRange, ModelName, WorkerId
 from protocol.messages import Assign
 from protocol.pinned_http import pinned_session
 from protocol.rest import ErrorAnswer, Hello, ModelInfo, ModelList, RouteGrant, RouteRequest
-from protocol.tickets import Ticket, verified_claims
+from protocol.tickets import AttachTicket, Ticket, verified_claims
 from protocol.tls import fingerprint
 from tests.support.coordinators import (
     Http,
@@ -167,6 +167,13 @@ async def test_a_route_covers_the_model_and_its_tickets_fit_together(
             assert ticket.next_url == (grant.hops[i + 1].url if i < 2 else None)
             assert ticket.max_positions == 8
             assert ticket.session_id == grant.session_id
+        tails_key = bytes.fromhex(workers[-1].grant.ticket_key)
+        to_attach = verified_claims(grant.attach_ticket, AttachTicket, (tails_key,), now_s=0.0)
+        assert (to_attach.worker_id, to_attach.session_id, to_attach.max_positions) == (
+            grant.hops[-1].worker_id,
+            grant.session_id,
+            8,
+        )
         stored = await coordinator.repository.generation(grant.session_id)
         assert stored is not None
         assert stored.route == tuple((h.worker_id, h.blocks.start, h.blocks.end) for h in grant.hops)

@@ -9,7 +9,7 @@ from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
 from protocol.errors import ModelUnavailableError, UnauthenticatedError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
 from protocol.rest import RouteHop
-from protocol.tickets import Ticket, verified_claims
+from protocol.tickets import AttachTicket, Ticket, verified_claims
 
 A, B = WorkerId("w-a"), WorkerId("w-b")
 
@@ -47,6 +47,22 @@ def test_each_hop_has_a_ticket_that_only_its_worker_can_verify() -> None:
         verified_claims(first.ticket, Ticket, (b"key of b",), 100.0)
     with pytest.raises(UnauthenticatedError, match="expired"):
         verified_claims(first.ticket, Ticket, (b"key of a",), 100.0 + TICKET_LIFE_S)
+
+
+def test_only_the_tail_can_verify_the_attach_ticket() -> None:
+    desk = TicketDesk()
+    route = (stage(A, 0, 2), stage(B, 2, 4))
+    with desk.serving(A, b"key of a"), desk.serving(B, b"key of b"):
+        text = desk.attach_ticket(route, session_id=SessionId("s"), max_positions=9, now_s=100.0)
+    ticket = verified_claims(text, AttachTicket, (b"key of b",), 100.0)
+    assert (ticket.worker_id, ticket.session_id, ticket.max_positions) == (B, "s", 9)
+    assert ticket.expires_at_s == 100.0 + TICKET_LIFE_S
+    with pytest.raises(UnauthenticatedError):
+        verified_claims(text, AttachTicket, (b"key of a",), 100.0)
+    with pytest.raises(UnauthenticatedError):
+        verified_claims(text, Ticket, (b"key of b",), 100.0)
+    with pytest.raises(ModelUnavailableError):
+        desk.attach_ticket(route, session_id=SessionId("s"), max_positions=9, now_s=100.0)
 
 
 def test_the_newest_socket_counts_and_the_older_ones_end_takes_nothing_away() -> None:

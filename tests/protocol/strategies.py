@@ -30,7 +30,7 @@ file_names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}", fullmatch=True)
 
 sampling = st.builds(
     SamplingParams,
-    temperature=st.floats(0, 100),
+    temperature=st.just(0.0) | st.floats(0.001, 100),
     top_p=st.floats(0.001, 1),
     top_k=st.integers(0, 2**31 - 1),
     min_p=st.floats(0, 1),

@@ -79,6 +79,7 @@ def test_a_body_comes_back_as_it_was() -> None:
         ("temperature", -0.1),
         ("temperature", math.nan),
         ("temperature", math.inf),
+        ("temperature", 1e-38),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("min_p", -1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+from itertools import permutations
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import UnauthenticatedError
 from protocol.ids import BlockRange
-from protocol.tickets import SessionToken, Ticket, sign_claims, ticket_key, verified_claims
+from protocol.tickets import AttachTicket, Claims, SessionToken, Ticket, sign_claims, ticket_key, verified_claims
 
 OLD, NEW = b"o" * 32, b"n" * 32
 TOKEN = SessionToken(expires_at_s=100.0, worker_id="w")
@@ -32,17 +33,19 @@ TICKET = Ticket(
     tail="v",
     max_positions=10,
 )
+ATTACH_TICKET = AttachTicket(expires_at_s=100.0, worker_id="v", session_id="s", max_positions=10)
+EVERY_KIND: tuple[Claims, ...] = (TOKEN, TICKET, ATTACH_TICKET)
 
 
-def test_claims_come_back_as_they_were() -> None:
-    assert verified_claims(sign_claims(TICKET, [NEW]), Ticket, [NEW], 99.9) == TICKET
+@pytest.mark.parametrize("claims", EVERY_KIND)
+def test_claims_come_back_as_they_were(claims: Claims) -> None:
+    assert verified_claims(sign_claims(claims, [NEW]), type(claims), [NEW], 99.9) == claims
 
 
-def test_kinds_never_pass_for_one_another() -> None:
+@pytest.mark.parametrize(("shown", "wanted"), list(permutations(EVERY_KIND, 2)))
+def test_kinds_never_pass_for_one_another(shown: Claims, wanted: Claims) -> None:
     with pytest.raises(UnauthenticatedError):
-        verified_claims(sign_claims(TOKEN, [NEW]), Ticket, [NEW], 0)
-    with pytest.raises(UnauthenticatedError):
-        verified_claims(sign_claims(TICKET, [NEW]), SessionToken, [NEW], 0)
+        verified_claims(sign_claims(shown, [NEW]), type(wanted), [NEW], 0)
 
 
 def test_an_old_key_verifies_until_it_is_retired_and_the_newest_signs() -> None:

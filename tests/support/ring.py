@@ -31,7 +31,7 @@ from protocol.messages import (
     Token,
 )
 from protocol.tensors import bytes_from_tensor
-from protocol.tickets import Ticket, sign_claims
+from protocol.tickets import AttachTicket, Ticket, sign_claims
 from protocol.tls import client_context, server_context, worker_name
 from tests.support.pki import TestAuthority, WorkerFiles
 from tests.support.tiny_checkpoint import TinyCheckpoint
@@ -153,6 +153,17 @@ class Ring:
             for index, worker in enumerate(self.workers)
         ]
 
+    def attach_ticket(self, session_id: str, **changes: Any) -> str:
+        tail = self.workers[-1]
+        claims: dict[str, Any] = {
+            "expires_at_s": time.time() + 60,  # noqa: TID251 - the worker's clock is the real one
+            "worker_id": tail.worker_id,
+            "session_id": SessionId(session_id),
+            "max_positions": 60,
+            **changes,
+        }
+        return sign_claims(AttachTicket(**claims), [tail.ticket_key])
+
     def is_clean(self) -> bool:
         return all(worker.is_clean() for worker in self.workers)
 
@@ -181,6 +192,7 @@ class Generation:
     prompt: list[int]
     sampling: SamplingParams
     tickets: list[str]
+    attach_ticket: str
 
     @classmethod
     async def prepared(cls, ring: Ring, prompt: list[int], max_tokens: int = 8, **changes: Any) -> Self:
@@ -190,7 +202,10 @@ class Generation:
         tail = changes.pop("tail_wire", None) or (
             head if len(ring.workers) == 1 else await ring.connect(ring.workers[-1])
         )
-        return cls(ring, session_id, head, tail, prompt, sampling, ring.tickets(session_id, **changes))
+        limit = {"max_positions": changes["max_positions"]} if "max_positions" in changes else {}
+        tickets = ring.tickets(session_id, **changes)
+        attach_ticket = ring.attach_ticket(session_id, **limit)
+        return cls(ring, session_id, head, tail, prompt, sampling, tickets, attach_ticket)
 
     async def open(self, deadline_s: float = 30.0) -> None:
         message = OpenSession(
@@ -199,7 +214,9 @@ class Generation:
         await self.head.send(message)
 
     async def attach(self, prompt: list[int] | None = None) -> None:
-        message = AttachTail(session_id=SessionId(self.session_id), ticket=self.tickets[-1], sampling=self.sampling)
+        message = AttachTail(
+            session_id=SessionId(self.session_id), ticket=self.attach_ticket, sampling=self.sampling
+        )
         await self.tail.send(message, ids_payload(self.prompt if prompt is None else prompt))
 
     async def step(self) -> None:

@@ -197,7 +197,12 @@ class ScriptedCluster:
         )
         return _json(
             RouteGrant(
-                session_id=session_id, model=asked.model, revision=self.revision, hops=hops, expires_in_s=60.0
+                session_id=session_id,
+                model=asked.model,
+                revision=self.revision,
+                hops=hops,
+                attach_ticket=f"attach-{session_id}",
+                expires_in_s=60.0,
             )
         )
 
@@ -254,6 +259,7 @@ class ScriptedCluster:
                     await _send(socket, _ended(message.session_id, worker_id, self.script.head_ends_with))
                     return
             case AttachTail():
+                assert worker_id == self.workers[-1][0], "only the tail is attached to"
                 session.attached, session.attached_prompt = message, bytes(frame.payload)
                 session.tail_socket = socket
             case CloseSession():

@@ -6,19 +6,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import CancelledByClientError, DeadlineExceededError, HopLostError
-from protocol.ids import WorkerId
+from protocol.errors import CancelledByClientError, DeadlineExceededError, ErrorBody, HopLostError
+from protocol.ids import SessionId, WorkerId
+from protocol.messages import SessionEnded
 from worker.ending import (
+    MAX_RELAYED_CHARS,
     CloseReason,
     EndingError,
     Party,
     ended_by_close,
     ended_by_error,
+    ended_by_neighbour,
     outcome,
     parties_to_tell,
 )
 
 ME = WorkerId("w-me")
+
+
+@given(st.text(), st.text(), st.text(), st.sampled_from(["next", "ring"]))
+def test_what_a_neighbour_says_is_passed_on_at_a_size_that_can_be(
+    code: str, message: str, worker_id: str, source: Party
+) -> None:
+    error = ErrorBody(code=code * 100, message=message * 1000, retry_after_s=1.0)
+    said = SessionEnded(session_id=SessionId("s"), worker_id=WorkerId(worker_id), error=error)
+    ending = ended_by_neighbour(said, ME, source)
+    assert ending.worker_id == ME
+    assert len(ending.error.code) <= 64
+    assert len(ending.error.message) <= MAX_RELAYED_CHARS
+    assert error.message.startswith(ending.error.message)
+    assert (ending.source, ending.error.retry_after_s) == (source, 1.0)
+
+
+def test_a_neighbour_may_blame_another_worker() -> None:
+    other = WorkerId("w-" + "a" * 26)
+    error = ErrorBody(code="hop_lost", message="m")
+    ending = ended_by_neighbour(SessionEnded(session_id=SessionId("s"), worker_id=other, error=error), ME, "next")
+    assert (ending.worker_id, ending.error) == (other, error)
 
 
 @given(st.sampled_from(get_args(CloseReason)), st.sampled_from([None, *get_args(Party)]))

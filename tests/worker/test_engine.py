@@ -27,6 +27,7 @@ from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine import Engine
 from worker.engine_core import EngineCore
 from worker.engine_thread import Call
+from worker.stage import Stage
 from worker.steps import LoadedSpan, SessionSpec, StepInput, StepOutput
 
 GREEDY = SamplingParams(max_tokens=100)
@@ -408,3 +409,23 @@ async def test_an_architecture_that_cannot_run_is_told_at_loading(
         await engine.load(llama.request(WHOLE))
     monkeypatch.undo()
     assert (await engine.load(llama.request(WHOLE))).n_blocks == 4
+
+
+async def test_blocks_that_cant_be_cut_out_end_their_session_not_the_engine(
+    engine: Engine, llama: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_stage: Stage, _blocks: BlockRange) -> Stage:
+        raise RuntimeError("not this model")
+
+    loaded = await opened(engine, llama)
+    monkeypatch.setattr(Stage, "_cut_view", fail)
+    part = replace(spec(loaded, "part"), blocks=BlockRange(1, 2))
+    with pytest.raises(InternalError, match="apart from"):
+        await engine.open_session(part, deadline_s=1)
+    await engine.run(tokens(0, 5))
+
+
+async def test_a_prompt_beyond_the_vocabulary_is_refused(engine: Engine, llama: TinyCheckpoint) -> None:
+    await opened(engine, llama)
+    with pytest.raises(InvalidRequestError, match="vocabulary"):
+        await engine.attach_sampler(SessionId("s"), SamplingParams(max_tokens=1), (5, 10**6))

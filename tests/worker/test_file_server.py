@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from aiohttp import web
 from protocol.ids import FileHash
 from protocol.tls import client_context, server_context, worker_name
 from tests.support.pki import TestAuthority, WorkerFiles
+from tests.support.ring import eventually
 from worker.file_server import FileServer
 from worker.files import FileCache
 from worker.site import errors_to_answers
@@ -23,13 +25,13 @@ NAME = FileHash(hashlib.sha256(DATA).hexdigest())
 
 
 class Served:
-    def __init__(self, tmp_path: Path, *, max_downloads: int = 16) -> None:
+    def __init__(self, tmp_path: Path, *, max_downloads: int = 16, chunk_s: float = 10.0) -> None:
         self.authority = TestAuthority()
         self.cache = FileCache(tmp_path / "cache")
         self.cache.put(NAME, DATA, 0.0)
         self.server = self.authority.worker(tmp_path)
         self.peer = self.authority.worker(tmp_path)
-        self.files = FileServer(self.cache, max_downloads=max_downloads)
+        self.files = FileServer(self.cache, max_downloads=max_downloads, chunk_s=chunk_s)
         self.url = ""
 
     async def get(self, path: str, files: WorkerFiles | None, **headers: str) -> tuple[int, Any, bytes]:
@@ -46,7 +48,7 @@ class Served:
 
 
 @asynccontextmanager
-async def served(tmp_path: Path, **options: int) -> AsyncIterator[Served]:
+async def served(tmp_path: Path, **options: Any) -> AsyncIterator[Served]:
     it = Served(tmp_path, **options)
     app = web.Application(middlewares=[errors_to_answers])
     it.files.add_routes(app)
@@ -126,3 +128,65 @@ async def test_too_many_at_once_are_sent_elsewhere(tmp_path: Path) -> None:
         status, _, body = await it.get(f"/v1/files/{NAME}", it.peer)
         assert status == 503
         assert b"retry_after_s" in body
+
+
+async def test_a_reader_that_stops_is_cut_off_and_gets_nothing_but_the_files_bytes(tmp_path: Path) -> None:
+    big = bytes(16 * 2**20)
+    async with served(tmp_path, chunk_s=0.2) as it:
+        name = FileHash(hashlib.sha256(big).hexdigest())
+        it.cache.put(name, big, 0.0)
+        context = client_context(it.authority.ca_pem, it.peer.certificate, it.peer.key)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1",
+            int(it.url.rsplit(":", 1)[1]),
+            ssl=context,
+            server_hostname=worker_name(it.server.worker_id),
+            limit=2**10,
+        )
+        writer.write(f"GET /v1/files/{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await eventually(lambda: it.files._n_downloads == 1)
+        await eventually(lambda: it.files._n_downloads == 0)
+        received = b""
+        with suppress(OSError):
+            async with asyncio.timeout(10):
+                while piece := await reader.read(2**20):
+                    received += piece
+        body = received.partition(b"\r\n\r\n")[2]
+        assert len(body) < len(big)
+        assert not body.strip(b"\0")
+        writer.transport.abort()
+
+
+async def test_a_file_that_became_shorter_ends_the_connection(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        checked_path = it.cache.checked_path
+
+        def checked_path_of_a_file_that_shrinks(name: FileHash) -> Path:
+            path = checked_path(name)
+            path.chmod(0o600)
+            return Shrinking(path)
+
+        it.cache.checked_path = checked_path_of_a_file_that_shrinks  # type: ignore[method-assign]
+        with pytest.raises(aiohttp.ClientError):
+            await it.get(f"/v1/files/{NAME}", it.peer)
+
+
+class Shrinking(type(Path())):  # type: ignore[misc]
+    """A path whose file is cut when it is opened and measured."""
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        return ShrinkingFile(super().open(*args, **kwargs), Path(self))
+
+
+class ShrinkingFile:
+    def __init__(self, file: Any, path: Path) -> None:
+        self._file, self._path = file, path
+
+    def seek(self, offset: int, whence: int = 0) -> Any:
+        at = self._file.seek(offset, whence)
+        if whence == 2:
+            os.truncate(self._path, 1000)
+        return at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

@@ -67,6 +67,21 @@ def test_a_file_that_was_only_touched_is_hashed_again_and_kept(tmp_path: Path) -
     assert cache.hashes() == (name,)
 
 
+def test_a_file_that_goes_while_it_is_hashed_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FileCache(tmp_path)
+    name = put(cache, b"weights")
+    os.utime(cache.path(name), ns=(1, 1))
+
+    def hashed_and_gone(path: Path) -> str:
+        path.unlink()
+        return name
+
+    monkeypatch.setattr("worker.files.file_sha256", hashed_and_gone)
+    with pytest.raises(NotFoundError):
+        cache.checked_path(name)
+    assert cache.hashes() == ()
+
+
 def test_files_survive_a_lost_index(tmp_path: Path) -> None:
     name = put(FileCache(tmp_path), b"weights")
     (tmp_path / "index.json").write_bytes(b"{broken")

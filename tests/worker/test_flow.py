@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import BrigadeError, ContextExceededError, ProtocolError, StaleEpochError
 from protocol.messages import STEP_CREDIT
-from worker.flow import Arrivals, chunks
+from worker.flow import Arrivals, check_token_id, chunks
 
 
 @given(st.integers(0, 1000), st.integers(1, 500), st.integers(1, 200))
@@ -92,3 +92,10 @@ def test_tokens_are_fed_to_heads_after_the_prompt_only() -> None:
         arrivals.take_fed(2 + STEP_CREDIT)
     arrivals.fed_consumed()
     arrivals.take_fed(2 + STEP_CREDIT)
+
+
+@pytest.mark.parametrize("token_id", [-1, 2**31, 2**64])
+def test_token_ids_that_no_vocabulary_has_are_refused(token_id: int) -> None:
+    check_token_id(2**31 - 1)
+    with pytest.raises(ProtocolError, match="vocabulary"):
+        check_token_id(token_id)

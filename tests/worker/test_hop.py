@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
+from protocol.frames import MAX_HEADER_BYTES
 from protocol.ids import BlockRange, SessionId
 from protocol.messages import (
     STEP_CREDIT,
@@ -25,8 +28,9 @@ from protocol.messages import (
 )
 from protocol.tensors import bytes_from_tensor
 from tests.support.fake_worker import FakeWorker, fake_worker, opened_by
-from tests.support.ring import CHUNK, Generation, Ring, ids_payload, running_ring
+from tests.support.ring import CHUNK, Generation, Ring, generated, ids_payload, running_ring
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
+from worker.ending import MAX_RELAYED_CHARS
 
 Checkpoints = Callable[[str], TinyCheckpoint]
 PROMPT = [5, 9, 30, 4, 77, 12]
@@ -88,7 +92,9 @@ async def test_a_previous_worker_that_sends_nonsense_is_named(
     wire = await opened_by(ring, fake.files, tail, SESSION, head=fake.files.worker_id, head_url=fake.url)
     await wire.receive(SessionOpened)
     client = await ring.connect(tail)
-    attach = AttachTail(session_id=SESSION, ticket=ring.tickets(SESSION)[1], sampling=SamplingParams(max_tokens=3))
+    attach = AttachTail(
+        session_id=SESSION, ticket=ring.attach_ticket(SESSION), sampling=SamplingParams(max_tokens=3)
+    )
     await client.send(attach, ids_payload([5, 6, 7]))
     await wire.send(*hidden_step(hidden))
     for end in (wire, client):
@@ -105,7 +111,9 @@ async def test_hidden_states_of_another_precision_are_taken(
     tail = ring.workers[1]
     wire = await opened_by(ring, fake.files, tail, SESSION, head=fake.files.worker_id, head_url=fake.url)
     client = await ring.connect(tail)
-    attach = AttachTail(session_id=SESSION, ticket=ring.tickets(SESSION)[1], sampling=SamplingParams(max_tokens=3))
+    attach = AttachTail(
+        session_id=SESSION, ticket=ring.attach_ticket(SESSION), sampling=SamplingParams(max_tokens=3)
+    )
     await client.send(attach, ids_payload([5, 6, 7]))
     await wire.send(*hidden_step(torch.ones((3, 32), dtype=dtype)))
     fed = await fake.next_of(FeedToken)
@@ -142,6 +150,48 @@ async def test_a_next_hop_that_lies_ends_the_session(ring: Ring, fake: FakeWorke
     ended = await generation.head.receive(SessionEnded)
     assert (ended.worker_id, ended.error.code) == (fake.files.worker_id, "protocol_error")
     await fake.next_of(CloseSession)
+    await ring.until_clean()
+
+
+def ended_frame_of_exactly(size: int) -> bytes:
+    """A `SessionEnded` whose header has `size` bytes, and more when it is encoded again: 9 is as good as 9.0."""
+
+    def header(n_chars: int) -> bytes:
+        error = {"code": "hop_lost", "message": "x" * n_chars, "retry_after_s": 9}
+        said = {"type": "ended", "session_id": SESSION, "worker_id": "w-nobody", "error": error}
+        return msgspec.msgpack.encode(said)
+
+    some = size // 2  # a length in the same encoding as the final one's
+    data = header(some + size - len(header(some)))
+    assert len(data) == size
+    return struct.pack(">2sBBIQ", b"BG", 1, 0, len(data), 0) + data
+
+
+async def test_a_next_hops_last_words_of_any_size_end_the_session_alone(
+    ring: Ring, fake: FakeWorker, checkpoint: Checkpoints
+) -> None:
+    generation = await opened_before(ring, fake)
+    await fake.sockets[-1].send_bytes(ended_frame_of_exactly(MAX_HEADER_BYTES))
+    ended = await generation.head.receive(SessionEnded)
+    assert (ended.error.code, ended.error.message) == ("hop_lost", "x" * MAX_RELAYED_CHARS)
+    assert ended.worker_id == fake.files.worker_id
+    await ring.until_clean()
+    assert await generated(ring, PROMPT, 3) == checkpoint("llama").greedy(PROMPT, 3)
+
+
+@pytest.mark.parametrize("token_id", [-1, 10**6, 2**31, 2**63])
+async def test_a_tail_that_feeds_a_token_of_no_vocabulary_is_named(
+    ring: Ring, fake: FakeWorker, token_id: int
+) -> None:
+    generation = await opened_before(ring, fake)
+    await generation.step()
+    await fake.next_of(Step)
+    assert (await fake.next_of(Step)).message.is_last  # type: ignore[union-attr]
+    tail = await ring.connect(ring.workers[0], as_worker=fake.files)
+    await tail.send(FeedToken(session_id=SESSION, position=len(PROMPT), token_id=token_id))
+    ended = await generation.head.receive(SessionEnded)
+    assert ended.worker_id == fake.files.worker_id
+    assert ended.error.code in ("hop_lost", "protocol_error")
     await ring.until_clean()
 
 

@@ -14,7 +14,7 @@ from protocol.errors import (
 )
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import AttachTail, OpenSession, SamplingParams
-from protocol.tickets import SessionToken, Ticket, sign_claims
+from protocol.tickets import AttachTicket, SessionToken, Ticket, sign_claims
 from worker.holdings import Holdings
 from worker.opening import Doorkeeper, n_tokens_allowed, span_to_use
 
@@ -90,15 +90,43 @@ def test_a_workers_session_token_is_no_ticket() -> None:
         DOOR.ticket_to_open(opening(token), BEFORE)
 
 
-def test_only_the_tail_is_attached_to() -> None:
-    def attaching(ticket: str) -> AttachTail:
-        return AttachTail(session_id=SessionId("s"), ticket=ticket, sampling=GREEDY)
+def signed_to_attach(key: bytes = KEY, **changes: Any) -> str:
+    values: dict[str, Any] = {"expires_at_s": 1060.0, "worker_id": ME, "session_id": "s", "max_positions": 10}
+    return sign_claims(AttachTicket(**{**values, **changes}), [key])
 
-    assert DOOR.ticket_to_attach(attaching(signed())).tail == ME
-    with pytest.raises(ForbiddenError):
-        DOOR.ticket_to_attach(attaching(signed(next=AFTER)))
+
+def attaching(ticket: str, session_id: str = "s") -> AttachTail:
+    return AttachTail(session_id=SessionId(session_id), ticket=ticket, sampling=GREEDY)
+
+
+@pytest.mark.parametrize("key", [KEY, b"o" * 32])
+def test_the_right_ticket_attaches(key: bytes) -> None:
+    assert DOOR.ticket_to_attach(attaching(signed_to_attach(key))).max_positions == 10
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        attaching(signed_to_attach(worker_id=AFTER)),
+        attaching(signed_to_attach(), session_id="t"),
+        attaching(signed_to_attach(session_id="s" * 200), session_id="s" * 200),
+        attaching(signed_to_attach(expires_at_s=999.0)),
+        attaching(signed_to_attach(expires_at_s=float("inf"))),
+        attaching(signed_to_attach(b"x" * 32)),
+        attaching(signed()),
+        attaching(signed(next=AFTER)),
+        attaching(sign_claims(SessionToken(expires_at_s=1060.0, worker_id=ME), [KEY])),
+        attaching("nonsense"),
+    ],
+)
+def test_nothing_else_attaches_the_tails_route_ticket_neither(message: AttachTail) -> None:
     with pytest.raises(UnauthenticatedError):
-        DOOR.ticket_to_attach(attaching(signed(worker_id=AFTER)))
+        DOOR.ticket_to_attach(message)
+
+
+def test_an_attach_ticket_doesnt_open() -> None:
+    with pytest.raises(UnauthenticatedError):
+        DOOR.ticket_to_open(opening(signed_to_attach()), BEFORE)
 
 
 def test_blocks_that_arent_loaded_are_stale() -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import worker.peers
+from protocol.errors import HopLostError
 from protocol.ids import SessionId
 from tests.support.ring import eventually, generated, running_ring
 from tests.support.tiny_checkpoint import TinyCheckpoint
@@ -68,3 +72,90 @@ async def test_removing_a_user_twice_does_no_harm(checkpoint: Checkpoints, tmp_p
         for _ in range(times):
             connection.remove_user(SessionId("none"))
         assert not connection.users
+
+
+class Silent:
+    """Takes TCP connections and says nothing."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def handle(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+
+
+@asynccontextmanager
+async def silent() -> AsyncIterator[Silent]:
+    peer = Silent()
+    server = await asyncio.start_server(peer.handle, "127.0.0.1", 0)
+    peer.url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield peer
+    finally:
+        server.close()
+        for writer in peer.writers:
+            writer.transport.abort()
+
+
+async def test_many_sessions_wait_for_one_dialling_and_nothing_of_it_stays(
+    checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.peers, "DIAL_S", 0.5)
+    async with running_ring(checkpoint("llama"), tmp_path, (2,)) as ring, silent() as dead:
+        first, second = ring.workers
+        peers = peers_of(first.plane)
+        dials = (peers.connection(second.worker_id, dead.url) for _ in range(20))
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(*dials, return_exceptions=True)
+        assert all(isinstance(result, HopLostError) for result in results)
+        assert len(dead.writers) == 1
+        assert peers._slots == {}
+        assert (await peers.connection(second.worker_id, second.url)).peer == second.worker_id
+
+
+async def test_at_the_same_time_one_connection_is_made(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    async with running_ring(checkpoint("llama"), tmp_path, (2,)) as ring:
+        first, second = ring.workers
+        peers = peers_of(first.plane)
+        found = await asyncio.gather(*(peers.connection(second.worker_id, second.url) for _ in range(8)))
+        assert len(set(found)) == 1
+        found[0].abort()
+        again = await asyncio.gather(*(peers.connection(second.worker_id, second.url) for _ in range(8)))
+        await eventually(lambda: peers.n_connections == 1)
+        assert len(set(again) - {found[0]}) <= 1
+        assert len(peers._slots) == 1
+
+
+async def test_a_dialling_that_is_cancelled_leaves_the_next_its_turn(
+    checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    async with running_ring(checkpoint("llama"), tmp_path, (2,)) as ring, silent() as dead:
+        first, second = ring.workers
+        peers = peers_of(first.plane)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await peers.connection(second.worker_id, dead.url)
+        assert peers._slots == {}
+        assert not (await peers.connection(second.worker_id, second.url)).is_closed
+
+
+@pytest.mark.parametrize("scheme", ["http", "ws", "file"])
+async def test_nothing_goes_unencrypted_whatever_a_ticket_says(
+    checkpoint: Checkpoints, tmp_path: Path, scheme: str
+) -> None:
+    async with running_ring(checkpoint("llama"), tmp_path, (2,)) as ring, silent() as open_port:
+        first, second = ring.workers
+        url = open_port.url.replace("https", scheme)
+        with pytest.raises(HopLostError, match="https"):
+            await peers_of(first.plane).connection(second.worker_id, url)
+        assert not open_port.writers
+
+
+async def test_after_the_close_no_connection_is_made(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    async with running_ring(checkpoint("llama"), tmp_path, (2,)) as ring:
+        first, second = ring.workers
+        peers = peers_of(first.plane)
+        await peers.close()
+        with pytest.raises(HopLostError, match="stopping"):
+            await peers.connection(second.worker_id, second.url)

@@ -71,6 +71,18 @@ async def test_clients_cant_crowd_out_workers(llama: TinyCheckpoint, tmp_path: P
         assert not as_worker.socket.closed
 
 
+async def test_one_worker_cant_crowd_out_the_others(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path, limits=Limits(connections_per_worker=2)) as ring:
+        worker, greedy = ring.workers[0], ring.authority.worker(tmp_path)
+        for _ in range(2):
+            await ring.connect(worker, as_worker=greedy)
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await ring.connect(worker, as_worker=greedy)
+        assert refused.value.status == 503
+        other = await ring.connect(worker, as_worker=ring.authority.worker(tmp_path))
+        assert not other.socket.closed
+
+
 async def test_a_connection_that_says_nothing_is_closed(llama: TinyCheckpoint, tmp_path: Path) -> None:
     async with running_ring(llama, tmp_path, limits=Limits(first_message_s=0.05)) as ring:
         wire = await ring.connect(ring.workers[0])

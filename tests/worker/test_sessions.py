@@ -25,6 +25,7 @@ from tests.support.ring import (
     Ring,
     Wire,
     eventually,
+    generated,
     ids_payload,
     prompt_step,
     running_ring,
@@ -161,10 +162,37 @@ async def test_attaching_with_a_bad_prompt_is_refused(
     async with running_ring(llama, tmp_path) as ring:
         wire = await ring.connect(ring.workers[0])
         message = AttachTail(
-            session_id=SessionId("s"), ticket=ring.tickets("s")[0], sampling=SamplingParams(max_tokens=1)
+            session_id=SessionId("s"), ticket=ring.attach_ticket("s"), sampling=SamplingParams(max_tokens=1)
         )
         await wire.send(message, ids_payload(prompt) if payload is None else payload)
         await refusal(wire, code)
+
+
+async def test_a_worker_of_the_route_cant_attach_with_the_tickets_that_it_sees(
+    llama: TinyCheckpoint, tmp_path: Path
+) -> None:
+    async with running_ring(llama, tmp_path, (2,)) as ring:
+        generation = await Generation.prepared(ring, PROMPT, 5)
+        head = ring.workers[0]
+        for certificate in (None, head.files):
+            thief = await ring.connect(ring.workers[1], as_worker=certificate)
+            for ticket in generation.tickets:
+                message = AttachTail(
+                    session_id=SessionId(generation.session_id), ticket=ticket, sampling=generation.sampling
+                )
+                await thief.send(message, ids_payload(PROMPT))
+                await refusal(thief, "unauthenticated")
+        await generation.begin()
+        assert await generation.ids() == llama.greedy(PROMPT, 5)
+
+
+async def test_an_attach_ticket_opens_no_session(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        generation = await Generation.prepared(ring, PROMPT)
+        generation.tickets = [generation.attach_ticket]
+        await generation.open()
+        await refusal(generation.head, "unauthenticated")
+        await ring.until_clean()
 
 
 @pytest.mark.parametrize(
@@ -213,6 +241,54 @@ async def test_payloads_that_are_wrong_end_the_session_alone(
         again = await Generation.prepared(ring, PROMPT, 3, head_wire=generation.head, tail_wire=generation.head)
         await again.begin()
         assert await again.ids() == llama.greedy(PROMPT, 3)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"repetition_penalty": 1.2}])
+async def test_a_prompt_beyond_the_vocabulary_at_the_tail_ends_that_session_alone(
+    llama: TinyCheckpoint, tmp_path: Path, sampling: dict[str, Any]
+) -> None:
+    async with running_ring(llama, tmp_path, (2,)) as ring:
+        generation = await Generation.prepared(ring, PROMPT, 5, sampling=sampling)
+        await generation.open()
+        await generation.attach([10**6, *PROMPT[1:]])
+        await generation.step()
+        ended = await refusal(generation.tail, "invalid_request")
+        assert "vocabulary" in ended.error.message
+        await ring.until_clean()
+        assert await generated(ring, PROMPT, 3) == llama.greedy(PROMPT, 3)
+
+
+async def test_a_client_that_waited_is_told_that_it_cant_be_taken(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        generation = await Generation.prepared(ring, PROMPT, max_positions=len(PROMPT))
+        generation.attach_ticket = ring.attach_ticket(generation.session_id)
+        await generation.attach()
+        await generation.open()
+        await refusal(generation.tail, "context_exceeded")
+
+
+async def test_a_session_whose_blocks_are_dropped_by_force_is_sent_elsewhere(
+    llama: TinyCheckpoint, tmp_path: Path
+) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        generation = await opened(ring)
+        engine = ring.workers[0].engine
+        await engine.unload(engine.loaded()[0].key, force=True)
+        await generation.attach()
+        await generation.step()
+        await refusal(generation.head, "draining")
+        await ring.until_clean()
+
+
+async def test_a_defect_in_ending_a_session_ends_no_other(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        sessions = ring.workers[0].plane._sessions
+        assert sessions is not None
+        report, sessions._on_generation = sessions._on_generation, lambda _report: 1 // 0
+        assert await generated(ring, PROMPT, 3) == llama.greedy(PROMPT, 3)
+        await ring.until_clean()
+        sessions._on_generation = report
+        assert await generated(ring, PROMPT, 3) == llama.greedy(PROMPT, 3)
 
 
 async def test_idle_sessions_and_clients_without_a_session_are_ended(llama: TinyCheckpoint, tmp_path: Path) -> None:

@@ -202,3 +202,30 @@ async def test_credentials_are_renewed_at_half_of_their_life(tmp_path: Path) -> 
             await eventually(lambda: link.credentials.current.renew_at_s > utc_now_s() + 60)
             running.cancel()
         assert link.n_renewals == 1
+
+
+async def test_credentials_that_are_refused_and_due_at_once_are_renewed_once(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        link = Linked(coordinator, tmp_path, utc_now_s)
+        uplink = await link.uplink()
+        current = link.credentials.current
+        due = {"renew_at_s": utc_now_s(), "session_token": "no.good"}
+        values = {name: getattr(current, name) for name in current.__slots__}
+        link.credentials.replace(Credentials(**values | due))  # type: ignore[arg-type]
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(uplink.run())
+            await uplink.connected.wait()
+            await eventually(lambda: link.credentials.current.renew_at_s > utc_now_s() + 60)
+            running.cancel()
+        assert link.n_renewals == 1
+
+
+async def test_two_renewals_are_never_under_way_together(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        link = Linked(coordinator, tmp_path, utc_now_s)
+        uplink = await link.uplink()
+        stale = link.credentials.current
+        async with asyncio.timeout(20):
+            await asyncio.gather(uplink._renew(stale), uplink._renew(stale))
+        assert link.n_renewals == 1
+        assert link.credentials.current is not stale
