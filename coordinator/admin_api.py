@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -27,6 +28,8 @@ from protocol.errors import InvalidRequestError, NotFoundError
 from protocol.ids import KeyId, ModelName, WorkerId
 from protocol.rest import AddModelRequest, ClusterStatus, CreatedKey, CreateKeyRequest, KeyInfo, KeyList
 
+MIN_ID_CHARS = 6
+"""Fewer characters of a worker's id don't name it."""
 _KEY_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,100}")
 
 
@@ -101,12 +104,22 @@ async def revoke_key(request: web.Request) -> web.Response:
 
 async def drain(request: web.Request) -> web.Response:
     """-> `WorkerInfo`."""
-    worker_id = WorkerId(request.match_info["worker_id"])
     cluster = request.app[CLUSTER]
-    if worker_id not in cluster.state.workers:
-        raise NotFoundError(f"there is no worker {worker_id[:80]!r}; `coord status` shows them")
+    worker_id = named_worker(request.match_info["worker_id"], cluster.state.workers)
     await cluster.handle(DrainAsked(worker_id=worker_id, reason="an operator asked for it"))
     return json_answer(worker_info(cluster.state, worker_id, request.app[CLOCK]()))
+
+
+def named_worker(name: str, workers: Collection[WorkerId]) -> WorkerId:
+    """The worker of this id, or the only one whose id begins so."""
+    if name in workers:
+        return WorkerId(name)
+    found = [worker_id for worker_id in workers if len(name) >= MIN_ID_CHARS and worker_id.startswith(name)]
+    if len(found) > 1:
+        raise InvalidRequestError(f"{len(found)} workers' ids begin with {name[:80]!r}; give more of it")
+    if not found:
+        raise NotFoundError(f"there is no worker {name[:80]!r}; `coord status` shows them")
+    return found[0]
 
 
 def _key_info(stored: StoredKey) -> KeyInfo:

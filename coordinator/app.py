@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -76,6 +77,8 @@ class RunningCoordinator:
 
     url: str
     port: int
+    is_first_start: bool
+    """Whether no coordinator has answered from this state folder before."""
     cluster: Cluster
     authority: Authority
     state_folder: StateFolder
@@ -108,11 +111,13 @@ async def running(
         async with _swept(cluster), _listening(app, config, opened) as port:
             url = config.public_url or _local_url(config.listen_host, port)
             app[PUBLIC_URL].append(url)
+            is_first_start = await asyncio.to_thread(opened.folder.read, names.URL) is None
             await asyncio.to_thread(opened.folder.write, names.URL, _local_url(config.listen_host, port))
             log.info("coordinator_started", url=url, coordinator_id=opened.authority.coordinator_id)
             yield RunningCoordinator(
                 url=url,
                 port=port,
+                is_first_start=is_first_start,
                 cluster=cluster,
                 authority=opened.authority,
                 state_folder=opened.folder,
@@ -201,9 +206,8 @@ async def _start_site(runner: web.AppRunner, config: CoordinatorConfig, context:
             raise PortInUseError(
                 f"another program listens on {address}: stop it, or choose another port (--listen)"
             ) from exc
-        raise ConfigError(
-            f"can't listen on {address} ({exc.strerror or exc}); choose another address or port (--listen)"
-        ) from exc
+        why = os.strerror(exc.errno) if exc.errno else exc
+        raise ConfigError(f"can't listen on {address} ({why}); choose another address or port (--listen)") from exc
 
 
 async def _close_control_sockets(app: web.Application) -> None:

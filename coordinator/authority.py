@@ -70,7 +70,6 @@ class Authority:
         self, folder: StateFolder, *, now: datetime, secret: str | None = None, hosts: Sequence[str] = ()
     ) -> None:
         self._folder = folder
-        self.is_first_start = folder.read(names.CA_CERTIFICATE) is None
         self.has_new_secret = False
         """Whether this start made the join secret."""
         self.coordinator_id = self._settled_id()

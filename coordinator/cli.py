@@ -87,7 +87,7 @@ async def _serve(config: CoordinatorConfig) -> None:
     from coordinator.app import RunningCoordinator, running
 
     def announce(coordinator: RunningCoordinator) -> None:
-        if coordinator.authority.is_first_start:
+        if coordinator.is_first_start:
             console().print(Text(_welcome(config, coordinator.url)), soft_wrap=True)
         else:
             console().print(Text(f"Brigade coordinator at {coordinator.url}"), soft_wrap=True)
@@ -130,7 +130,7 @@ def _stop_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Itera
 def _welcome(config: CoordinatorConfig, url: str) -> str:
     folder = config.state.expanduser().absolute()
     secret_file = "FILE_WITH_THE_SECRET" if config.secret else shlex.quote(str(folder / names.JOIN_SECRET))
-    is_default = folder == default_state().absolute()
+    is_default = folder == default_state({}).absolute()  # another terminal may lack BRIGADE_STATE
     option = "" if is_default else f" --state {shlex.quote(str(folder))}"
     prefix = "" if is_default else f"BRIGADE_STATE={shlex.quote(str(folder))} "
     own = "the one that you gave" if config.secret else f"{folder / names.JOIN_SECRET} (keep it secret)"
@@ -172,9 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
         command()
-    except KeyboardInterrupt:
-        notes().print("interrupted")
-        return EXIT_CANCELLED
+    except SystemExit as exc:
+        if exc.code == EXIT_CANCELLED:  # what typer makes of Ctrl-C
+            notes().print("interrupted")
+        raise
     except BrigadeError as exc:
         print_error(exc)
         return exc.exit_code

@@ -9,7 +9,16 @@ from urllib.parse import quote
 import typer
 
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_output import console, key_table, notes, print_json, print_status, printable, worker_table
+from coordinator.cli_output import (
+    console,
+    key_table,
+    notes,
+    print_json,
+    print_status,
+    printable,
+    short_ids,
+    worker_table,
+)
 from protocol.rest import (
     ClusterStatus,
     CreatedKey,
@@ -32,7 +41,9 @@ KeyFileOption = Annotated[
 ]
 StateOption = Annotated[
     Path | None,
-    typer.Option("--state", help="The coordinator's state folder on this machine. Else BRIGADE_STATE."),
+    typer.Option(
+        "--state", help="The coordinator's state folder on this machine. Else BRIGADE_STATE, else the user's own."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -103,7 +114,7 @@ def revoke_key(
     admin_key_file: KeyFileOption = None,
     state: StateOption = None,
 ) -> None:
-    """Refuse a key from now on, for good."""
+    """Refuse a key from now on, for good. Generations that it began run to their end."""
     target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
     path = f"/admin/v1/keys/{quote(key_id, safe='')}"
     key = target.ask(lambda session: session.delete(path, KeyInfo))
@@ -132,7 +143,7 @@ def list_workers(
 
 @worker_commands.command("drain")
 def drain_worker(
-    worker_id: Annotated[str, typer.Argument(help="The worker's id, as `coord status` shows it.")],
+    worker_id: Annotated[str, typer.Argument(help="The worker's id, or its beginning as `coord status` shows it.")],
     *,
     as_json: JsonOption = False,
     url: UrlOption = None,
@@ -147,5 +158,7 @@ def drain_worker(
         print_json(worker)
     else:
         notes().print(
-            f"worker {worker.worker_id} is {worker.state}: {printable(worker.reason)}", markup=False, soft_wrap=True
+            f"worker {worker.worker_id} is {worker.state}: {short_ids(printable(worker.reason))}",
+            markup=False,
+            soft_wrap=True,
         )

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from coordinator import state_folder as names
 from coordinator.admin_client import AdminTarget
 from coordinator.cli_admin import JsonOption, KeyFileOption, StateOption, UrlOption
-from coordinator.cli_output import console, human_bytes, model_table, notes, print_json, printable
+from coordinator.cli_output import console, human_bytes, model_table, notes, print_json, printable, short_ids
 from coordinator.file_store import FileStore
 from coordinator.state_folder import StateFolder, read_state_file
 from protocol.errors import ConfigError, ConflictError
@@ -59,7 +59,7 @@ def add_model(
         soft_wrap=True,
     )
     if info.state != "ready":
-        console().print(printable(info.reason), markup=False, soft_wrap=True)
+        console().print(short_ids(printable(info.reason)), markup=False, soft_wrap=True)
 
 
 @model_commands.command("list")
@@ -107,7 +107,10 @@ def remove_model(
     admin_key_file: KeyFileOption = None,
     state: StateOption = None,
 ) -> None:
-    """Stop serving a model. Files that no other model has are removed from the coordinator."""
+    """Stop serving a model, at once.
+
+    Workers drop its blocks; files that no other model has are removed from the coordinator.
+    """
     target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
     path = _model_path(checked_model_name(name))
     model = target.ask(lambda session: session.delete(path, ModelInfo))
@@ -160,7 +163,8 @@ def _packed_and_added(target: AdminTarget, name: ModelName, source: str) -> tupl
 def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on standard error; gives the function that moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes(), transient=True) as progress:
+    out = notes()
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
         task = progress.add_task("reading", total=None)
 
         def move(step: str, n_done: int, n_total: int) -> None:

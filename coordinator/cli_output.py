@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +22,11 @@ _STATE_STYLES = {
     "incomplete": "yellow",
     "draining": "yellow",
 }
+
+
+_WORKER_ID = re.compile(r"\bw-[a-z2-7]{26}\b")
+_ID_CHARS = 12
+"""Of a worker's id are shown to people: enough to tell workers apart, and to name one in a command."""
 
 
 def console() -> Console:
@@ -47,6 +54,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+def short_ids(text: str) -> str:
+    """The text with every worker's id cut to its first 12 characters."""
+    return _WORKER_ID.sub(lambda found: found[0][:_ID_CHARS], text)
+
+
 def human_bytes(n_bytes: int) -> str:
     """`n_bytes` with a unit, in powers of 1,024."""
     size = float(n_bytes)
@@ -62,9 +74,11 @@ def coverage_text(coverage: tuple[BlockCoverage, ...]) -> str:
     return ", ".join(f"{part.blocks} by {part.n_workers or 'nobody'}" for part in coverage)
 
 
-def model_table(models: tuple[ModelInfo, ...]) -> Table:
-    """Models with their state, the reason of it, and their coverage."""
-    table = _table("model", "state", "blocks", "context", "size", "revision", "held", "reason")
+def model_table(models: tuple[ModelInfo, ...]) -> Group:
+    """Models with their state, their coverage, and below it the reasons of those that aren't ready."""
+    if not models:
+        return Group("No models yet: coord model add NAME SOURCE")
+    table = _table("model", "state", "blocks", "context", "size", "revision", "held")
     for model in models:
         table.add_row(
             _cell(model.name),
@@ -74,34 +88,33 @@ def model_table(models: tuple[ModelInfo, ...]) -> Table:
             human_bytes(model.size_bytes),
             model.revision[:12],
             _cell(coverage_text(model.coverage)),
-            _cell(model.reason),
         )
-    return table
+    return Group(table, *_reasons((model.name, model.reason) for model in models))
 
 
-def worker_table(workers: tuple[WorkerInfo, ...]) -> Table:
-    """Workers with their state, the reason of it, and what they hold."""
-    table = _table("worker", "host", "state", "holds", "device", "precision", "sessions", "seen", "reason")
+def worker_table(workers: tuple[WorkerInfo, ...]) -> Group:
+    """Workers with their state, what they hold, and below it the reasons of those that aren't ready."""
+    if not workers:
+        return Group("No workers yet: run `worker join` on a machine")
+    table = _table("worker", "host", "state", "holds", "device", "sessions", "seen")
     for worker in workers:
         table.add_row(
-            _cell(worker.worker_id),
+            _cell(worker.worker_id[:_ID_CHARS]),
             _cell(worker.hostname),
             _state(worker.state),
             _cell(_spans(worker)),
-            _cell(worker.device),
-            _cell(worker.precision),
+            _cell(f"{worker.device} {worker.precision}"),
             str(worker.n_sessions),
             f"{worker.last_seen_s_ago:.0f} s ago",
-            _cell(worker.reason),
         )
-    return table
+    return Group(table, *_reasons((worker.worker_id, worker.reason) for worker in workers))
 
 
 def key_table(keys: tuple[KeyInfo, ...]) -> Table:
     """API keys; the secrets aren't known."""
     table = _table("key", "name", "kind", "created", "revoked")
     for key in keys:
-        table.add_row(key.key_id, _cell(key.name), key.kind, key.created_at, key.revoked_at or "")
+        table.add_row(key.key_id, _cell(key.name), key.kind, _minute(key.created_at), _minute(key.revoked_at))
     return table
 
 
@@ -112,10 +125,7 @@ def print_status(status: ClusterStatus) -> None:
         Text(f"coordinator {status.coordinator_id} at {printable(status.url)}, version {status.version}, ")
         + Text(status.database)
     )
-    if status.models:
-        out.print(model_table(status.models))
-    else:
-        out.print("No models yet: coord model add NAME SOURCE")
+    out.print(model_table(status.models))
     if status.workers:
         out.print(worker_table(status.workers))
     else:
@@ -129,6 +139,15 @@ def _spans(worker: WorkerInfo) -> str:
         state = "" if span.state == "ready" else f" ({span.state}{progress})"
         parts.append(f"{span.model} {span.blocks}{state}")
     return ", ".join(parts)
+
+
+def _reasons(pairs: Iterable[tuple[str, str]]) -> list[Text]:
+    return [Text(f"  {short_ids(printable(f'{name}: {reason}'))}", style="dim") for name, reason in pairs if reason]
+
+
+def _minute(time: str | None) -> str:
+    """An ISO time in UTC, to the minute."""
+    return f"{time[:16].replace('T', ' ')} UTC" if time else ""
 
 
 def _table(*columns: str) -> Table:

@@ -82,8 +82,10 @@ class Cluster:
         Raises:
             StorageError: it couldn't be saved; the state is as before and nobody was told anything.
         """
+        # When it happened, not when its turn came: a slow database makes nobody silent.
+        now_s = self._clock()
         async with self._lock:
-            state, effects = apply(self._state, event, self._clock())
+            state, effects = apply(self._state, event, now_s)
             to_save = [effect for effect in effects if not isinstance(effect, SendToWorker)]
             if to_save:
                 await self._repository.apply(to_save)

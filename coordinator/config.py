@@ -132,6 +132,8 @@ def checked_database_url(text: str) -> str:
             f"a database of kind {url.drivername[:40]!r} isn't supported; use sqlite+aiosqlite or "
             "postgresql+asyncpg"
         )
+    if driver == DRIVERS["sqlite"] and url.database in (None, "", ":memory:"):
+        raise ConfigError("an SQLite database needs a file: sqlite+aiosqlite:////folder/file.db")
     return url.set(drivername=driver).render_as_string(hide_password=False)
 
 

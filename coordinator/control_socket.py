@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -16,11 +17,19 @@ from coordinator.cluster import Cluster
 from coordinator.policy import events
 from coordinator.repository import Repository
 from protocol.codec import MAX_CONTROL_BYTES, decode_message, encode_message
-from protocol.errors import BrigadeError, DeadlineExceededError, InternalError, ProtocolError, error_fields
+from protocol.errors import (
+    BrigadeError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidRequestError,
+    ProtocolError,
+    error_fields,
+)
 from protocol.ids import WorkerId
 from protocol.messages import (
     Announce,
     CoordinatorToWorker,
+    DeviceReport,
     Dismiss,
     FilesHeld,
     GenerationReport,
@@ -90,10 +99,12 @@ class ControlSocket:
             raise DeadlineExceededError(f"no Announce within {ANNOUNCE_TIMEOUT_S:.0f} s") from exc
         if not isinstance(message, Announce):
             raise ProtocolError(f"the first message is {_named(message)}; it must be Announce")
+        _check_device(message.device)
         await check_advertised_url(message.url, self._connects_from)
         return message
 
     async def _serve(self, announce: Announce) -> None:
+        outbox: Outbox | None = None
         try:
             with self._cluster.connected(self._worker_id) as outbox:
                 await self._cluster.handle(events.WorkerConnected(worker_id=self._worker_id, announce=announce))
@@ -105,7 +116,9 @@ class ControlSocket:
             raise _telling(group) from group
         finally:
             log.info("worker_disconnected")
-            await self._cluster.handle(events.SocketLost(worker_id=self._worker_id))
+            # The end of an older socket says nothing about a worker that is here on a newer one.
+            if outbox is not None and self._cluster.is_current(self._worker_id, outbox):
+                await self._cluster.handle(events.SocketLost(worker_id=self._worker_id))
 
     async def _read(self) -> None:
         while (message := await self._receive()) is not None:
@@ -167,6 +180,16 @@ class ControlSocket:
                 await self._socket.close(code=WSCloseCode.POLICY_VIOLATION, message=message.error.code.encode())
         except (TimeoutError, ConnectionError):
             log.info("dismissed_worker_deaf", error_code=message.error.code)
+
+
+def _check_device(device: DeviceReport) -> None:
+    """Refuse what is no measurement: placement can't count with it, nor a database keep it."""
+    speeds = (device.bandwidth_bytes_per_s, device.flops_per_s)
+    if not (all(math.isfinite(speed) and speed >= 0 for speed in speeds) and 0 <= device.memory_bytes < 2**60):
+        raise InvalidRequestError(
+            f"the worker announces {device.memory_bytes} bytes of memory and speeds of {speeds[0]:g} bytes/s and "
+            f"{speeds[1]:g} flop/s: no device has these; start it again, and report it if that doesn't help"
+        )
 
 
 def _telling(group: BaseExceptionGroup) -> BaseException:

@@ -1,7 +1,7 @@
 """Model files on disk under the names of their hashes: written once, never changed, the same bytes stored once.
 
     ROOT/files/ab/abcdef...   one file, named by its SHA-256
-    ROOT/partial/*.part       files being written; whoever writes one holds a lock on it
+    ROOT/partial/*.part       files being written; whoever writes one holds its *.lock
     ROOT/lock                 held while a model is added or unreferenced files are removed
 
 Everything here blocks: call it from a thread where there is an event loop. It knows no models and no manifests.
@@ -10,11 +10,11 @@ Everything here blocks: call it from a thread where there is an event loop. It k
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
+import sys
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from protocol.errors import ConflictError, NotFoundError, StorageError
+from protocol.file_locks import HeldLock, try_lock
 from protocol.ids import FileHash
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,42 +165,37 @@ class FileStore:
                 yield
                 return
             with storage_errors(self.root):
-                fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                held = try_lock(self.root / "lock")
+            if held is None:
+                raise _busy(self.root)
             try:
-                _lock_or_conflict(fd, self.root)
                 self._is_locked = True
                 yield
             finally:
                 self._is_locked = False
-                os.close(fd)
+                held.release()
         finally:
             self._lock_guard.release()
 
-    def new_partial(self) -> tuple[int, Path]:
-        """An empty locked file on the same disk as the files; for `FileWriter`."""
+    def new_partial(self) -> tuple[int, Path, HeldLock]:
+        """An empty file on the files' disk, and the lock that says who writes it; without, it is a leftover."""
         with storage_errors(self._partial):
             while True:
-                fd, name = tempfile.mkstemp(dir=self._partial, suffix=".part")
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                # Another process that cleans up may have removed it before it was locked.
-                if os.fstat(fd).st_nlink:
-                    return fd, Path(name)
-                os.close(fd)
+                path = self._partial / f"{secrets.token_hex(8)}.part"
+                held = try_lock(path.with_suffix(".lock"))
+                if held is not None:  # else somebody who cleans up was faster
+                    return os.open(path, _NEW_FILE, 0o600), path, held
 
     def _remove_leftovers(self) -> None:
         """Remove what interrupted writers left. A living writer holds its file's lock and keeps it."""
         for path in self._partial.glob("*.part"):
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.with_suffix(".lock").exists():
                 path.unlink(missing_ok=True)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(fd)
+        for path in self._partial.glob("*.lock"):
+            held = try_lock(path)
+            if held is not None:
+                path.with_suffix(".part").unlink(missing_ok=True)
+                _give_up(held, path)
 
 
 class FileWriter:
@@ -206,7 +203,7 @@ class FileWriter:
 
     def __init__(self, store: FileStore) -> None:
         self._store = store
-        self._fd, self._path = store.new_partial()
+        self._fd, self._path, self._lock = store.new_partial()
         self._hash = hashlib.sha256()
         self._is_open = True
         self.size_bytes = 0
@@ -228,9 +225,9 @@ class FileWriter:
         is_new = not target.is_file()
         if is_new:
             with storage_errors(self._path, n_written=self.size_bytes):
-                os.fchmod(self._fd, 0o600)
                 os.fsync(self._fd)
                 target.parent.mkdir(mode=0o700, exist_ok=True)
+                self._close_file()  # Windows moves no file that is open
                 self._path.replace(target)
                 _sync_folder(target.parent)
         self.close()
@@ -240,8 +237,14 @@ class FileWriter:
         """Close, and remove what wasn't committed. Can be called again."""
         if self._is_open:
             self._is_open = False
+            self._close_file()
             self._path.unlink(missing_ok=True)
+            _give_up(self._lock, self._path.with_suffix(".lock"))
+
+    def _close_file(self) -> None:
+        if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
 
 
 @contextmanager
@@ -263,24 +266,23 @@ def storage_error(path: Path, exc: OSError, *, n_written: int = 0) -> StorageErr
         )
     if exc.errno in _NO_PERMISSION:
         return StorageError(
-            f"{path} can't be used by user {os.geteuid()} ({os.strerror(exc.errno)}); "
+            f"{path} can't be used by this user ({os.strerror(exc.errno)}); "
             "change its owner or permissions, or choose another state folder"
         )
     return StorageError(f"{path} can't be used: {exc.strerror or exc}")
 
 
 def _free_or_unknown(folder: Path) -> str:
-    try:
+    with suppress(OSError):
         return f"{shutil.disk_usage(folder).free:,} bytes"
-    except OSError:
-        return "an unknown number of bytes"
+    return "an unknown number of bytes"
 
 
-def _lock_or_conflict(fd: int, root: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        raise _busy(root) from exc
+def _give_up(held: HeldLock, path: Path) -> None:
+    """Let go of a lock, and remove its file, which nobody else waits for."""
+    held.release()
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _busy(root: Path) -> ConflictError:
@@ -289,7 +291,9 @@ def _busy(root: Path) -> ConflictError:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename in `folder` last through a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if sys.platform == "win32":
+        return  # where a folder can't be opened
+    fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -14,18 +14,13 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from protocol.errors import ConflictError, StorageError
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from protocol.file_locks import try_lock
 
 JOIN_SECRET = "join-secret"  # noqa: S105 - the name of a file
 PREVIOUS_SECRETS = "join-secrets-previous.json"
@@ -110,20 +105,16 @@ class StateFolder:
             ConflictError: another coordinator runs on this folder.
         """
         with _storage_errors(self.path(LOCK)):
-            fd = os.open(self.path(LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+            held = try_lock(self.path(LOCK))
+        if held is None:
+            raise ConflictError(
+                f"another coordinator runs on {self.root}: stop it first, or give this one a folder of its own "
+                "(--state)"
+            )
         try:
-            try:
-                _lock(fd)
-            except OSError as exc:
-                if exc.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                    raise _storage_error(self.path(LOCK), exc) from exc
-                raise ConflictError(
-                    f"another coordinator runs on {self.root}: stop it first, or give this one a folder of its own "
-                    "(--state)"
-                ) from exc
             yield
         finally:
-            os.close(fd)
+            held.release()
 
 
 def read_state_file(path: Path) -> str | None:
@@ -140,13 +131,6 @@ def read_state_file(path: Path) -> str | None:
         return data.decode("utf-8").strip()
     except UnicodeDecodeError as exc:
         raise StorageError(f"{path} isn't text: restore it from a backup, or remove it") from exc
-
-
-def _lock(fd: int) -> None:
-    if sys.platform == "win32":
-        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

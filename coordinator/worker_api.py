@@ -46,6 +46,8 @@ async def challenge(request: web.Request) -> web.Response:
 async def join(request: web.Request) -> web.Response:
     """`JoinRequest` with its proof -> `JoinGrant` with the coordinator's."""
     _count_attempt(request)
+    if request.query_string:
+        raise InvalidRequestError("joining takes no query: the proof wouldn't cover it")
     proofs = request.headers.getall(PROOF_HEADER, [])
     if len(proofs) != 1:
         raise UnauthenticatedError(f"one header {PROOF_HEADER} is needed; {len(proofs)} were sent")

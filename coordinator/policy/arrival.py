@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+
+import msgspec
 
 from coordinator.policy.changes import Change, assign, save_assignment, save_worker
 from coordinator.policy.state import Assignment, ClusterState, WorkerRecord
 from protocol.ids import WorkerId
 from protocol.messages import Announce, Drain, SpanAssignment, SpanStatus
 
+_MAX_HOSTNAME = 255
+_MAX_WORDS = 1000
+"""Characters of what a worker says in words: everybody who asks for the status gets them."""
 _LARGEST_EPOCH = 2**53
 """An announced epoch above this is a lie; it would end up in a column that can't hold many more."""
 
 
 def joined(change: Change, worker_id: WorkerId) -> Change:
-    """Enrolment: a new worker is known from now on. Renewed credentials change nothing."""
+    """Enrolment: a new worker is known from now on. Renewed credentials change nothing, unless it is back."""
     old = change.state.workers.get(worker_id)
     if old is not None and old.presence != "gone":
-        return change
+        is_coming_back = old.kept_until_s is not None and not old.is_connected
+        kept_until_s = change.now_s + change.state.settings.lost_after_s
+        if not is_coming_back:
+            return change
+        return change.updated(worker_id, seen_s=change.now_s, kept_until_s=kept_until_s)
     assignment = Assignment() if old is None else old.assignment
     worker = WorkerRecord(worker_id=worker_id, presence="expected", seen_s=change.now_s, assignment=assignment)
     change = change.with_worker(worker).then(save_worker(worker))
@@ -55,7 +65,8 @@ def _present(old: WorkerRecord, announce: Announce, now_s: float) -> WorkerRecor
         seen_s=now_s,
         has_said_leaving=old.has_said_leaving and is_same_process,
         drain_reason=old.drain_reason if is_same_process else None,
-        hostname=announce.hostname,
+        kept_until_s=old.kept_until_s if is_same_process else None,
+        hostname=announce.hostname[:_MAX_HOSTNAME],
         url=announce.url,
         device=announce.device,
         pinned_model=announce.pinned_model,
@@ -98,4 +109,10 @@ def _reports_of(assignment: Assignment, announce: Announce) -> tuple[SpanStatus,
         return ()
     assigned = {(span.model, span.revision, span.blocks) for span in assignment.spans}
     latest = {(s.model, s.revision, s.blocks): s for s in announce.spans}
-    return tuple(status for key, status in latest.items() if key in assigned)
+    return tuple(sound(status) for key, status in latest.items() if key in assigned)
+
+
+def sound(status: SpanStatus) -> SpanStatus:
+    """What a worker said, without what isn't a share of work done, or is too long to be shown."""
+    progress = min(max(status.progress, 0.0), 1.0) if math.isfinite(status.progress) else 0.0
+    return msgspec.structs.replace(status, progress=progress, reason=status.reason[:_MAX_WORDS])

@@ -64,6 +64,8 @@ def _unready(model: ModelRecord, run: BlockRange, worker: WorkerRecord, exclude:
     what = f"blocks {run} of {model.name} are held by {who}"
     if worker.worker_id in exclude:
         return f"{what}, which the request excludes"
+    if worker.kept_until_s is not None:
+        return f"{what}, which was stopped; if it isn't started again within seconds, others get them"
     if not worker.is_routable:
         return f"{what}, which is not heard of at the moment; wait, or look after it"
     ready = ready_spans(worker, model)

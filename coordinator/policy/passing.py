@@ -25,18 +25,29 @@ def time_passed(change: Change) -> Change:
 
 
 def _judged(change: Change, worker: WorkerRecord) -> Change:
+    if worker.kept_until_s is not None and _is_over(worker.kept_until_s, change):
+        worker = replace(worker, kept_until_s=None)
+        change = change.with_worker(worker)
+        if not worker.is_connected:
+            return gone(change, worker, f"left: {worker.drain_reason}")
+        change = change.to_place()
     silent_s = change.now_s - worker.seen_s
     presence = _presence(worker, silent_s, change.state.settings)
     if presence == worker.presence:
         is_over = presence == "gone" and silent_s > change.state.settings.forget_after_s
         return change.without_worker(worker.worker_id) if is_over else change
-    worker = replace(worker, presence=presence)
+    worker = replace(worker, presence=presence, kept_until_s=None if presence == "lost" else worker.kept_until_s)
     change = change.with_worker(worker)
     if presence == "gone" or (presence == "lost" and worker.is_draining):
         return gone(change, worker, f"silent for {silent_s:.0f} s")
     if presence == "lost":
         return change.audited("worker_lost", worker.worker_id, f"silent for {silent_s:.0f} s").to_place()
     return change
+
+
+def _is_over(until_s: float, change: Change) -> bool:
+    # a clock that was set back must not keep blocks for long
+    return not 0 <= until_s - change.now_s <= change.state.settings.lost_after_s
 
 
 def _presence(worker: WorkerRecord, silent_s: float, settings: PolicySettings) -> Presence:
@@ -55,7 +66,13 @@ def _presence(worker: WorkerRecord, silent_s: float, settings: PolicySettings) -
 def gone(change: Change, worker: WorkerRecord, reason: str) -> Change:
     """The worker is no more: it holds nothing, and others get its blocks."""
     worker = replace(
-        worker, presence="gone", is_connected=False, drain_reason=reason, files=frozenset(), heartbeat=None
+        worker,
+        presence="gone",
+        is_connected=False,
+        drain_reason=reason,
+        kept_until_s=None,
+        files=frozenset(),
+        heartbeat=None,
     )
     change = change.with_worker(worker).then(save_worker(worker))
     if worker.assignment.spans:

@@ -19,6 +19,12 @@ def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[Wo
                 f"silent for {silent_s:.0f} s, more than {state.settings.lost_after_s:.0f} s: its blocks are given "
                 "to others; look after the machine and its network, it counts again as soon as it is heard"
             )
+        case "suspect" if worker.kept_until_s is not None and not worker.is_connected:
+            left_s = max(0.0, worker.kept_until_s - now_s)
+            return "gone", (
+                f"left: {worker.drain_reason}; its blocks are kept for it for {left_s:.0f} s, in case it is "
+                "started again, then others get them"
+            )
         case "suspect":
             return "suspect", _suspicion(state, worker, silent_s)
         case "expected":

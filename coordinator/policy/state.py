@@ -56,6 +56,8 @@ class WorkerRecord:
     has_said_leaving: bool = False
     drain_reason: str | None = None
     """Set while the worker drains."""
+    kept_until_s: float | None = None
+    """Set when it was stopped where it runs: its blocks are kept for it until then, in case that was a restart."""
     hostname: str = ""
     url: str = ""
     device: DeviceReport | None = None
@@ -80,7 +82,9 @@ class WorkerRecord:
     @property
     def counts_as_holder(self) -> bool:
         """Whether what is assigned to it counts as held: it is there, or may be back in a moment."""
-        return self.presence not in ("lost", "gone") and not self.is_draining
+        if self.presence in ("lost", "gone"):
+            return False
+        return not self.is_draining or self.kept_until_s is not None
 
     @property
     def can_be_assigned(self) -> bool:
@@ -192,6 +196,7 @@ def check_step(before: ClusterState, after: ClusterState) -> None:
 def _check_worker(worker: WorkerRecord) -> None:
     assert worker.presence != "here" or worker.is_connected
     assert worker.presence != "gone" or not worker.is_connected
+    assert worker.kept_until_s is None or (worker.has_said_leaving and worker.presence not in ("lost", "gone"))
     assert not worker.is_connected or worker.device is not None
     assert not worker.is_connected or worker.presence in ("here", "suspect", "lost")
     assigned = {(span.model, span.revision, span.blocks) for span in worker.assignment.spans}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.policy.arrival import connected, joined
+from coordinator.policy.arrival import connected, joined, sound
 from coordinator.policy.changes import Change, save_worker
 from coordinator.policy.coverage import has_failed
 from coordinator.policy.effects import AuditAction, DeleteModel, Effect, SaveModel
@@ -32,6 +32,9 @@ from coordinator.policy.passing import gone, time_passed
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.ids import ModelName
 from protocol.messages import Drain, SpanReport
+
+MAX_REASON = 1000
+"""Characters of why a worker leaves that are kept."""
 
 
 def apply(state: ClusterState, event: Event, now_s: float) -> tuple[ClusterState, tuple[Effect, ...]]:
@@ -67,7 +70,7 @@ def _worker_changed(change: Change, worker: WorkerRecord, event: WorkerEvent) ->
         case FilesChanged():
             return change.with_worker(replace(_heard(change, worker), files=frozenset(event.files)))
         case WorkerLeft():
-            return _left(change, worker, event.reason)
+            return _left(change, _heard(change, worker), event.reason[:MAX_REASON])
         case SocketLost():
             return _socket_lost(change, worker)
         case DrainAsked():
@@ -86,7 +89,7 @@ def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) ->
         return change.with_worker(worker)
     assigned = {(span.model, span.revision, span.blocks) for span in worker.assignment.spans}
     latest = {(s.model, s.revision, s.blocks): s for s in report.spans}
-    reported = tuple(status for key, status in latest.items() if key in assigned)
+    reported = tuple(sound(status) for key, status in latest.items() if key in assigned)
     after = replace(worker, reported=reported)
     change = change.with_worker(after)
     newly_failed = any(has_failed(after, s) and not has_failed(worker, s) for s in worker.assignment.spans)
@@ -96,18 +99,22 @@ def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) ->
 def _left(change: Change, worker: WorkerRecord, reason: str) -> Change:
     if worker.presence == "gone":
         return change
-    worker = replace(worker, drain_reason=reason, has_said_leaving=True)
+    # an operator who drains it wants its blocks elsewhere; who stops it where it runs may start it again
+    is_own_wish = not worker.is_draining and worker.presence != "lost"
+    kept_until_s = change.now_s + change.state.settings.lost_after_s if is_own_wish else worker.kept_until_s
+    worker = replace(worker, drain_reason=reason, has_said_leaving=True, kept_until_s=kept_until_s)
     change = change.with_worker(worker)
-    if not worker.is_connected:
+    if not worker.is_connected and kept_until_s is None:
         return gone(change, worker, f"left: {reason}")
-    return change.then(save_worker(worker)).audited("worker_draining", worker.worker_id, reason).to_place()
+    change = change.then(save_worker(worker)).audited("worker_draining", worker.worker_id, reason)
+    return change if kept_until_s is not None else change.to_place()
 
 
 def _socket_lost(change: Change, worker: WorkerRecord) -> Change:
     if not worker.is_connected:
         return change
     worker = replace(worker, is_connected=False)
-    if worker.has_said_leaving:
+    if worker.has_said_leaving and worker.kept_until_s is None:
         return gone(change.with_worker(worker), worker, f"left: {worker.drain_reason}")
     presence = "suspect" if worker.presence == "here" else worker.presence
     return change.with_worker(replace(worker, presence=presence))
@@ -116,10 +123,10 @@ def _socket_lost(change: Change, worker: WorkerRecord) -> Change:
 def _drain_asked(change: Change, worker: WorkerRecord, reason: str) -> Change:
     if worker.presence == "gone":
         return change
-    worker = replace(worker, drain_reason=reason)
+    worker = replace(worker, drain_reason=reason, kept_until_s=None)
     change = change.with_worker(worker).audited("drain_asked", worker.worker_id, reason)
-    if worker.presence == "lost" and not worker.is_connected:
-        return gone(change, worker, f"drained while lost: {reason}")
+    if not worker.is_connected and (worker.presence == "lost" or worker.has_said_leaving):
+        return gone(change, worker, f"drained while away: {reason}")
     change = change.then(save_worker(worker)).to_place()
     return change.sent(worker.worker_id, Drain(reason=reason))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from coordinator.policy.coverage import ready_counts, runs
@@ -56,7 +57,7 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         spans=_spans(worker),
         n_sessions=beat.n_sessions if beat is not None else 0,
         free_kv_bytes=beat.free_kv_bytes if beat is not None else 0,
-        decode_s_per_block=beat.decode_s_per_block if beat is not None else 0.0,
+        decode_s_per_block=_finite(beat.decode_s_per_block) if beat is not None else 0.0,
         last_seen_s_ago=max(0.0, now_s - worker.seen_s),
         pinned_blocks=worker.pinned_blocks,
     )
@@ -75,6 +76,11 @@ def _spans(worker: WorkerRecord) -> tuple[SpanStatus, ...]:
         )
         for span in worker.assignment.spans
     )
+
+
+def _finite(value: float) -> float:
+    """What a worker says, or 0.0: JSON has no other numbers, so one worker's NaN would spoil everybody's answer."""
+    return value if math.isfinite(value) else 0.0
 
 
 def file_sources(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from coordinator.cli import main
 from tests.support.coord_process import Coord, Served, served
@@ -22,7 +23,7 @@ def clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def coord(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Coord:
+def coord(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Coord]:
     """Run a command: exit code, standard output, standard error."""
     clear_environment(monkeypatch)
 
@@ -34,7 +35,9 @@ def coord(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         assert isinstance(caught.value.code, int)
         return caught.value.code, out, err
 
-    return run
+    yield run
+    structlog.reset_defaults()  # `serve` sets logging up, to a stream that ends with this test
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.admin_api import named_worker
 from coordinator.app import RunningCoordinator
 from coordinator.file_store import FileStore
 from protocol.api_key import api_key_from_text
-from protocol.ids import ModelName, Revision
+from protocol.errors import InvalidRequestError
+from protocol.ids import ModelName, Revision, WorkerId
 from protocol.messages import Assign, Drain
 from protocol.rest import (
     AddModelRequest,
@@ -122,6 +124,19 @@ async def test_a_key_needs_a_name_that_can_be_shown(http: Http, name: str) -> No
 async def test_an_unknown_key_or_worker_is_not_found(http: Http) -> None:
     assert (await http.ask("DELETE", "/admin/v1/keys/nosuchid")).status == 404
     assert (await http.ask("POST", "/admin/v1/workers/w-nobody/drain")).status == 404
+
+
+async def test_a_worker_is_named_by_the_beginning_of_its_id(coordinator: RunningCoordinator, http: Http) -> None:
+    async with joined_worker(coordinator) as worker:
+        await worker.receive(Assign)
+        assert (await http.ask("POST", f"/admin/v1/workers/{worker.worker_id[:5]}/drain")).status == 404
+        answer = await http.ask("POST", f"/admin/v1/workers/{worker.worker_id[:12]}/drain")
+        assert answer.read(WorkerInfo).worker_id == worker.worker_id
+
+
+def test_a_beginning_that_several_workers_have_names_none() -> None:
+    with pytest.raises(InvalidRequestError, match="2 workers"):
+        named_worker("w-aaaaaa", [WorkerId("w-aaaaaab"), WorkerId("w-aaaaaac")])
 
 
 async def test_a_worker_is_told_to_drain(coordinator: RunningCoordinator, http: Http) -> None:

@@ -94,6 +94,9 @@ async def test_a_taken_port_is_said_and_nothing_is_left_open(tmp_path: Path) -> 
                 pass
     async with running_coordinator(tmp_path, listen_port=port) as coordinator:  # the folder is free again
         assert coordinator.port == port
+        assert coordinator.is_first_start, "who was refused before is told what to do all the same"
+    async with running_coordinator(tmp_path) as coordinator:
+        assert not coordinator.is_first_start
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])

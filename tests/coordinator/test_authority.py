@@ -54,8 +54,8 @@ def alternative_names(certificate: x509.Certificate) -> list[object]:
 def test_everything_is_made_once_and_kept(folder: StateFolder) -> None:
     first = opened(folder)
     again = opened(folder, NOW + timedelta(days=1))
-    assert first.is_first_start
-    assert not again.is_first_start
+    assert first.has_new_secret
+    assert not again.has_new_secret
     for what in ("coordinator_id", "ca_pem", "ca_fingerprint", "server_fingerprint", "signing_keys", "join_keys"):
         assert getattr(first, what) == getattr(again, what), what
     assert len(first.signing_keys) == 1

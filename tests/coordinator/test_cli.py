@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.admin_client import AdminTarget
 from protocol.errors import EXIT_CANCELLED, EXIT_PORT, EXIT_STORAGE, EXIT_USAGE, ConfigError
 from tests.support.coord_process import ROOT, STOP_DEADLINE_S, Coord, Served, environ, serve_command, served
 from tests.support.postgres import PostgresServer
@@ -47,6 +48,14 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     with served(tmp_path / "state") as running:
         running.process.send_signal(signal.SIGTERM)
         assert running.stop() in (0, EXIT_CANCELLED)  # 0: it was done stopping before the second
+
+
+def test_an_interrupted_command_says_so(coord: Coord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AdminTarget, "found", interrupted)
+    assert coord("status", "--state", str(tmp_path)) == (EXIT_CANCELLED, "", "interrupted\n")
 
 
 def test_it_runs_on_postgresql(tmp_path: Path, postgres_server: PostgresServer) -> None:

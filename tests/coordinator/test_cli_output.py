@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
+from rich.console import Console, Group
 
 from coordinator.cli_output import coverage_text, human_bytes, model_table, print_status, printable, worker_table
 from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, WorkerId
@@ -49,8 +50,8 @@ MODEL = ModelInfo(
 )
 
 
-def shown(table: object) -> str:
-    console = Console(width=250, force_terminal=False)
+def shown(table: object, width: int = 250) -> str:
+    console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
@@ -62,6 +63,28 @@ def test_a_worker_is_shown_with_what_it_holds() -> None:
     assert "almost there" in text
     assert "box [bold] [31m" in text
     assert "\x1b" not in text
+
+
+def test_ids_of_workers_are_short_for_people() -> None:
+    worker_id = WorkerId("w-srdvisancluldnhoqvcjq55eie")
+    reason = f"on {worker_id} (vm), blocks 0:20 are being loaded"
+    for table in (
+        worker_table((msgspec.structs.replace(WORKER, worker_id=worker_id, reason=reason),)),
+        model_table((msgspec.structs.replace(MODEL, reason=reason),)),
+    ):
+        text = shown(table)
+        assert worker_id not in text
+        assert "on w-srdvisancl (vm)" in text
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_tables_are_readable_in_a_narrow_terminal(width: int) -> None:
+    worker = msgspec.structs.replace(
+        WORKER, worker_id=WorkerId("w-srdvisancluldnhoqvcjq55eie"), hostname="box", spans=WORKER.spans[:1]
+    )
+    model = msgspec.structs.replace(MODEL, coverage=COVERAGE[:1])
+    lines = shown(Group(worker_table((worker,)), model_table((model,))), width).splitlines()
+    assert [line.split()[0] for line in lines] == ["worker", "w-srdvisancl", "w-srdvisancl:", "model", "m", "m:"]
 
 
 def test_a_model_is_shown_with_its_gaps() -> None:

@@ -15,6 +15,7 @@ from coordinator.policy.events import (
     ModelRemoved,
     SocketLost,
     TimePassed,
+    WorkerBeat,
     WorkerConnected,
     WorkerJoined,
 )
@@ -23,7 +24,7 @@ from coordinator.repository import Repository
 from protocol.errors import StorageError
 from protocol.ids import ModelName, WorkerId
 from protocol.messages import Assign, Dismiss, Drain
-from tests.coordinator.policy.fleet import added, announce
+from tests.coordinator.policy.fleet import added, announce, heartbeat
 
 A = WorkerId("a")
 
@@ -179,3 +180,16 @@ async def test_events_that_come_at_once_are_handled_one_by_one(cluster: Cluster,
 
     check(cluster.state)
     assert sum(len(w.assignment.spans) for w in cluster.state.workers.values()) == 20
+
+
+async def test_a_slow_database_makes_nobody_silent(cluster: Cluster, engine: AsyncEngine, time: Time) -> None:
+    await with_worker(cluster, time)
+    beat = WorkerBeat(worker_id=A, heartbeat=heartbeat())
+    async with asyncio.TaskGroup() as tasks, engine.connect() as busy:
+        await busy.exec_driver_sql("PRAGMA user_version = 1")  # holds the write lock
+        for event in (beat, WorkerJoined(worker_id=WorkerId("b")), TimePassed(), beat):
+            tasks.create_task(cluster.handle(event), name="event")
+        await asyncio.sleep(0)  # all of them have come, and wait
+        time.now_s += 20.0
+        await busy.rollback()
+    assert "worker_lost" not in [line.action for line in await Repository(engine).audit_lines()]

@@ -129,6 +129,12 @@ def test_bad_database_urls_are_refused_without_repeating_them(text: str) -> None
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["sqlite://", "sqlite:///", "sqlite+aiosqlite:///:memory:"])
+def test_a_database_that_would_not_last_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="needs a file"):
+        checked_database_url(text)
+
+
 @pytest.mark.parametrize(
     "text", ["http://a:1", "https://", "ftp://a", "https://u:p@a", "https://a/path", "https://a:99999"]
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 
 from coordinator import control_socket
+from coordinator.policy.events import TimePassed
 from protocol.ids import SessionId
 from protocol.messages import Assign, Dismiss, GenerationReport
 from protocol.tls import COORDINATOR_NAME
@@ -73,3 +75,26 @@ async def test_a_database_that_is_gone_is_told_to_the_worker(tmp_path: Path) -> 
         async with connected_worker(coordinator, key, grant, announce=announcement()) as worker:
             assert (await worker.receive(Dismiss)).error.code == "storage"
             await worker.closed()
+
+
+async def test_the_end_of_an_older_socket_takes_nothing_from_the_newer_one(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator, joined_worker(coordinator) as older:
+        await older.receive(Assign)
+        async with connected_worker(coordinator, older.key, older.grant) as newer:
+            await newer.receive(Assign)
+            assert (await older.receive(Dismiss)).error.code == "conflict"
+            await older.closed()
+            await coordinator.cluster.handle(TimePassed())
+            await newer.beat()
+            await eventually(lambda: coordinator.cluster.state.workers[newer.worker_id].heartbeat)
+            worker = coordinator.cluster.state.workers[newer.worker_id]
+            assert (worker.presence, worker.is_connected) == ("here", True)
+
+
+async def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    device = msgspec.structs.replace(announcement().device, bandwidth_bytes_per_s=float("nan"))
+    async with (
+        running_coordinator(tmp_path) as coordinator,
+        joined_worker(coordinator, announce=announcement(device=device)) as worker,
+    ):
+        assert (await worker.receive(Dismiss)).error.code == "invalid_request"

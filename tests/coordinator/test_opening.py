@@ -19,7 +19,7 @@ async def test_the_first_start_makes_a_key_of_each_kind_once(tmp_path: Path) -> 
     texts = []
     for day in range(2):
         async with opened_state(config, NOW + timedelta(days=day)) as opened:
-            assert opened.authority.is_first_start == (day == 0)
+            assert opened.authority.has_new_secret == (day == 0)
             for kind in ("admin", "client"):
                 key = api_key_from_text(opened.folder.read(f"{kind}.key") or "")
                 stored = await opened.repository.api_key(key.key_id)

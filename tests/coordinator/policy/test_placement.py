@@ -131,7 +131,7 @@ def test_a_worker_whose_blocks_others_hold_too_moves_to_where_it_is_needed() -> 
 
     fleet.do(WorkerLeft(worker_id=WorkerId("b"), reason="stopped"))
     fleet.do(SocketLost(worker_id=WorkerId("b")))
-    fleet.wait(2)
+    fleet.wait(18)
     assert fleet.blocks() == {"a": "4:6", "spare": "0:4"}
 
 
@@ -166,7 +166,7 @@ def test_a_layout_that_cant_be_mended_is_made_anew() -> None:
 
     fleet.do(WorkerLeft(worker_id=WorkerId("b"), reason="stopped"))
     fleet.do(SocketLost(worker_id=WorkerId("b")))
-    fleet.wait(2)
+    fleet.wait(18)
     assert fleet.blocks() == {"a": "0:2", "c": "4:6", "d": "6:8"}
 
     # a grows no further, so 'a' has to stay and the rest to make room

@@ -218,14 +218,6 @@ def test_leaving_is_draining_while_the_socket_is_open_and_gone_after() -> None:
     assert worker_info(fleet.state, A, fleet.now_s).state == "loading"
 
 
-def test_a_worker_that_leaves_after_its_socket_is_gone_at_once() -> None:
-    fleet = ready_pair()
-    fleet.do(SocketLost(worker_id=A))
-    fleet.do(WorkerLeft(worker_id=A, reason="interrupted"))
-
-    assert fleet.state.workers[A].presence == "gone"
-
-
 def test_a_drain_is_told_saved_and_told_again_to_the_same_process() -> None:
     fleet = ready_pair()
     effects = fleet.do(DrainAsked(worker_id=A, reason="maintenance"))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from coordinator.policy.events import SocketLost, WorkerConnected
+from coordinator.policy.events import SocketLost, SpansReported, WorkerBeat, WorkerConnected
 from coordinator.policy.views import model_info, worker_info
+from protocol.codec import decode_json, encode_json
 from protocol.ids import BlockRange, ModelName, WorkerId
-from protocol.messages import SpanStatus
-from tests.coordinator.policy.fleet import Fleet, added, announce, memory_for
+from protocol.messages import SpanReport, SpanStatus
+from protocol.rest import WorkerInfo
+from tests.coordinator.policy.fleet import Fleet, added, announce, heartbeat, memory_for
 
 A = WorkerId("a")
 M = ModelName("m")
@@ -91,3 +93,25 @@ def test_a_replica_whose_ends_dont_fit_takes_what_is_between() -> None:
     fleet.wait(2)
 
     assert fleet.blocks() == {"a": "0:4", "after": "1:2", "small": "2:3"}
+
+
+def test_what_a_worker_says_of_itself_is_shown_as_far_as_it_can_be() -> None:
+    fleet = Fleet()
+    fleet.do(added())
+    worker_id = fleet.join("a")
+    fleet.wait(2)
+    span = fleet.state.workers[worker_id].assignment.spans[0]
+    status = SpanStatus(
+        model=span.model,
+        revision=span.revision,
+        blocks=span.blocks,
+        state="loading",
+        reason="x" * 10**6,
+        progress=float("nan"),
+    )
+    fleet.do(SpansReported(worker_id=worker_id, report=SpanReport(epoch=1, spans=(status,))))
+    fleet.do(WorkerBeat(worker_id=worker_id, heartbeat=heartbeat(decode_s_per_block=float("inf"))))
+
+    info = worker_info(fleet.state, worker_id, fleet.now_s)
+    assert decode_json(encode_json(info), WorkerInfo) == info
+    assert len(encode_json(info)) < 10_000
