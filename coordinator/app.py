@@ -65,8 +65,8 @@ log = structlog.get_logger(__name__)
 
 SHUTDOWN_S = 5.0
 """Requests under way get so long at the stop."""
-HANDSHAKE_S = 10.0
-"""Who connects and says nothing is dropped after that."""
+IDLE_S = 15.0
+"""How long a request's headers may take to come, and a connection without a request may stay."""
 BACKLOG = 256
 ANY_HOST = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 
@@ -185,7 +185,7 @@ async def _listening(app: web.Application, config: CoordinatorConfig, opened: Op
     """Listen with TLS; yields the port."""
     authority = opened.authority
     context = await asyncio.to_thread(server_context, authority.server_certificate, authority.server_key)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, keepalive_timeout=75.0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, keepalive_timeout=IDLE_S)
     await runner.setup()
     try:
         await _start_site(runner, config, context)

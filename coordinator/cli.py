@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -31,12 +32,21 @@ app = typer.Typer(
     name="coord",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Brigade's coordinator: who is let in, who holds which blocks, which models are served.",
 )
 app.command()(status)
 app.add_typer(model_commands, name="model")
 app.add_typer(key_commands, name="key")
 app.add_typer(worker_commands, name="worker")
+
+
+@app.callback(invoke_without_command=True)
+def coord(
+    show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Brigade's coordinator: who is let in, who holds which blocks, which models are served."""
+    if show_version:
+        print(f"brigade {version('brigade')}")
+        raise typer.Exit
 
 
 @app.command()
