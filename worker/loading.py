@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,6 +28,9 @@ from worker.layout import give_back_free_memory, lay_out_for_decode
 
 _BLOCK_NUMBER = re.compile(r"^((?:[^.]+\.)*?)(\d+)(\..+)$")
 _MAX_NAMED = 5
+
+_ONE_LOAD = threading.Lock()
+"""transformers swaps methods of `PreTrainedModel` while it loads; two loads at once would leave them swapped."""
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -69,7 +73,7 @@ def load_cut_model(
     """
     model_class = _causal_class(config)
     stage_class, outside = _cut_class(model_class, blocks)
-    with _quiet(), _open_tensors(files) as tensors:
+    with _ONE_LOAD, _quiet(), _open_tensors(files) as tensors:
         state = _renumbered(tensors, blocks, _ignored_names(model_class))
         try:
             load: Any = stage_class.from_pretrained  # declared to give a model alone

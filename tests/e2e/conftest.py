@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from demo.local_cluster import LocalCluster, smollm2_gguf
+from tests.support.smollm2 import scratch, smollm2, smollm2_reference
 
+__all__ = ["scratch", "smollm2", "smollm2_reference"]
 MODEL = "smollm2"
 SPLIT = ("0:10", "10:20", "20:30")
 

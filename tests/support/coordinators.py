@@ -131,6 +131,12 @@ class WorkerKey:
             public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         )
 
+    def private_pem(self) -> bytes:
+        """The private half, to listen or connect with."""
+        return self.private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
     def certificate_request_pem(self) -> str:
         """A PKCS#10 request signed by the key."""
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.worker_id)])

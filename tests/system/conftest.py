@@ -7,7 +7,10 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from tests.support.smollm2 import scratch, smollm2, smollm2_reference
 from tests.support.tiny_checkpoint import TinyCheckpoint, tiny_checkpoint
+
+__all__ = ["scratch", "smollm2", "smollm2_reference"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,155 @@
+"""What the real processes take: memory, torch, the time to start; and a worker killed with `kill -9`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from client.api import Client
+from client.config import ClientConfig
+from demo.local_cluster import BIN, LocalCluster, polls
+from protocol.api_key import api_key_from_text
+from protocol.errors import HopLostError
+from protocol.ids import BlockRange, ModelName
+from protocol.pinned_http import pinned_session
+from protocol.rest import AddModelRequest, ModelInfo
+from tests.support.smollm2 import NAME
+from tests.support.whole_cluster import Packed
+
+RecordProperty = Callable[[str, object], None]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+MB = 2**20
+SPLIT = {"first": BlockRange(0, 15), "second": BlockRange(15, 30)}
+N_PROMPT_TOKENS = 512
+N_TOKENS = 16
+OVERHEAD_BYTES = 450 * MB
+COORDINATOR_BYTES = 150 * MB
+START_WITHIN_S = 60.0
+
+_THIN_CLIENT = """
+import sys
+from client.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as done:
+    assert not done.code, done.code
+print("heavy:", sorted({"torch", "transformers", "numpy", "sqlalchemy"} & set(sys.modules)))
+"""
+
+
+def api_key(cluster: LocalCluster, kind: str) -> str:
+    return (cluster.state / f"{kind}.key").read_text().strip()
+
+
+def add_packed(cluster: LocalCluster, packed: Packed) -> None:
+    """What `coord model add` does when it has packed."""
+    packed.link_into(cluster.state / "files")
+
+    async def add() -> None:
+        async with pinned_session(cluster.url, api_key_from_text(api_key(cluster, "admin"))) as coordinator:
+            request = AddModelRequest(name=ModelName(NAME), revision=packed.model.revision)
+            await coordinator.post("/admin/v1/models", request, ModelInfo)
+
+    asyncio.run(add())
+
+
+def join(cluster: LocalCluster, name: str) -> float:
+    """Start a worker; seconds until it says that it is ready."""
+    started_s = time.monotonic()
+    process = cluster.start_worker(name, "--blocks", str(SPLIT[name]), "--precision", "float32")
+    for _ in polls(START_WITHIN_S):
+        if "ready: blocks" in cluster.log(name):
+            return time.monotonic() - started_s
+        assert process.poll() is None, cluster.log(name)
+    pytest.fail(f"{name} isn't ready: {cluster.log(name)}")
+
+
+@pytest.fixture(scope="module")
+def halves(scratch: Path, smollm2: Packed) -> Iterator[LocalCluster]:
+    """Two workers with a half each, which find their files in their caches."""
+    with LocalCluster(scratch / "processes") as cluster:
+        cluster.start_coordinator()
+        add_packed(cluster, smollm2)
+        for name in SPLIT:
+            smollm2.link_into(cluster.folder / name / "cache")
+            join(cluster, name)
+        cluster.wait_until_ready(NAME)
+        yield cluster
+
+
+def generate(cluster: LocalCluster, prompt: list[int]) -> tuple[int, ...]:
+    async def answer() -> tuple[int, ...]:
+        key = api_key_from_text(api_key(cluster, "client"))
+        config = ClientConfig(url=cluster.url, api_key=key, cache=cluster.folder / "client")
+        async with Client(config=config) as client:
+            return (await client.generate(NAME, prompt, max_tokens=N_TOKENS, temperature=0.0)).token_ids
+
+    return asyncio.run(answer())
+
+
+def resident_bytes(process: subprocess.Popen[bytes]) -> int:
+    return int(psutil.Process(process.pid).memory_info().rss)
+
+
+def test_processes_stay_within_their_memory_and_the_coordinator_loads_no_torch(
+    halves: LocalCluster, smollm2: Packed, record_property: RecordProperty
+) -> None:
+    for _ in range(2):
+        generate(halves, [3 + index % 997 for index in range(N_PROMPT_TOKENS)])
+    manifest = smollm2.model.manifest
+    for name, blocks in SPLIT.items():
+        weights = 4 * sum(file.n_parameters for file in manifest.weight_files(blocks))
+        kv = 4 * len(blocks) * manifest.kv_elements_per_token * (N_PROMPT_TOKENS + N_TOKENS)
+        resident = resident_bytes(halves.processes[name])
+        said = f"{name}: {resident / MB:.0f} MB, weights {weights / MB:.0f}, cache {kv / MB:.0f}"
+        record_property(name, said)
+        assert resident <= weights + kv + OVERHEAD_BYTES, said
+    coordinator = halves.processes["coordinator"]
+    resident = resident_bytes(coordinator)
+    record_property("coordinator", f"{resident / MB:.0f} MB")
+    assert resident <= COORDINATOR_BYTES
+    assert "torch" not in Path(f"/proc/{coordinator.pid}/maps").read_text()
+
+
+def test_the_thin_client_loads_no_torch(halves: LocalCluster) -> None:
+    command = [sys.executable, "-c", _THIN_CLIENT, "generate", "Hello", "--model", NAME, "--max-tokens", "2"]
+    done = subprocess.run(command, env=halves.environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().splitlines()[-1] == "heavy: []"
+
+
+def test_a_killed_worker_ends_its_generation_and_comes_back_as_itself(
+    halves: LocalCluster, record_property: RecordProperty
+) -> None:
+    before = {worker["worker_id"] for worker in halves.status()["workers"]}
+    command = [str(BIN / "client"), "generate", "Count to 1000.", "--model", NAME, "--max-tokens", "1500", "--json"]
+    client = subprocess.Popen(
+        command,
+        env=halves.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert client.stdout is not None
+    first = json.loads(client.stdout.readline())
+    assert "token" in first
+    halves.stop("second", signal.SIGKILL)
+    _, said = client.communicate(timeout=30)
+    assert client.returncode == HopLostError.exit_code, said.decode()
+    assert b"Traceback" not in said
+    assert said.strip(), "a sentence says what happened"
+    n_seconds = join(halves, "second")
+    record_property("start_s", f"{n_seconds:.1f}")
+    assert "downloading" not in halves.log("second")
+    halves.wait_until_ready(NAME)
+    assert {worker["worker_id"] for worker in halves.status()["workers"]} == before
+    assert len(generate(halves, [3, 4, 5])) == N_TOKENS
