@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -27,9 +26,3 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         cluster.wait_for_workers(len(SPLIT))
         cluster.wait_until_ready(MODEL)
         yield cluster
-
-
-@pytest.fixture(scope="session")
-def reference_folder() -> Path:
-    """Where transformers finds the same model."""
-    return smollm2_gguf().parent

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from demo.local_cluster import BIN, LocalCluster, polls, smollm2_gguf
+from demo.local_cluster import BIN, LocalCluster, polls
 from protocol import errors
 from tests.e2e.conftest import MODEL, SPLIT
+from tests.support.smollm2 import Reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PROMPT = "The capital of France is"
@@ -31,26 +29,11 @@ def generated(
     return lines[:-1], lines[-1]["done"]
 
 
-@pytest.fixture(scope="module")
-def expected(reference_folder: Path) -> tuple[list[int], str]:
-    """transformers' own greedy answer on the same weights, and its text."""
-    gguf = smollm2_gguf().name
-    tokenizer = AutoTokenizer.from_pretrained(reference_folder, gguf_file=gguf)
-    model = AutoModelForCausalLM.from_pretrained(reference_folder, gguf_file=gguf, dtype=torch.float32)
-    messages = [{"role": "user", "content": PROMPT}]
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    answer = model.generate(**inputs, max_new_tokens=N_TOKENS, do_sample=False)
-    ids = answer[0, inputs["input_ids"].shape[1] :].tolist()
-    return ids, tokenizer.decode(ids, skip_special_tokens=True)
-
-
 def test_three_processes_give_the_tokens_of_transformers(
-    cluster: LocalCluster, expected: tuple[list[int], str]
+    cluster: LocalCluster, smollm2_reference: Reference
 ) -> None:
     tokens, done = generated(cluster, PROMPT, "--max-tokens", str(N_TOKENS), "--temperature", "0")
-    ids, text = expected
+    ids, text = smollm2_reference.chat.ids, smollm2_reference.chat.text
     assert done["token_ids"] == ids
     assert [token["token"] for token in tokens] == ids
     assert done["text"] == text
