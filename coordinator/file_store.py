@@ -219,17 +219,19 @@ class FileWriter:
                 view = view[n_written:]
 
     def commit(self) -> StoredFile:
-        """Put the file in its place, on disk for good, and close it; StorageError if that can't be done."""
+        """Put the file in its place, on disk for good, and close it; StorageError if that can't be done.
+
+        A file that is there already is replaced: it has the right name, but may have been cut or altered since.
+        """
         sha256 = FileHash(self._hash.hexdigest())
         target = self._store.path(sha256)
         is_new = not target.is_file()
-        if is_new:
-            with storage_errors(self._path, n_written=self.size_bytes):
-                os.fsync(self._fd)
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                self._close_file()  # Windows moves no file that is open
-                self._path.replace(target)
-                _sync_folder(target.parent)
+        with storage_errors(self._path, n_written=self.size_bytes):
+            os.fsync(self._fd)
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            self._close_file()  # Windows moves no file that is open
+            self._path.replace(target)
+            _sync_folder(target.parent)
         self.close()
         return StoredFile(sha256=sha256, size_bytes=self.size_bytes, is_new=is_new)
 

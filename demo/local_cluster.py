@@ -38,7 +38,11 @@ class LocalCluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = contextlib.ExitStack()
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BRIGADE_")}
-        self.environment = clean | {"BRIGADE_STATE": str(self.state), "PYTHONUNBUFFERED": "1"}
+        self.environment = clean | {
+            "BRIGADE_STATE": str(self.state),
+            "BRIGADE_CACHE": str(folder / "client-cache"),
+            "PYTHONUNBUFFERED": "1",
+        }
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:

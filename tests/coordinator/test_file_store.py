@@ -127,3 +127,14 @@ def test_a_folder_without_permission_says_so() -> None:
     error = storage_error(Path("/x/y"), PermissionError(13, "Permission denied"))
     assert "can't be used by this user" in error.message
     assert "owner or permissions" in error.message
+
+
+def test_storing_again_replaces_a_file_that_was_altered(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    stored = store.put(b"the right bytes")
+    store.path(stored.sha256).chmod(0o600)
+    store.path(stored.sha256).write_bytes(b"the right")
+    again = store.put(b"the right bytes")
+    assert again.sha256 == stored.sha256
+    assert not again.is_new
+    assert store.path(stored.sha256).read_bytes() == b"the right bytes"
