@@ -51,6 +51,8 @@ class Figures:
     ttft_ratio: list[float] = field(default_factory=list)
     """Ours over transformers' prefill, seconds, prompt of 512 tokens."""
     ours_ttft_s: list[float] = field(default_factory=list)
+    last_step_s: float = 0.0
+    """A step of the generation that the workers' averages come from."""
     hop_ms: float = 0.0
     """Step time minus the stages' own compute, for each hop."""
     worker_rss_mb: list[float] = field(default_factory=list)
@@ -173,13 +175,13 @@ def transformers_prefill_s(model: Any) -> float:
 
 
 def hop_ms(cluster: LocalCluster, figures: Figures) -> float:
-    """Step time minus what the workers report as their stages' compute, a hop."""
+    """Step time minus what the workers report as their stages' compute (averages of the last steps), a hop."""
     time.sleep(2.5)  # two heartbeats: the reports hold the last stream's steps
     compute_s = 0.0
     for worker in cluster.status()["workers"]:
         n_blocks = sum(span["blocks"]["end"] - span["blocks"]["start"] for span in worker["spans"])
         compute_s += worker["decode_s_per_block"] * n_blocks
-    return (1 / figures.ours_tokens_per_s[-1] - compute_s) / figures.n_workers * 1000
+    return (figures.last_step_s - compute_s) / figures.n_workers * 1000
 
 
 def measure_memory(figures: Figures, cluster: LocalCluster) -> None:
