@@ -33,7 +33,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m demo.run --prompt "$(PROMPT)"
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: lint test
 
