@@ -24,7 +24,7 @@ from coordinator.policy.events import DrainAsked
 from coordinator.policy.views import model_info, worker_info
 from coordinator.repository import StoredKey
 from protocol.api_key import new_api_key, secret_hash
-from protocol.errors import InvalidRequestError, NotFoundError
+from protocol.errors import InvalidRequestError, NotFoundError, repeated
 from protocol.ids import KeyId, ModelName, WorkerId
 from protocol.rest import AddModelRequest, ClusterStatus, CreatedKey, CreateKeyRequest, KeyInfo, KeyList
 
@@ -116,9 +116,9 @@ def named_worker(name: str, workers: Collection[WorkerId]) -> WorkerId:
         return WorkerId(name)
     found = [worker_id for worker_id in workers if len(name) >= MIN_ID_CHARS and worker_id.startswith(name)]
     if len(found) > 1:
-        raise InvalidRequestError(f"{len(found)} workers' ids begin with {name[:80]!r}; give more of it")
+        raise InvalidRequestError(f"{len(found)} workers' ids begin with {repeated(name)}; give more of it")
     if not found:
-        raise NotFoundError(f"there is no worker {name[:80]!r}; `coord status` shows them")
+        raise NotFoundError(f"there is no worker {repeated(name)}; `coord status` shows them")
     return found[0]
 
 

@@ -12,7 +12,7 @@ from coordinator.cluster import Cluster
 from coordinator.file_store import FileStore
 from coordinator.policy.events import ModelAdded, ModelRemoved
 from coordinator.policy.state import ModelRecord
-from protocol.errors import ConflictError, NotFoundError, StorageError, UntrustedFileError
+from protocol.errors import ConflictError, NotFoundError, StorageError, UntrustedFileError, repeated
 from protocol.ids import FileHash, ModelName, Revision, checked_model_name
 from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest
 
@@ -39,7 +39,7 @@ class Catalogue:
         model = self._cluster.state.models.get(ModelName(name))
         if model is None:
             have = ", ".join(self.names()[:20]) or "none yet (`coord model add` adds one)"
-            raise NotFoundError(f"there is no model {name[:80]!r}; the models here: {have}")
+            raise NotFoundError(f"there is no model {repeated(name)}; the models here: {have}")
         return model
 
     def manifest_bytes(self, revision: str) -> bytes:
@@ -47,14 +47,14 @@ class Catalogue:
         self._index()
         manifest = self._manifests.get(Revision(revision))
         if manifest is None:
-            raise NotFoundError(f"no model here has the revision {revision[:80]!r}")
+            raise NotFoundError(f"no model here has the revision {repeated(revision)}")
         return encode_manifest(manifest)
 
     def file_path(self, sha256: str) -> Path:
         """Where a file of a model that is served lies; NotFoundError for every other name."""
         self._index()
         if FileHash(sha256) not in self._sizes:
-            raise NotFoundError(f"no model here has a file {sha256[:80]!r}")
+            raise NotFoundError(f"no model here has a file {repeated(sha256)}")
         return self._store.path(FileHash(sha256))
 
     async def add(self, name: str, revision: Revision) -> None:
@@ -115,7 +115,7 @@ def _checked_manifest(store: FileStore, revision: Revision) -> Manifest:
     """The manifest, all of whose files are in the store. Blocks."""
     digest = FileHash(revision)
     if not store.has(digest):  # refuses what is no hash, too
-        raise NotFoundError(f"the coordinator's store has no manifest {revision[:80]}: pack the model first")
+        raise NotFoundError(f"the coordinator's store has no manifest {repeated(revision)}: pack the model first")
     if store.size(digest) > MAX_MANIFEST_BYTES:
         raise UntrustedFileError(f"the file {revision} is too big for a manifest")
     with store.open(digest) as file:

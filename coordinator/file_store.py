@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from protocol.errors import ConflictError, NotFoundError, StorageError
+from protocol.errors import ConflictError, NotFoundError, StorageError, repeated
 from protocol.file_locks import HeldLock, try_lock
 from protocol.ids import FileHash
 
@@ -64,7 +64,7 @@ class FileStore:
             NotFoundError: not a hash, so that no other path can be named.
         """
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
-            raise NotFoundError(f"{sha256[:80]!r} is not a file's SHA-256 (64 lower-case hex digits)")
+            raise NotFoundError(f"{repeated(sha256)} is not a file's SHA-256 (64 lower-case hex digits)")
         return self._files / sha256[:2] / sha256
 
     def has(self, sha256: FileHash) -> bool:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
+_LONGEST_NAME = 64
+
 EXIT_OK = 0
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
@@ -252,6 +254,14 @@ def error_from_body(body: ErrorBody) -> BrigadeError:
     if cls is None or cls is ServiceError:
         return InternalError(body.message, retry_after_s=body.retry_after_s)
     return cls(body.message, retry_after_s=body.retry_after_s)
+
+
+def repeated(text: str) -> str:
+    """What a caller sent, as an error may repeat it: whole if it can be a name, else its beginning.
+
+    Errors are logged; an API key that was put where a name belongs must not be.
+    """
+    return repr(text if len(text) <= _LONGEST_NAME else text[:20] + "...")
 
 
 def error_fields(error: BrigadeError) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def checked_model_name(text: str) -> ModelName:
     """
     if _MODEL_NAME.fullmatch(text) is None:
         raise InvalidRequestError(
-            f"{text[:80]!r} can't be a model's name: 1 to 64 letters, digits, '.', '_' or '-', "
+            f"{text[:20]!r} can't be a model's name: 1 to 64 letters, digits, '.', '_' or '-', "
             "beginning and ending in a letter or digit"
         )
     return ModelName(text)

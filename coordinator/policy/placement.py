@@ -36,7 +36,8 @@ def placement(state: ClusterState) -> Mapping[WorkerId, Placed]:
     for worker in board.assignable:
         if worker.pinned_blocks is not None:
             reasons[worker.worker_id] = _pin(board, worker)
-    is_complete = [_fill_model(board, model) for model in state.models.values()]
+    # a second pass stands on what the first has placed, and may complete what it left out
+    is_complete = [_fill_model(board, model) or _fill_model(board, model) for model in state.models.values()]
     if all(is_complete):
         for worker in board.assignable:
             if not board.spans[worker.worker_id] and worker.pinned_blocks is None:

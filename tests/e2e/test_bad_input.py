@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from demo.local_cluster import LocalCluster
+from demo.local_cluster import LocalCluster, polls
 from protocol import errors
 from tests.coordinator.gguf_support import write_gguf
 from tests.support.tiny_cluster import (
@@ -38,7 +38,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 # ------------------------------------------------------------------ what can't be served
 
 
+def wait_for_the_stopped(cluster: LocalCluster) -> None:
+    """The blocks of workers that a test before this one stopped are kept for a while, then placement settles."""
+    for _ in polls(40):
+        reasons = [one["reason"] for one in cluster.status()["models"] if one["name"] == TINY]
+        if all("nobody" in reason and "worker join" in reason for reason in reasons):
+            return
+
+
 def test_without_workers_it_says_how_to_get_one(cluster: LocalCluster) -> None:
+    wait_for_the_stopped(cluster)
     error_line(generate(cluster), errors.EXIT_UNAVAILABLE, f"0:{N_BLOCKS}", TINY, "worker join")
     shown = cluster.run("coord", "status")
     assert shown.returncode == 0
@@ -48,6 +57,7 @@ def test_without_workers_it_says_how_to_get_one(cluster: LocalCluster) -> None:
 def test_without_full_coverage_it_says_what_is_missing(cluster: LocalCluster) -> None:
     with worker(cluster, "--blocks", "0:2"):
         until(cluster, lambda one: one["state"] == "ready")
+        wait_for_the_stopped(cluster)
         error_line(
             generate(cluster), errors.EXIT_UNAVAILABLE, f"blocks 2:{N_BLOCKS}", TINY, "nobody", "worker join"
         )

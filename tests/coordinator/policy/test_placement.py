@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.policy.events import DrainAsked, ModelRemoved, SocketLost, WorkerBeat, WorkerConnected, WorkerLeft
@@ -228,6 +228,7 @@ def test_a_second_model_is_held_beside_the_first() -> None:
     n_blocks=st.integers(1, 8),
     is_tied=st.booleans(),
 )
+@example(memories=[(1, 1), (1, 0), (1, 1)], n_blocks=2, is_tied=False)
 def test_a_model_is_held_whole_if_there_is_room_and_nobody_holds_too_much(
     memories: list[tuple[int, int]], n_blocks: int, is_tied: bool
 ) -> None:
