@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +33,7 @@ from protocol.errors import (
     TooLargeError,
 )
 from protocol.rest import ModelInfo
+from protocol.version import program_version
 
 MAX_INPUT_BYTES = 64 * 2**20
 EXIT_BROKEN_PIPE = 141
@@ -93,7 +93,7 @@ def client(
 ) -> None:
     """Use a Brigade cluster's models."""
     if show_version:
-        print(f"brigade {_version()}")
+        print(f"brigade {program_version()}")
         raise typer.Exit
 
 
@@ -280,10 +280,3 @@ def _failed(message: str, exit_code: int) -> int:
 def _usage_message(exc: TyperException) -> str:
     named = getattr(exc, "format_message", None)  # which names the option too
     return str(named() if named is not None else exc) or "no command: see --help"
-
-
-def _version() -> str:
-    try:
-        return version("brigade")
-    except PackageNotFoundError:  # run from a checkout that isn't installed
-        return "(not installed)"

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 from aiohttp import web
@@ -60,6 +59,7 @@ from coordinator.worker_api import add_worker_routes
 from protocol.codec import MAX_BODY_BYTES
 from protocol.errors import ConfigError, PortInUseError
 from protocol.tls import server_context
+from protocol.version import program_version
 
 log = structlog.get_logger(__name__)
 
@@ -155,7 +155,7 @@ def _application(
     app[CONTROL_SOCKETS] = open_sockets
     app[KNOWN_NAMES] = known_names(config)
     app[PUBLIC_URL] = []
-    app[VERSION] = _version()
+    app[VERSION] = program_version()
     app[ACCESS] = {}
     for add_routes in (add_client_routes, add_worker_routes, add_admin_routes):
         add_routes(app)
@@ -223,10 +223,3 @@ def _local_url(host: str, port: int) -> str:
     if host in ANY_HOST:
         host = "127.0.0.1"
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-
-
-def _version() -> str:
-    try:
-        return version("brigade")
-    except PackageNotFoundError:  # run from a checkout that isn't installed
-        return "0+unknown"

@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from coordinator.cli_output import console, notes, print_error
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig, default_state
 from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError
 from protocol.logs import configure_logs
+from protocol.version import program_version
 
 app = typer.Typer(
     name="coord",
@@ -45,7 +45,7 @@ def coord(
 ) -> None:
     """Brigade's coordinator: who is let in, who holds which blocks, which models are served."""
     if show_version:
-        print(f"brigade {version('brigade')}")
+        print(f"brigade {program_version()}")
         raise typer.Exit
 
 

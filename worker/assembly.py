@@ -16,6 +16,7 @@ from aiohttp import web
 
 from protocol.codec import MAX_BODY_BYTES
 from protocol.messages import Announce, DeviceReport, Heartbeat, Precision
+from protocol.version import program_version
 from worker import duties
 from worker.config import WorkerConfig
 from worker.device import DeviceProfile, chosen_precision, find_device, measure_device
@@ -33,7 +34,6 @@ from worker.server import DataPlane
 from worker.site import Site, bound_socket, errors_to_answers, facing_address, url_of
 from worker.sources import Sources
 from worker.uplink import Uplink, UplinkHooks
-from worker.version import program_version
 
 _MAX_FILE_CONNECTIONS = 16
 

@@ -15,8 +15,8 @@ import typer
 from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError, ConfigError
 from protocol.ids import block_range_from_text, checked_model_name
 from protocol.logs import configure_logs
+from protocol.version import program_version
 from worker.config import WorkerConfig, listen_address, size_from_text
-from worker.version import program_version
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 _PRECISIONS = ("auto", "float32", "bfloat16", "float16")
