@@ -161,7 +161,7 @@ async def pinned_session(url: str, key: ApiKey) -> AsyncIterator[CoordinatorSess
 
 async def _pinned_ca(url: str, ca_fingerprint: str) -> str:
     """Fetch the CA that `url` shows and compare it with the pinned fingerprint."""
-    connector = aiohttp.TCPConnector(ssl=first_contact_context(), force_close=True)
+    connector = aiohttp.TCPConnector(ssl=first_contact_context())
     timeout = aiohttp.ClientTimeout(total=CONNECT_TIMEOUT_S)
     with _connection_errors(url):
         async with (
