@@ -58,7 +58,7 @@ class Figures:
     worker_rss_mb: list[float] = field(default_factory=list)
     worker_weights_mb: list[float] = field(default_factory=list)
     start_s: float = 0.0
-    """Last worker, from its start to ready, files in its cache."""
+    """The last worker, started again, files in its cache."""
     coordinator_rss_mb: float = 0.0
 
 
@@ -103,6 +103,7 @@ def main() -> None:
 
 def measured(precision: str, n_workers: int, n_tokens: int, repeats: int) -> Figures:
     """All figures of one arrangement."""
+    print(f"measuring {precision} with {n_workers} worker(s), {repeats} times", file=sys.stderr, flush=True)
     figures = Figures(precision=precision, n_workers=n_workers)
     dtype = getattr(torch, precision)
     gguf = smollm2_gguf()
@@ -115,14 +116,13 @@ def measured(precision: str, n_workers: int, n_tokens: int, repeats: int) -> Fig
             added = cluster.run("coord", "model", "add", MODEL, str(gguf))
             assert added.returncode == 0, added.stderr.decode()
         for i, blocks in enumerate(SPLITS[n_workers]):
-            began = time.monotonic()
             cluster.start_worker(f"worker-{i}", "--blocks", blocks, "--precision", precision)
             wait_for_ready_workers(cluster, i + 1)
-            figures.start_s = time.monotonic() - began
         os.environ.update(BRIGADE_STATE=str(cluster.state))
         asyncio.run(run_streams(figures, reference, n_tokens, repeats))
         figures.hop_ms = hop_ms(cluster, figures)
         measure_memory(figures, cluster)
+        figures.start_s = start_s(cluster, f"worker-{n_workers - 1}", SPLITS[n_workers][-1], precision)
     return figures
 
 
@@ -149,9 +149,9 @@ async def run_streams(figures: Figures, reference: Any, n_tokens: int, repeats: 
                 figures.ours_tokens_per_s.append(ours.tokens_per_s)
                 figures.ttft_ratio.append(first.ttft_s / prefill_s)
                 figures.ours_ttft_s.append(first.ttft_s)
-        await client.generate(
-            MODEL, PROMPT, max_tokens=n_tokens, temperature=0.0
-        )  # leaves decode times in the averages
+        # leaves decode times in the workers' averages
+        last = await client.generate(MODEL, PROMPT, max_tokens=n_tokens, temperature=0.0)
+        figures.last_step_s = 1 / last.tokens_per_s
 
 
 @torch.inference_mode()
@@ -182,6 +182,18 @@ def hop_ms(cluster: LocalCluster, figures: Figures) -> float:
         n_blocks = sum(span["blocks"]["end"] - span["blocks"]["start"] for span in worker["spans"])
         compute_s += worker["decode_s_per_block"] * n_blocks
     return (figures.last_step_s - compute_s) / figures.n_workers * 1000
+
+
+def start_s(cluster: LocalCluster, name: str, blocks: str, precision: str) -> float:
+    """From the start of the worker's process, files in its cache, to its saying that it is ready."""
+    cluster.stop(name)
+    began = time.monotonic()
+    cluster.start_worker(name, "--blocks", blocks, "--precision", precision)
+    while "ready:" not in cluster.log(name):
+        if time.monotonic() - began > 120:
+            raise TimeoutError(f"{name} wasn't ready in 120 s; see {cluster.folder}")
+        time.sleep(0.02)
+    return time.monotonic() - began
 
 
 def measure_memory(figures: Figures, cluster: LocalCluster) -> None:

@@ -130,7 +130,7 @@ def join(
             show_default=False,
         ),
     ] = None,
-    chunk_tokens: Annotated[int, typer.Option(help="Most prompt tokens that are run at a time.")] = 192,
+    chunk_tokens: Annotated[int, typer.Option(help="Most prompt tokens that are run at a time.")] = 128,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more, on standard error.")] = False,
 ) -> None:
     """Join the coordinator at URL, and serve blocks of its models until stopped.

@@ -47,7 +47,7 @@ class WorkerConfig:
     """Most bytes of model files on disk; None: what the disk has, least recently used files going first."""
     pinned_model: ModelName | None = None
     pinned_blocks: BlockRange | None = None
-    chunk_tokens: int = 192
+    chunk_tokens: int = 128
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
