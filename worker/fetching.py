@@ -104,7 +104,7 @@ class Fetching:
 
         async def fetch(file: ModelFile) -> None:
             async with slots:
-                await self._downloader.fetch(file, sources[file.sha256], account.add)
+                await self._downloader.fetch(file, sources[file.sha256], account.add, self._sources.report_bad)
             account.done()
 
         async with asyncio.TaskGroup() as tasks:

@@ -1,4 +1,8 @@
-"""Where files come from: other workers that have them, then the coordinator; and the coordinator's manifests."""
+"""Where files come from: other workers that have them, then the coordinator; and the coordinator's manifests.
+
+A worker that sent other bytes than a file's is told on to the coordinator, once, and not asked for that file again
+for as long as the coordinator doesn't name it either.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ import structlog
 from protocol.codec import decode_json, encode_json
 from protocol.errors import BrigadeError, ConfigError, UnreachableError, error_fields
 from protocol.ids import FileHash, Revision, WorkerId
-from protocol.manifest import MAX_MANIFEST_BYTES
-from protocol.rest import SourcesAnswer, SourcesRequest
+from protocol.manifest import MAX_MANIFEST_BYTES, ModelFile
+from protocol.rest import BAD_SOURCE_S, BadSource, SourcesAnswer, SourcesRequest
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
 from worker.config import checked_url
 from worker.downloads import FileSource
@@ -29,6 +33,10 @@ _MAX_FILES_ASKED = 5000
 """In one request: its body stays under the limit of 1 MiB."""
 _MAX_PEERS = 3
 """Peers tried for one file before the coordinator is."""
+_REPORT_S = 5.0
+"""For telling on a source: the download waits for it."""
+_MAX_BAD_SOURCES = 4096
+"""Remembered; the oldest go first."""
 _NO_SOURCES: Mapping[FileHash, tuple[FileSource, ...]] = {}
 
 
@@ -54,6 +62,7 @@ class Sources:
         self._worker_id = worker_id
         self._rng = rng
         self._kept: _Contexts | None = None
+        self._bad_until_s: dict[tuple[WorkerId, FileHash], float] = {}
 
     async def of(self, files: Collection[FileHash]) -> Mapping[FileHash, tuple[FileSource, ...]]:
         """Sources of each file in the order in which to try them; the last one is the coordinator."""
@@ -61,6 +70,22 @@ class Sources:
         peers = await self._peers(contexts, tuple(files)[:_MAX_FILES_ASKED])
         coordinator = self._coordinator(contexts)
         return {sha256: (*peers.get(sha256, ()), coordinator) for sha256 in files}
+
+    async def report_bad(self, source: FileSource, file: ModelFile) -> None:
+        """Ask this worker for the file no more for a while, and have the coordinator name it to nobody."""
+        if source.worker_id is None or self._is_bad(source.worker_id, file.sha256):
+            return
+        self._bad_until_s[source.worker_id, file.sha256] = asyncio.get_running_loop().time() + BAD_SOURCE_S
+        while len(self._bad_until_s) > _MAX_BAD_SOURCES:
+            del self._bad_until_s[next(iter(self._bad_until_s))]
+        body = encode_json(BadSource(worker_id=source.worker_id, file=file.sha256))
+        try:
+            async with asyncio.timeout(_REPORT_S):
+                await self._ask(await self._contexts(), "POST", "/v1/worker/sources/bad", body)
+        except TimeoutError:
+            log.warning("bad_source_unreported", source=source.worker_id, file=file.name)
+        except BrigadeError as exc:
+            log.warning("bad_source_unreported", source=source.worker_id, file=file.name, **error_fields(exc))
 
     async def manifest(self, revision: Revision) -> bytes:
         """A manifest as the coordinator sends it; the caller checks it.
@@ -91,11 +116,25 @@ class Sources:
             except ConfigError as exc:
                 log.warning("source_refused", **error_fields(exc))
                 continue
-            if source.worker_id != self._worker_id:
-                name = worker_name(source.worker_id)
-                found.append(FileSource(name=source.worker_id, url=url, context=context, server_hostname=name))
+            if source.worker_id != self._worker_id and not self._is_bad(source.worker_id, sha256):
+                found.append(
+                    FileSource(
+                        name=source.worker_id,
+                        worker_id=source.worker_id,
+                        url=url,
+                        context=context,
+                        server_hostname=worker_name(source.worker_id),
+                    )
+                )
         self._rng.shuffle(found)
         return tuple(found[:_MAX_PEERS])
+
+    def _is_bad(self, worker_id: WorkerId, sha256: FileHash) -> bool:
+        until_s = self._bad_until_s.get((worker_id, sha256))
+        if until_s is not None and until_s <= asyncio.get_running_loop().time():
+            del self._bad_until_s[worker_id, sha256]
+            return False
+        return until_s is not None
 
     def _coordinator(self, contexts: _Contexts) -> FileSource:
         return FileSource(
@@ -134,7 +173,7 @@ class Sources:
                 ) as response,
             ):
                 answer = await read_body(response, max_bytes)
-                if response.status != 200:
+                if response.status not in (200, 204):
                     raise error_of(response, answer)
                 return answer
         except TimeoutError as exc:

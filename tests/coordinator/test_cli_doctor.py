@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from protocol.checks import Check
+from tests.support.coordinators import join_secret_of, running_coordinator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+async def doctor(*arguments: str, **environ: str) -> tuple[int, str, str]:
+    """`python -m coordinator doctor` for real."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "coordinator", "doctor", *arguments),
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "120", **environ},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(50):
+        out, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), errors.decode()
+
+
+async def test_a_coordinator_that_is_well_is_exit_code_0(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        code, out, errors = await doctor("--state", str(tmp_path / "state"), "--json")
+        checks = msgspec.json.decode(out, type=list[Check])
+        assert [check for check in checks if check.status == "fail"] == []
+        assert code == 0
+        assert join_secret_of(coordinator) not in out + errors
+
+
+async def test_a_broken_one_is_exit_code_1_and_a_table_with_the_mend(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with running_coordinator(tmp_path):
+        pass
+    (state / "brigade.db").write_bytes(b"rubbish" * 1000)
+    (state / "admin.key").write_text("rubbish")
+    code, out, errors = await doctor("--state", str(state))
+    assert code == 1
+    assert "-> restore the state folder from a backup" in out
+    assert "-> start it: coord serve" in out
+    assert "Traceback" not in out + errors
+
+
+async def test_a_join_secret_that_is_too_weak_is_a_finding_and_is_not_shown(tmp_path: Path) -> None:
+    code, out, errors = await doctor("--state", str(tmp_path / "state"), "--json", BRIGADE_SECRET="changeme")
+    assert code == 1
+    settings = next(check for check in msgspec.json.decode(out, type=list[Check]) if check.name == "settings")
+    assert settings.status == "fail"
+    assert "bits" in settings.seen
+    assert "changeme" not in out + errors
+
+
+async def test_a_first_look_where_nothing_is_changes_nothing(tmp_path: Path) -> None:
+    code, _, errors = await doctor("--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0")
+    assert code == 1
+    assert errors == ""
+    assert not (tmp_path / "state").exists()

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from worker.device import fallback_warning
+from worker.doctor import device_finding, disk_finding, memory_finding, state_finding
+from worker.hardware import Accelerator
+from worker.identity import load_identity, opened_state
+
+GPU = Accelerator(kind="cuda", name="NVIDIA H100")
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU of this machine is used")
+
+
+def unwritable_folder(tmp_path: Path) -> Path:
+    """One that not even root can make files in, where the tests run as root."""
+    if os.geteuid() == 0:
+        return Path("/proc/self")
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o500)
+    return folder
+
+
+def test_the_device_is_named() -> None:
+    found = device_finding("cpu")
+    assert found.status == "ok"
+    assert found.seen.startswith("cpu")
+
+
+@needs_no_gpu
+def test_a_gpu_that_torch_cannot_use_is_warned_of_loudly_with_the_command() -> None:
+    found = device_finding("auto", lambda: GPU)
+    assert found.status == "warn"
+    assert "MANY TIMES SLOWER" in found.seen
+    assert "NVIDIA H100" in found.seen
+    assert "pip install" in found.mend
+
+
+@needs_no_gpu
+def test_joining_warns_of_it_too_unless_the_cpu_was_asked_for() -> None:
+    warning = fallback_warning("auto", lambda: GPU)
+    assert warning is not None
+    assert warning.startswith("WARNING")
+    assert "pip install" in warning
+    assert fallback_warning("cpu", lambda: GPU) is None
+    assert fallback_warning("auto", lambda: None) is None
+
+
+@pytest.mark.parametrize(("free_bytes", "status"), [(64 * 10**9, "ok"), (3 * 10**9, "warn"), (10**8, "fail")])
+def test_memory_is_judged_by_what_is_free(free_bytes: int, status: str) -> None:
+    found = memory_finding(free_bytes)
+    assert found.status == status
+    assert "billion parameters" in found.seen
+    assert bool(found.mend) == (status != "ok")
+
+
+@pytest.mark.parametrize(("free_bytes", "status"), [(10**12, "ok"), (5 * 10**9, "warn"), (10**8, "fail")])
+def test_disk_room_is_judged_where_the_folder_would_be(tmp_path: Path, free_bytes: int, status: str) -> None:
+    found = disk_finding(tmp_path / "not" / "there", free_bytes)
+    assert found.status == status
+    assert str(tmp_path) in found.seen
+
+
+def test_what_this_machine_has_can_be_measured(tmp_path: Path) -> None:
+    assert "GB" in memory_finding().seen
+    assert "GB" in disk_finding(tmp_path).seen
+
+
+def test_a_state_folder_that_is_to_be_made_is_fine(tmp_path: Path) -> None:
+    assert state_finding(tmp_path / "new").status == "ok"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_state_folder_with_its_key_is_fine_and_says_who_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    worker_id = load_identity(tmp_path).worker_id
+    found = state_finding(tmp_path)
+    assert (found.status, found.seen) == ("ok", f"{worker_id}, private")
+
+
+def test_a_state_folder_without_a_key_gets_none(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    assert state_finding(tmp_path).status == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_running_worker_is_noticed(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with opened_state(state):
+        load_identity(state)
+        assert "runs with it now" in state_finding(state).seen
+    assert "runs" not in state_finding(state).seen
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such modes")
+def test_a_state_folder_that_others_may_look_into_is_to_be_closed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    found = state_finding(tmp_path)
+    assert (found.status, found.mend) == ("warn", f"chmod 700 {tmp_path}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such modes")
+def test_a_key_that_others_may_read_fails(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    load_identity(tmp_path)
+    (tmp_path / "identity.key").chmod(0o644)
+    found = state_finding(tmp_path)
+    assert found.status == "fail"
+    assert "chmod 600" in found.mend
+
+
+def test_a_key_that_is_none_fails(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "identity.key").write_text("no key")
+    (tmp_path / "identity.key").chmod(0o600)
+    assert state_finding(tmp_path).status == "fail"
+
+
+def test_a_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    found = state_finding(unwritable_folder(tmp_path))
+    assert found.status == "fail"
+    assert "can't be written" in found.seen
+    assert "--state" in found.mend
+
+
+def test_a_folder_below_a_file_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = state_finding(tmp_path / "file" / "state")
+    assert found.status == "fail"
+    assert "can't be made" in found.seen

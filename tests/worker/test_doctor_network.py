@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from coordinator.app import utc_now_s
+from protocol.checks import Check
+from protocol.codec import encode_json
+from protocol.errors import ConfigError
+from protocol.ids import CoordinatorId
+from protocol.rest import Hello
+from protocol.tls import server_context
+from tests.support.coordinators import join_secret_of, running_coordinator
+from tests.support.pki import TestAuthority
+from worker.doctor_network import Doorway, coordinator_checks, doorway_checks
+
+SECRET = secrets.token_urlsafe(32)
+HERE = ("https://127.0.0.1:7400",)
+
+
+async def looked_at(
+    url: str, secret: Callable[[], str] = lambda: SECRET, clock: Callable[[], float] = utc_now_s
+) -> dict[str, Check]:
+    return {check.name.split()[0]: check for check in await coordinator_checks(url, secret, clock)}
+
+
+@asynccontextmanager
+async def fake_coordinator(tmp_path: Path, hello: Hello) -> AsyncIterator[str]:
+    """Says hello, and nothing else."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(body=encode_json(hello), content_type="application/json")
+
+    files = TestAuthority().worker(tmp_path)
+    app = web.Application()
+    app.router.add_get("/v1/hello", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_context(files.certificate, files.key)).start()
+    try:
+        yield f"https://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def hello(version: str = "1.0", time_s: float | None = None) -> Hello:
+    return Hello(
+        protocol_version=version,
+        coordinator_id=CoordinatorId("c-1"),
+        time_s=utc_now_s() if time_s is None else time_s,
+    )
+
+
+async def test_a_coordinator_that_is_well_and_knows_the_secret(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        secret = join_secret_of(coordinator)
+        checks = await looked_at(coordinator.url, lambda: secret)
+        assert list(checks) == ["address", "connection", "TLS", "version", "clock", "secret"]
+        assert {check.status for check in checks.values()} == {"ok"}
+        assert coordinator.cluster.state.workers == {}
+        assert not any(secret in check.seen + check.mend for check in checks.values())
+
+
+async def test_a_wrong_secret_fails(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        checks = await looked_at(coordinator.url)
+        assert checks["secret"].status == "fail"
+        assert "refuses this worker's join secret" in checks["secret"].seen
+        assert "--secret-file" in checks["secret"].mend
+        assert checks["clock"].status == "ok"
+
+
+async def test_no_secret_at_all_fails_alone(tmp_path: Path) -> None:
+    def none() -> str:
+        raise ConfigError("no join secret: set BRIGADE_SECRET")
+
+    async with running_coordinator(tmp_path) as coordinator:
+        checks = await looked_at(coordinator.url, none)
+        assert [name for name, check in checks.items() if check.status == "fail"] == ["secret"]
+
+
+async def test_nobody_there() -> None:
+    checks = await looked_at("https://127.0.0.1:1")
+    assert checks["address"].status == "ok"
+    assert checks["connection"].status == "fail"
+    assert "Connection refused" in checks["connection"].seen
+    assert "coord serve" in checks["connection"].mend
+    assert {checks[name].status for name in ("TLS", "version", "clock", "secret")} == {"warn"}
+
+
+@pytest.mark.parametrize("url", ["https://no-such-machine.invalid:7400", "http://127.0.0.1:7400"])
+async def test_an_address_that_leads_nowhere(url: str) -> None:
+    checks = await looked_at(url)
+    assert checks["address"].status == "fail"
+    assert checks["address"].mend
+
+
+async def test_what_speaks_no_tls_is_no_coordinator() -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        checks = await looked_at(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        assert checks["connection"].status == "ok"
+        assert checks["TLS"].status == "fail"
+        assert "no Brigade coordinator" in checks["TLS"].seen
+
+
+async def test_another_protocol_version_fails(tmp_path: Path) -> None:
+    async with fake_coordinator(tmp_path, hello("9.0")) as url:
+        checks = await looked_at(url)
+        assert checks["version"].status == "fail"
+        assert "9.0" in checks["version"].seen
+        assert "same version" in checks["version"].mend
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "status"), [(0.0, "ok"), (60.0, "warn"), (400.0, "fail"), (-400.0, "fail"), (1e12, "fail")]
+)
+async def test_the_clock_is_compared(tmp_path: Path, ahead_s: float, status: str) -> None:
+    async with fake_coordinator(tmp_path, hello(time_s=utc_now_s() + ahead_s)) as url:
+        checks = await looked_at(url)
+        assert checks["clock"].status == status
+        assert bool(checks["clock"].mend) == (status != "ok")
+
+
+async def doorway_of(doorway: Doorway) -> dict[str, Check]:
+    return {check.name: check for check in await doorway_checks(doorway, HERE)}
+
+
+async def test_a_free_port_can_be_had_and_leads_here() -> None:
+    checks = await doorway_of(Doorway())
+    assert {check.status for check in checks.values()} == {"ok"}
+
+
+async def test_a_port_that_is_taken_fails() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        checks = await doorway_of(Doorway(listen_host="127.0.0.1", listen_port=port))
+        assert checks["port"].status == "fail"
+        assert "in use by another program" in checks["port"].seen
+        assert "--listen" in checks["port"].mend
+
+
+async def test_an_address_of_another_machine_fails() -> None:
+    checks = await doorway_of(Doorway(listen_host="192.0.2.1"))
+    assert checks["port"].status == "fail"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+async def test_the_advertised_address_is_dialled() -> None:
+    port = free_port()
+    doorway = Doorway(listen_host="127.0.0.1", listen_port=port, advertise_url=f"https://localhost:{port}")
+    assert (await doorway_of(doorway))["reachable"].status == "ok"
+
+
+async def test_an_advertised_address_where_nobody_answers_fails() -> None:
+    doorway = Doorway(listen_host="127.0.0.1", listen_port=free_port(), advertise_url="https://127.0.0.1:1")
+    check = (await doorway_of(doorway))["reachable"]
+    assert check.status == "fail"
+    assert "firewall" in check.mend
+
+
+async def test_an_advertised_address_of_another_program_fails() -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example.org")
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        doorway = Doorway(listen_host="127.0.0.1", listen_port=free_port(), advertise_url=url)
+        check = (await doorway_of(doorway))["reachable"]
+        assert check.status == "fail"
+        assert "another program" in check.seen
+
+
+async def test_an_advertised_address_needs_a_port_of_its_own() -> None:
+    check = (await doorway_of(Doorway(advertise_url="https://worker.example.org:7500")))["reachable"]
+    assert check.status == "warn"
+    assert "--listen" in check.mend

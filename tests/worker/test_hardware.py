@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from worker.hardware import Accelerator, TorchBuild, installed_accelerator, unused_because
+
+GPU = Accelerator(kind="cuda", name="NVIDIA H100")
+MAC = Accelerator(kind="mps", name="Apple GPU")
+
+
+def build(*, cuda: str | None = None, has_cuda: bool = False, has_mps: bool = False) -> TorchBuild:
+    return TorchBuild(version="2.9.0", cuda_version=cuda, has_cuda=has_cuda, has_mps=has_mps)
+
+
+def test_no_tool_and_no_files_of_the_driver_mean_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert installed_accelerator((str(tmp_path / "none"),), ("Linux", "x86_64")) is None
+
+
+def test_the_driver_s_files_show_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "nvidia0").touch()
+    found = installed_accelerator((str(tmp_path / "nvidia0"),), ("Linux", "x86_64"))
+    assert found == Accelerator(kind="cuda", name="NVIDIA GPU")
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo 'NVIDIA H100'", GPU),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", None),
+        ("exit 0", None),
+    ],
+)
+def test_the_driver_s_tool_is_asked_for_the_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, expected: Accelerator | None
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert installed_accelerator((), ("Linux", "x86_64")) == expected
+
+
+def test_an_apple_machine_has_its_own() -> None:
+    assert installed_accelerator((), ("Darwin", "arm64")) == MAC
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "torch"),
+    [(None, build()), (GPU, build(cuda="12.8", has_cuda=True)), (MAC, build(has_mps=True))],
+)
+def test_what_is_used_or_not_there_is_no_cause_for_a_warning(
+    accelerator: Accelerator | None, torch: TorchBuild
+) -> None:
+    assert unused_because(accelerator, torch) is None
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "torch", "why", "mend"),
+    [
+        (
+            GPU,
+            build(),
+            "NVIDIA H100, but torch 2.9.0 is a build without CUDA",
+            "pip install --force-reinstall torch",
+        ),
+        (GPU, build(cuda="12.8"), "for CUDA 12.8", "nvidia-smi"),
+        (MAC, build(), "Apple GPU", "arm64"),
+    ],
+)
+def test_what_is_left_unused_is_named_with_its_mend(
+    accelerator: Accelerator, torch: TorchBuild, why: str, mend: str
+) -> None:
+    unused = unused_because(accelerator, torch)
+    assert unused is not None
+    assert why in unused[0]
+    assert mend in unused[1]

@@ -1,0 +1,87 @@
+"""Which accelerators this machine has, whether or not torch can use them. Knows no torch."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+_NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
+_NVIDIA_SMI_S = 3.0
+_CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+_MAC_TORCH = "pip install --force-reinstall torch, with an arm64 Python"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """A device that this machine has."""
+
+    kind: Literal["cuda", "mps"]
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchBuild:
+    """What the installed torch can use."""
+
+    version: str
+    cuda_version: str | None
+    """That it was built for; None: not built for CUDA."""
+    has_cuda: bool
+    has_mps: bool
+
+
+def installed_accelerator(
+    files: tuple[str, ...] = _NVIDIA_FILES, machine: tuple[str, str] | None = None
+) -> Accelerator | None:
+    """The accelerator of this machine; None if there is none that Brigade knows. Blocks, for seconds at most."""
+    if (machine or (platform.system(), platform.machine())) == ("Darwin", "arm64"):
+        return Accelerator(kind="mps", name="Apple GPU")
+    if any(Path(file).exists() for file in files):
+        return Accelerator(kind="cuda", name=_nvidia_name() or "NVIDIA GPU")
+    name = _nvidia_name()
+    return None if name is None else Accelerator(kind="cuda", name=name)
+
+
+def unused_because(accelerator: Accelerator | None, torch: TorchBuild) -> tuple[str, str] | None:
+    """Why torch doesn't use the accelerator, and the mend; None if it does, or there is none."""
+    if accelerator is None:
+        return None
+    if accelerator.kind == "mps":
+        if torch.has_mps:
+            return None
+        return f"this machine has an {accelerator.name}, but torch {torch.version} can't use it", _MAC_TORCH
+    if torch.has_cuda:
+        return None
+    if torch.cuda_version is None:
+        return (
+            f"this machine has an {accelerator.name}, but torch {torch.version} is a build without CUDA",
+            _CUDA_TORCH,
+        )
+    built = f"torch {torch.version} (for CUDA {torch.cuda_version})"
+    return (
+        f"this machine has an {accelerator.name}, but {built} can't use it",
+        "see that `nvidia-smi` works, that its CUDA version isn't older than torch's, and that "
+        f"CUDA_VISIBLE_DEVICES isn't empty; else {_CUDA_TORCH}",
+    )
+
+
+def _nvidia_name() -> str | None:
+    """The first GPU's name as the driver's own tool says it; None if that isn't there or knows none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(  # noqa: S603 - a fixed command
+            [program, "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            timeout=_NVIDIA_SMI_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.decode(errors="replace").splitlines()
+    return lines[0][:100] if done.returncode == 0 and lines else None
