@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from datetime import UTC, datetime
 
+import msgspec
 from aiohttp import web
 
 from coordinator.client_api import model, model_infos, models
@@ -17,6 +18,7 @@ from coordinator.keys import (
     CLUSTER,
     PUBLIC_URL,
     REPOSITORY,
+    ROUTE_DESK,
     VERSION,
 )
 from coordinator.middleware import add_route, json_answer, read_json
@@ -26,7 +28,16 @@ from coordinator.repository import StoredKey
 from protocol.api_key import new_api_key, secret_hash
 from protocol.errors import InvalidRequestError, NotFoundError, repeated
 from protocol.ids import KeyId, ModelName, WorkerId
-from protocol.rest import AddModelRequest, ClusterStatus, CreatedKey, CreateKeyRequest, KeyInfo, KeyList
+from protocol.rest import (
+    AddModelRequest,
+    ChangeModelRequest,
+    ClusterStatus,
+    CreatedKey,
+    CreateKeyRequest,
+    KeyInfo,
+    KeyList,
+    WorkerInfo,
+)
 
 MIN_ID_CHARS = 6
 """Fewer characters of a worker's id don't name it."""
@@ -39,6 +50,7 @@ def add_admin_routes(app: web.Application) -> None:
     add_route(app, "admin", "GET", "/admin/v1/models", models)
     add_route(app, "admin", "POST", "/admin/v1/models", add_model)
     add_route(app, "admin", "GET", "/admin/v1/models/{name}", model)
+    add_route(app, "admin", "PATCH", "/admin/v1/models/{name}", change_model)
     add_route(app, "admin", "DELETE", "/admin/v1/models/{name}", remove_model)
     add_route(app, "admin", "GET", "/admin/v1/keys", keys)
     add_route(app, "admin", "POST", "/admin/v1/keys", create_key)
@@ -55,18 +67,33 @@ async def status(request: web.Request) -> web.Response:
             version=request.app[VERSION],
             url=request.app[PUBLIC_URL][0],
             database=request.app[REPOSITORY].kind,
+            database_problem=request.app[REPOSITORY].problem,
             models=model_infos(request),
-            workers=tuple(worker_info(state, worker_id, now_s) for worker_id in state.workers),
+            workers=tuple(
+                _with_note(worker_info(state, worker_id, now_s), request.app[ROUTE_DESK].note(worker_id))
+                for worker_id in state.workers
+            ),
         )
     )
+
+
+def _with_note(info: WorkerInfo, note: str) -> WorkerInfo:
+    return msgspec.structs.replace(info, reason="; ".join(filter(None, (info.reason, note))))
 
 
 async def add_model(request: web.Request) -> web.Response:
     """`AddModelRequest` -> `ModelInfo`."""
     wanted = await read_json(request, AddModelRequest)
-    await request.app[CATALOGUE].add(wanted.name, wanted.revision)
+    await request.app[CATALOGUE].add(wanted.name, wanted.revision, wanted.n_replicas)
     info = model_info(request.app[CLUSTER].state, ModelName(wanted.name), request.app[CLOCK]())
     return json_answer(info, status=201)
+
+
+async def change_model(request: web.Request) -> web.Response:
+    """`ChangeModelRequest` -> `ModelInfo`."""
+    wanted = await read_json(request, ChangeModelRequest)
+    changed = await request.app[CATALOGUE].set_replicas(request.match_info["name"], wanted.n_replicas)
+    return json_answer(model_info(request.app[CLUSTER].state, changed.name, request.app[CLOCK]()))
 
 
 async def remove_model(request: web.Request) -> web.Response:

@@ -23,6 +23,8 @@ from coordinator import state_folder as names
 from coordinator.addresses import known_names
 from coordinator.admin_api import add_admin_routes
 from coordinator.authority import Authority
+from coordinator.background import running_beside
+from coordinator.bad_sources import BadSources
 from coordinator.catalogue import Catalogue
 from coordinator.client_api import add_client_routes
 from coordinator.cluster import Cluster
@@ -30,11 +32,13 @@ from coordinator.config import CoordinatorConfig
 from coordinator.control_socket import ControlSocket
 from coordinator.credentials import Authenticator
 from coordinator.file_store import FileStore
+from coordinator.generation_reports import GenerationReports
 from coordinator.joining import AttemptLimiter, Joining
 from coordinator.keys import (
     ACCESS,
     AUTHENTICATOR,
     AUTHORITY,
+    BAD_SOURCES,
     CATALOGUE,
     CLOCK,
     CLUSTER,
@@ -44,7 +48,9 @@ from coordinator.keys import (
     JOINING,
     KNOWN_NAMES,
     PUBLIC_URL,
+    REPORTS,
     REPOSITORY,
+    ROUTE_DESK,
     TICKET_DESK,
     VERSION,
 )
@@ -52,6 +58,7 @@ from coordinator.middleware import add_security_headers, answer_errors, check_ca
 from coordinator.opening import OpenedState, opened_state
 from coordinator.policy.state import PolicySettings
 from coordinator.repository import Repository
+from coordinator.route_desk import RouteDesk
 from coordinator.state_folder import StateFolder
 from coordinator.sweeps import sweep_forever
 from coordinator.ticket_desk import TicketDesk
@@ -108,9 +115,10 @@ async def running(
         store = await asyncio.to_thread(FileStore, opened.folder.files)
         catalogue = Catalogue(store, cluster)
         app = _application(config, opened, cluster, catalogue, clock)
-        async with _swept(cluster), _listening(app, config, opened) as port:
+        async with _working(cluster, app[REPORTS]), _listening(app, config, opened) as port:
             url = config.public_url or _local_url(config.listen_host, port)
             app[PUBLIC_URL].append(url)
+            opened.lease.tell_url(url)
             is_first_start = await asyncio.to_thread(opened.folder.read, names.URL) is None
             await asyncio.to_thread(opened.folder.write, names.URL, _local_url(config.listen_host, port))
             log.info("coordinator_started", url=url, coordinator_id=opened.authority.coordinator_id)
@@ -129,7 +137,10 @@ async def running(
 
 def _policy_settings(config: CoordinatorConfig) -> PolicySettings:
     return PolicySettings(
-        suspect_after_s=config.suspect_after_s, lost_after_s=config.lost_after_s, settle_s=config.settle_s
+        suspect_after_s=config.suspect_after_s,
+        failover_after_s=config.failover_after_s,
+        lost_after_s=config.lost_after_s,
+        settle_s=config.settle_s,
     )
 
 
@@ -151,6 +162,9 @@ def _application(
     app[JOINING] = Joining(opened.authority, clock)
     app[JOIN_LIMITER] = AttemptLimiter()
     app[TICKET_DESK] = TicketDesk()
+    app[ROUTE_DESK] = RouteDesk(cluster, opened.repository, app[TICKET_DESK], clock)
+    app[REPORTS] = GenerationReports(opened.repository, clock, on_finished=app[ROUTE_DESK].take_finished)
+    app[BAD_SOURCES] = BadSources()
     open_sockets: set[ControlSocket] = set()
     app[CONTROL_SOCKETS] = open_sockets
     app[KNOWN_NAMES] = known_names(config)
@@ -161,23 +175,16 @@ def _application(
         add_routes(app)
     app.on_response_prepare.append(add_security_headers)
     app.on_shutdown.append(_close_control_sockets)
+    app.on_shutdown.append(_send_waiting_away)
     return app
 
 
 @asynccontextmanager
-async def _swept(cluster: Cluster) -> AsyncIterator[None]:
-    """Have time pass for the cluster; if that ends with an error, so does the program."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            sweep = tasks.create_task(sweep_forever(cluster), name="sweep")
-            try:
-                yield
-            finally:
-                sweep.cancel()
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:  # one error is that error to the caller, and to its exit code
-            raise group.exceptions[0] from None
-        raise
+async def _working(cluster: Cluster, reports: GenerationReports) -> AsyncIterator[None]:
+    """Have time pass for the cluster, and reports saved; at the end, those that are left."""
+    async with running_beside(sweep=sweep_forever(cluster), reports=reports.save_forever()):
+        yield
+        await reports.saved(SHUTDOWN_S)
 
 
 @asynccontextmanager
@@ -216,6 +223,10 @@ async def _close_control_sockets(app: web.Application) -> None:
     async with asyncio.TaskGroup() as tasks:
         for control_socket in open_sockets.copy():
             tasks.create_task(control_socket.close(), name="close-control-socket")
+
+
+async def _send_waiting_away(app: web.Application) -> None:
+    app[ROUTE_DESK].stop()
 
 
 def _local_url(host: str, port: int) -> str:

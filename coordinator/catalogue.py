@@ -10,7 +10,7 @@ import structlog
 
 from coordinator.cluster import Cluster
 from coordinator.file_store import FileStore
-from coordinator.policy.events import ModelAdded, ModelRemoved
+from coordinator.policy.events import ModelAdded, ModelRemoved, ReplicasAsked
 from coordinator.policy.state import ModelRecord
 from protocol.errors import ConflictError, NotFoundError, StorageError, UntrustedFileError, repeated
 from protocol.ids import FileHash, ModelName, Revision, checked_model_name
@@ -57,7 +57,7 @@ class Catalogue:
             raise NotFoundError(f"no model here has a file {repeated(sha256)}")
         return self._store.path(FileHash(sha256))
 
-    async def add(self, name: str, revision: Revision) -> None:
+    async def add(self, name: str, revision: Revision, n_replicas: int = 1) -> None:
         """Serve a manifest, already in the store with all its files, as `name`. Again: changes nothing.
 
         Raises:
@@ -77,8 +77,21 @@ class Catalogue:
                     f"(`coord model remove {name}`), or take another name"
                 )
             manifest = await asyncio.to_thread(_checked_manifest, self._store, revision)
-            await self._cluster.handle(ModelAdded(name=model_name, revision=revision, manifest=manifest))
+            await self._cluster.handle(
+                ModelAdded(name=model_name, revision=revision, manifest=manifest, n_replicas=n_replicas)
+            )
         log.info("model_added", model=name, revision=revision, n_blocks=manifest.n_blocks)
+
+    async def set_replicas(self, name: str, n_replicas: int) -> ModelRecord:
+        """Have so many workers hold each block of the model, as far as there is room; the model as it is then.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        async with self._changing:
+            model = self.model(name)
+            await self._cluster.handle(ReplicasAsked(name=model.name, n_replicas=n_replicas))
+            return self.model(name)
 
     async def remove(self, name: str) -> None:
         """Serve the model no more, have the workers drop it, and remove the files that no other model has.

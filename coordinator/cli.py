@@ -21,6 +21,8 @@ from rich.text import Text
 
 from coordinator import state_folder as names
 from coordinator.cli_admin import key_commands, status, worker_commands
+from coordinator.cli_backup import backup, restore
+from coordinator.cli_doctor import doctor
 from coordinator.cli_model import model_commands
 from coordinator.cli_output import console, notes, print_error
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig, default_state
@@ -34,6 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(status)
+app.command()(backup)
+app.command()(restore)
+app.command()(doctor)
 app.add_typer(model_commands, name="model")
 app.add_typer(key_commands, name="key")
 app.add_typer(worker_commands, name="worker")
@@ -78,6 +83,14 @@ def serve(
         str | None,
         typer.Option(help="Where others reach this coordinator, https://host:port, if not where it listens."),
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="If another coordinator serves the database, stand by until it is gone, and then serve. It needs "
+            "a copy of that one's state folder.",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
     """Run the coordinator until it is told to stop (Ctrl-C or SIGTERM; a second time: at once)."""
@@ -89,6 +102,7 @@ def serve(
         secret=secret,
         secret_file=secret_file,
         public_url=public_url,
+        take_over=take_over,
     )
     asyncio.run(_serve(config))
 

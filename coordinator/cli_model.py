@@ -18,9 +18,13 @@ from coordinator.file_store import FileStore
 from coordinator.state_folder import StateFolder, read_state_file
 from protocol.errors import ConfigError, ConflictError
 from protocol.ids import ModelName, checked_model_name
-from protocol.rest import AddModelRequest, ClusterStatus, ModelInfo, ModelList
+from protocol.rest import MAX_REPLICAS, AddModelRequest, ChangeModelRequest, ClusterStatus, ModelInfo, ModelList
 
 STEPS = {"download": "downloading", "read": "reading", "pack": "packing"}
+
+ReplicasOption = Annotated[
+    int, typer.Option(min=1, max=MAX_REPLICAS, help="Workers that are to hold each block, as far as there is room.")
+]
 
 model_commands = typer.Typer(no_args_is_help=True, help="The models that the cluster serves.")
 
@@ -32,6 +36,7 @@ def add_model(
         str, typer.Argument(help="A folder of safetensors, a GGUF file, or a Hugging Face id (owner/name).")
     ],
     *,
+    replicas: ReplicasOption = 1,
     as_json: JsonOption = False,
     url: UrlOption = None,
     admin_key_file: KeyFileOption = None,
@@ -46,7 +51,7 @@ def add_model(
     status = target.ask(lambda session: session.get("/admin/v1/status", ClusterStatus))
     _check_is_here(target, status)
     _check_is_free(model_name, status)
-    info, remarks = _packed_and_added(target, model_name, source)
+    info, remarks = _packed_and_added(target, model_name, source, replicas)
     for remark in remarks:
         notes().print(f"note: {printable(remark)}", markup=False, soft_wrap=True)
     if as_json:
@@ -58,8 +63,7 @@ def add_model(
         markup=False,
         soft_wrap=True,
     )
-    if info.state != "ready":
-        console().print(short_ids(printable(info.reason)), markup=False, soft_wrap=True)
+    _print_reason(info)
 
 
 @model_commands.command("list")
@@ -98,6 +102,30 @@ def show_model(
         console().print(model_table((model,)))
 
 
+@model_commands.command("replicas")
+def set_replicas(
+    name: Annotated[str, typer.Argument(help="The model's name.")],
+    replicas: Annotated[int, typer.Argument(min=1, max=MAX_REPLICAS, help="Workers that hold each block.")],
+    *,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    admin_key_file: KeyFileOption = None,
+    state: StateOption = None,
+) -> None:
+    """Say how many workers are to hold each block of a model, as far as there is room.
+
+    With two or more, a worker that dies is replaced by one that has its blocks loaded.
+    """
+    target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
+    path, request = _model_path(checked_model_name(name)), ChangeModelRequest(n_replicas=replicas)
+    info = target.ask(lambda session: session.patch(path, request, ModelInfo))
+    if as_json:
+        print_json(info)
+        return
+    console().print(f"{info.name}: {info.n_replicas} wanted of each block", markup=False)
+    _print_reason(info)
+
+
 @model_commands.command("remove")
 def remove_model(
     name: Annotated[str, typer.Argument(help="The model's name.")],
@@ -118,6 +146,11 @@ def remove_model(
         print_json(model)
     else:
         console().print(f"removed {model.name}, revision {model.revision[:12]}", markup=False)
+
+
+def _print_reason(info: ModelInfo) -> None:
+    if info.reason:
+        console().print(short_ids(printable(info.reason)), markup=False, soft_wrap=True)
 
 
 def _model_path(name: ModelName) -> str:
@@ -142,7 +175,9 @@ def _check_is_free(name: ModelName, status: ClusterStatus) -> None:
             )
 
 
-def _packed_and_added(target: AdminTarget, name: ModelName, source: str) -> tuple[ModelInfo, tuple[str, ...]]:
+def _packed_and_added(
+    target: AdminTarget, name: ModelName, source: str, n_replicas: int
+) -> tuple[ModelInfo, tuple[str, ...]]:
     """The added model, and what the operator should know about it."""
     try:
         from coordinator.packing import pack_model  # noqa: PLC0415 - torch, which only this command needs
@@ -154,7 +189,7 @@ def _packed_and_added(target: AdminTarget, name: ModelName, source: str) -> tupl
     with store.lock():  # until the model is recorded, nothing else says that its files are needed
         with _progress_bar() as progress:
             packed = pack_model(source, store, progress)
-        request = AddModelRequest(name=name, revision=packed.revision)
+        request = AddModelRequest(name=name, revision=packed.revision, n_replicas=n_replicas)
         info = target.ask(lambda session: session.post("/admin/v1/models", request, ModelInfo))
     return info, packed.notes
 

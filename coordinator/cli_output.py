@@ -78,7 +78,7 @@ def model_table(models: tuple[ModelInfo, ...]) -> Group:
     """Models with their state, their coverage, and below it the reasons of those that aren't ready."""
     if not models:
         return Group("No models yet: coord model add NAME SOURCE")
-    table = _table("model", "state", "blocks", "context", "size", "revision", "held")
+    table = _table("model", "state", "blocks", "context", "size", "revision", "replicas", "held")
     for model in models:
         table.add_row(
             _cell(model.name),
@@ -87,6 +87,7 @@ def model_table(models: tuple[ModelInfo, ...]) -> Group:
             str(model.context_length),
             human_bytes(model.size_bytes),
             model.revision[:12],
+            str(model.n_replicas),
             _cell(coverage_text(model.coverage)),
         )
     return Group(table, *_reasons((model.name, model.reason) for model in models))
@@ -125,6 +126,9 @@ def print_status(status: ClusterStatus) -> None:
         Text(f"coordinator {status.coordinator_id} at {printable(status.url)}, version {status.version}, ")
         + Text(status.database)
     )
+    if status.database_problem:
+        out.print(Text(f"The database can't be used: {printable(status.database_problem)}"), soft_wrap=True)
+        out.print("What runs goes on; what would have to be kept is refused until it is back.", soft_wrap=True)
     out.print(model_table(status.models))
     if status.workers:
         out.print(worker_table(status.workers))

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
+from coordinator.background import uninterrupted
 from coordinator.policy.effects import (
     DeleteModel,
     Effect,
@@ -24,7 +26,7 @@ from coordinator.policy.effects import (
     WriteAudit,
 )
 from coordinator.policy.events import Event
-from coordinator.policy.state import ClusterState, PolicySettings, StoredState, restored
+from coordinator.policy.state import ClusterState, PolicySettings, StoredState, WorkerRecord, restored
 from coordinator.policy.transition import apply
 from protocol.errors import BrigadeError, ConflictError, OverloadedError
 from protocol.ids import WorkerId
@@ -61,11 +63,20 @@ class Cluster:
         self._state = ClusterState(settings=settings)
         self._outboxes: dict[WorkerId, Outbox] = {}
         self._lock = asyncio.Lock()
+        self._routes_changed = asyncio.Event()
 
     @property
     def state(self) -> ClusterState:
         """The newest saved state; a snapshot that nobody changes."""
         return self._state
+
+    @property
+    def routes_changed(self) -> asyncio.Event:
+        """Set when the state is replaced by one in which there may be other routes; then there is a new event.
+
+        Take it before looking at the state: what happens meanwhile sets it.
+        """
+        return self._routes_changed
 
     async def restore(self) -> None:
         """Take up what was saved.
@@ -86,11 +97,12 @@ class Cluster:
         now_s = self._clock()
         async with self._lock:
             state, effects = apply(self._state, event, now_s)
-            to_save = [effect for effect in effects if not isinstance(effect, SendToWorker)]
-            if to_save:
-                await self._repository.apply(to_save)
-            self._state = state
-            self._tell(effects)
+            if all(isinstance(effect, SendToWorker) for effect in effects):
+                self._publish(state)
+                self._tell(effects)
+            else:
+                # What is saved must be published too, even if whoever brought the event is cancelled meanwhile.
+                await uninterrupted(self._save(state, effects))
 
     @contextmanager
     def connected(self, worker_id: WorkerId) -> Iterator[Outbox]:
@@ -114,6 +126,17 @@ class Cluster:
         """Whether no newer socket of the worker has taken this outbox's place."""
         # one that was dismissed because it was full has no successor, and its end is the worker's
         return self._outboxes.get(worker_id, outbox) is outbox
+
+    async def _save(self, state: ClusterState, effects: Sequence[Effect]) -> None:
+        await self._repository.apply([effect for effect in effects if not isinstance(effect, SendToWorker)])
+        self._publish(state)
+        self._tell(effects)
+
+    def _publish(self, state: ClusterState) -> None:
+        before, self._state = self._state, state
+        if _may_route_otherwise(before, state):
+            self._routes_changed.set()
+            self._routes_changed = asyncio.Event()
 
     def _tell(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -147,3 +170,15 @@ class Cluster:
             outbox.get_nowait()
         outbox.put_nowait(Dismiss(error=error.body()))
         log.info("worker_dismissed", worker_id=worker_id, error_code=error.code)
+
+
+def _may_route_otherwise(before: ClusterState, after: ClusterState) -> bool:
+    """Whether more changed than what heartbeats do: they come by the hundred a second, and wake nobody."""
+    if before.models != after.models or before.workers.keys() != after.workers.keys():
+        return True
+    pairs = ((before.workers[worker_id], worker) for worker_id, worker in after.workers.items())
+    return any(old is not new and _unmeasured(old) != _unmeasured(new) for old, new in pairs)
+
+
+def _unmeasured(worker: WorkerRecord) -> WorkerRecord:
+    return replace(worker, seen_s=0.0, heartbeat=None, files=frozenset())

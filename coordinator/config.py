@@ -35,7 +35,11 @@ class CoordinatorConfig:
     """The join secret, already found strong enough; None: the file in the state folder."""
     public_url: str | None = None
     """Where others reach the coordinator, if not where it listens."""
-    suspect_after_s: float = 5.0
+    take_over: bool = False
+    """Whether to wait until another coordinator on the same database is gone, instead of refusing to start."""
+    suspect_after_s: float = 3.0
+    failover_after_s: float = 2.0
+    """Others with room are given the blocks of a worker that has been away for this long as well."""
     lost_after_s: float = 15.0
     settle_s: float = 1.0
     """Placement waits until no worker has joined or left for this long."""
@@ -51,6 +55,7 @@ class CoordinatorConfig:
         secret: str | None = None,
         secret_file: Path | None = None,
         public_url: str | None = None,
+        take_over: bool = False,
     ) -> CoordinatorConfig:
         """Settle every setting: the argument, else `BRIGADE_STATE`, `_LISTEN`, `_DATABASE_URL`, `_SECRET`, ...
 
@@ -68,6 +73,7 @@ class CoordinatorConfig:
             database_url=checked_database_url(database_url) if database_url else None,
             secret=_settled_secret(environ, secret, secret_file),
             public_url=checked_coordinator_url(public_url) if public_url else None,
+            take_over=take_over,
         )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -14,8 +12,8 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from coordinator.addresses import check_advertised_url
 from coordinator.cluster import Cluster
+from coordinator.generation_reports import GenerationReports
 from coordinator.policy import events
-from coordinator.repository import Repository
 from protocol.codec import MAX_CONTROL_BYTES, decode_message, encode_message
 from protocol.errors import (
     BrigadeError,
@@ -62,15 +60,13 @@ class ControlSocket:
         worker_id: WorkerId,
         connects_from: str,
         cluster: Cluster,
-        repository: Repository,
-        clock: Callable[[], float],
+        reports: GenerationReports,
     ) -> None:
         self._socket = socket
         self._worker_id = worker_id
         self._connects_from = connects_from
         self._cluster = cluster
-        self._repository = repository
-        self._clock = clock
+        self._reports = reports
 
     async def run(self) -> None:
         """Serve the worker until either side has had enough. What the worker did wrong, it is told."""
@@ -135,7 +131,10 @@ class ControlSocket:
 
     async def _receive(self) -> Any:
         """The next message; None once the socket is closed."""
-        frame = await self._socket.receive()  # ends without a timeout of its own: the pings see to that
+        try:
+            frame = await self._socket.receive()  # ends without a timeout of its own: the pings see to that
+        except ConnectionError:  # pinged at the moment when the connection broke
+            return None
         if frame.type is WSMsgType.BINARY:
             return decode_message(frame.data, WorkerToCoordinator, max_bytes=MAX_CONTROL_BYTES)
         if frame.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
@@ -157,13 +156,7 @@ class ControlSocket:
             case Leaving(reason=reason):
                 await self._cluster.handle(events.WorkerLeft(worker_id=worker_id, reason=reason))
             case GenerationReport():
-                await self._finish(message)
-
-    async def _finish(self, report: GenerationReport) -> None:
-        """Only the tail of the session's own route is believed."""
-        now = datetime.fromtimestamp(self._clock(), UTC)
-        if not await self._repository.finish_generation(report, now, reported_by=self._worker_id):
-            log.warning("generation_report_refused", session_id=report.session_id[:64])
+                self._reports.take(message, worker_id)
 
     async def _send(self, message: CoordinatorToWorker) -> None:
         try:

@@ -14,13 +14,15 @@ from typing import Literal
 from coordinator.authority import Authority
 from coordinator.repository import Repository, StoredKey
 from protocol.api_key import ApiKey, api_key_from_text, secret_hash
-from protocol.errors import ForbiddenError, UnauthenticatedError
+from protocol.errors import ForbiddenError, StorageError, UnauthenticatedError
 from protocol.ids import KeyId, WorkerId
 from protocol.rest import KeyKind
 from protocol.tickets import SessionToken, ticket_key, verified_claims
 
 KEY_CACHE_S = 2.0
 """How long a key is believed without asking the database; a revocation is in force after that everywhere."""
+KEY_CACHE_AWAY_S = 600.0
+"""And how long while the database can't be asked, so that an operator can see that it can't."""
 MAX_CACHED_KEYS = 1024
 
 Access = Literal["open", "worker", "client", "reader", "admin"]
@@ -120,7 +122,13 @@ class Authenticator:
         cached = self._cache.get(key_id)
         if cached is not None and 0.0 <= now_s - cached[1] < KEY_CACHE_S:
             return cached[0]
-        stored = await self._repository.api_key(key_id)
+        try:
+            stored = await self._repository.api_key(key_id)
+        except StorageError:
+            # Keys are changed by this program alone, which forgets those; nobody changes one while it can't.
+            if cached is not None and 0.0 <= now_s - cached[1] < KEY_CACHE_AWAY_S:
+                return cached[0]
+            raise
         self._cache.pop(key_id, None)
         if stored is not None:  # unknown ids aren't remembered: they would push the known ones out
             self._cache[key_id] = (stored, now_s)

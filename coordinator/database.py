@@ -28,7 +28,8 @@ from sqlalchemy.pool import NullPool
 import migrations
 from protocol.errors import DatabaseVersionError, StorageError
 
-BUSY_TIMEOUT_MS = 10_000
+BUSY_TIMEOUT_MS = 4_000
+"""A writer waits so long for another one. Longer, and whoever asked thinks that nobody is there."""
 CONNECT_TIMEOUT_S = 10.0
 QUERY_TIMEOUT_S = 30.0
 MIGRATION_LOCK = 0x6272_6967
@@ -79,6 +80,33 @@ def create_engine(url: URL, *, is_pooled: bool = True) -> AsyncEngine:
     return create_async_engine(url, connect_args=timeouts, pool_pre_ping=True, **options)
 
 
+class SameFile:
+    """Sees whether a file is still there under its name.
+
+    A program that holds a database's file open goes on writing to it when it is moved or deleted, and SQLite makes
+    a new, empty one where it finds none: what was acknowledged would be lost.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity = self._found()
+
+    def check(self) -> None:
+        """Raises StorageError if it isn't. Blocks, for as long as the file system takes to look."""
+        if self._found() != self._identity:
+            raise StorageError(
+                f"the database {self._path} was moved, deleted or replaced while it was in use; nothing is written "
+                "until it is back. If it is lost, stop the coordinator and restore a backup"
+            )
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
 def alembic_config(url: URL) -> Config:
     """Alembic's settings for a database, without a file."""
     config = Config()
@@ -125,6 +153,11 @@ def _run_alembic(connection: Connection, url: URL, revision: str) -> None:
             f"{_described(url)} is at schema {', '.join(unknown)}, which this version of Brigade doesn't know (its "
             f"newest is {script.get_current_head()}): a newer version wrote it; install that one, or use another "
             "database"
+        )
+    if revision not in (*known, "head", "base"):
+        raise DatabaseVersionError(
+            f"schema {revision[:40]} isn't known to this version of Brigade (its newest is "
+            f"{script.get_current_head()}): a newer version wrote it; install that one"
         )
     config.attributes["connection"] = connection
     if revision == "base":  # tests and operators only; a start goes up

@@ -8,13 +8,16 @@ from typing import Final
 from aiohttp import web
 
 from coordinator.authority import Authority
+from coordinator.bad_sources import BadSources
 from coordinator.catalogue import Catalogue
 from coordinator.cluster import Cluster
 from coordinator.config import CoordinatorConfig
 from coordinator.control_socket import ControlSocket
 from coordinator.credentials import Access, Authenticator, Caller
+from coordinator.generation_reports import GenerationReports
 from coordinator.joining import AttemptLimiter, Joining
 from coordinator.repository import Repository
+from coordinator.route_desk import RouteDesk
 from coordinator.ticket_desk import TicketDesk
 
 Clock = Callable[[], float]
@@ -29,6 +32,9 @@ CATALOGUE: Final = web.AppKey("catalogue", Catalogue)
 AUTHENTICATOR: Final = web.AppKey("authenticator", Authenticator)
 JOINING: Final = web.AppKey("joining", Joining)
 JOIN_LIMITER: Final = web.AppKey("join_limiter", AttemptLimiter)
+BAD_SOURCES: Final = web.AppKey("bad_sources", BadSources)
+ROUTE_DESK: Final = web.AppKey("route_desk", RouteDesk)
+REPORTS: Final = web.AppKey("reports", GenerationReports)
 TICKET_DESK: Final = web.AppKey("ticket_desk", TicketDesk)
 CONTROL_SOCKETS: Final = web.AppKey[set[ControlSocket]]("control_sockets")
 """The open ones, to be closed at the stop."""

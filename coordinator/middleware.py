@@ -14,7 +14,8 @@ from aiohttp import hdrs, web
 from coordinator.addresses import check_host
 from coordinator.credentials import Access, WorkerCaller
 from coordinator.keys import ACCESS, AUTHENTICATOR, CALLER, KNOWN_NAMES
-from protocol.codec import MAX_BODY_BYTES, decode_json, encode_json
+from protocol.codec import MAX_BODY_BYTES, check_version, decode_json, encode_json
+from protocol.compatibility import answer_understood_by, spoken_version
 from protocol.errors import (
     BrigadeError,
     DeadlineExceededError,
@@ -25,12 +26,18 @@ from protocol.errors import (
     TooLargeError,
     error_fields,
 )
+from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import ErrorAnswer
 
 log = structlog.get_logger(__name__)
 
 BODY_TIMEOUT_S = 15.0
 """For a whole body, so that nobody holds a request open with a byte a minute."""
+
+PASSING = (503, 507)
+"""Statuses of what may be over in a moment; the answer says when to ask again."""
+RETRY_S = 2.0
+"""Where the error itself doesn't say."""
 
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",
@@ -51,9 +58,22 @@ def add_route(app: web.Application, access: Access, method: str, path: str, hand
     app[ACCESS][app.router.add_route(method, path, handler)] = access
 
 
-def json_answer(body: msgspec.Struct, *, status: int = 200) -> web.Response:
+class JsonAnswer(web.Response):
+    """`said` as an answer, which can be put into the words of an older peer."""
+
+    def __init__(self, said: msgspec.Struct, status: int) -> None:
+        super().__init__(body=encode_json(said), status=status, content_type="application/json")
+        self.said = said
+
+    def put_for(self, version: str) -> None:
+        """Leave out what who speaks this version of the protocol can't know."""
+        if version != PROTOCOL_VERSION:
+            self.body = msgspec.json.encode(answer_understood_by(self.said, version))
+
+
+def json_answer(body: msgspec.Struct, *, status: int = 200) -> JsonAnswer:
     """`body` as an answer."""
-    return web.Response(body=encode_json(body), status=status, content_type="application/json")
+    return JsonAnswer(body, status)
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -85,9 +105,13 @@ async def read_json(request: web.Request, kind: type[T]) -> T:
 
 def error_answer(error: BrigadeError) -> web.Response:
     """The answer that an error is."""
-    response = json_answer(ErrorAnswer(error=error.body()), status=error.status)
-    if error.retry_after_s is not None:
-        response.headers[hdrs.RETRY_AFTER] = str(max(1, round(error.retry_after_s + 0.499)))
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and error.status in PASSING:
+        retry_after_s = RETRY_S
+    body = msgspec.structs.replace(error.body(), retry_after_s=retry_after_s)
+    response = json_answer(ErrorAnswer(error=body), status=error.status)
+    if retry_after_s is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(max(1, round(retry_after_s + 0.499)))
     if error.status == web.HTTPUnauthorized.status_code:
         response.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
     return response
@@ -122,8 +146,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def check_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse strange Host headers, then whoever may not use the route."""
+    """Refuse strange Host headers, other major versions, then whoever may not use the route."""
     check_host(request.headers.get(hdrs.HOST, ""), request.app[KNOWN_NAMES])
+    version = spoken_version(request.headers)
+    check_version(version)
     if request.match_info.http_exception is not None:
         return await handler(request)  # no such route or method: nothing to protect
     access = request.app[ACCESS].get(request.match_info.route)
@@ -137,7 +163,10 @@ async def check_caller(request: web.Request, handler: Handler) -> web.StreamResp
             structlog.contextvars.bind_contextvars(worker_id=caller.worker_id)
         else:
             structlog.contextvars.bind_contextvars(key_id=caller.key_id)
-    return await handler(request)
+    answer = await handler(request)
+    if isinstance(answer, JsonAnswer):
+        answer.put_for(version)
+    return answer
 
 
 def _http_error(request: web.Request, exc: web.HTTPException) -> web.StreamResponse:

@@ -15,6 +15,8 @@ from coordinator import database
 from coordinator import state_folder as names
 from coordinator.authority import Authority
 from coordinator.config import CoordinatorConfig
+from coordinator.lease import LeaseTable
+from coordinator.lease_keeper import LeaseKeeper, holder_of
 from coordinator.repository import Repository
 from coordinator.state_folder import StateFolder
 from protocol.api_key import ApiKey, api_key_from_text, new_api_key, secret_hash
@@ -33,6 +35,7 @@ class OpenedState:
     authority: Authority
     engine: AsyncEngine
     repository: Repository
+    lease: LeaseKeeper
 
 
 @asynccontextmanager
@@ -42,15 +45,25 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
     Raises:
         ConfigError: the join secret is too weak.
         ConflictError: another coordinator runs on the folder, or the database is another coordinator's.
-        StorageError: the folder or the database can't be used (DatabaseVersionError: too new).
+        StorageError: the folder or the database can't be used (DatabaseVersionError: too new; LeaseError: another
+            coordinator serves it).
     """
     with ExitStack() as stack:
         folder, authority = await asyncio.to_thread(_opened_folder, config, now, stack)
         async with database.opened(config.database_url or folder.database_url) as engine:
             repository = Repository(engine)
-            await repository.claim(authority.coordinator_id)
-            await _ensure_first_keys(folder, authority, repository, now)
-            yield OpenedState(folder=folder, authority=authority, engine=engine, repository=repository)
+            lease = LeaseKeeper(
+                LeaseTable(repository.transactions),
+                await asyncio.to_thread(holder_of, folder, authority.coordinator_id),
+                config.public_url or f"{config.listen_host}:{config.listen_port}",
+            )
+            await repository.check_owner(authority.coordinator_id)
+            async with lease.held(takes_over=config.take_over):
+                await repository.claim(authority.coordinator_id)
+                await _ensure_first_keys(folder, authority, repository, now)
+                yield OpenedState(
+                    folder=folder, authority=authority, engine=engine, repository=repository, lease=lease
+                )
 
 
 def _opened_folder(config: CoordinatorConfig, now: datetime, stack: ExitStack) -> tuple[StateFolder, Authority]:

@@ -105,6 +105,7 @@ async def _save_model(session: AsyncSession, effect: SaveModel) -> None:
         session.add(row)
     row.revision = effect.revision
     row.manifest = encode_manifest(effect.manifest)
+    row.n_replicas = effect.n_replicas
     await session.flush()
     await session.execute(delete(ModelFileRow).where(ModelFileRow.model_id == row.id))
     for name, file in _files_by_name(effect.manifest).items():
@@ -128,7 +129,9 @@ def _model(row: ModelRow) -> ModelRecord:
         raise StorageError(
             f"the stored manifest of model {row.name} is damaged: remove and add the model again"
         ) from exc
-    return ModelRecord(name=ModelName(row.name), revision=Revision(row.revision), manifest=manifest)
+    return ModelRecord(
+        name=ModelName(row.name), revision=Revision(row.revision), manifest=manifest, n_replicas=row.n_replicas
+    )
 
 
 def _worker(row: WorkerRow, spans: tuple[SpanAssignment, ...]) -> StoredWorker:

@@ -94,6 +94,8 @@ class ModelRow(Base):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     revision: Mapped[str] = mapped_column(String(64))
     manifest: Mapped[bytes] = mapped_column(LargeBinary)
+    n_replicas: Mapped[int] = mapped_column(Integer, server_default="1")
+    """How many workers are to hold each block."""
 
 
 class ModelFileRow(Base):
@@ -152,6 +154,23 @@ class GenerationRow(Base):
     outcome: Mapped[str | None] = mapped_column(String(16))
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    continues: Mapped[str | None] = mapped_column(String(64))
+    """The session that failed and goes on by this one."""
+
+
+class LeaseRow(Base):
+    """Which coordinator the database is served by; one row. `coordinator.lease` has the rules."""
+
+    __tablename__ = "coordinator_lease"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    """Rises with every taking; whoever writes names the epoch that it took."""
+    holder: Mapped[str] = mapped_column(String(128))
+    """Empty: nobody's, the last holder stopped in order."""
+    url: Mapped[str] = mapped_column(Text)
+    n_renewals: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class AuditRow(Base):

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from coordinator.policy.routing import RouteStage
+from protocol.compatibility import understood_by
 from protocol.errors import ModelUnavailableError
 from protocol.ids import ModelName, Revision, SessionId, WorkerId
+from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import RouteHop
 from protocol.tickets import AttachTicket, Ticket, sign_claims
 
 TICKET_LIFE_S = 3600.0
 """Longer than any generation may take; a ticket is for one session, so it can't be used for another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Served:
+    """A worker whose control socket is open."""
+
+    key: bytes = field(repr=False)
+    version: str
 
 
 class TicketDesk:
@@ -22,17 +33,20 @@ class TicketDesk:
     """
 
     def __init__(self) -> None:
-        self._keys: dict[WorkerId, list[bytes]] = {}
+        self._served: dict[WorkerId, _Served] = {}
 
     @contextmanager
-    def serving(self, worker_id: WorkerId, key: bytes) -> Iterator[None]:
-        """Sign this worker's tickets with `key` as long as its control socket is open (the newest one counts)."""
-        entry = self._keys[worker_id] = [key]
+    def serving(self, worker_id: WorkerId, key: bytes, version: str = PROTOCOL_VERSION) -> Iterator[None]:
+        """Sign this worker's tickets with `key` as long as its control socket is open (the newest one counts).
+
+        `version`: of the protocol, that the worker speaks and its tickets are to be understood in.
+        """
+        served = self._served[worker_id] = _Served(key=key, version=version)
         try:
             yield
         finally:
-            if self._keys.get(worker_id) is entry:
-                del self._keys[worker_id]
+            if self._served.get(worker_id) is served:
+                del self._served[worker_id]
 
     def hops(
         self,
@@ -43,8 +57,9 @@ class TicketDesk:
         revision: Revision,
         max_positions: int,
         now_s: float,
+        continues: SessionId | None = None,
     ) -> tuple[RouteHop, ...]:
-        """The route as the client gets it.
+        """The route as the client gets it; `continues`: whose cached positions its workers may take over.
 
         Raises:
             ModelUnavailableError: a worker's socket closed this very moment.
@@ -68,8 +83,9 @@ class TicketDesk:
                 head_url=head.url,
                 tail=tail.worker_id,
                 max_positions=max_positions,
+                continues=continues,
             )
-            hops.append(_hop(stage, sign_claims(ticket, self._keys_of(stage.worker_id))))
+            hops.append(_hop(stage, self._signed(ticket)))
         return tuple(hops)
 
     def attach_ticket(
@@ -87,15 +103,16 @@ class TicketDesk:
             session_id=session_id,
             max_positions=max_positions,
         )
-        return sign_claims(ticket, self._keys_of(tail))
+        return self._signed(ticket)
 
-    def _keys_of(self, worker_id: WorkerId) -> list[bytes]:
+    def _signed(self, ticket: Ticket | AttachTicket) -> str:
         try:
-            return self._keys[worker_id]
+            served = self._served[ticket.worker_id]
         except KeyError:
             raise ModelUnavailableError(
-                f"worker {worker_id} left the moment it was chosen; ask again", retry_after_s=1.0
+                f"worker {ticket.worker_id} left the moment it was chosen; ask again", retry_after_s=1.0
             ) from None
+        return sign_claims(understood_by(ticket, served.version), [served.key])
 
 
 def _hop(stage: RouteStage, ticket: str) -> RouteHop:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import structlog
 from aiohttp import web
 
 from coordinator.addresses import rate_key
 from coordinator.control_socket import ControlSocket
 from coordinator.credentials import WorkerCaller
 from coordinator.keys import (
+    BAD_SOURCES,
     CALLER,
     CLOCK,
     CLUSTER,
     CONTROL_SOCKETS,
     JOIN_LIMITER,
     JOINING,
+    REPORTS,
     REPOSITORY,
     TICKET_DESK,
 )
 from coordinator.middleware import add_route, json_answer, read_body, read_json
+from coordinator.policy.effects import WriteAudit
 from coordinator.policy.events import WorkerJoined
 from coordinator.policy.views import file_sources
 from protocol.codec import MAX_CONTROL_BYTES
-from protocol.errors import InvalidRequestError, UnauthenticatedError
+from protocol.compatibility import spoken_version
+from protocol.errors import InvalidRequestError, NotFoundError, UnauthenticatedError
 from protocol.handshake import PROOF_HEADER
-from protocol.rest import ChallengeRequest, SourcesAnswer, SourcesRequest
+from protocol.ids import FileHash
+from protocol.rest import BadSource, ChallengeRequest, Source, SourcesAnswer, SourcesRequest
+
+log = structlog.get_logger(__name__)
 
 PING_S = 5.0
 MAX_SOURCES_FILES = 10_000
@@ -35,6 +43,7 @@ def add_worker_routes(app: web.Application) -> None:
     add_route(app, "open", "POST", "/v1/join", join)
     add_route(app, "worker", "GET", "/v1/worker/control", control)
     add_route(app, "worker", "POST", "/v1/worker/sources", sources)
+    add_route(app, "worker", "POST", "/v1/worker/sources/bad", bad_source)
 
 
 async def challenge(request: web.Request) -> web.Response:
@@ -68,12 +77,11 @@ async def control(request: web.Request) -> web.WebSocketResponse:
         worker_id=caller.worker_id,
         connects_from=_peer(request),
         cluster=request.app[CLUSTER],
-        repository=request.app[REPOSITORY],
-        clock=request.app[CLOCK],
+        reports=request.app[REPORTS],
     )
     request.app[CONTROL_SOCKETS].add(control_socket)
     try:
-        with request.app[TICKET_DESK].serving(caller.worker_id, caller.ticket_key):
+        with request.app[TICKET_DESK].serving(caller.worker_id, caller.ticket_key, spoken_version(request.headers)):
             await control_socket.run()
     finally:
         request.app[CONTROL_SOCKETS].discard(control_socket)
@@ -86,7 +94,32 @@ async def sources(request: web.Request) -> web.Response:
     if len(body.files) > MAX_SOURCES_FILES:
         raise InvalidRequestError(f"{len(body.files)} files; ask for at most {MAX_SOURCES_FILES} at once")
     found = file_sources(request.app[CLUSTER].state, body.files, _worker(request).worker_id)
-    return json_answer(SourcesAnswer(sources=found))
+    return json_answer(SourcesAnswer(sources=_usable(request, found)))
+
+
+def _usable(request: web.Request, found: dict[FileHash, tuple[Source, ...]]) -> dict[FileHash, tuple[Source, ...]]:
+    bad_sources, now_s = request.app[BAD_SOURCES], request.app[CLOCK]()
+    usable = {
+        file: tuple(source for source in named if not bad_sources.is_bad(source.worker_id, file, now_s))
+        for file, named in found.items()
+    }
+    return {file: named for file, named in usable.items() if named}
+
+
+async def bad_source(request: web.Request) -> web.Response:
+    """`BadSource`: from now on that worker is named to nobody for that file. Said again, nothing happens."""
+    body = await read_json(request, BadSource)
+    reporter, now_s = _worker(request).worker_id, request.app[CLOCK]()
+    accused = request.app[CLUSTER].state.workers.get(body.worker_id)
+    if accused is None or body.file not in accused.files or body.worker_id == reporter:
+        raise NotFoundError("no other worker of that id has that file: there is nothing to report")
+    if request.app[BAD_SOURCES].add(body.worker_id, body.file, now_s):
+        log.warning("bad_source", worker_id=body.worker_id, file=body.file, reported_by=reporter)
+        line = WriteAudit(
+            at_s=now_s, action="bad_source", subject=body.worker_id, details=f"{body.file}, says {reporter}"
+        )
+        await request.app[REPOSITORY].apply([line])
+    return web.Response(status=204)
 
 
 def _worker(request: web.Request) -> WorkerCaller:

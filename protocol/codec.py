@@ -1,7 +1,11 @@
-"""Messages to bytes and back. Unknown tags and fields are refused, sizes are limited before anything is read."""
+"""Messages to bytes and back. Unknown tags are refused, sizes are limited before anything is read.
+
+Unknown fields are passed over, since a newer minor version may add some; `protocol.rest` says where they aren't.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -16,6 +20,8 @@ MAX_CONTROL_BYTES = 4 * 2**20
 
 MAX_BODY_BYTES = 2**20
 """Largest JSON body of a request."""
+
+_VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 
 T = TypeVar("T")
 
@@ -74,12 +80,13 @@ def decode_json(data: bytes, kind: type[T], *, max_bytes: int = MAX_BODY_BYTES) 
 
 
 def check_version(theirs: str) -> None:
-    """Refuse another major version of the protocol.
+    """Refuse another major version of the protocol; every minor of ours can be spoken with.
 
     Raises:
         ProtocolVersionError: theirs can't be spoken; the message names both and what to do.
     """
-    if theirs.split(".")[0] != PROTOCOL_VERSION.split(".", maxsplit=1)[0]:
+    found = _VERSION.fullmatch(theirs)
+    if found is None or found[1] != PROTOCOL_VERSION.split(".", maxsplit=1)[0]:
         raise ProtocolVersionError(
             f"the other side speaks protocol version {theirs[:20]!r}, this side {PROTOCOL_VERSION}: "
             "install the same major version of Brigade on both"

@@ -202,6 +202,12 @@ class ModelUnavailableError(ServiceError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class ModelLoadingError(ModelUnavailableError):
+    """The same, but every missing block is on its way to a worker: waiting helps."""
+
+    code = "model_loading"
+
+
 class OverloadedError(ServiceError):
     """A bounded queue is full or a wait for memory ran out."""
 
@@ -238,6 +244,13 @@ class DatabaseVersionError(StorageError):
     """The database was written by a newer version of Brigade."""
 
     code = "database_version"
+
+
+class LeaseError(StorageError):
+    """Another coordinator holds the lease on the database: this one doesn't start, or stops."""
+
+    code = "lease"
+    status = 503
 
 
 def _leaf_classes(root: type[BrigadeError]) -> dict[str, type[BrigadeError]]:

@@ -14,8 +14,8 @@ import msgspec
 from protocol.errors import ErrorBody
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, SessionId, WorkerId
 
-PROTOCOL_VERSION = "1.0"
-"""Major.minor. Sides of different majors refuse each other."""
+PROTOCOL_VERSION = "1.1"
+"""Major.minor. Sides of different majors refuse each other; what a minor may change: `protocol.compatibility`."""
 
 STEP_CREDIT = 4
 """Step frames of one session that may be under way on one hop before the receiver has said `Credit`."""
@@ -33,7 +33,7 @@ WorkerState = Literal[
 ]
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the tail chooses tokens; neutral values change nothing. `temperature` 0 is greedy."""
 
     temperature: float = 0.0
@@ -69,7 +69,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 # ------------------------------------------------------------------ data plane: to a worker
 
 
-class OpenSession(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open"):
+class OpenSession(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
     """Reserve a session here and further on. `tickets`: this hop's first, then the following hops' in order."""
 
     session_id: SessionId
@@ -78,7 +78,7 @@ class OpenSession(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Seconds from now that the whole generation may still take."""
 
 
-class AttachTail(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="attach"):
+class AttachTail(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
     """Client to tail: send me the tokens, sample like this. Payload: the prompt's token ids, int32."""
 
     session_id: SessionId
@@ -87,7 +87,7 @@ class AttachTail(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sampling: SamplingParams
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="step"):
+class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     """Tokens [position, position + n_tokens) of a session. Payload: token ids (int32) or hidden states.
 
     Hidden states are (n_tokens, hidden_size) in `dtype`. `is_last` marks the chunk whose last position is sampled.
@@ -105,7 +105,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"a step of {self.n_tokens} tokens at position {self.position}")
 
 
-class FeedToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="feed"):
+class FeedToken(msgspec.Struct, frozen=True, kw_only=True, tag="feed"):
     """Tail to head: the token that was sampled for `position`; run it."""
 
     session_id: SessionId
@@ -113,23 +113,25 @@ class FeedToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     token_id: int
 
 
-class CloseSession(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="close"):
+class CloseSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="close"):
     """Free the session here and pass this on to the next hop. Repeating it does no harm."""
 
     session_id: SessionId
     reason: Literal["finished", "cancelled", "failed", "deadline", "lost"]
+    worker_id: WorkerId | None = None
+    """Of one that failed: the worker to blame, unless it is the one that sends this. Since 1.1."""
 
 
 # ------------------------------------------------------------------ data plane: back to who opened
 
 
-class SessionOpened(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="opened"):
+class SessionOpened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
     """The session is reserved here and on every later hop."""
 
     session_id: SessionId
 
 
-class Credit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="credit"):
+class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
     """`n_steps` step frames of the session have been consumed; as many more may be sent."""
 
     session_id: SessionId
@@ -141,7 +143,7 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"credit for {self.n_steps} steps; 1 to {STEP_CREDIT}")
 
 
-class SessionEnded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ended"):
+class SessionEnded(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
     """The session failed at `worker_id`; everything of it is freed there and further on."""
 
     session_id: SessionId
@@ -149,7 +151,7 @@ class SessionEnded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     error: ErrorBody
 
 
-class Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="token"):
+class Token(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
     """Tail to client: the generation's token number `index` (from 0); the last one carries a reason."""
 
     session_id: SessionId
@@ -161,7 +163,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 # ------------------------------------------------------------------ control socket: to the coordinator
 
 
-class SpanStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SpanStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker says of one assigned span."""
 
     model: ModelName
@@ -174,7 +176,7 @@ class SpanStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Share of the state's work that is done, 0 to 1."""
 
 
-class DeviceReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker measured of itself when it joined."""
 
     device: str
@@ -189,7 +191,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Matrix products at `precision`: what bounds prefill."""
 
 
-class Announce(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="announce"):
+class Announce(msgspec.Struct, frozen=True, kw_only=True, tag="announce"):
     """First message of a control socket: who I am, where I listen, what I have, what was asked of me here."""
 
     url: str
@@ -206,20 +208,20 @@ class Announce(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Blocks that the operator fixed by `worker join --blocks`."""
 
 
-class SpanReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="spans"):
+class SpanReport(msgspec.Struct, frozen=True, kw_only=True, tag="spans"):
     """The spans' states changed. Of a stale epoch: ignored."""
 
     epoch: int
     spans: tuple[SpanStatus, ...]
 
 
-class FilesHeld(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="files"):
+class FilesHeld(msgspec.Struct, frozen=True, kw_only=True, tag="files"):
     """Model files that this worker can now serve to others, all of them."""
 
     files: tuple[FileHash, ...]
 
 
-class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="heartbeat"):
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
     """Every `HEARTBEAT_S`: how loaded the worker is. Times are 0.0 until measured."""
 
     n_sessions: int
@@ -231,7 +233,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     round_trips_s: dict[WorkerId, float] = {}
 
 
-class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="generation"):
+class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
     """From the tail, when a generation is over: what it used."""
 
     session_id: SessionId
@@ -240,7 +242,7 @@ class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     outcome: Literal["stop", "length", "cancelled", "failed", "deadline"]
 
 
-class Leaving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="leaving"):
+class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag="leaving"):
     """The worker drains (no new sessions, please) and then goes."""
 
     reason: str
@@ -249,7 +251,7 @@ class Leaving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 # ------------------------------------------------------------------ control socket: to a worker
 
 
-class SpanAssignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SpanAssignment(msgspec.Struct, frozen=True, kw_only=True):
     """A range of blocks that a worker is to hold."""
 
     model: ModelName
@@ -257,7 +259,7 @@ class SpanAssignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     blocks: BlockRange
 
 
-class Assign(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="assign"):
+class Assign(msgspec.Struct, frozen=True, kw_only=True, tag="assign"):
     """Hold exactly these spans. Replaces every assignment of a lower epoch."""
 
     epoch: int
@@ -265,13 +267,13 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reason: str
 
 
-class Drain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="drain"):
+class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
     """Finish what runs, take nothing new, then leave."""
 
     reason: str
 
 
-class Dismiss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="dismiss"):
+class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
     """The coordinator closes this control socket; `error` says why and whether to come back."""
 
     error: ErrorBody

@@ -1,14 +1,16 @@
 """Requests to a coordinator by whoever holds an API key: TLS pinned to the CA that the key names.
 
 The CA is fetched without verification, compared with the key's fingerprint, and everything after that (the key
-itself first of all) goes only to a server that holds a certificate of that CA for the coordinator's name.
+itself first of all) goes only to a server that holds a certificate of that CA for the coordinator's name. A
+coordinator may have several addresses: they are tried in their order, the one that answered last first.
 """
 
 from __future__ import annotations
 
 import hmac
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
@@ -18,6 +20,7 @@ from yarl import URL
 
 from protocol.api_key import ApiKey
 from protocol.codec import check_version, decode_json, encode_json
+from protocol.compatibility import VERSION_HEADER, understood_by
 from protocol.errors import (
     BrigadeError,
     ConfigError,
@@ -29,6 +32,7 @@ from protocol.errors import (
     error_from_body,
 )
 from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
+from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import ErrorAnswer, Hello
 from protocol.tls import COORDINATOR_NAME, client_context, fingerprint, first_contact_context
 
@@ -61,19 +65,38 @@ def checked_coordinator_url(text: str) -> str:
     return str(plain).rstrip("/")
 
 
+def checked_coordinator_urls(text: str) -> tuple[str, ...]:
+    """The addresses in a list that is separated by commas, each once.
+
+    Raises:
+        ConfigError: one of them is no address, or there is none.
+    """
+    parts = [part for part in text.split(",") if part.strip()] or [""]
+    return tuple(dict.fromkeys(checked_coordinator_url(part) for part in parts))
+
+
 class CoordinatorSession:
     """Requests to one coordinator, verified and with the key. Made by `pinned_session`.
+
+    A request that nobody answers goes to the coordinator's next address, so it may be carried out twice where an
+    answer was lost.
 
     Every method raises the coordinator's own error as the class of `protocol/errors.py` that it is, and
     `UnreachableError` where nobody or something else answers.
     """
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, ca_pem: str) -> None:
+    def __init__(self, http: aiohttp.ClientSession, urls: Sequence[str], ca_pem: str) -> None:
         self._http = http
-        self.url = url
-        """`https://host:port`, without a trailing slash."""
+        self._urls = deque(urls)
         self.ca_pem = ca_pem
         """The cluster's CA, verified by the key: good for dialling workers."""
+        self._version: str | None = None
+        """What the coordinator speaks; None when it has been away, since another version may come back."""
+
+    @property
+    def url(self) -> str:
+        """The address that answered last, or the first: `https://host:port`, without a trailing slash."""
+        return self._urls[0]
 
     async def get(self, path: str, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
         """`GET path`; the answer as a `kind`."""
@@ -83,9 +106,17 @@ class CoordinatorSession:
     async def post(
         self, path: str, body: msgspec.Struct | None, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> T:
-        """`POST path` with `body`, or with none; the answer as a `kind`."""
-        encoded = b"" if body is None else encode_json(body)
+        """`POST path` with `body` (less what is too new for the coordinator) or none; the answer as a `kind`."""
+        version = self._version or await self.greet()
+        encoded = b"" if body is None else encode_json(understood_by(body, version))
         data = await self._answer("POST", path, encoded, MAX_ANSWER_BYTES, timeout_s)
+        return self._decoded(path, data, kind)
+
+    async def patch(
+        self, path: str, body: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> T:
+        """`PATCH path` with `body`; the answer as a `kind`."""
+        data = await self._answer("PATCH", path, encode_json(body), MAX_ANSWER_BYTES, timeout_s)
         return self._decoded(path, data, kind)
 
     async def delete(self, path: str, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
@@ -99,13 +130,31 @@ class CoordinatorSession:
         """`GET path`; the answer as it is. TooLargeError if it has more than `max_bytes`."""
         return await self._answer("GET", path, None, max_bytes, timeout_s)
 
+    async def greet(self) -> str:
+        """Ask for the coordinator's protocol version. ProtocolVersionError if it is of another major."""
+        hello = await self.get("/v1/hello", Hello)
+        check_version(hello.protocol_version)
+        self._version = hello.protocol_version
+        return hello.protocol_version
+
     async def _answer(self, method: str, path: str, body: bytes | None, max_bytes: int, timeout_s: float) -> bytes:
+        try:
+            return await _first_answer(
+                self._urls, lambda url: self._answer_of(url, method, path, body, max_bytes, timeout_s)
+            )
+        except UnreachableError:
+            self._version = None
+            raise
+
+    async def _answer_of(
+        self, url: str, method: str, path: str, body: bytes | None, max_bytes: int, timeout_s: float
+    ) -> bytes:
         headers = {} if not body else {"Content-Type": "application/json"}
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S)
-        with _connection_errors(self.url):
+        with _connection_errors(url):
             async with self._http.request(
                 method,
-                self.url + path,
+                url + path,
                 data=body,
                 headers=headers,
                 timeout=timeout,
@@ -114,17 +163,8 @@ class CoordinatorSession:
             ) as response:
                 data = await _limited_body(response, max_bytes)
                 if response.status >= 300:
-                    raise self._error(response.status, data)
+                    raise _error(url, response.status, data)
                 return data
-
-    def _error(self, status: int, data: bytes) -> BrigadeError:
-        try:
-            return error_from_body(decode_json(data, ErrorAnswer).error)
-        except (InvalidRequestError, TooLargeError):
-            return UnreachableError(
-                f"{self.url} answered with HTTP status {status}, not as a Brigade coordinator does: "
-                "check the address, and whether a proxy is in between"
-            )
 
     def _decoded(self, path: str, data: bytes, kind: type[T]) -> T:
         try:
@@ -140,23 +180,58 @@ class CoordinatorSession:
 async def pinned_session(url: str, key: ApiKey) -> AsyncIterator[CoordinatorSession]:
     """Requests to the coordinator at `url` with `key`; connections are kept until the context ends.
 
+    `url` may be several, separated by commas: all of one cluster.
+
     Raises:
         ConfigError: `url` is not a coordinator's address.
         UnreachableError: nobody answers there, or not as a coordinator does.
         UnauthenticatedError: the coordinator is of another cluster than the key.
         ProtocolVersionError: it speaks another version.
     """
-    url = checked_coordinator_url(url)
-    ca_pem = await _pinned_ca(url, key.ca_fingerprint)
+    urls = deque(checked_coordinator_urls(url))
+    ca_pem = await _first_answer(urls, lambda one: _pinned_ca(one, key.ca_fingerprint))
     connector = aiohttp.TCPConnector(ssl=client_context(ca_pem), limit=16)
-    headers = {"Authorization": f"Bearer {key.text()}"}
+    headers = {"Authorization": f"Bearer {key.text()}", VERSION_HEADER: PROTOCOL_VERSION}
     async with aiohttp.ClientSession(
         connector=connector, headers=headers, cookie_jar=aiohttp.DummyCookieJar()
     ) as http:
-        session = CoordinatorSession(http, url, ca_pem)
-        hello = await session.get("/v1/hello", Hello)
-        check_version(hello.protocol_version)
+        session = CoordinatorSession(http, urls, ca_pem)
+        await session.greet()
         yield session
+
+
+async def _first_answer(urls: deque[str], ask: Callable[[str], Awaitable[T]]) -> T:
+    """What the first address says that answers at all; it then stands first in `urls`."""
+    failures: list[UnreachableError] = []
+    for url in tuple(urls):
+        try:
+            answer = await ask(url)
+        except UnreachableError as exc:
+            failures.append(exc)
+        except BrigadeError:
+            _put_first(urls, url)
+            raise
+        else:
+            _put_first(urls, url)
+            return answer
+    if len(failures) == 1:
+        raise failures[0]
+    reasons = "; ".join(failure.message for failure in failures)
+    raise UnreachableError(f"none of the coordinator's {len(failures)} addresses answers: {reasons}")
+
+
+def _put_first(urls: deque[str], url: str) -> None:
+    urls.rotate(-urls.index(url))
+
+
+def _error(url: str, status: int, data: bytes) -> BrigadeError:
+    try:
+        return error_from_body(decode_json(data, ErrorAnswer).error)
+    except (InvalidRequestError, TooLargeError):
+        return UnreachableError(
+            f"{url} answered with HTTP status {status}, not as a Brigade coordinator does: "
+            "check the address, and whether a proxy is in between"
+        )
 
 
 async def _pinned_ca(url: str, ca_fingerprint: str) -> str:

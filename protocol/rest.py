@@ -1,4 +1,10 @@
-"""Bodies of the HTTP requests and answers, filed by who asks. JSON on the wire."""
+"""Bodies of the HTTP requests and answers, filed by who asks. JSON on the wire.
+
+What programs say to each other may have fields that this side doesn't know yet: they are passed over. What a person
+may have written by hand (`_Request`) may not: there an unknown field is a slip, and to pass it over would be to do
+something else than was asked. A newer client leaves out what an older coordinator can't know
+(`protocol.compatibility`).
+"""
 
 from __future__ import annotations
 
@@ -20,11 +26,18 @@ from protocol.ids import (
 from protocol.messages import Precision, SpanStatus, WorkerState
 
 KeyKind = Literal["client", "admin"]
+MAX_ROUTE_WAIT_S = 30.0
+"""An answer that waits longer may be taken for lost; ask again."""
+
 ModelState = Literal["ready", "waiting", "incomplete"]
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every body: immutable, by name, and closed."""
+class _Body(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every body: immutable, by name."""
+
+
+class _Request(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of what clients and operators ask: closed, and as short as it can be said."""
 
 
 class ErrorAnswer(_Body, frozen=True, kw_only=True):
@@ -106,6 +119,17 @@ class SourcesAnswer(_Body, frozen=True, kw_only=True):
     sources: dict[FileHash, tuple[Source, ...]]
 
 
+class BadSource(_Body, frozen=True, kw_only=True):
+    """`POST /v1/worker/sources/bad`: this worker sent other bytes for the file than its hash says. Answer: 204."""
+
+    worker_id: WorkerId
+    file: FileHash
+
+
+BAD_SOURCE_S = 600.0
+"""For so long a bad source is named to nobody for that file."""
+
+
 # ------------------------------------------------------------------ a client asks
 
 
@@ -123,13 +147,15 @@ class ModelInfo(_Body, frozen=True, kw_only=True):
     revision: Revision
     state: ModelState
     reason: str
-    """Why it isn't ready and what happens next; empty when ready."""
+    """Why it isn't ready and what happens next; when ready, why it has fewer replicas than are wanted, or empty."""
     architecture: str
     n_blocks: int
     context_length: int
     size_bytes: int
     is_chat: bool
     coverage: tuple[BlockCoverage, ...]
+    n_replicas: int = 1
+    """How many workers are to hold each block."""
 
 
 class ModelList(_Body, frozen=True, kw_only=True):
@@ -138,13 +164,30 @@ class ModelList(_Body, frozen=True, kw_only=True):
     models: tuple[ModelInfo, ...]
 
 
-class RouteRequest(_Body, frozen=True, kw_only=True):
+class HopFailure(_Request, frozen=True, kw_only=True):
+    """Why a client gave up a route: what it was told, or that nothing came."""
+
+    worker_id: WorkerId | None = None
+    """The worker to blame; None if the route just stood still."""
+    noticed_by: WorkerId | None = None
+    """The worker that said so; None if the client saw it itself."""
+    code: str
+    """Of the error, as in `protocol.errors`; `stalled` if nothing came in time."""
+
+
+class RouteRequest(_Request, frozen=True, kw_only=True):
     """`POST /v1/routes`: a way through the model for one generation."""
 
     model: ModelName
     n_prompt_tokens: int
     max_tokens: int
     exclude: tuple[WorkerId, ...] = ()
+    continues: SessionId | None = None
+    """The session of the same key that failed and is to go on by another route."""
+    failure: HopFailure | None = None
+    """How that session failed."""
+    wait_s: float = 0.0
+    """How long the answer may wait for a route, if there is none yet."""
 
     def __post_init__(self) -> None:
         """Refuse counts that no generation can have. ValueError: msgspec reports it as invalid."""
@@ -152,6 +195,8 @@ class RouteRequest(_Body, frozen=True, kw_only=True):
             raise ValueError(f"the prompt has {self.n_prompt_tokens} tokens; at least 1 is needed")
         if not 1 <= self.max_tokens < 2**31:
             raise ValueError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
+        if not 0.0 <= self.wait_s <= MAX_ROUTE_WAIT_S:
+            raise ValueError(f"wait_s is {self.wait_s}; it must be between 0 and {MAX_ROUTE_WAIT_S:g}")
 
 
 class RouteHop(_Body, frozen=True, kw_only=True):
@@ -196,6 +241,8 @@ class WorkerInfo(_Body, frozen=True, kw_only=True):
     free_kv_bytes: int
     decode_s_per_block: float
     last_seen_s_ago: float
+    version: str = ""
+    """Of Brigade, as the worker says; empty until it has."""
     pinned_blocks: BlockRange | None = None
 
 
@@ -207,18 +254,46 @@ class ClusterStatus(_Body, frozen=True, kw_only=True):
     url: str
     database: str
     """Kind of database (sqlite, postgresql), never its URL."""
+    database_problem: str = ""
+    """Why the database can't be used now; empty while it can."""
     models: tuple[ModelInfo, ...]
     workers: tuple[WorkerInfo, ...]
 
 
-class AddModelRequest(_Body, frozen=True, kw_only=True):
+class AddModelRequest(_Request, frozen=True, kw_only=True):
     """`POST /admin/v1/models`: serve the manifest `revision`, already in the coordinator's store, as `name`."""
 
     name: ModelName
     revision: Revision
+    n_replicas: int = 1
+    """How many workers are to hold each block."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense. ValueError: msgspec reports it as invalid."""
+        check_replicas(self.n_replicas)
 
 
-class CreateKeyRequest(_Body, frozen=True, kw_only=True):
+class ChangeModelRequest(_Request, frozen=True, kw_only=True):
+    """`PATCH /admin/v1/models/{name}`."""
+
+    n_replicas: int
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense. ValueError: msgspec reports it as invalid."""
+        check_replicas(self.n_replicas)
+
+
+MAX_REPLICAS = 1000
+"""More workers than that nobody has."""
+
+
+def check_replicas(n_replicas: int) -> None:
+    """ValueError unless so many workers can be asked to hold each block."""
+    if not 1 <= n_replicas <= MAX_REPLICAS:
+        raise ValueError(f"{n_replicas} replicas; 1 to {MAX_REPLICAS} can be asked for")
+
+
+class CreateKeyRequest(_Request, frozen=True, kw_only=True):
     """`POST /admin/v1/keys`."""
 
     name: str

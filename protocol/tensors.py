@@ -24,13 +24,13 @@ _MAX_ELEMENTS = 2**40
 
 
 def tensor_from_bytes(
-    data: bytes | bytearray | memoryview, dtype: str, shape: Sequence[int], *, must_be_finite: bool = False
+    data: bytes | bytearray | memoryview, dtype: str, shape: Sequence[int], *, are_states: bool = False
 ) -> torch.Tensor:
     """The tensor that `data` holds: a copy, so the buffer may be reused.
 
     Raises:
-        ProtocolError: a dtype or shape that isn't allowed, a length that doesn't agree with them, or, if that is
-            checked, a value that is NaN or infinite.
+        ProtocolError: a dtype or shape that isn't allowed, a length that doesn't agree with them, or, if
+            `are_states`, what no block of a model puts out: NaN, infinity, a row of nothing but zeros.
     """
     if dtype not in _DTYPES:
         raise ProtocolError(f"dtype {dtype[:20]!r} is none of {', '.join(_DTYPES)}")
@@ -39,8 +39,8 @@ def tensor_from_bytes(
     if n_bytes != n_expected:
         raise ProtocolError(f"{n_bytes} bytes for a {dtype} tensor {tuple(shape)}, which has {n_expected}")
     tensor = torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype]).reshape(tuple(shape))
-    if must_be_finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise ProtocolError(f"a tensor {tuple(shape)} with values that are NaN or infinite")
+    if are_states and tensor.is_floating_point():
+        _check_states(tensor)
     return tensor
 
 
@@ -54,6 +54,13 @@ def bytes_from_tensor(tensor: torch.Tensor) -> tuple[str, bytes]:
         raise ProtocolError(f"{tensor.dtype} doesn't travel; {', '.join(_DTYPES)} do")
     # numpy has no bfloat16, so the bytes are viewed as bytes
     return _NAMES[tensor.dtype], tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _check_states(tensor: torch.Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ProtocolError(f"a tensor {tuple(tensor.shape)} with values that are NaN or infinite")
+    if not bool(tensor.any(dim=-1).all()):
+        raise ProtocolError(f"a tensor {tuple(tensor.shape)} with a row of nothing but zeros")
 
 
 def _n_elements(shape: Sequence[int]) -> int:

@@ -2,6 +2,9 @@
 
 itsdangerous signs (HMAC-SHA256, one salt per kind, so kinds never pass for one another); the keys are a list,
 oldest first, so that an old one verifies until it is retired. Time is an argument.
+
+A claim that this side doesn't know may be a restriction, so it is refused; the coordinator writes a ticket in the
+version of the worker that it is for (`protocol.compatibility`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
 MAX_TOKEN_CHARS = 8192
 
 
-class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What every token says: until when it is good (seconds since 1970, UTC)."""
 
     expires_at_s: float
@@ -58,6 +61,8 @@ class Ticket(Claims, frozen=True, kw_only=True, tag="route-ticket"):
     """Whose tokens the head accepts."""
     max_positions: int
     """Most positions, prompt and answer together, that may be run."""
+    continues: SessionId | None = None
+    """A failed session of the same client whose cached positions this one may take over, as far as they match."""
 
 
 class AttachTicket(Claims, frozen=True, kw_only=True, tag="attach-ticket"):

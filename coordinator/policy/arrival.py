@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 
 from coordinator.policy.changes import Change, assign, save_assignment, save_worker
+from coordinator.policy.handover import reported_on
 from coordinator.policy.state import Assignment, ClusterState, WorkerRecord
 from protocol.ids import WorkerId
 from protocol.messages import Announce, Drain, SpanAssignment, SpanStatus
@@ -43,11 +44,12 @@ def connected(change: Change, worker_id: WorkerId, announce: Announce) -> Change
     assignment = _assignment(change.state, old, announce)
     worker = replace(
         _present(old, announce, change.now_s),
-        assignment=assignment,
+        assignment=_with_leaving(assignment, announce),
         reported=_reports_of(assignment, announce),
     )
+    worker = reported_on(worker)
     change = change.with_worker(worker).then(save_worker(worker))
-    if assignment != old.assignment:
+    if assignment.epoch != old.assignment.epoch:
         change = change.then(save_assignment(worker_id, assignment))
     change = change.sent(worker_id, assign(assignment))
     if worker.drain_reason is not None:
@@ -66,7 +68,9 @@ def _present(old: WorkerRecord, announce: Announce, now_s: float) -> WorkerRecor
         has_said_leaving=old.has_said_leaving and is_same_process,
         drain_reason=old.drain_reason if is_same_process else None,
         kept_until_s=old.kept_until_s if is_same_process else None,
+        is_doubted=is_same_process and old.kept_until_s is not None and old.is_doubted,
         hostname=announce.hostname[:_MAX_HOSTNAME],
+        version=announce.version[:_MAX_HOSTNAME],
         url=announce.url,
         device=announce.device,
         pinned_model=announce.pinned_model,
@@ -89,8 +93,20 @@ def _assignment(state: ClusterState, old: WorkerRecord, announce: Announce) -> A
         for status in announce.spans
     )
     if _can_hold(state, spans):
-        return Assignment(epoch=announce.epoch, spans=spans, reason="held already when it connected")
+        reason = "held already when it connected"
+        return Assignment(epoch=announce.epoch, spans=spans, reason=reason, unwanted_bytes=None)
     return Assignment(epoch=announce.epoch + 1, spans=(), reason="what it held is served no longer")
+
+
+def _with_leaving(assignment: Assignment, announce: Announce) -> Assignment:
+    """With what it serves on: nothing if it was started again, what it says if it missed its assignment."""
+    if announce.epoch == assignment.epoch:
+        return assignment
+    if announce.epoch == 0:
+        return replace(assignment, leaving=(), unwanted_bytes=0)
+    ready = {(s.model, s.revision, s.blocks) for s in announce.spans if s.state == "ready"}
+    leaving = tuple(span for span in assignment.leaving if (span.model, span.revision, span.blocks) in ready)
+    return replace(assignment, leaving=leaving)
 
 
 def _can_hold(state: ClusterState, spans: tuple[SpanAssignment, ...]) -> bool:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Self
 
-from coordinator.policy.coverage import counts, gaps, has_failed, spans_of
+from coordinator.policy.coverage import counts, gaps, has_failed, ready_counts, spans_of
 from coordinator.policy.gap_filling import Candidate
-from coordinator.policy.sizing import (
-    capacity_bytes,
-    decode_s_per_block,
-    end_bytes,
-    largest_block_bytes,
-    spans_bytes,
-)
+from coordinator.policy.handover import breaks_a_route
+from coordinator.policy.measures import Measures
+from coordinator.policy.sizing import capacity_bytes, decode_s_per_block
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
-from protocol.ids import BlockRange, WorkerId
+from protocol.ids import BlockRange, ModelName, WorkerId
 from protocol.messages import SpanAssignment
 
 
@@ -28,6 +25,9 @@ class Board:
     """Of workers whose spans count as held, and of those only."""
     assignable: tuple[WorkerRecord, ...]
     """Workers that may be given something, by id."""
+    measures: Measures = field(default_factory=Measures)
+    n_holders: dict[ModelName, list[int]] = field(default_factory=dict)
+    """What `counts` found, kept up to date."""
 
     @classmethod
     def of(cls, state: ClusterState) -> Self:
@@ -41,11 +41,18 @@ class Board:
 
     def copy(self) -> Self:
         """Another board to try something on."""
-        return type(self)(state=self.state, spans=dict(self.spans), assignable=self.assignable)
+        return type(self)(
+            state=self.state,
+            spans=dict(self.spans),
+            assignable=self.assignable,
+            measures=self.measures,
+            n_holders={name: list(n_of) for name, n_of in self.n_holders.items()},
+        )
 
-    def take(self, other: Board) -> None:
-        """Keep what was tried."""
-        self.spans = dict(other.spans)
+    def take(self, other: Board, *, workers: Collection[WorkerId] | None = None) -> None:
+        """Keep what was tried; with `workers`, of these only."""
+        self.spans |= other.spans if workers is None else {w: other.spans[w] for w in workers}
+        self.n_holders.clear()
 
     def without(self, model: ModelRecord) -> Self:
         """A board on which the workers that could be given something else hold nothing of the model."""
@@ -55,32 +62,59 @@ class Board:
                 board._drop(worker.worker_id, model)  # noqa: SLF001 - a board like this one
         return board
 
+    def without_doubted(self) -> Self:
+        """A board on which workers that have been away for a while hold nothing."""
+        board = self.copy()
+        board.spans = {w: spans for w, spans in self.spans.items() if not self.state.workers[w].is_doubted}
+        board.n_holders.clear()
+        return board
+
     def give(self, worker_id: WorkerId, model: ModelRecord, blocks: BlockRange) -> None:
         """Have the worker hold this range of the model, and no other range of it."""
         self._drop(worker_id, model)
         span = SpanAssignment(model=model.name, revision=model.revision, blocks=blocks)
+        self._count(model, span, 1)
         self.spans[worker_id] = (*self.spans[worker_id], span)
 
     def counts(self, model: ModelRecord) -> list[int]:
-        """For each block of the model, how many hold it; who failed to doesn't."""
-        ranges = (
-            span.blocks
-            for worker_id, spans in self.spans.items()
-            for span in spans_of(model, spans)
-            if not has_failed(self.state.workers[worker_id], span)
-        )
-        return counts(ranges, model.manifest.n_blocks)
+        """For each block of the model, how many hold it; who failed to doesn't. To be read only."""
+        if model.name not in self.n_holders:
+            ranges = (
+                span.blocks
+                for worker_id, spans in self.spans.items()
+                for span in spans_of(model, spans)
+                if not has_failed(self.state.workers[worker_id], span)
+            )
+            self.n_holders[model.name] = counts(ranges, model.manifest.n_blocks)
+        return self.n_holders[model.name]
 
     def gaps(self, model: ModelRecord) -> tuple[BlockRange, ...]:
         """The runs of blocks that nobody holds."""
         return gaps(self.counts(model))
 
+    def changes(self) -> dict[WorkerId, tuple[SpanAssignment, ...]]:
+        """The spans of workers that hold others now."""
+        return {
+            worker.worker_id: self.spans[worker.worker_id]
+            for worker in self.assignable
+            if self.spans[worker.worker_id] != worker.assignment.spans
+        }
+
+    def breaks_a_route(self) -> bool:
+        """Whether the changes, other than by operators' pins, would leave a model without a route that has one."""
+        workers, changes = self.state.workers, self.changes()
+        return breaks_a_route(self.state, {w: s for w, s in changes.items() if workers[w].pinned_blocks is None})
+
+    def has_route(self, model: ModelRecord) -> bool:
+        """Whether sessions can run through the model now."""
+        return min(ready_counts(self.state.workers.values(), model)) > 0
+
     # -------------------------------------------------------------- who could take blocks
 
-    def free(self, model: ModelRecord, kv_tokens: int) -> list[Candidate]:
-        """Workers that hold nothing of the model."""
+    def free(self, model: ModelRecord, kv_tokens: int, *, gently: bool = False) -> list[Candidate]:
+        """Workers that hold nothing of the model. `gently`: with room beside all that they serve now."""
         return [
-            self.candidate(worker, model, kv_tokens)
+            self.candidate(worker, model, kv_tokens, gently=gently)
             for worker in self.assignable
             if worker.pinned_blocks is None and not spans_of(model, self.spans[worker.worker_id])
         ]
@@ -90,7 +124,7 @@ class Board:
 
         One after the other: once one counts as movable, its blocks no longer do as held.
         """
-        board, found, n_of = self.copy(), [], self.counts(model)
+        board, found, n_of = self.copy(), [], list(self.counts(model))
         for worker in self.assignable:
             own = spans_of(model, self.spans[worker.worker_id])
             if not own or worker.pinned_blocks is not None or self._has_failed(worker, model):
@@ -104,51 +138,90 @@ class Board:
         return found
 
     def grower(
-        self, model: ModelRecord, gap: BlockRange, kv_tokens: int, *, is_left: bool, exclude: frozenset[WorkerId]
+        self,
+        model: ModelRecord,
+        gap: BlockRange,
+        kv_tokens: int,
+        *,
+        is_left: bool,
+        exclude: frozenset[WorkerId],
+        gently: bool = False,
     ) -> Candidate | None:
         """The roomiest worker whose range of the model ends (`is_left`) or begins where the gap does."""
         found = []
-        for worker in self.assignable:
-            own = spans_of(model, self.spans[worker.worker_id])
-            if (
-                len(own) != 1
-                or worker.worker_id in exclude
-                or worker.pinned_blocks is not None
-                or self._has_failed(worker, model)
-            ):
-                continue
-            held = own[0].blocks
-            if (held.end == gap.start) if is_left else (held.start == gap.end):
-                found.append(self.candidate(worker, model, kv_tokens, held=held))
+        for worker in self.growable(model):
+            held = spans_of(model, self.spans[worker.worker_id])[0].blocks
+            touches = held.end == gap.start if is_left else held.start == gap.end
+            if touches and worker.worker_id not in exclude:
+                found.append(self.candidate(worker, model, kv_tokens, held=held, gently=gently))
         return max(found, key=lambda c: c.room_bytes, default=None)
 
+    def growable(self, model: ModelRecord) -> list[WorkerRecord]:
+        """Workers whose range of the model may become larger."""
+        return [
+            worker
+            for worker in self.assignable
+            if len(spans_of(model, self.spans[worker.worker_id])) == 1
+            and worker.pinned_blocks is None
+            and not self._has_failed(worker, model)
+        ]
+
     def candidate(
-        self, worker: WorkerRecord, model: ModelRecord, kv_tokens: int, *, held: BlockRange | None = None
+        self,
+        worker: WorkerRecord,
+        model: ModelRecord,
+        kv_tokens: int,
+        *,
+        held: BlockRange | None = None,
+        gently: bool = False,
     ) -> Candidate:
         """The worker as one that could take blocks of the model."""
         assert worker.device is not None
         precision = worker.device.precision
         is_mixed = any(span.model != model.name for span in worker.assignment.spans)
-        before, after, both = end_bytes(model.manifest, precision)
+        sizes = self.measures.block_sizes(model, precision, kv_tokens)
+        room_bytes = self.room_bytes(worker, kv_tokens)
+        if gently:
+            room_bytes -= self._making_way_bytes(worker, model)
         return Candidate(
             worker_id=worker.worker_id,
             seconds_per_block=decode_s_per_block(worker, model.manifest, has_other_models=is_mixed),
-            room_bytes=self.room_bytes(worker, kv_tokens),
-            block_bytes=largest_block_bytes(model.manifest, precision, kv_tokens),
-            before_bytes=before,
-            after_bytes=after,
-            both_bytes=both,
+            room_bytes=room_bytes,
+            block_bytes=sizes.largest_bytes,
+            before_bytes=sizes.before_bytes,
+            after_bytes=sizes.after_bytes,
+            both_bytes=sizes.both_bytes,
             held=held,
         )
 
     def room_bytes(self, worker: WorkerRecord, kv_tokens: int) -> int:
         """Bytes that the worker could hold beside its spans."""
         assert worker.device is not None
-        used = spans_bytes(self.state, self.spans[worker.worker_id], worker.device.precision, kv_tokens)
-        return capacity_bytes(worker.device) - used
+        spans, precision = self.spans[worker.worker_id], worker.device.precision
+        return capacity_bytes(worker.device) - self.measures.spans_bytes(self.state, spans, precision, kv_tokens)
+
+    def _making_way_bytes(self, worker: WorkerRecord, model: ModelRecord) -> int:
+        """Weights of what the worker would serve on beside another range of the model, for a while."""
+        assert worker.device is not None
+        spans, old = self.spans[worker.worker_id], worker.assignment
+        if all(span in spans and span.model != model.name for span in worker.served):
+            return 0
+        if old.unwanted_bytes is None:
+            return capacity_bytes(worker.device)
+        taken_away = [span for span in old.spans if span not in spans or span.model == model.name]
+        taken_bytes = self.measures.spans_bytes(self.state, taken_away, worker.device.precision, 0)
+        return old.unwanted_bytes + taken_bytes
 
     def _drop(self, worker_id: WorkerId, model: ModelRecord) -> None:
+        for span in spans_of(model, self.spans[worker_id]):
+            self._count(model, span, -1)
         self.spans[worker_id] = tuple(span for span in self.spans[worker_id] if span.model != model.name)
+
+    def _count(self, model: ModelRecord, span: SpanAssignment, n: int) -> None:
+        """Before the spans change. What a worker failed to hold is neither given again nor dropped here."""
+        n_of = self.counts(model)
+        for i in range(span.blocks.start, span.blocks.end):
+            n_of[i] += n
 
     def _has_failed(self, worker: WorkerRecord, model: ModelRecord) -> bool:
         return any(has_failed(worker, span) for span in spans_of(model, worker.assignment.spans))

@@ -14,9 +14,10 @@ from coordinator.policy.effects import (
     WorkerStatus,
     WriteAudit,
 )
+from coordinator.policy.handover import handed_over
 from coordinator.policy.state import Assignment, ClusterState, ModelRecord, WorkerRecord
 from protocol.ids import ModelName, WorkerId
-from protocol.messages import Assign, CoordinatorToWorker, SpanAssignment
+from protocol.messages import Assign, CoordinatorToWorker, SpanAssignment, SpanStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,17 +69,29 @@ class Change:
             return self
         return self.then(SendToWorker(worker_id=worker_id, message=message))
 
-    def assigned(self, worker_id: WorkerId, assignment: Assignment) -> Self:
-        """The same with a new assignment, saved and told to the worker. Reports of spans that stay are kept."""
+    def assigned(self, worker_id: WorkerId, assignment: Assignment, *, dropped: ModelName | None = None) -> Self:
+        """The same with a new assignment, saved and told to the worker. Reports of spans that stay are kept.
+
+        What the worker serves on meanwhile is found out; of the model `dropped` it is nothing.
+        """
         worker = self.state.workers[worker_id]
-        kept = tuple(s for s in map(worker.status_of, assignment.spans) if s is not None)
-        change = self.updated(worker_id, assignment=assignment, reported=kept)
+        assignment = handed_over(self.state, worker, assignment, dropped)
+        reported = tuple(s for s in (_status_on(worker, span) for span in assignment.spans) if s is not None)
+        change = self.updated(worker_id, assignment=assignment, reported=reported)
         return change.then(save_assignment(worker_id, assignment)).sent(worker_id, assign(assignment))
 
-    def reassigned(self, worker_id: WorkerId, spans: tuple[SpanAssignment, ...], reason: str) -> Self:
+    def reassigned(
+        self,
+        worker_id: WorkerId,
+        spans: tuple[SpanAssignment, ...],
+        reason: str,
+        *,
+        dropped: ModelName | None = None,
+    ) -> Self:
         """The same with other spans for the worker, under the next epoch."""
         old = self.state.workers[worker_id].assignment
-        return self.assigned(worker_id, Assignment(epoch=old.epoch + 1, spans=spans, reason=reason))
+        assignment = Assignment(epoch=old.epoch + 1, spans=spans, reason=reason)
+        return self.assigned(worker_id, assignment, dropped=dropped)
 
 
 def assign(assignment: Assignment) -> Assign:
@@ -103,6 +116,15 @@ def save_worker(worker: WorkerRecord) -> SaveWorker:
         device=worker.device,
         seen_s=worker.seen_s,
     )
+
+
+def _status_on(worker: WorkerRecord, span: SpanAssignment) -> SpanStatus | None:
+    """What is known of a span that goes on: what it served on the way out, it has ready."""
+    if span in worker.assignment.leaving:
+        return SpanStatus(
+            model=span.model, revision=span.revision, blocks=span.blocks, state="ready", reason="", progress=1.0
+        )
+    return worker.status_of(span)
 
 
 def _status(worker: WorkerRecord) -> WorkerStatus:

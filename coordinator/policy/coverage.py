@@ -23,9 +23,8 @@ def has_failed(worker: WorkerRecord, span: SpanAssignment) -> bool:
 
 
 def ready_spans(worker: WorkerRecord, model: ModelRecord) -> tuple[SpanAssignment, ...]:
-    """The worker's spans of this model that sessions may use."""
-    statuses = ((span, worker.status_of(span)) for span in spans_of(model, worker.assignment.spans))
-    return tuple(span for span, status in statuses if status is not None and status.state == "ready")
+    """The worker's spans of this model that sessions may use, one that makes way for another included."""
+    return spans_of(model, worker.served)
 
 
 def ready_counts(workers: Iterable[WorkerRecord], model: ModelRecord) -> list[int]:

@@ -24,7 +24,9 @@ AuditAction = Literal[
     "drain_asked",
     "model_added",
     "model_replaced",
+    "replicas_asked",
     "model_removed",
+    "bad_source",
 ]
 
 
@@ -65,11 +67,12 @@ class SaveAssignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveModel:
-    """Insert a model, or replace the revision that its name stands for."""
+    """Insert a model, or replace what its name stands for."""
 
     name: ModelName
     revision: Revision
     manifest: Manifest
+    n_replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,15 @@ class ModelAdded:
     name: ModelName
     revision: Revision
     manifest: Manifest
+    n_replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicasAsked:
+    """An operator asked for so many workers to hold each block of a model."""
+
+    name: ModelName
+    n_replicas: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,4 +108,4 @@ class TimePassed:
 WorkerEvent = SpansReported | WorkerBeat | FilesChanged | WorkerLeft | SocketLost | DrainAsked
 """Events that mean nothing of a worker that isn't known."""
 
-Event = WorkerJoined | WorkerConnected | WorkerEvent | ModelAdded | ModelRemoved | TimePassed
+Event = WorkerJoined | WorkerConnected | WorkerEvent | ModelAdded | ReplicasAsked | ModelRemoved | TimePassed

@@ -2,52 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from coordinator.policy.changes import Change, save_worker
-from coordinator.policy.placement import Placed, placement
+from coordinator.policy.placement import Placed, placement, take_overs
 from coordinator.policy.sizing import capacity_bytes
 from coordinator.policy.state import Assignment, PolicySettings, Presence, WorkerRecord
 from protocol.ids import WorkerId
 
 
 def time_passed(change: Change) -> Change:
-    """Judge everybody's silence, then place if nothing changed for `settle_s`."""
+    """Judge everybody's silence; place if nothing changed for `settle_s`, and at once what can't wait for that."""
+    change = _clock_looked_at(change)
+    doubted = _doubted(change)
     for worker in change.state.workers.values():
         change = _judged(change, worker)
     changed_s, settle_s = change.state.changed_s, change.state.settings.settle_s
-    # a clock that was set back must not stop placement
-    if changed_s is None or 0 <= change.now_s - changed_s < settle_s:
+    if changed_s is not None and change.now_s - changed_s >= settle_s:
+        change = _all_placed(change, placement(change.state))
+        return replace(change, state=replace(change.state, changed_s=None))
+    return _all_placed(change, take_overs(change.state)) if _doubted(change) - doubted else change
+
+
+def _doubted(change: Change) -> set[WorkerId]:
+    return {worker_id for worker_id, worker in change.state.workers.items() if worker.is_doubted}
+
+
+def _clock_looked_at(change: Change) -> Change:
+    """Take out of everybody's silence what was none: the clock was set, or we stood still and heard nobody."""
+    looked_s, now_s, state = change.state.looked_s, change.now_s, change.state
+    change = replace(change, state=replace(state, looked_s=now_s))
+    gap_s = 0.0 if looked_s is None else now_s - looked_s
+    if 0 <= gap_s <= state.settings.longest_sweep_s:
         return change
-    for worker_id, placed in placement(change.state).items():
-        change = _placed(change, worker_id, placed)
-    return replace(change, state=replace(change.state, changed_s=None))
+    shift_s = max(0.0, gap_s - state.settings.longest_sweep_s)
+    latest_s = now_s + state.settings.lost_after_s
+    workers = {
+        worker_id: replace(
+            worker,
+            # who was heard after the clock was set has the new time already
+            seen_s=min(worker.seen_s + shift_s, now_s),
+            kept_until_s=None if worker.kept_until_s is None else min(worker.kept_until_s + shift_s, latest_s),
+        )
+        for worker_id, worker in state.workers.items()
+    }
+    changed_s = None if state.changed_s is None else min(state.changed_s + shift_s, now_s)
+    return replace(change, state=replace(change.state, workers=workers, changed_s=changed_s))
 
 
 def _judged(change: Change, worker: WorkerRecord) -> Change:
-    if worker.kept_until_s is not None and _is_over(worker.kept_until_s, change):
-        worker = replace(worker, kept_until_s=None)
+    if worker.kept_until_s is not None and change.now_s > worker.kept_until_s:
+        worker = replace(worker, kept_until_s=None, is_doubted=worker.is_doubted and worker.presence == "suspect")
         change = change.with_worker(worker)
         if not worker.is_connected:
             return gone(change, worker, f"left: {worker.drain_reason}")
         change = change.to_place()
-    silent_s = change.now_s - worker.seen_s
-    presence = _presence(worker, silent_s, change.state.settings)
+    settings, silent_s = change.state.settings, change.now_s - worker.seen_s
+    presence = _presence(worker, silent_s, settings)
     if presence == worker.presence:
-        is_over = presence == "gone" and silent_s > change.state.settings.forget_after_s
-        return change.without_worker(worker.worker_id) if is_over else change
-    worker = replace(worker, presence=presence, kept_until_s=None if presence == "lost" else worker.kept_until_s)
+        if presence == "gone" and silent_s > settings.forget_after_s:
+            return change.without_worker(worker.worker_id)
+        return _doubted_if_away(change, worker)
+    if presence in ("lost", "gone"):
+        worker = replace(worker, kept_until_s=None, is_doubted=False)
+    worker = replace(worker, presence=presence)
     change = change.with_worker(worker)
     if presence == "gone" or (presence == "lost" and worker.is_draining):
         return gone(change, worker, f"silent for {silent_s:.0f} s")
     if presence == "lost":
         return change.audited("worker_lost", worker.worker_id, f"silent for {silent_s:.0f} s").to_place()
-    return change
+    return _doubted_if_away(change, worker)
 
 
-def _is_over(until_s: float, change: Change) -> bool:
-    # a clock that was set back must not keep blocks for long
-    return not 0 <= until_s - change.now_s <= change.state.settings.lost_after_s
+def _doubted_if_away(change: Change, worker: WorkerRecord) -> Change:
+    settings, now_s = change.state.settings, change.now_s
+    is_silent = worker.presence == "suspect" and now_s - worker.seen_s >= settings.failover_after_s
+    left_s = None if worker.kept_until_s is None else worker.kept_until_s - settings.lost_after_s
+    has_left = left_s is not None and now_s - left_s >= settings.failover_after_s
+    if worker.is_doubted or not (is_silent or has_left):
+        return change
+    return change.with_worker(replace(worker, is_doubted=True))
 
 
 def _presence(worker: WorkerRecord, silent_s: float, settings: PolicySettings) -> Presence:
@@ -63,6 +98,12 @@ def _presence(worker: WorkerRecord, silent_s: float, settings: PolicySettings) -
             return "gone"
 
 
+def _all_placed(change: Change, placed: Mapping[WorkerId, Placed]) -> Change:
+    for worker_id, what in placed.items():
+        change = _placed(change, worker_id, what)
+    return change
+
+
 def gone(change: Change, worker: WorkerRecord, reason: str) -> Change:
     """The worker is no more: it holds nothing, and others get its blocks."""
     worker = replace(
@@ -71,6 +112,7 @@ def gone(change: Change, worker: WorkerRecord, reason: str) -> Change:
         is_connected=False,
         drain_reason=reason,
         kept_until_s=None,
+        is_doubted=False,
         files=frozenset(),
         heartbeat=None,
     )

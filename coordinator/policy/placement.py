@@ -1,22 +1,23 @@
 """Who holds which blocks: what is to change, and in words why; nothing that is held and needed moves.
 
 Models in the order in which they were added. For each: pinned workers get what their operator fixed; blocks that
-nobody holds go to workers with room (`gap_filling`), by measured speed. A model that can't be completed so, and
-thus can't be used anyway, is laid out anew if that completes it. When all is held, a worker without anything
-becomes a replica of what the fewest hold, else a spare.
+nobody holds go to workers with room (`mending`), by measured speed. When all is held, models that want more
+replicas get them, and a worker without anything becomes a replica of what the fewest hold, else a spare
+(`replicas`). Last, blocks of workers that have been away for a moment are given to others as well, where that
+takes nothing from anybody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.policy.board import Board
-from coordinator.policy.coverage import runs
-from coordinator.policy.gap_filling import Candidate, Filling, filled
+from coordinator.policy.mending import fill_model, take_over
+from coordinator.policy.replicas import add_replicas, make_replica
 from coordinator.policy.sizing import KV_TARGETS
-from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
-from protocol.ids import BlockRange, WorkerId
+from coordinator.policy.state import ClusterState, WorkerRecord
+from protocol.ids import WorkerId
 from protocol.messages import SpanAssignment
 
 
@@ -37,12 +38,27 @@ def placement(state: ClusterState) -> Mapping[WorkerId, Placed]:
         if worker.pinned_blocks is not None:
             reasons[worker.worker_id] = _pin(board, worker)
     # a second pass stands on what the first has placed, and may complete what it left out
-    is_complete = [_fill_model(board, model) or _fill_model(board, model) for model in state.models.values()]
+    is_complete = [fill_model(board, model) or fill_model(board, model) for model in state.models.values()]
     if all(is_complete):
+        for model in state.models.values():
+            add_replicas(board, model)
         for worker in board.assignable:
             if not board.spans[worker.worker_id] and worker.pinned_blocks is None:
-                _make_replica(board, worker)
+                make_replica(board, worker)
+    for model in state.models.values():
+        take_over(board, model)
     return _changes(board, reasons, complete=all(is_complete))
+
+
+def take_overs(state: ClusterState) -> Mapping[WorkerId, Placed]:
+    """What to add at once because workers have been away for a moment, without moving anything."""
+    board = Board.of(state)
+    for model in state.models.values():
+        take_over(board, model)
+    return {
+        worker_id: Placed(spans=spans, reason=_reason(board, state.workers[worker_id], complete=False))
+        for worker_id, spans in board.changes().items()
+    }
 
 
 def _changes(board: Board, pin_reasons: Mapping[WorkerId, str], *, complete: bool) -> dict[WorkerId, Placed]:
@@ -50,8 +66,10 @@ def _changes(board: Board, pin_reasons: Mapping[WorkerId, str], *, complete: boo
     for worker in board.assignable:
         spans = board.spans[worker.worker_id]
         has_new_spans = spans != worker.assignment.spans
+        if spans and not has_new_spans:
+            continue
         reason = pin_reasons.get(worker.worker_id) or _reason(board, worker, complete=complete)
-        if has_new_spans or (not spans and reason != worker.assignment.reason):
+        if has_new_spans or reason != worker.assignment.reason:
             is_pinned = worker.worker_id in pin_reasons
             changes[worker.worker_id] = Placed(spans=spans, reason=reason, is_pinned=is_pinned)
     return changes
@@ -94,98 +112,3 @@ def _pin(board: Board, worker: WorkerRecord) -> str:
     span = SpanAssignment(model=model.name, revision=model.revision, blocks=blocks)
     board.spans[worker.worker_id] = (span,)
     return f"pinned to blocks {blocks} of {model.name} by its operator (--blocks)"
-
-
-# ------------------------------------------------------------------ blocks that nobody holds
-
-
-def _fill_model(board: Board, model: ModelRecord) -> bool:
-    """Give out what nobody holds of a model; whether all of it is held then.
-
-    Moving nothing comes before room for long contexts, and that before leaving blocks out.
-    """
-    if not board.gaps(model):
-        return True
-    attempts: list[tuple[Board, int]] = [(board.copy(), kv_tokens) for kv_tokens in KV_TARGETS]
-    attempts += [(board.without(model), kv_tokens) for kv_tokens in KV_TARGETS]
-    for trial, kv_tokens in attempts:
-        _fill_gaps(trial, model, kv_tokens)
-        if not trial.gaps(model):
-            board.take(trial)
-            return True
-    board.take(attempts[len(KV_TARGETS) - 1][0])
-    return False
-
-
-def _fill_gaps(board: Board, model: ModelRecord, kv_tokens: int) -> None:
-    for gap in board.gaps(model):
-        for worker_id, blocks in _best_filling(board, model, gap, kv_tokens).given.items():
-            board.give(worker_id, model, blocks)
-
-
-def _best_filling(board: Board, model: ModelRecord, gap: BlockRange, kv_tokens: int) -> Filling:
-    """The least disturbing way that fills the gap; if none does, the one that fills most."""
-    tried: list[Filling] = []
-    for filling in _fillings(board, model, gap, kv_tokens):
-        if filling.n_missing == 0:
-            return filling
-        tried.append(filling)
-    return min(tried, key=lambda filling: filling.n_missing)
-
-
-def _fillings(board: Board, model: ModelRecord, gap: BlockRange, kv_tokens: int) -> Iterator[Filling]:
-    """Ways to fill the gap, the least disturbing first."""
-    n_blocks = model.manifest.n_blocks
-    free = board.free(model, kv_tokens)
-    if len(gap) < n_blocks:
-        # a part that was lost: one worker for it costs a route fewer hops than several
-        yield from (filled(gap, n_blocks, [candidate]) for candidate in _by_speed(free))
-    yield filled(gap, n_blocks, free)
-    movable = board.redundant(model, kv_tokens)
-    yield filled(gap, n_blocks, free + movable)
-    moved = frozenset(candidate.worker_id for candidate in movable)
-    yield filled(
-        gap,
-        n_blocks,
-        free + movable,
-        left=board.grower(model, gap, kv_tokens, is_left=True, exclude=moved),
-        right=board.grower(model, gap, kv_tokens, is_left=False, exclude=moved),
-    )
-
-
-def _by_speed(candidates: list[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=lambda c: (c.seconds_per_block, c.worker_id))
-
-
-# ------------------------------------------------------------------ replicas and spares
-
-
-def _make_replica(board: Board, worker: WorkerRecord) -> None:
-    """Give the worker the largest range it can hold of the blocks that the fewest hold, if any fits."""
-    for kv_tokens in KV_TARGETS:
-        options = []
-        for i, model in enumerate(board.state.models.values()):
-            candidate = board.candidate(worker, model, kv_tokens)
-            for blocks, n_holders in runs(board.counts(model)):
-                part = _largest_part(candidate, blocks, model.manifest.n_blocks)
-                if part is not None:
-                    options.append((n_holders, -len(part), i, part.start, model, part))
-        if options:
-            *_, model, part = min(options, key=lambda option: option[:4])
-            board.give(worker.worker_id, model, part)
-            return
-
-
-def _largest_part(candidate: Candidate, blocks: BlockRange, n_blocks: int) -> BlockRange | None:
-    """The largest part of `blocks` that fits: all, else from its start, else up to its end, else from within."""
-    owns_first, owns_last = blocks.start == 0, blocks.end == n_blocks
-    if candidate.cap(is_first=owns_first, is_last=owns_last) >= len(blocks):
-        return blocks
-    n = min(candidate.cap(is_first=owns_first), len(blocks) - 1)
-    if n > 0:
-        return BlockRange(blocks.start, blocks.start + n)
-    n = min(candidate.cap(is_last=owns_last), len(blocks) - 1)
-    if n > 0:
-        return BlockRange(blocks.end - n, blocks.end)
-    n = min(candidate.cap(), len(blocks) - 2)
-    return BlockRange(blocks.start + 1, blocks.start + 1 + n) if n > 0 else None

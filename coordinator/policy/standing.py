@@ -23,7 +23,7 @@ def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[Wo
             left_s = max(0.0, worker.kept_until_s - now_s)
             return "gone", (
                 f"left: {worker.drain_reason}; its blocks are kept for it for {left_s:.0f} s, in case it is "
-                "started again, then others get them"
+                "started again; meanwhile others with room are given them as well, and then they are taken from it"
             )
         case "suspect":
             return "suspect", _suspicion(state, worker, silent_s)
@@ -39,7 +39,10 @@ def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[Wo
 def _suspicion(state: ClusterState, worker: WorkerRecord, silent_s: float) -> str:
     what = "silent" if worker.is_connected else "its control socket closed; not heard of"
     left_s = max(0.0, state.settings.lost_after_s - silent_s)
-    return f"{what} for {silent_s:.0f} s: no new sessions go there; others get its blocks in {left_s:.0f} s"
+    return (
+        f"{what} for {silent_s:.0f} s: no new sessions go there; others with room are given its blocks as well "
+        f"after {state.settings.failover_after_s:g} s, and in {left_s:.0f} s it counts as lost"
+    )
 
 
 def _standing_here(state: ClusterState, worker: WorkerRecord) -> tuple[WorkerState, str]:

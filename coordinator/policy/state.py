@@ -23,12 +23,16 @@ not routed. lost: so for longer; its blocks are given to others. gone: it left, 
 class PolicySettings:
     """The numbers that decisions depend on."""
 
-    suspect_after_s: float = 5.0
+    suspect_after_s: float = 3.0
+    failover_after_s: float = 2.0
+    """Others with room are given the blocks of a worker that has been away for this long as well (`is_doubted`)."""
     lost_after_s: float = 15.0
     settle_s: float = 1.0
     """Placement waits until nobody joined or left, and no model changed, for this long."""
     forget_after_s: float = 3600.0
     """A lost worker is gone, and a gone one no longer shown, after this long."""
+    longest_sweep_s: float = 2.0
+    """Between two looks at the clock. More, and the clock was set or we stood still, and nobody was silent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,10 @@ class Assignment:
     spans: tuple[SpanAssignment, ...] = ()
     reason: str = ""
     """Why these spans; of an empty assignment: why none, and what would change that."""
+    leaving: tuple[SpanAssignment, ...] = ()
+    """Spans of earlier epochs that the worker serves until those above are ready, at most one of a model."""
+    unwanted_bytes: int | None = 0
+    """Most that weights of earlier epochs may take there until then; None where that isn't known."""
     capacity_bytes: int | None = None
     """What the worker could hold when the spans were chosen; None where the choice wasn't ours (pinned, announced,
     from before a restart)."""
@@ -58,7 +66,11 @@ class WorkerRecord:
     """Set while the worker drains."""
     kept_until_s: float | None = None
     """Set when it was stopped where it runs: its blocks are kept for it until then, in case that was a restart."""
+    is_doubted: bool = False
+    """Whether it has been away for so long that others are given its blocks too. It keeps them if it comes back."""
     hostname: str = ""
+    version: str = ""
+    """Of Brigade, as it says."""
     url: str = ""
     device: DeviceReport | None = None
     pinned_model: ModelName | None = None
@@ -91,6 +103,17 @@ class WorkerRecord:
         """Whether it may be given more."""
         return self.is_routable and self.device is not None
 
+    @property
+    def served(self) -> tuple[SpanAssignment, ...]:
+        """The spans that sessions may use, as far as the worker said: those that are ready, and those leaving."""
+        return (*self.ready, *self.assignment.leaving)
+
+    @property
+    def ready(self) -> tuple[SpanAssignment, ...]:
+        """The assigned spans that it said are ready."""
+        statuses = ((span, self.status_of(span)) for span in self.assignment.spans)
+        return tuple(span for span, status in statuses if status is not None and status.state == "ready")
+
     def status_of(self, span: SpanAssignment) -> SpanStatus | None:
         """What the worker last said of one of its spans; None if nothing yet."""
         for status in self.reported:
@@ -106,6 +129,8 @@ class ModelRecord:
     name: ModelName
     revision: Revision
     manifest: Manifest
+    n_replicas: int = 1
+    """How many workers are to hold each block, if there is room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +143,8 @@ class ClusterState:
     """In the order in which they were added."""
     changed_s: float | None = None
     """When something happened that placement has to answer; None if it has."""
+    looked_s: float | None = None
+    """When silence was judged last; None if never since the start."""
 
 
 # ------------------------------------------------------------------ what the repository loads
@@ -157,11 +184,13 @@ def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> Clu
             hostname=worker.hostname,
             url=worker.url,
             device=worker.device,
-            assignment=Assignment(epoch=worker.epoch, spans=worker.spans, reason=worker.reason),
+            assignment=Assignment(
+                epoch=worker.epoch, spans=worker.spans, reason=worker.reason, unwanted_bytes=None
+            ),
         )
         for worker in stored.workers
     }
-    return ClusterState(settings=settings, workers=workers, models=models, changed_s=now_s)
+    return ClusterState(settings=settings, workers=workers, models=models, changed_s=now_s, looked_s=now_s)
 
 
 # ------------------------------------------------------------------ what must always hold
@@ -177,8 +206,8 @@ def check(state: ClusterState) -> None:
         assert name == model.name
     for worker_id, worker in state.workers.items():
         assert worker_id == worker.worker_id
-        _check_worker(worker)
-        _check_assignment(state, worker)
+        check_worker(worker)
+        check_assignment(state, worker)
 
 
 def check_step(before: ClusterState, after: ClusterState) -> None:
@@ -193,9 +222,11 @@ def check_step(before: ClusterState, after: ClusterState) -> None:
         assert new.epoch > old.epoch or new.spans == old.spans, f"{worker_id}: epoch {new.epoch} for other spans"
 
 
-def _check_worker(worker: WorkerRecord) -> None:
+def check_worker(worker: WorkerRecord) -> None:
+    """Assert what must hold of a worker by itself."""
     assert worker.presence != "here" or worker.is_connected
     assert worker.presence != "gone" or not worker.is_connected
+    assert not worker.is_doubted or worker.presence == "suspect" or worker.kept_until_s is not None
     assert worker.kept_until_s is None or (worker.has_said_leaving and worker.presence not in ("lost", "gone"))
     assert not worker.is_connected or worker.device is not None
     assert not worker.is_connected or worker.presence in ("here", "suspect", "lost")
@@ -204,15 +235,20 @@ def _check_worker(worker: WorkerRecord) -> None:
         assert (status.model, status.revision, status.blocks) in assigned, "a report of what isn't assigned"
 
 
-def _check_assignment(state: ClusterState, worker: WorkerRecord) -> None:
-    spans = worker.assignment.spans
+def check_assignment(state: ClusterState, worker: WorkerRecord) -> None:
+    """Assert what must hold of what a worker is to hold and serves."""
+    spans, leaving = worker.assignment.spans, worker.assignment.leaving
+    assert not leaving or len(worker.ready) < len(spans), f"{worker.worker_id} serves {leaving} for nothing"
+    served = [span.model for span in worker.served]
+    assert len(set(served)) == len(served), f"{worker.worker_id} serves two spans of one model: {worker.served}"
     assert worker.assignment.epoch > 0 or not spans
     assert worker.presence != "gone" or not spans
-    for i, span in enumerate(spans):
+    for span in (*spans, *leaving):
         model = state.models.get(span.model)
         assert model is not None, f"{worker.worker_id} holds {span.model}, which there isn't"
         assert model.revision == span.revision
         assert span.blocks.end <= model.manifest.n_blocks
+    for i, span in enumerate(spans):
         for other in spans[:i]:
             same = (other.model, other.revision) == (span.model, span.revision)
             assert not same or not other.blocks.overlaps(span.blocks), f"{other} and {span} overlap"

@@ -19,6 +19,7 @@ from coordinator.policy.events import (
     FilesChanged,
     ModelAdded,
     ModelRemoved,
+    ReplicasAsked,
     SocketLost,
     SpansReported,
     TimePassed,
@@ -28,6 +29,7 @@ from coordinator.policy.events import (
     WorkerJoined,
     WorkerLeft,
 )
+from coordinator.policy.handover import reported_on
 from coordinator.policy.passing import gone, time_passed
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.ids import ModelName
@@ -51,6 +53,8 @@ def _changed(change: Change, event: Event) -> Change:
             return connected(change, event.worker_id, event.announce)
         case ModelAdded():
             return _model_added(change, event)
+        case ReplicasAsked():
+            return _replicas_asked(change, event)
         case ModelRemoved():
             return _model_removed(change, event.name)
         case TimePassed():
@@ -81,7 +85,9 @@ def _heard(change: Change, worker: WorkerRecord) -> WorkerRecord:
     """The worker, heard of just now. A message that was under way when its socket closed revives nobody."""
     if not worker.is_connected:
         return worker
-    return replace(worker, presence="here", seen_s=change.now_s)
+    # one that was stopped and finishes what runs is on its way out, however much is heard of it
+    is_doubted = worker.is_doubted and worker.kept_until_s is not None
+    return replace(worker, presence="here", seen_s=change.now_s, is_doubted=is_doubted)
 
 
 def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) -> Change:
@@ -90,10 +96,12 @@ def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) ->
     assigned = {(span.model, span.revision, span.blocks) for span in worker.assignment.spans}
     latest = {(s.model, s.revision, s.blocks): s for s in report.spans}
     reported = tuple(sound(status) for key, status in latest.items() if key in assigned)
-    after = replace(worker, reported=reported)
+    after = reported_on(replace(worker, reported=reported))
     change = change.with_worker(after)
     newly_failed = any(has_failed(after, s) and not has_failed(worker, s) for s in worker.assignment.spans)
-    return change.to_place() if newly_failed else change
+    # what is ready now may free what had to stay where it was until then
+    newly_ready = len(after.ready) > len(worker.ready)
+    return change.to_place() if newly_failed or newly_ready else change
 
 
 def _left(change: Change, worker: WorkerRecord, reason: str) -> Change:
@@ -123,7 +131,8 @@ def _socket_lost(change: Change, worker: WorkerRecord) -> Change:
 def _drain_asked(change: Change, worker: WorkerRecord, reason: str) -> Change:
     if worker.presence == "gone":
         return change
-    worker = replace(worker, drain_reason=reason, kept_until_s=None)
+    is_doubted = worker.is_doubted and worker.presence == "suspect"
+    worker = replace(worker, drain_reason=reason, kept_until_s=None, is_doubted=is_doubted)
     change = change.with_worker(worker).audited("drain_asked", worker.worker_id, reason)
     if not worker.is_connected and (worker.presence == "lost" or worker.has_said_leaving):
         return gone(change, worker, f"drained while away: {reason}")
@@ -140,10 +149,21 @@ def _model_added(change: Change, event: ModelAdded) -> Change:
         return change
     if old is not None:
         change = _without_spans_of(change, event.name, f"{event.name} was replaced by another revision")
-    model = ModelRecord(name=event.name, revision=event.revision, manifest=event.manifest)
+    model = ModelRecord(
+        name=event.name, revision=event.revision, manifest=event.manifest, n_replicas=event.n_replicas
+    )
     action: AuditAction = "model_added" if old is None else "model_replaced"
-    save = SaveModel(name=event.name, revision=event.revision, manifest=event.manifest)
-    return change.with_model(model).then(save).audited(action, event.name, event.revision).to_place()
+    return change.with_model(model).then(_save_model(model)).audited(action, event.name, event.revision).to_place()
+
+
+def _replicas_asked(change: Change, event: ReplicasAsked) -> Change:
+    old = change.state.models.get(event.name)
+    if old is None or old.n_replicas == event.n_replicas:
+        return change
+    model = replace(old, n_replicas=event.n_replicas)
+    change = change.with_model(model).then(_save_model(model))
+    details = f"{event.n_replicas} instead of {old.n_replicas}"
+    return change.audited("replicas_asked", event.name, details).to_place()
 
 
 def _model_removed(change: Change, name: ModelName) -> Change:
@@ -155,9 +175,14 @@ def _model_removed(change: Change, name: ModelName) -> Change:
     return change.audited("model_removed", name, model.revision).to_place()
 
 
+def _save_model(model: ModelRecord) -> SaveModel:
+    return SaveModel(name=model.name, revision=model.revision, manifest=model.manifest, n_replicas=model.n_replicas)
+
+
 def _without_spans_of(change: Change, name: ModelName, reason: str) -> Change:
     for worker in change.state.workers.values():
-        spans = tuple(span for span in worker.assignment.spans if span.model != name)
-        if spans != worker.assignment.spans:
-            change = change.reassigned(worker.worker_id, spans, reason)
+        old = worker.assignment
+        spans = tuple(span for span in old.spans if span.model != name)
+        if spans != old.spans or any(span.model == name for span in old.leaving):
+            change = change.reassigned(worker.worker_id, spans, reason, dropped=name)
     return change

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from coordinator.policy.coverage import ready_counts, runs
 from coordinator.policy.missing import missing_blocks
+from coordinator.policy.redundancy import too_few_replicas
 from coordinator.policy.standing import standing
 from coordinator.policy.state import ClusterState, WorkerRecord
 from protocol.ids import FileHash, ModelName, WorkerId
@@ -30,13 +31,14 @@ def model_info(state: ClusterState, name: ModelName, now_s: float) -> ModelInfo:
         name=name,
         revision=model.revision,
         state=model_state,
-        reason="" if missing is None else missing.message,
+        reason=too_few_replicas(state, model) if missing is None else missing.message,
         architecture=manifest.architecture,
         n_blocks=manifest.n_blocks,
         context_length=manifest.context_length,
         size_bytes=manifest.size_bytes(),
         is_chat=manifest.is_chat,
         coverage=tuple(BlockCoverage(blocks=blocks, n_workers=n) for blocks, n in runs(n_of)),
+        n_replicas=model.n_replicas,
     )
 
 
@@ -59,13 +61,17 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         free_kv_bytes=beat.free_kv_bytes if beat is not None else 0,
         decode_s_per_block=_finite(beat.decode_s_per_block) if beat is not None else 0.0,
         last_seen_s_ago=max(0.0, now_s - worker.seen_s),
+        version=worker.version,
         pinned_blocks=worker.pinned_blocks,
     )
 
 
 def _spans(worker: WorkerRecord) -> tuple[SpanStatus, ...]:
-    """What is assigned, as far as reported; a span that the worker hasn't spoken of counts as to be downloaded."""
-    return tuple(
+    """What is assigned, as far as reported, then what is served until that is ready.
+
+    A span that the worker hasn't spoken of counts as to be downloaded.
+    """
+    assigned = tuple(
         worker.status_of(span)
         or SpanStatus(
             model=span.model,
@@ -75,6 +81,17 @@ def _spans(worker: WorkerRecord) -> tuple[SpanStatus, ...]:
             reason="assigned; the worker has said nothing of it yet",
         )
         for span in worker.assignment.spans
+    )
+    return assigned + tuple(
+        SpanStatus(
+            model=span.model,
+            revision=span.revision,
+            blocks=span.blocks,
+            state="ready",
+            reason="served until its replacement is ready",
+            progress=1.0,
+        )
+        for span in worker.assignment.leaving
     )
 
 

@@ -16,6 +16,7 @@ from protocol.ids import ModelName, Revision, WorkerId
 from protocol.messages import Assign, Drain
 from protocol.rest import (
     AddModelRequest,
+    ChangeModelRequest,
     ClusterStatus,
     CreatedKey,
     CreateKeyRequest,
@@ -76,6 +77,27 @@ async def test_workers_drop_the_spans_of_a_removed_model(coordinator: RunningCoo
         dropped = await worker.receive(Assign)
         assert dropped.spans == ()
         assert dropped.epoch > assign.epoch
+
+
+async def test_the_replicas_of_a_model_are_set_and_shown(coordinator: RunningCoordinator, http: Http) -> None:
+    await add_model(coordinator)
+    answer = await http.ask("PATCH", "/admin/v1/models/tiny", ChangeModelRequest(n_replicas=2))
+    assert (answer.status, answer.read(ModelInfo).n_replicas) == (200, 2)
+    shown = (await http.ask("GET", "/admin/v1/models/tiny")).read(ModelInfo)
+    assert shown.n_replicas == 2
+    assert [model.n_replicas for model in (await coordinator.repository.load_state()).models] == [2]
+    missing = await http.ask("PATCH", "/admin/v1/models/other", ChangeModelRequest(n_replicas=2))
+    assert missing.status == 404
+
+
+@pytest.mark.parametrize("body", [b'{"n_replicas": 0}', b'{"n_replicas": 1001}', b"{}"])
+async def test_replicas_that_nobody_can_have_are_refused(
+    coordinator: RunningCoordinator, http: Http, body: bytes
+) -> None:
+    await add_model(coordinator)
+    answer = await http.ask("PATCH", "/admin/v1/models/tiny", body)
+    assert answer.status == 400
+    assert (await http.ask("GET", "/admin/v1/models/tiny")).read(ModelInfo).n_replicas == 1
 
 
 async def test_a_model_that_is_not_in_the_store_is_refused(http: Http) -> None:

@@ -14,7 +14,7 @@ from tests.support.postgres import PostgresServer
 
 COMMANDS = (
     *("", "serve", "status", "model", "model add", "model list", "model show", "model remove"),
-    *("key", "key create", "key list", "key revoke", "worker", "worker list", "worker drain"),
+    *("backup", "restore", "key", "key create", "key list", "key revoke", "worker", "worker list", "worker drain"),
 )
 
 

@@ -33,6 +33,24 @@ def test_a_model_is_added_listed_shown_and_removed(here: Coord, tmp_path: Path) 
     assert "tiny" in err
 
 
+def test_replicas_are_asked_for_when_a_model_is_added_and_later(here: Coord, tmp_path: Path) -> None:
+    source = str(write_model(tmp_path / "model"))
+    code, _, err = here("model", "add", "tiny", source, "--replicas", "2")
+    assert code == 0, err
+    assert json.loads(here("model", "show", "tiny", "--json")[1])["n_replicas"] == 2
+    code, out, err = here("model", "replicas", "tiny", "3")
+    assert (code, out.splitlines()[0]) == (0, "tiny: 3 wanted of each block"), err
+    assert json.loads(here("model", "replicas", "tiny", "4", "--json")[1])["n_replicas"] == 4
+    assert "replicas" in here("model", "list")[1]
+    assert json.loads(here("status", "--json")[1])["models"][0]["n_replicas"] == 4
+    code, _, err = here("model", "replicas", "tiny", "0")
+    assert code == EXIT_USAGE
+    code, _, err = here("model", "replicas", "other", "2")
+    assert code == EXIT_USAGE
+    assert "other" in err
+    assert here("model", "remove", "tiny")[0] == 0
+
+
 def test_a_bad_source_or_name_adds_nothing(here: Coord, tmp_path: Path) -> None:
     code, _, err = here("model", "add", "../evil", str(tmp_path))
     assert code == EXIT_USAGE

@@ -105,6 +105,9 @@ def test_a_status_without_models_and_workers_says_what_to_do(capsys: pytest.Capt
     )
     print_status(status)
     out = capsys.readouterr().out
+    assert "can't be used" not in out
+    print_status(msgspec.structs.replace(status, database_problem="database is locked"))
+    assert "The database can't be used: database is locked" in capsys.readouterr().out
     assert "coord model add NAME SOURCE" in out
     assert "worker join https://a:1" in out
 

@@ -194,6 +194,7 @@ async def test_missing_blocks_are_named_with_a_time_to_come_back(
     assert answer.status == 503
     assert "no worker is connected" in answer.read(ErrorAnswer).error.message
     async with pinned_workers(coordinator, (0, 3)):
+        await eventually(lambda: coordinator.cluster.state.changed_s is None)
         answer = await http.ask("POST", "/v1/routes", route_request())
         error = answer.read(ErrorAnswer).error
         assert (answer.status, error.code) == (503, "model_unavailable")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import aiohttp
@@ -68,10 +70,9 @@ async def test_a_database_that_is_gone_is_told_to_the_worker(tmp_path: Path) -> 
         key = WorkerKey()
         grant = await enrolled(coordinator, key)
         database = tmp_path / "state" / "brigade.db"
-        async with coordinator.repository._engine.begin() as connection:
-            await connection.exec_driver_sql("DROP TABLE assignments")
-            await connection.exec_driver_sql("DROP TABLE workers")
-        assert database.exists()
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("DROP TABLE assignments")
+            connection.execute("DROP TABLE workers")
         async with connected_worker(coordinator, key, grant, announce=announcement()) as worker:
             assert (await worker.receive(Dismiss)).error.code == "storage"
             await worker.closed()

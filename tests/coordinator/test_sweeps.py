@@ -63,7 +63,7 @@ async def test_an_unexpected_error_ends_the_sweep() -> None:
         async def handle(self, event: object) -> None:
             raise RuntimeError("a defect")
 
-    cluster = Broken(Repository(None), PolicySettings(), lambda: 0.0)  # type: ignore[arg-type]
+    cluster = Broken(None, PolicySettings(), lambda: 0.0)  # type: ignore[arg-type]
 
     with pytest.raises(RuntimeError, match="a defect"):
         await sweep_forever(cluster, every_s=0.0)

@@ -13,6 +13,7 @@ from protocol.handshake import PROOF_HEADER, Transcript, is_proof_valid, join_ke
 from protocol.ids import FileHash, SessionId
 from protocol.messages import Assign, Dismiss, FilesHeld, GenerationReport, Leaving
 from protocol.rest import (
+    BadSource,
     ErrorAnswer,
     RouteGrant,
     RouteRequest,
@@ -157,6 +158,43 @@ async def test_sources_are_the_other_workers(tmp_path: Path) -> None:
         assert list(answer.sources) == [held]
         own = (await second.http.ask("POST", "/v1/worker/sources", request)).read(SourcesAnswer)
         assert own.sources == {}
+
+
+async def test_a_bad_source_is_named_no_more_and_goes_into_the_audit_log(tmp_path: Path) -> None:
+    held, other = FileHash("a" * 64), FileHash("b" * 64)
+    async with (
+        running_coordinator(tmp_path) as coordinator,
+        joined_worker(coordinator) as reporter,
+        joined_worker(coordinator, announce=announcement("https://127.0.0.1:7998", files=(held, other))) as bad,
+    ):
+        await reporter.receive(Assign)
+        await bad.receive(Assign)
+        report = BadSource(worker_id=bad.worker_id, file=held)
+        for _ in range(3):
+            assert (await reporter.http.ask("POST", "/v1/worker/sources/bad", report)).status == 204
+        request = SourcesRequest(files=(held, other))
+        answer = (await reporter.http.ask("POST", "/v1/worker/sources", request)).read(SourcesAnswer)
+        assert list(answer.sources) == [other]
+        lines = [line for line in await coordinator.repository.audit_lines() if line.action == "bad_source"]
+        assert [line.subject for line in lines] == [bad.worker_id]
+        assert held in lines[0].details
+        assert reporter.worker_id in lines[0].details
+
+
+@pytest.mark.parametrize("case", ["unknown worker", "file not held", "oneself"])
+async def test_a_bad_source_that_is_none_is_refused(tmp_path: Path, case: str) -> None:
+    held = FileHash("a" * 64)
+    async with (
+        running_coordinator(tmp_path) as coordinator,
+        joined_worker(coordinator, announce=announcement(files=(held,))) as worker,
+    ):
+        await worker.receive(Assign)
+        report = {
+            "unknown worker": BadSource(worker_id=WorkerKey().worker_id, file=held),
+            "file not held": BadSource(worker_id=worker.worker_id, file=FileHash("b" * 64)),
+            "oneself": BadSource(worker_id=worker.worker_id, file=held),
+        }[case]
+        assert (await worker.http.ask("POST", "/v1/worker/sources/bad", report)).status == 404
 
 
 async def test_only_the_tail_of_a_route_may_report_its_generation(tmp_path: Path) -> None:

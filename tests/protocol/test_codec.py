@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from protocol.codec import check_version, decode_json, decode_message, encode_json, encode_message
 from protocol.errors import InvalidRequestError, ProtocolError, ProtocolVersionError, TooLargeError
-from protocol.messages import PROTOCOL_VERSION, DataMessage, SamplingParams, WorkerToCoordinator
-from protocol.rest import RouteRequest
+from protocol.messages import (
+    PROTOCOL_VERSION,
+    DataMessage,
+    SamplingParams,
+    SessionOpened,
+    WorkerToCoordinator,
+)
+from protocol.rest import AddModelRequest, CreateKeyRequest, Hello, RouteRequest
 from tests.protocol.strategies import data_messages
 
 
@@ -53,10 +59,24 @@ def test_a_message_of_the_other_plane_is_refused() -> None:
         decode_message(leaving, DataMessage)
 
 
-def test_an_unknown_field_is_refused() -> None:
-    data = msgspec.msgpack.encode({"type": "opened", "session_id": "s", "is_admin": True})
-    with pytest.raises(ProtocolError, match="is_admin"):
-        decode_message(data, DataMessage)
+def test_a_field_of_a_newer_minor_is_passed_over() -> None:
+    data = msgspec.msgpack.encode({"type": "opened", "session_id": "s", "newer": True})
+    assert decode_message(data, DataMessage) == SessionOpened(session_id="s")
+    hello = b'{"protocol_version": "1.9", "coordinator_id": "c", "time_s": 1.0, "newer": {}}'
+    assert decode_json(hello, Hello) == Hello(protocol_version="1.9", coordinator_id="c", time_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (RouteRequest, b'{"model": "m", "n_prompt_tokens": 1, "max_tokens": 3, "max_token": 4}'),
+        (AddModelRequest, b'{"name": "m", "revision": "r", "replica": 2}'),
+        (CreateKeyRequest, b'{"name": "ci", "knd": "admin"}'),
+    ],
+)
+def test_a_slip_in_what_people_write_is_found(kind: type, body: bytes) -> None:
+    with pytest.raises(InvalidRequestError, match=r"max_token|replica|knd"):
+        decode_json(body, kind)
 
 
 def test_a_body_names_the_field_that_is_wrong() -> None:
@@ -99,6 +119,6 @@ def test_sampling_out_of_range_is_refused_by_name(field: str, value: object) -> 
 def test_another_major_version_is_refused_and_both_are_named() -> None:
     check_version(PROTOCOL_VERSION)
     check_version(PROTOCOL_VERSION.split(".")[0] + ".99")
-    for theirs in ("2.0", "0.9", "", "x" * 1000):
+    for theirs in ("2.0", "0.9", "", "1", "1.", "1.0.0", "1.x", "-1.0", "11.0", "1.\u0663", "1.0\n", "x" * 1000):
         with pytest.raises(ProtocolVersionError, match=PROTOCOL_VERSION):
             check_version(theirs)

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from coordinator.authority import Authority
 from coordinator.state_folder import StateFolder
@@ -26,10 +27,10 @@ from protocol.errors import (
     UnauthenticatedError,
     UnreachableError,
 )
-from protocol.ids import CoordinatorId, KeyId
+from protocol.ids import CoordinatorId, KeyId, ModelName, SessionId
 from protocol.messages import PROTOCOL_VERSION
-from protocol.pinned_http import checked_coordinator_url, pinned_session
-from protocol.rest import CreatedKey, CreateKeyRequest, ErrorAnswer, Hello, KeyList
+from protocol.pinned_http import checked_coordinator_url, checked_coordinator_urls, pinned_session
+from protocol.rest import CreatedKey, CreateKeyRequest, ErrorAnswer, Hello, KeyList, RouteRequest
 from protocol.tls import server_context
 
 UNAVAILABLE = ModelUnavailableError("blocks 3:5 of tiny are missing", retry_after_s=2.5)
@@ -174,6 +175,24 @@ async def test_another_protocol_version(authority: Authority, key: ApiKey) -> No
         assert isinstance(await refused(url, key), ProtocolVersionError)
 
 
+async def test_an_older_coordinator_is_asked_in_its_own_version_until_a_newer_one_is_back(
+    authority: Authority, key: ApiKey
+) -> None:
+    peer = Peer(authority)
+    peer.version = "1.0"
+    asked = RouteRequest(model=ModelName("m"), n_prompt_tokens=1, max_tokens=2)
+    newer = structs.replace(asked, continues=SessionId("s"), wait_s=3.0)
+    async with served(peer, authority) as url, pinned_session(url, key) as session:
+        for version in ("1.0", PROTOCOL_VERSION):
+            peer.version = version
+            await session.post("/keys", newer, CreatedKey)
+            with pytest.raises(UnreachableError):
+                await session.get("/proxy", KeyList)
+        await session.post("/keys", newer, CreatedKey)
+    bodies = [body for method, _, _, body in peer.seen if method == "POST"]
+    assert bodies == [encode_json(asked), encode_json(newer), encode_json(newer)]
+
+
 @pytest.mark.parametrize("ca", ["", "<html>", "x" * 20_000, ssl.DER_cert_to_PEM_cert(b"nonsense")])
 async def test_something_else_answers(authority: Authority, key: ApiKey, ca: str) -> None:
     peer = Peer(authority)
@@ -194,6 +213,57 @@ async def test_nobody_listens(key: ApiKey) -> None:
         error = await refused(url, key)
     assert isinstance(error, UnreachableError)
     assert url in str(error)
+
+
+async def test_several_addresses_are_tried_in_their_order_and_the_one_that_answers_is_kept(
+    authority: Authority, key: ApiKey
+) -> None:
+    first, second = Peer(authority), Peer(authority)
+    nobody = "https://127.0.0.1:1"
+    async with served(second, authority) as second_url:
+        async with (
+            served(first, authority) as first_url,
+            pinned_session(f"{nobody},{first_url},{second_url}", key) as session,
+        ):
+            assert session.url == first_url
+            await session.get("/keys", KeyList)
+            assert second.seen == []
+        async with served(first, authority) as first_url:
+            pinned = pinned_session(f"{first_url},{second_url}", key)
+            session = await pinned.__aenter__()
+        try:
+            assert await session.get("/keys", KeyList) == KeyList(keys=())
+            assert (session.url, len(second.seen)) == (second_url, 1)
+            with pytest.raises(ModelUnavailableError):
+                await session.get("/unavailable", KeyList)
+            assert session.url == second_url
+        finally:
+            await pinned.__aexit__(None, None, None)
+
+
+async def test_none_of_several_addresses_answers(key: ApiKey) -> None:
+    error = await refused("https://127.0.0.1:1,https://127.0.0.1:2", key)
+    assert isinstance(error, UnreachableError)
+    assert "none of the coordinator's 2 addresses answers" in error.message
+    assert "https://127.0.0.1:1 " in error.message
+    assert "https://127.0.0.1:2 " in error.message
+
+
+async def test_an_address_of_another_cluster_is_an_error_though_others_follow(
+    authority: Authority, key: ApiKey, tmp_path: Path
+) -> None:
+    other = Authority(StateFolder(tmp_path), now=datetime.now(UTC))
+    stranger, peer = Peer(other), Peer(authority)
+    async with served(stranger, other) as stranger_url, served(peer, authority) as url:
+        assert isinstance(await refused(f"{stranger_url},{url}", key), UnauthenticatedError)
+    assert [path for _, path, _, _ in stranger.seen] == ["/v1/ca"]
+
+
+def test_lists_of_addresses() -> None:
+    assert checked_coordinator_urls(" a:1,,https://b/ , a:1") == ("https://a:1", "https://b")
+    for text in ("", ",", "a:1,http://b"):
+        with pytest.raises(ConfigError):
+            checked_coordinator_urls(text)
 
 
 async def test_a_server_that_never_answers(key: ApiKey, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,8 +72,21 @@ def test_values_that_are_not_finite_are_refused_when_that_is_checked(value: floa
     _, data = bytes_from_tensor(torch.tensor([1.0, value], dtype=getattr(torch, dtype)))
     assert tensor_from_bytes(data, dtype, (2,)).shape == (2,)
     with pytest.raises(ProtocolError, match="NaN or infinite"):
-        tensor_from_bytes(data, dtype, (2,), must_be_finite=True)
+        tensor_from_bytes(data, dtype, (2,), are_states=True)
 
 
-def test_whole_numbers_are_finite() -> None:
-    assert tensor_from_bytes(b"\xff" * 4, "int32", (1,), must_be_finite=True).tolist() == [-1]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_row_of_zeros_is_refused_when_that_is_checked(dtype: str) -> None:
+    rows = torch.ones(3, 4, dtype=getattr(torch, dtype))
+    rows[1] = 0.0
+    _, data = bytes_from_tensor(rows)
+    assert tensor_from_bytes(data, dtype, (3, 4)).shape == (3, 4)
+    with pytest.raises(ProtocolError, match="nothing but zeros"):
+        tensor_from_bytes(data, dtype, (3, 4), are_states=True)
+    rows[1, 2] = 1.0
+    assert tensor_from_bytes(bytes_from_tensor(rows)[1], dtype, (3, 4), are_states=True).shape == (3, 4)
+
+
+def test_whole_numbers_are_finite_and_may_be_zero() -> None:
+    assert tensor_from_bytes(bytes(4), "int32", (1,), are_states=True).tolist() == [0]
+    assert tensor_from_bytes(b"\xff" * 4, "int32", (1,), are_states=True).tolist() == [-1]

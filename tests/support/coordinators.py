@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from coordinator.app import RunningCoordinator, running, utc_now_s
 from coordinator.config import CoordinatorConfig
 from coordinator.file_store import FileStore
 from protocol.codec import decode_json, decode_message, encode_json, encode_message
+from protocol.compatibility import VERSION_HEADER
 from protocol.handshake import JOIN_PURPOSE, NONCE_BYTES, PROOF_HEADER, Transcript, join_key, join_proof
 from protocol.ids import ModelName, Revision, WorkerId
 from protocol.manifest import FORMAT_VERSION, Manifest, ModelFile, encode_manifest, revision_of
@@ -80,7 +81,7 @@ def bearer(token: str) -> dict[str, str]:
 async def http_session(coordinator: RunningCoordinator, token: str | None = None) -> AsyncIterator[Http]:
     """Verified requests to the coordinator, with a credential if one is given."""
     connector = aiohttp.TCPConnector(ssl=client_context(coordinator.authority.ca_pem))
-    headers = bearer(token) if token is not None else {}
+    headers = {VERSION_HEADER: PROTOCOL_VERSION} | (bearer(token) if token is not None else {})
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         yield Http(session=session, url=f"https://127.0.0.1:{coordinator.port}")
 
@@ -317,11 +318,16 @@ async def connected_worker(
     *,
     announce: Announce | None = None,
     port: int = 7999,
+    version: str = PROTOCOL_VERSION,
 ) -> AsyncIterator[ScriptedWorker]:
-    """`joined_worker`, of a worker that has its credentials."""
+    """`joined_worker`, of a worker that has its credentials and speaks this version of the protocol."""
     async with (
         http_session(coordinator, grant.session_token) as http,
-        http.session.ws_connect(f"{http.url}/v1/worker/control", server_hostname=COORDINATOR_NAME) as socket,
+        http.session.ws_connect(
+            f"{http.url}/v1/worker/control",
+            server_hostname=COORDINATOR_NAME,
+            headers={VERSION_HEADER: version},
+        ) as socket,
     ):
         url = f"https://127.0.0.1:{port}"
         worker = ScriptedWorker(key=key, grant=grant, socket=socket, http=http, url=url)
@@ -333,6 +339,15 @@ async def eventually(question: Callable[[], Any], deadline_s: float = DEADLINE_S
     """What `question` answers, once that is true; asked anew until the deadline."""
     until = time.monotonic() + deadline_s
     while not (answer := question()):
+        assert time.monotonic() < until, "it didn't happen"
+        await asyncio.sleep(0.01)
+    return answer
+
+
+async def eventually_answered(question: Callable[[], Awaitable[Any]], deadline_s: float = DEADLINE_S) -> Any:
+    """As `eventually`, of a question that waits itself."""
+    until = time.monotonic() + deadline_s
+    while not (answer := await question()):
         assert time.monotonic() < until, "it didn't happen"
         await asyncio.sleep(0.01)
     return answer

@@ -9,6 +9,7 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -32,7 +33,25 @@ class PostgresServer:
 
     programs: Path
     socket_folder: Path
+    _command: list[str]
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with (self.socket_folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+            )
+        self._processes.append(process)
+        _wait_until_ready(process, self.programs, self.socket_folder)
+
+    def stop(self) -> None:
+        """Stop it at once; what was written is there when it is started again."""
+        for process in self._processes:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(timeout=20)
+        self._processes.clear()
 
     def new_database(self) -> str:
         """The URL of a database that was just made, empty."""
@@ -70,19 +89,13 @@ def running_postgres(programs: Path) -> Iterator[PostgresServer]:
         data = folder / "data"
         _run([*as_user, programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8"])
         settings = [part for setting in SETTINGS for part in ("-c", setting)]
-        with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [*as_user, str(programs / "postgres"), "-D", str(data), "-k", str(folder), *settings],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-            )
+        command = [*as_user, str(programs / "postgres"), "-D", str(data), "-k", str(folder), *settings]
+        server = PostgresServer(programs, folder, command)
         try:
-            _wait_until_ready(server, programs, folder)
-            yield PostgresServer(programs, folder)
+            server.start()
+            yield server
         finally:
-            server.send_signal(3)  # SIGQUIT: at once; nothing has to be kept
-            server.wait(timeout=20)
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

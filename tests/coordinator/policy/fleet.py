@@ -124,6 +124,15 @@ class Fleet:
                     self.do(WorkerBeat(worker_id=worker.worker_id, heartbeat=worker.heartbeat or heartbeat()))
             self.do(TimePassed())
 
+    def pass_time(self, seconds: float) -> tuple[Effect, ...]:
+        """Nobody is heard of, and somebody looks often enough; everything that follows."""
+        effects: list[Effect] = []
+        until_s = self.now_s + seconds
+        while self.now_s < until_s:
+            self.now_s = min(until_s, self.now_s + self.state.settings.longest_sweep_s)
+            effects += self.do(TimePassed())
+        return tuple(effects)
+
     def join(self, worker: str, **options: object) -> WorkerId:
         worker_id = WorkerId(worker)
         self.do(WorkerJoined(worker_id=worker_id))

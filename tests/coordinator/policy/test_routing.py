@@ -1,81 +1,14 @@
 from __future__ import annotations
 
-import math
-from itertools import permutations
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from coordinator.policy.events import DrainAsked, WorkerBeat
 from coordinator.policy.missing import MissingBlocks
-from coordinator.policy.routing import LINK_S, Route, Segment, cheapest_legs, cheapest_route
+from coordinator.policy.routing import Avoided, Route, cheapest_route
 from protocol.ids import BlockRange, ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, heartbeat
 
 M = ModelName("m")
-N_BLOCKS = 6
-
-
-@st.composite
-def segment_lists(draw: st.DrawFn) -> list[Segment]:
-    segments = []
-    names = [WorkerId(f"w{i}") for i in range(draw(st.integers(1, 4)))]
-    for name in names:
-        start = draw(st.integers(0, N_BLOCKS - 1))
-        end = draw(st.integers(start + 1, N_BLOCKS))
-        links = draw(st.dictionaries(st.sampled_from(names), st.sampled_from([0.0, 0.001, 5.0]), max_size=3))
-        speed = draw(st.sampled_from([0.001, 0.002, 0.01, 1.0]))
-        segments.append(
-            Segment(worker_id=name, blocks=BlockRange(start, end), seconds_per_block=speed, link_s=links)
-        )
-    return segments
-
-
-def brute_force(segments: list[Segment]) -> float:
-    """The least cost over all orders of workers and all places to change, each worker once."""
-    best = math.inf
-
-    def go(order: tuple[Segment, ...], i: int, at: int, cost: float) -> None:
-        nonlocal best
-        if at == N_BLOCKS:
-            best = min(best, cost)
-            return
-        if i == len(order) or not order[i].blocks.start <= at < order[i].blocks.end:
-            return
-        link = LINK_S if i == 0 else order[i - 1].link_s.get(order[i].worker_id, LINK_S)
-        for end in range(at + 1, order[i].blocks.end + 1):
-            go(order, i + 1, end, cost + link + (end - at) * order[i].seconds_per_block)
-
-    for order in permutations(segments):
-        go(order, 0, 0, 0.0)
-    return best
-
-
-@settings(max_examples=300)
-@given(segments=segment_lists())
-def test_no_way_is_cheaper_than_the_one_found(segments: list[Segment]) -> None:
-    best = brute_force(segments)
-    if math.isinf(best):
-        return  # not covered: missing_blocks says so before this is asked
-    cost, legs = cheapest_legs(segments, N_BLOCKS)
-
-    assert cost == pytest.approx(best)
-    assert [start for _, start, _ in legs] == [0, *(end for _, _, end in legs[:-1])]
-    assert legs[-1][2] == N_BLOCKS
-    assert all(segments[i].blocks.contains(BlockRange(start, end)) for i, start, end in legs)
-    assert len({i for i, _, _ in legs}) == len(legs)
-
-
-def test_a_worker_comes_twice_only_if_there_is_no_other_way() -> None:
-    twice = [
-        Segment(worker_id=WorkerId(w), blocks=BlockRange(a, b), seconds_per_block=1.0, link_s={})
-        for w, a, b in (("a", 0, 2), ("b", 2, 4), ("a", 4, 6))
-    ]
-    dear = Segment(worker_id=WorkerId("c"), blocks=BlockRange(4, 6), seconds_per_block=9.0, link_s={})
-
-    assert [i for i, _, _ in cheapest_legs(twice, 6)[1]] == [0, 1, 2]
-    assert [i for i, _, _ in cheapest_legs([*twice, dear], 6)[1]] == [0, 1, 3]
 
 
 def two_of_each() -> Fleet:
@@ -117,6 +50,23 @@ def test_busy_slow_far_and_excluded_workers_are_avoided() -> None:
     assert hops(cheapest_route(fleet.state, M, frozenset({WorkerId("b")})))[0][0] == "a"
 
 
+def test_what_is_to_be_avoided_is_used_where_there_is_no_other_way() -> None:
+    fleet = two_of_each()
+    a, b, c, d = (WorkerId(name) for name in "abcd")
+
+    def avoiding(*workers: WorkerId, links: tuple[tuple[WorkerId, WorkerId], ...] = ()) -> Route:
+        found = cheapest_route(fleet.state, M, avoided=Avoided(workers=frozenset(workers), links=frozenset(links)))
+        assert isinstance(found, Route)
+        return found
+
+    assert hops(avoiding(a)) == [("b", "0:2"), ("c", "2:4")]
+    assert hops(avoiding(a, b, c)) == [("a", "0:2"), ("d", "2:4")]
+    assert hops(avoiding(a, b, c, d)) == hops(avoiding())
+    assert hops(avoiding(links=((a, c),))) == [("a", "0:2"), ("d", "2:4")]
+    assert hops(avoiding(links=((a, c), (a, d)))) == [("b", "0:2"), ("c", "2:4")]
+    assert avoiding(a, b).cost_s == pytest.approx(avoiding().cost_s), "what it costs in trust is no time"
+
+
 def test_suspect_and_draining_workers_get_no_sessions() -> None:
     fleet = two_of_each()
     fleet.wait(7, silent=("a",))
@@ -142,16 +92,3 @@ def test_an_unknown_model_has_no_route() -> None:
 
     assert isinstance(found, MissingBlocks)
     assert "nope" in found.message
-
-
-def test_in_a_large_fleet_workers_change_where_ranges_start_or_end() -> None:
-    names = [WorkerId(f"w{i}") for i in range(40)]
-    segments = [
-        Segment(worker_id=name, blocks=BlockRange(i, i + 40), seconds_per_block=0.001, link_s={})
-        for i, name in enumerate(names)
-    ]
-
-    cost, legs = cheapest_legs(segments, 79)
-
-    assert [i for i, _, _ in legs] == [0, 39]
-    assert cost == pytest.approx(0.079 + 2 * LINK_S)

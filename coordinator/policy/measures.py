@@ -1,0 +1,56 @@
+"""Sizes of blocks and spans, each worked out once: placement asks for the same ones for hundreds of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from coordinator.policy.sizing import end_bytes, largest_block_bytes, span_bytes
+from coordinator.policy.state import ClusterState, ModelRecord
+from protocol.ids import ModelName
+from protocol.messages import Precision, SpanAssignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSizes:
+    """What a candidate has to have room for."""
+
+    largest_bytes: int
+    """Of the largest block with its cache."""
+    before_bytes: int
+    after_bytes: int
+    both_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What was worked out so far, for one state of the cluster."""
+
+    _blocks: dict[tuple[ModelName, Precision, int], BlockSizes] = field(default_factory=dict)
+    _spans: dict[tuple[ModelName, int, int, Precision, int], int] = field(default_factory=dict)
+
+    def block_sizes(self, model: ModelRecord, precision: Precision, kv_tokens: int) -> BlockSizes:
+        """Of one model at one precision, with `kv_tokens` of cache."""
+        key = (model.name, precision, kv_tokens)
+        if key not in self._blocks:
+            before, after, both = end_bytes(model.manifest, precision)
+            self._blocks[key] = BlockSizes(
+                largest_bytes=largest_block_bytes(model.manifest, precision, kv_tokens),
+                before_bytes=before,
+                after_bytes=after,
+                both_bytes=both,
+            )
+        return self._blocks[key]
+
+    def spans_bytes(
+        self, state: ClusterState, spans: Iterable[SpanAssignment], precision: Precision, kv_tokens: int
+    ) -> int:
+        """Bytes of all these spans; their models are there."""
+        return sum(self._span_bytes(state, span, precision, kv_tokens) for span in spans)
+
+    def _span_bytes(self, state: ClusterState, span: SpanAssignment, precision: Precision, kv_tokens: int) -> int:
+        key = (span.model, span.blocks.start, span.blocks.end, precision, kv_tokens)
+        if key not in self._spans:
+            manifest = state.models[span.model].manifest
+            self._spans[key] = span_bytes(manifest, span.blocks, precision, kv_tokens)
+        return self._spans[key]

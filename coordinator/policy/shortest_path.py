@@ -1,0 +1,168 @@
+"""The cheapest way through a model's blocks over ranges that may be entered and left partway. Knows no cluster.
+
+First the cost to go, from the last block backwards, as if a worker could come twice: it is quick to compute, and
+never more than the truth. Led by it the search forwards (A*) looks at hardly anything but the best way itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from protocol.ids import BlockRange, WorkerId
+
+LINK_S = 0.0005
+"""One way to the next worker where no round trip was measured: a local network, and our own work for a hop."""
+
+MAX_STEPS = 50_000
+"""Steps looked at to avoid a worker twice; far over what a real cluster needs, a fraction of a second."""
+
+MAX_BLOCKS_HELD = 4_000
+"""Blocks that all ranges have together, up to which a route may change workers anywhere: about 10 milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A ready range on a worker, with what it costs."""
+
+    worker_id: WorkerId
+    blocks: BlockRange
+    seconds_per_block: float
+    link_s: Mapping[WorkerId, float]
+    """One way to other workers, as measured from here."""
+    entry_s: float = 0.0
+    """Added wherever the worker is entered: what it costs in trust."""
+
+
+Leg = tuple[int, int, int]
+"""Which segment, from which block, to which."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Label:
+    """A way to a boundary; ordered by estimate, then fewer hops, then the way itself, so ties are settled."""
+
+    estimate_s: float
+    n_hops: int
+    legs: tuple[Leg, ...]
+    cost_s: float = field(compare=False)
+    entered_s: float = field(compare=False)
+    """Cost up to where the last leg begins, its link included: a leg is multiplied out, not summed up by block."""
+
+
+class _CostsToGo:
+    """For each boundary and each segment that ends or goes on there: at least what it costs from there on."""
+
+    def __init__(self, segments: Sequence[Segment], n_blocks: int) -> None:
+        self.cuts = _cuts(segments, n_blocks)
+        self.onwards: dict[int, list[tuple[float, int]]] = {}
+        """At each boundary the segments that run what comes next: cost to the end with entering, cheapest first."""
+        self._staying: dict[tuple[int, int], float] = {}
+        self._from: dict[tuple[int, int], float] = {}
+        for i, segment in enumerate(segments):
+            if segment.blocks.end == n_blocks:
+                self._from[n_blocks, i] = 0.0
+        for cut, after in reversed(list(zip(self.cuts, self.cuts[1:], strict=False))):
+            self._settle(segments, cut, after)
+
+    def after(self, cut: int, i: int) -> float:
+        """From `cut`, to which segment `i` has run."""
+        return self._from[cut, i]
+
+    def _settle(self, segments: Sequence[Segment], cut: int, after: int) -> None:
+        entering = []
+        for i, segment in enumerate(segments):
+            if segment.blocks.start <= cut < segment.blocks.end:
+                run_s = (after - cut) * segment.seconds_per_block + self._from[after, i]
+                self._staying[cut, i] = run_s
+                entering.append((run_s + segment.entry_s, i))
+        entering.sort()
+        self.onwards[cut] = entering
+        for i, segment in enumerate(segments):
+            if segment.blocks.start < cut <= segment.blocks.end:
+                self._from[cut, i] = self._cheapest_from(segments, cut, i)
+
+    def _cheapest_from(self, segments: Sequence[Segment], cut: int, i: int) -> float:
+        best = self._staying.get((cut, i), math.inf)
+        links = segments[i].link_s
+        for enter_s, k in self.onwards[cut]:
+            if enter_s >= best:
+                break  # no link is less than nothing; so it ends before the segment itself, too
+            best = min(best, enter_s + links.get(segments[k].worker_id, LINK_S))
+        return best
+
+
+def cheapest_legs(segments: Sequence[Segment], n_blocks: int) -> tuple[float, list[Leg]]:
+    """The cheapest way from block 0 to `n_blocks`, which there must be one of, and its cost.
+
+    No worker comes twice in it, unless there is no other way (or finding one would take too long).
+    """
+    costs = _CostsToGo(segments, n_blocks)
+    found = _search(segments, n_blocks, costs, only_once=True) or _search(
+        segments, n_blocks, costs, only_once=False
+    )
+    assert found is not None, "the blocks are covered, so there is a way"
+    return found.cost_s, list(found.legs)
+
+
+def _search(segments: Sequence[Segment], n_blocks: int, costs: _CostsToGo, *, only_once: bool) -> _Label | None:
+    """A* over boundary and segment; with `only_once` over sets of used workers too, within `MAX_STEPS`."""
+    heap = [_Label(0.0, 0, (), 0.0, 0.0)]
+    settled: dict[tuple[int, int], list[frozenset[WorkerId]]] = {}
+    n_steps = 0
+    while heap and not (only_once and n_steps > MAX_STEPS):
+        label = heapq.heappop(heap)
+        used: frozenset[WorkerId] = frozenset()
+        if label.legs:
+            last, _, end = label.legs[-1]
+            if end == n_blocks:
+                return label
+            if only_once:
+                used = frozenset(segments[i].worker_id for i, _, _ in label.legs)
+            earlier = settled.setdefault((end, last), [])
+            if any(others <= used for others in earlier):
+                continue
+            earlier.append(used)
+        longer = _longer(segments, costs, label, used)
+        n_steps += len(longer)
+        for step in longer:
+            heapq.heappush(heap, step)
+    return None
+
+
+def _cuts(segments: Sequence[Segment], n_blocks: int) -> list[int]:
+    """Where a route may change workers: anywhere, or in a large fleet only where some range starts or ends.
+
+    The latter loses nothing unless a detour over a third worker is faster than the direct link.
+    """
+    if sum(len(segment.blocks) for segment in segments) <= MAX_BLOCKS_HELD:
+        return list(range(n_blocks + 1))
+    return sorted({0, n_blocks} | {b for s in segments for b in (s.blocks.start, s.blocks.end)})
+
+
+def _longer(
+    segments: Sequence[Segment], costs: _CostsToGo, label: _Label, used: frozenset[WorkerId]
+) -> list[_Label]:
+    """The ways on to the next cut: on the same worker, or on any other that holds what comes."""
+    last, begun, start = label.legs[-1] if label.legs else (None, 0, 0)
+    links = segments[last].link_s if last is not None else {}
+    cut = costs.cuts[bisect_right(costs.cuts, start)]
+    longer = []
+    for _, i in costs.onwards[start]:
+        segment = segments[i]
+        if i == last:
+            entered_s, n_hops = label.entered_s, label.n_hops
+            legs = (*label.legs[:-1], (i, begun, cut))
+            cost_s = entered_s + (cut - begun) * segment.seconds_per_block
+        elif segment.worker_id not in used:
+            entered_s = label.cost_s + links.get(segment.worker_id, LINK_S) + segment.entry_s
+            n_hops = label.n_hops + 1
+            legs = (*label.legs, (i, start, cut))
+            cost_s = entered_s + (cut - start) * segment.seconds_per_block
+        else:
+            continue
+        longer.append(_Label(cost_s + costs.after(cut, i), n_hops, legs, cost_s, entered_s))
+    return longer

@@ -1,0 +1,248 @@
+"""Routes for generations: found, waited for, signed, recorded. Owner of the circuit breakers: asks and feeds them.
+
+A generation that failed on one route goes on by another: the request names the session that it continues, and how
+that one ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+
+from coordinator.cluster import Cluster
+from coordinator.policy import breakers as policy
+from coordinator.policy.breakers import Breakers
+from coordinator.policy.missing import MissingBlocks, missing_blocks
+from coordinator.policy.routing import Route, cheapest_route
+from coordinator.policy.state import ModelRecord
+from coordinator.repository import Repository, StoredGeneration
+from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
+from coordinator.waiting_room import WaitingRoom
+from protocol.errors import (
+    ContextExceededError,
+    InvalidRequestError,
+    ModelLoadingError,
+    ModelUnavailableError,
+    NotFoundError,
+)
+from protocol.ids import KeyId, ModelName, SessionId, WorkerId
+from protocol.rest import HopFailure, RouteGrant, RouteRequest
+
+log = structlog.get_logger(__name__)
+
+RETRY_UNAVAILABLE_S = 2.0
+"""A worker that loads becomes ready within seconds."""
+MAX_EXCLUDED = 1000
+STALLED = "stalled"
+"""Code of a failure of which nobody knows whose fault it is."""
+SILENT_S = 2.5
+"""A worker of a stalled route that wasn't heard of for so long (two heartbeats) is taken to be the cause."""
+
+
+class RouteDesk:
+    """Gives routes out. `is_gone` of a request says whether its caller has hung up."""
+
+    def __init__(
+        self, cluster: Cluster, repository: Repository, tickets: TicketDesk, clock: Callable[[], float]
+    ) -> None:
+        self._cluster = cluster
+        self._repository = repository
+        self._tickets = tickets
+        self._clock = clock
+        self._waiting = WaitingRoom()
+        self._breakers = Breakers()
+        self._missing: dict[tuple[ModelName, frozenset[WorkerId]], MissingBlocks] = {}
+        self._missing_until = cluster.routes_changed
+
+    async def grant(
+        self, model: ModelRecord, wanted: RouteRequest, key_id: KeyId, *, is_gone: Callable[[], bool]
+    ) -> RouteGrant:
+        """A route that is recorded; there may be a wait for one of up to `wanted.wait_s`.
+
+        Raises:
+            ContextExceededError: prompt and answer don't fit the model.
+            NotFoundError: this key has no session as the one that is to be continued.
+            ModelUnavailableError: no route (ModelLoadingError: but there will be one).
+            OverloadedError: too many wait for one.
+            StorageError: it couldn't be recorded.
+        """
+        _check(model, wanted)
+        continued = None
+        if wanted.continues is not None:
+            continued = await self._continued(wanted.continues, key_id)
+            self._take_failure(continued, wanted.failure)
+        grant = await self._awaited(model, wanted, key_id, continued, is_gone)
+        await self._repository.record_generation(
+            grant.session_id,
+            key_id,
+            grant.model,
+            grant.revision,
+            [(hop.worker_id, hop.blocks.start, hop.blocks.end) for hop in grant.hops],
+            wanted.n_prompt_tokens,
+            wanted.max_tokens,
+            datetime.fromtimestamp(self._clock(), UTC),
+            continues=wanted.continues,
+        )
+        return grant
+
+    def take_finished(self, route: Sequence[WorkerId]) -> None:
+        """A generation came to its end over this route."""
+        self._breakers = policy.succeeded(self._breakers, route)
+
+    def note(self, worker_id: WorkerId) -> str:
+        """Why routes go round a worker now; empty if they don't."""
+        return policy.note(self._breakers, worker_id, _now_s())
+
+    def stop(self) -> None:
+        """Send away those who wait."""
+        self._waiting.stop()
+
+    # -------------------------------------------------------------- what failed before
+
+    async def _continued(self, session_id: SessionId, key_id: KeyId) -> StoredGeneration:
+        found = await self._repository.generation(session_id)
+        if found is None or found.key_id != key_id or self._clock() - found.started_at.timestamp() > TICKET_LIFE_S:
+            raise NotFoundError(
+                "there is no such session to continue; ask for a route without `continues`, for a new one"
+            )
+        return found
+
+    def _take_failure(self, session: StoredGeneration, failure: HopFailure | None) -> None:
+        if failure is None:
+            return
+        log.info(
+            "session_failed",
+            session_id=session.session_id,
+            worker_id=failure.worker_id,
+            noticed_by=failure.noticed_by,
+            error_code=failure.code[:64],
+        )
+        self._breakers = policy.failed(
+            self._breakers,
+            session_id=session.session_id,
+            route=[worker_id for worker_id, _, _ in session.route],
+            worker_id=failure.worker_id,
+            noticed_by=failure.noticed_by,
+            code=failure.code,
+            now_s=_now_s(),
+        )
+
+    def _silent(self, continued: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:
+        """Workers of a route that stood still which may be the cause."""
+        now_s, workers = self._clock(), self._cluster.state.workers
+        on_route = (workers.get(worker_id) for worker_id in _doubted(continued, failure))
+        return frozenset(w.worker_id for w in on_route if w is not None and now_s - w.seen_s > SILENT_S)
+
+    # -------------------------------------------------------------- the way
+
+    async def _awaited(
+        self,
+        model: ModelRecord,
+        wanted: RouteRequest,
+        key_id: KeyId,
+        continued: StoredGeneration | None,
+        is_gone: Callable[[], bool],
+    ) -> RouteGrant:
+        deadline_s = _now_s() + wanted.wait_s
+        has_place = False
+
+        def signed() -> RouteGrant:
+            silent = self._silent(continued, wanted.failure)
+            return self._signed(model, wanted, silent, _doubted(continued, wanted.failure))
+
+        with ExitStack() as place:
+            while True:
+                changed = self._cluster.routes_changed
+                try:
+                    return signed()
+                except ModelUnavailableError:
+                    rest_s = deadline_s - _now_s()
+                    if rest_s <= 0:
+                        raise
+                if not has_place:
+                    place.enter_context(self._waiting.place(key_id))
+                    has_place = True
+                await self._waiting.change(changed, rest_s, is_gone=is_gone)
+
+    def _signed(
+        self, model: ModelRecord, wanted: RouteRequest, silent: frozenset[WorkerId], doubted: frozenset[WorkerId]
+    ) -> RouteGrant:
+        route = self._route(model.name, frozenset(wanted.exclude) | silent, doubted)
+        session_id = SessionId(secrets.token_hex(16))
+        max_positions = wanted.n_prompt_tokens + wanted.max_tokens
+        now_s = self._clock()
+        hops = self._tickets.hops(
+            route.hops,
+            session_id=session_id,
+            model=route.model,
+            revision=route.revision,
+            max_positions=max_positions,
+            now_s=now_s,
+            continues=wanted.continues,
+        )
+        attach_ticket = self._tickets.attach_ticket(
+            route.hops, session_id=session_id, max_positions=max_positions, now_s=now_s
+        )
+        self._breakers = policy.tried(self._breakers, [hop.worker_id for hop in route.hops], _now_s())
+        return RouteGrant(
+            session_id=session_id,
+            model=route.model,
+            revision=route.revision,
+            hops=hops,
+            attach_ticket=attach_ticket,
+            expires_in_s=TICKET_LIFE_S,
+        )
+
+    def _route(self, model: ModelName, exclude: frozenset[WorkerId], doubted: frozenset[WorkerId]) -> Route:
+        """What was found missing is remembered until something changes: many may wait for the same."""
+        if self._missing_until is not self._cluster.routes_changed or len(self._missing) > MAX_EXCLUDED:
+            self._missing.clear()
+            self._missing_until = self._cluster.routes_changed
+        found: Route | MissingBlocks | None = self._missing.get((model, exclude))
+        if found is None:
+            avoided = policy.avoided(self._breakers, _now_s())
+            avoided = replace(avoided, workers=avoided.workers | doubted)
+            found = cheapest_route(self._cluster.state, model, exclude, avoided)
+        if isinstance(found, Route):
+            return found
+        self._missing[model, exclude] = found
+        raise self._refusal(found, exclude)
+
+    def _refusal(self, missing: MissingBlocks, exclude: frozenset[WorkerId]) -> ModelUnavailableError:
+        state = self._cluster.state
+        model = state.models.get(missing.model)
+        is_for_exclusion = bool(exclude) and model is not None and missing_blocks(state, model) is None
+        is_on_its_way = missing.is_assigned and not is_for_exclusion
+        kind = ModelLoadingError if is_on_its_way else ModelUnavailableError
+        return kind(missing.message, retry_after_s=RETRY_UNAVAILABLE_S)
+
+
+def _doubted(continued: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:
+    """All workers of a route that stood still with nobody to blame: each is the last choice for the next one."""
+    if continued is None or failure is None or failure.code != STALLED or failure.worker_id is not None:
+        return frozenset()
+    return frozenset(worker_id for worker_id, _, _ in continued.route)
+
+
+def _check(model: ModelRecord, wanted: RouteRequest) -> None:
+    if len(wanted.exclude) > MAX_EXCLUDED:
+        raise InvalidRequestError(f"{len(wanted.exclude)} workers excluded; at most {MAX_EXCLUDED}")
+    context_length = model.manifest.context_length
+    n_wanted = wanted.n_prompt_tokens + wanted.max_tokens
+    if n_wanted > context_length:
+        raise ContextExceededError(
+            f"the prompt's {wanted.n_prompt_tokens} tokens and max_tokens {wanted.max_tokens} are {n_wanted} "
+            f"together; {model.name} takes {context_length}: shorten the prompt or ask for at most "
+            f"{max(0, context_length - wanted.n_prompt_tokens)}"
+        )
+
+
+def _now_s() -> float:
+    """Of a clock that never steps: breakers and waits measure how long ago something was."""
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,105 @@
+"""Transactions on the database: foreign errors end here, and whoever has lost the lease writes nothing any more.
+
+Whatever the database or its driver raises becomes a `StorageError` whose message holds no SQL and no values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from coordinator.database import READ_ONLY, SameFile, database_errors
+from coordinator.tables import LeaseRow
+from protocol.errors import LeaseError, StorageError
+
+LEASE_ID = 1
+"""Of the table's only row."""
+
+
+class Fence:
+    """Which epoch of the lease this program writes under; None: it needs no lease (a tool, a test)."""
+
+    def __init__(self) -> None:
+        self.epoch: int | None = None
+        self.lost = asyncio.Event()
+        """Set once a transaction found the lease taken by another coordinator; then nothing is written again."""
+
+    async def check(self, session: AsyncSession) -> None:
+        """Hold the lease as it is until the transaction ends.
+
+        Raises:
+            LeaseError: another coordinator has taken it.
+        """
+        if self.epoch is None:
+            return
+        # Shared with our other writers; a coordinator that takes the lease has to wait for all of them.
+        query = select(LeaseRow.epoch).where(LeaseRow.id == LEASE_ID).with_for_update(read=True)
+        if await session.scalar(query) != self.epoch:
+            self.lost.set()
+            raise LeaseError(
+                "another coordinator has taken this database over, so this one has stopped writing to it and ends; "
+                "`coord status` with the other's URL shows the cluster"
+            )
+
+
+class Transactions:
+    """Transactions on one database. All of it happens, or nothing."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._file = SameFile(Path(engine.url.database or "")) if self.database == "sqlite" else None
+        self.fence = Fence()
+        self._problems: dict[str, str] = {}
+        """Of the last transaction that wrote, and of the last that read; both need not be in trouble."""
+
+    @property
+    def problem(self) -> str:
+        """Why the database couldn't be used when it last was to be; empty if it could."""
+        return self._problems.get("writing") or self._problems.get("reading") or ""
+
+    @property
+    def database(self) -> str:
+        """Kind of database: `sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
+    @asynccontextmanager
+    async def writing(self, *, is_fenced: bool = True) -> AsyncIterator[AsyncSession]:
+        """A transaction that writes.
+
+        Raises:
+            StorageError: the database can't be used (LeaseError: the lease is lost); nothing was written.
+        """
+        async with self._session("writing") as session:
+            if is_fenced:
+                await self.fence.check(session)
+            yield session
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that only reads; it sees one moment.
+
+        Raises:
+            StorageError: the database can't be used.
+        """
+        async with self._session("reading") as session:
+            await session.connection(execution_options=READ_ONLY)
+            yield session
+
+    @asynccontextmanager
+    async def _session(self, what: Literal["writing", "reading"]) -> AsyncIterator[AsyncSession]:
+        try:
+            if self._file is not None:
+                await asyncio.to_thread(self._file.check)
+            with database_errors(self._engine.url):
+                async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+                    yield session
+        except StorageError as error:
+            self._problems[what] = error.message
+            raise
+        self._problems.pop(what, None)

@@ -1,0 +1,73 @@
+"""Speaking with an older peer: which fields a minor version added, and leaving them out for who can't know them.
+
+A minor adds fields that may be left out, and nothing else: no message, no meaning, no value of an old field. Every
+side passes over fields that it doesn't know, since 1.1; 1.0 refuses them. So whoever has something newer to say to
+a peer says it in that peer's version, which is known from its handshake, and goes without where it must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from protocol.messages import CloseSession
+from protocol.rest import AddModelRequest, ClusterStatus, ModelInfo, RouteRequest, WorkerInfo
+from protocol.tickets import Ticket
+
+VERSION_HEADER = "Brigade-Protocol"
+"""Header of the data plane and the control socket: the version of who asks; a worker's answer has it too."""
+UNSAID_VERSION = "1.0"
+"""What a peer speaks that doesn't say: the first version had the header on the data plane alone."""
+
+ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
+    1: {
+        CloseSession: ("worker_id",),
+        AddModelRequest: ("n_replicas",),
+        ClusterStatus: ("database_problem",),
+        ModelInfo: ("n_replicas",),
+        RouteRequest: ("continues", "failure", "wait_s"),
+        Ticket: ("continues",),
+        WorkerInfo: ("version",),
+    },
+}
+"""By minor version: the fields that it added."""
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def spoken_version(headers: Mapping[str, str]) -> str:
+    """The protocol version that a request says it is of; not checked yet."""
+    return headers.get(VERSION_HEADER, UNSAID_VERSION)
+
+
+def understood_by(message: S, version: str) -> S:
+    """A message, request or token without what is newer than `version`, which `check_version` has let pass."""
+    newer = _newer(type(message), version)
+    if not newer:
+        return message
+    defaults = {field.name: field.default for field in msgspec.structs.fields(message) if field.name in newer}
+    return msgspec.structs.replace(message, **defaults)  # and so not sent: `omit_defaults`
+
+
+def answer_understood_by(value: Any, version: str) -> Any:
+    """What to encode instead of an answer, and of all that is in it, for who speaks `version`.
+
+    Answers say all their fields, defaults too, since people's programs read them: here fields are left out by name.
+    """
+    match value:
+        case msgspec.Struct():
+            names = [name for name in value.__struct_fields__ if name not in _newer(type(value), version)]
+            return {name: answer_understood_by(getattr(value, name), version) for name in names}
+        case tuple():
+            return tuple(answer_understood_by(item, version) for item in value)
+        case dict():
+            return {key: answer_understood_by(item, version) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _newer(kind: type[msgspec.Struct], version: str) -> frozenset[str]:
+    minor = int(version.split(".")[1])
+    return frozenset(name for added, kinds in ADDED.items() if added > minor for name in kinds.get(kind, ()))

@@ -1,0 +1,193 @@
+"""Backup and restore: of a coordinator that runs, on both databases, whole or refused."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import stat
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from coordinator.backup import CONTENTS
+from coordinator.table_copy import all_rows
+from protocol.errors import EXIT_STORAGE, EXIT_USAGE
+from protocol.messages import Assign
+from protocol.rest import ModelList, RouteGrant, RouteRequest
+from tests.coordinator.test_client_api import TINY, pinned_workers
+from tests.support.coord_process import Coord
+from tests.support.coordinators import (
+    WorkerKey,
+    add_model,
+    announcement,
+    connected_worker,
+    enrolled,
+    http_session,
+    key_of,
+    running_coordinator,
+)
+from tests.support.postgres import PostgresServer
+
+
+def refused(coord: Coord, *arguments: str) -> tuple[int, str]:
+    code, out, err = coord(*arguments)
+    assert out == ""
+    assert err.startswith("error: ")
+    return code, err
+
+
+async def with_history(state: Path, url: str | None) -> tuple[str, str]:
+    """A coordinator that served a generation and stopped; its CA's fingerprint and its client key."""
+    async with running_coordinator(state.parent, state=state, database_url=url) as coordinator:
+        await add_model(coordinator)
+        async with (
+            http_session(coordinator, key_of(coordinator, "client")) as http,
+            pinned_workers(coordinator, (0, 4)),
+        ):
+            ask = RouteRequest(model=TINY, n_prompt_tokens=3, max_tokens=5)
+            (await http.ask("POST", "/v1/routes", ask)).read(RouteGrant)
+        return coordinator.authority.ca_fingerprint, key_of(coordinator, "client")
+
+
+@pytest.mark.parametrize("into", ["sqlite", "postgresql"])
+async def test_what_was_backed_up_is_restored_into_either_database(
+    tmp_path: Path, coord: Coord, database_url: str, into: str, request: pytest.FixtureRequest
+) -> None:
+    state, file, other = tmp_path / "state", tmp_path / "b.tar", tmp_path / "other"
+    fingerprint, key = await with_history(state, database_url)
+    names = ("--state", str(state), "--database-url", database_url)
+    code, _, err = await in_thread(coord, "backup", str(file), *names)
+    assert code == 0
+    assert "keep it where nobody else can read it" in err
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    for name in ("ca.key", "signing-keys.json", "client.key"):
+        assert (state / name).read_text().strip() not in err
+
+    options, url = [], None
+    if into == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        url = server.new_database()
+        options = ["--database-url", url]
+    code, _, err = await in_thread(coord, "restore", str(file), "--state", str(other), *options)
+    assert code == 0
+    assert "tiny" in err
+    restored_url = url or f"sqlite+aiosqlite:///{other / 'brigade.db'}"
+    assert await all_rows(restored_url) == await all_rows(database_url)
+    assert (other / "brigade.db").exists() == (into == "sqlite")
+    async with running_coordinator(tmp_path, state=other, database_url=url) as coordinator:
+        assert coordinator.authority.ca_fingerprint == fingerprint
+        assert key_of(coordinator, "client") == key
+        async with http_session(coordinator, key) as http:
+            assert [m.name for m in (await http.ask("GET", "/v1/models")).read(ModelList).models] == ["tiny"]
+        await add_model(coordinator, "another")  # new rows get new numbers
+
+
+async def in_thread(coord: Coord, *arguments: str) -> tuple[int, str, str]:
+    """The command has an event loop of its own."""
+    return await asyncio.to_thread(coord, *arguments)
+
+
+async def test_a_backup_of_one_that_runs_and_an_older_database_is_no_danger(tmp_path: Path, coord: Coord) -> None:
+    key, file = WorkerKey(), tmp_path / "b.tar"
+    async with running_coordinator(tmp_path) as coordinator:
+        grant = await enrolled(coordinator, key)
+        code, _, _ = await in_thread(coord, "backup", str(file), "--state", str(tmp_path / "state"))
+        assert code == 0
+        await add_model(coordinator)
+        async with connected_worker(coordinator, key, grant) as worker:
+            assign = await worker.receive(Assign)
+            while not assign.spans:
+                assign = await worker.receive(Assign)
+    shutil.move(tmp_path / "state", tmp_path / "lost")
+    code, _, _ = await in_thread(coord, "restore", str(file), "--state", str(tmp_path / "state"))
+    assert code == 0
+    shutil.copytree(tmp_path / "lost" / "files", tmp_path / "state" / "files")
+    async with running_coordinator(tmp_path) as coordinator:
+        assert coordinator.cluster.state.workers[key.worker_id].assignment.epoch < assign.epoch
+        later = announcement(epoch=assign.epoch + 5)
+        async with connected_worker(coordinator, key, grant, announce=later) as worker:
+            assert (await worker.receive(Assign)).spans == (), "its token is good, and the model isn't known"
+            await add_model(coordinator)
+            while not (again := await worker.receive(Assign)).spans:
+                pass
+            assert again.epoch > later.epoch, "no epoch comes twice"
+
+
+def test_nothing_is_written_over(tmp_path: Path, coord: Coord) -> None:
+    state = tmp_path / "state"
+    code, err = refused(coord, "backup", str(tmp_path / "b.tar"), "--state", str(state))
+    assert code == EXIT_USAGE
+    assert "no coordinator's state folder" in err
+    file = a_backup(tmp_path, coord)
+    code, err = refused(coord, "backup", str(file), "--state", str(state))
+    assert code == EXIT_USAGE
+    assert "never written over" in err
+    code, err = refused(coord, "restore", str(file), "--state", str(state))
+    assert code == EXIT_USAGE
+    assert "isn't empty" in err
+    code, err = refused(coord, "backup", str(tmp_path / "no" / "b.tar"), "--state", str(state))
+    assert code == EXIT_STORAGE
+
+
+def a_backup(tmp_path: Path, coord: Coord) -> Path:
+    async def start() -> None:
+        async with running_coordinator(tmp_path):
+            pass
+
+    asyncio.run(start())
+    file = tmp_path / "b.tar"
+    assert coord("backup", str(file), "--state", str(tmp_path / "state"))[0] == 0
+    return file
+
+
+def test_a_database_with_data_is_not_written_over(
+    tmp_path: Path, coord: Coord, postgres_server: PostgresServer
+) -> None:
+    url = postgres_server.new_database()
+    file = a_backup(tmp_path, coord)
+    for i, expected in enumerate((0, EXIT_USAGE)):
+        code, _, err = coord("restore", str(file), "--state", str(tmp_path / f"r{i}"), "--database-url", url)
+        assert code == expected, err
+    assert "holds a coordinator's data already" in err
+    assert not (tmp_path / "r1").exists()
+    assert [path.name for path in tmp_path.glob(".r*")] == [], "nothing is left half done"
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no archive", "missing", "newer", "absent"])
+def test_a_backup_that_is_not_whole_is_refused(tmp_path: Path, coord: Coord, damage: str) -> None:
+    file = a_backup(tmp_path, coord)
+    data = file.read_bytes()
+    match damage:
+        case "cut":
+            file.write_bytes(data[: len(data) // 2])
+        case "changed":
+            at = data.index(b"BEGIN CERTIFICATE")
+            file.write_bytes(data[: at + 30] + bytes([data[at + 30] ^ 1]) + data[at + 31 :])
+        case "no archive":
+            file.write_bytes(b"nothing of the kind" * 100)
+        case "missing":
+            rewritten(file, leave_out="state/ca.key")
+        case "newer":
+            rewritten(file, replace=(b'"schema": "', b'"schema": "9'))
+        case "absent":
+            file.unlink()
+    code, err = refused(coord, "restore", str(file), "--state", str(tmp_path / "r"))
+    assert code == EXIT_STORAGE
+    assert str(file) in err or "newer version" in err
+    assert not (tmp_path / "r").exists()
+
+
+def rewritten(file: Path, *, leave_out: str = "", replace: tuple[bytes, bytes] = (b"", b"")) -> None:
+    """The archive with a part left out, or with other words in its contents."""
+    with tarfile.open(file) as archive:
+        parts = {entry.name: archive.extractfile(entry).read() for entry in archive}  # type: ignore[union-attr]
+    parts.pop(leave_out, None)
+    if replace[0]:
+        parts[CONTENTS] = parts[CONTENTS].replace(*replace)
+    with tarfile.open(file, "w") as archive:
+        for name, data in parts.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))

@@ -1,0 +1,356 @@
+"""What was acknowledged stays: through `kill -9`, a locked and a lost database, two coordinators on one."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from coordinator.file_store import FileStore
+from coordinator.state_folder import StateFolder
+from protocol.errors import EXIT_STORAGE
+from protocol.ids import ModelName
+from protocol.messages import GenerationReport, Heartbeat
+from protocol.rest import (
+    AddModelRequest,
+    ClusterStatus,
+    CreatedKey,
+    CreateKeyRequest,
+    ErrorAnswer,
+    KeyList,
+    ModelList,
+    RouteGrant,
+    RouteRequest,
+)
+from tests.coordinator.test_client_api import TINY, pinned_workers
+from tests.support.coord_process import ROOT, STOP_DEADLINE_S, Served, environ, serve_command, served
+from tests.support.coordinators import (
+    Http,
+    add_model,
+    eventually,
+    eventually_answered,
+    http_session,
+    key_of,
+    running_coordinator,
+    stored_model,
+)
+from tests.support.postgres import PostgresServer, running_postgres
+
+N_KILLS = 3
+
+
+def reached(process: Served) -> Any:
+    """A coordinator in another process, as the helpers for one in this process want it."""
+    ca_pem = (process.state / "ca.pem").read_text()
+    return SimpleNamespace(
+        authority=SimpleNamespace(ca_pem=ca_pem),
+        port=int(process.url.rpartition(":")[2]),
+        state_folder=StateFolder(process.state),
+    )
+
+
+class Acknowledged:
+    """What the coordinator said is done, and what it was asked last without an answer."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self.revoked: set[str] = set()
+        self.models: set[str] = set()
+        self.removed: set[str] = set()
+        self.asked: set[str] = set()
+
+    async def go_on(self, http: Http, store: FileStore, round_name: str) -> None:
+        """Ask for one thing after the other until the coordinator is gone."""
+        try:
+            for i in range(10_000):
+                await self._one(http, store, f"{round_name}-{i}")
+        except (aiohttp.ClientError, OSError):
+            return
+
+    async def _one(self, http: Http, store: FileStore, name: str) -> None:
+        made = await http.ask("POST", "/admin/v1/keys", CreateKeyRequest(name=name))
+        assert made.status == 201
+        key_id = made.read(CreatedKey).key_id
+        self.keys.add(key_id)
+        if len(self.keys) % 3 == 0:
+            self.asked.add(key_id)
+            assert (await http.ask("DELETE", f"/admin/v1/keys/{key_id}")).status == 200
+            self.revoked.add(key_id)
+        model = await asyncio.to_thread(stored_model, store, n_blocks=1)
+        request = AddModelRequest(name=ModelName(name), revision=model.revision)
+        assert (await http.ask("POST", "/admin/v1/models", request)).status == 201
+        self.models.add(name)
+        if len(self.models) % 3 == 0:
+            self.asked.add(name)
+            assert (await http.ask("DELETE", f"/admin/v1/models/{name}")).status == 200
+            self.removed.add(name)
+
+    async def check(self, http: Http) -> None:
+        """All of it is there."""
+        keys = {key.key_id: key for key in (await http.ask("GET", "/admin/v1/keys")).read(KeyList).keys}
+        assert self.keys <= keys.keys()
+        revoked = {key_id for key_id, key in keys.items() if key.revoked_at is not None}
+        assert self.revoked <= revoked <= self.revoked | self.asked
+        models = {model.name for model in (await http.ask("GET", "/v1/models")).read(ModelList).models}
+        assert self.models - self.removed - self.asked <= models
+        assert models.isdisjoint(self.removed)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_a_kill_at_any_moment_loses_nothing_acknowledged(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    options = []
+    if kind == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        options = ["--database-url", server.new_database()]
+    state, done = tmp_path / "state", Acknowledged()
+    for i in range(N_KILLS):
+        started_s = time.monotonic()
+        with served(state, *options, is_first=i == 0) as process:
+            started_s = time.monotonic() - started_s
+            assert i == 0 or started_s < 10, "its own lease is no hindrance"
+            coordinator = reached(process)
+            async with http_session(coordinator, key_of(coordinator, "admin")) as http:
+                await done.check(http)
+                n_before = len(done.keys)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(done.go_on(http, FileStore(state / "files"), f"r{i}"), name="requests")
+                    await eventually(lambda n=n_before + 5 + 3 * i: len(done.keys) > n)  # type: ignore[misc]
+                    process.stop(signal.SIGKILL)
+    with served(state, *options, is_first=False) as process:
+        coordinator = reached(process)
+        async with http_session(coordinator, key_of(coordinator, "admin")) as http:
+            await done.check(http)
+        assert process.stop() == 0
+    assert len(done.keys) > 15
+    assert done.revoked
+    assert done.removed
+
+
+async def test_a_request_under_way_is_finished_when_it_is_told_to_stop(tmp_path: Path) -> None:
+    state, sent = tmp_path / "state", asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"name":"late"}'
+        sent.set()
+
+    with served(state) as process:
+        coordinator = reached(process)
+        async with (
+            http_session(coordinator, key_of(coordinator, "admin")) as http,
+            http_session(coordinator) as stranger,
+        ):
+            with closing(sqlite3.connect(state / "brigade.db", isolation_level=None, timeout=10)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                async with asyncio.TaskGroup() as tasks:
+                    late = tasks.create_task(http.ask("POST", "/admin/v1/keys", body()), name="late")
+                    await sent.wait()
+                    assert (await stranger.ask("GET", "/v1/hello")).status == 200
+                    process.process.send_signal(signal.SIGTERM)
+                    await eventually(lambda: not is_listening(coordinator.port))
+                    other.execute("ROLLBACK")
+            assert late.result().status == 201
+        assert process.process.wait(STOP_DEADLINE_S) == 0
+    with served(state, is_first=False) as process:
+        coordinator = reached(process)
+        async with http_session(coordinator, key_of(coordinator, "admin")) as http:
+            keys = (await http.ask("GET", "/admin/v1/keys")).read(KeyList).keys
+        assert "late" in {key.name for key in keys}
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+# ------------------------------------------------------------------ two on one database
+
+
+def test_a_copy_of_the_state_folder_is_refused_and_can_stand_by(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    url = postgres_server.new_database()
+    with served(tmp_path / "one", "--database-url", url) as first:
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+        done = subprocess.run(
+            serve_command(tmp_path / "two", "--listen", "127.0.0.1:0", "--database-url", url),
+            cwd=ROOT,
+            env=environ(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=STOP_DEADLINE_S,
+        )
+        assert done.returncode == EXIT_STORAGE, done.stderr
+        assert "another coordinator serves this database" in done.stderr
+        assert first.url in done.stderr
+        assert "--take-over" in done.stderr
+        assert "Traceback" not in done.stderr
+        (tmp_path / "two" / "url").unlink()
+        with _standing_by(tmp_path / "two", url) as second:
+            assert first.stop() == 0
+            assert second.stdout is not None
+            assert "Brigade coordinator at" in second.stdout.readline()
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(STOP_DEADLINE_S) == 0
+
+
+def test_one_that_was_replaced_stops_by_itself(tmp_path: Path) -> None:
+    with served(tmp_path / "state") as first:
+        with closing(sqlite3.connect(tmp_path / "state" / "brigade.db", timeout=10)) as connection, connection:
+            connection.execute("UPDATE coordinator_lease SET epoch = epoch + 1, holder = 'another'")
+        assert first.process.wait(timeout=STOP_DEADLINE_S) == EXIT_STORAGE
+    log = (tmp_path / "log").read_text()
+    assert "another coordinator has taken this database over" in log
+    assert "Traceback" not in log
+
+
+@contextmanager
+def _standing_by(state: Path, url: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        serve_command(state, "--listen", "127.0.0.1:0", "--database-url", url, "--take-over"),
+        cwd=ROOT,
+        env=environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "lease_watched" in line:
+                break
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=STOP_DEADLINE_S)
+
+
+# ------------------------------------------------------------------ a database that is away
+
+
+async def refused_for_storage(http: Http, path: str, body: Any) -> str:
+    answer = await http.ask("POST", path, body)
+    assert answer.status == 507, answer.body
+    assert int(answer.headers["Retry-After"]) >= 1
+    return answer.read(ErrorAnswer).error.message
+
+
+async def test_a_database_locked_by_another_program(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        async with (
+            http_session(coordinator, key_of(coordinator, "admin")) as http,
+            pinned_workers(coordinator, (0, 4)) as (worker,),
+        ):
+            ask = RouteRequest(model=TINY, n_prompt_tokens=3, max_tokens=5)
+            grant = (await http.ask("POST", "/v1/routes", ask)).read(RouteGrant)
+            with closing(sqlite3.connect(tmp_path / "state" / "brigade.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                async with asyncio.TaskGroup() as tasks:
+                    routing = tasks.create_task(refused_for_storage(http, "/v1/routes", ask), name="route")
+                    creating = tasks.create_task(
+                        refused_for_storage(http, "/admin/v1/keys", CreateKeyRequest(name="x")), name="key"
+                    )
+                    await worker.send(
+                        GenerationReport(
+                            session_id=grant.session_id, n_prompt_tokens=3, n_completion_tokens=5, outcome="stop"
+                        )
+                    )
+                    await _beats_are_heard(coordinator, worker)
+                assert "locked" in routing.result()
+                assert "locked" in creating.result()
+                await _beats_are_heard(coordinator, worker)
+                status = (await http.ask("GET", "/admin/v1/status")).read(ClusterStatus)
+                assert "locked" in status.database_problem
+                assert status.workers[0].state == "ready"
+                other.execute("ROLLBACK")
+            await _answers_again(http, ask)
+            assert not (await http.ask("GET", "/admin/v1/status")).read(ClusterStatus).database_problem
+
+            async def is_kept() -> bool:
+                stored = await coordinator.repository.generation(grant.session_id)
+                return stored is not None and stored.n_completion_tokens == 5
+
+            await eventually_answered(is_kept)  # what was reported meanwhile
+
+
+async def test_a_database_file_that_is_moved_and_put_back(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        path, away = tmp_path / "state" / "brigade.db", tmp_path / "away.db"
+        async with (
+            http_session(coordinator, key_of(coordinator, "admin")) as http,
+            pinned_workers(coordinator, (0, 4)) as (worker,),
+        ):
+            ask = RouteRequest(model=TINY, n_prompt_tokens=3, max_tokens=5)
+            assert (await http.ask("POST", "/v1/routes", ask)).status == 200
+            path.rename(away)
+            assert "was moved" in await refused_for_storage(http, "/v1/routes", ask)
+            assert "was moved" in await refused_for_storage(http, "/admin/v1/keys", CreateKeyRequest(name="x"))
+            assert not path.exists(), "no empty one is put in its place"
+            await _beats_are_heard(coordinator, worker)
+            status = (await http.ask("GET", "/admin/v1/status")).read(ClusterStatus)
+            assert "was moved" in status.database_problem
+            away.rename(path)
+            await _answers_again(http, ask)
+
+
+async def test_a_postgresql_that_stops_and_comes_back(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    with running_postgres(postgres_server.programs) as server:
+        url = server.new_database()
+        async with running_coordinator(tmp_path, database_url=url) as coordinator:
+            await add_model(coordinator)
+            async with (
+                http_session(coordinator, key_of(coordinator, "admin")) as http,
+                pinned_workers(coordinator, (0, 4)) as (worker,),
+            ):
+                ask = RouteRequest(model=TINY, n_prompt_tokens=3, max_tokens=5)
+                assert (await http.ask("POST", "/v1/routes", ask)).status == 200
+                server.stop()
+                assert "PostgreSQL" in await refused_for_storage(http, "/v1/routes", ask)
+                await _beats_are_heard(coordinator, worker)
+                status = (await http.ask("GET", "/admin/v1/status")).read(ClusterStatus)
+                assert "PostgreSQL" in status.database_problem
+                await asyncio.to_thread(server.start)
+                await _answers_again(http, ask)
+
+
+async def _beats_are_heard(coordinator: Any, worker: Any) -> None:
+    for n in range(1, 4):
+        await worker.send(
+            Heartbeat(
+                n_sessions=n,
+                n_queued=0,
+                free_kv_bytes=0,
+                decode_s_per_block=0.0,
+                prefill_s_per_token_block=0.0,
+            )
+        )
+
+        def is_heard(n: int = n) -> bool:
+            beat = coordinator.cluster.state.workers[worker.worker_id].heartbeat
+            return beat is not None and beat.n_sessions == n
+
+        await eventually(is_heard)
+
+
+async def _answers_again(http: Http, ask: RouteRequest) -> None:
+    async def is_answered() -> bool:
+        return (await http.ask("POST", "/v1/routes", ask)).status == 200
+
+    await eventually_answered(is_answered)

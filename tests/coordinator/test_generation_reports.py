@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from coordinator import generation_reports
+from coordinator.background import running_beside
+from coordinator.database import opened
+from coordinator.generation_reports import GenerationReports
+from coordinator.repository import Repository
+from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
+from protocol.messages import GenerationReport
+from tests.support.coordinators import eventually
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+A, B = WorkerId("w-a"), WorkerId("w-b")
+
+
+class Desk:
+    """Reports over a database in which the sessions s1, s2, s3 went from A to B."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self.finished: list[list[WorkerId]] = []
+        self.reports = GenerationReports(
+            repository, NOW.timestamp, on_finished=lambda route: self.finished.append(list(route))
+        )
+
+    async def outcome(self, session: str) -> str | None:
+        stored = await self.repository.generation(SessionId(session))
+        assert stored is not None
+        return stored.outcome
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as engine:
+        repository = Repository(engine)
+        await repository.add_api_key(KeyId("k"), "n", "client", "h", NOW)
+        for session in ("s1", "s2", "s3"):
+            await repository.record_generation(
+                SessionId(session), KeyId("k"), ModelName("m"), Revision("r"), [(A, 0, 1), (B, 1, 2)], 3, 5, NOW
+            )
+        yield Desk(repository)
+
+
+def report(session: str, outcome: str = "stop") -> GenerationReport:
+    return GenerationReport(
+        session_id=SessionId(session),
+        n_prompt_tokens=3,
+        n_completion_tokens=5,
+        outcome=outcome,  # type: ignore[arg-type]
+    )
+
+
+async def test_reports_are_saved_and_only_what_came_to_its_end_speaks_for_its_route(desk: Desk) -> None:
+    async with running_beside(reports=desk.reports.save_forever()):
+        desk.reports.take(report("s1"), B)
+        desk.reports.take(report("s2", "failed"), B)
+        desk.reports.take(report("s3"), A)
+        await desk.reports.saved(10.0)
+    assert [await desk.outcome(session) for session in ("s1", "s2", "s3")] == ["stop", "failed", None]
+    assert desk.finished == [[A, B]]
+
+
+async def test_a_database_that_is_away_loses_no_report(desk: Desk, tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    path.rename(tmp_path / "away.db")
+    with capture_logs() as logs:
+        async with running_beside(reports=desk.reports.save_forever(retry_s=0.01)), asyncio.timeout(10):
+            desk.reports.take(report("s1"), B)
+            desk.reports.take(report("s2"), B)
+            await eventually(lambda: any(line["event"] == "generation_report_not_saved" for line in logs))
+            (tmp_path / "away.db").rename(path)
+            await desk.reports.saved(10.0)
+    assert [await desk.outcome(session) for session in ("s1", "s2")] == ["stop", "stop"]
+
+
+async def test_what_cant_be_saved_in_time_or_is_too_much_is_said(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation_reports, "MAX_REPORTS", 1)
+    reports = GenerationReports(desk.repository, NOW.timestamp, on_finished=lambda _: None)
+    with capture_logs() as logs:
+        reports.take(report("s1"), B)
+        reports.take(report("s2"), B)
+        await reports.saved(0.01)
+    assert [line["event"] for line in logs] == ["generation_report_lost", "generation_reports_lost"]
+
+
+async def test_ids_that_are_none_do_not_get_to_the_database(desk: Desk) -> None:
+    with capture_logs() as logs:
+        for session in ("", "\x00", "x" * 65, "a b", "\u0661"):
+            desk.reports.take(report(session), B)
+        await desk.reports.saved(0.1)
+    assert [line["event"] for line in logs] == ["generation_report_refused"] * 5
