@@ -44,8 +44,12 @@ _MAX_TOKENIZERS = 4
 class TokenStream:
     """The pieces of one generation, and its result. Nothing happens before the first is asked for."""
 
-    def __init__(self, pieces: Callable[[Progress], AsyncGenerator[TokenPiece, None]]) -> None:
-        self._progress = Progress(asyncio.get_running_loop().time())
+    def __init__(
+        self,
+        pieces: Callable[[Progress], AsyncGenerator[TokenPiece, None]],
+        on_notice: Callable[[str], None] | None = None,
+    ) -> None:
+        self._progress = Progress(asyncio.get_running_loop().time(), on_notice)
         self._pieces = pieces(self._progress)
 
     @property
@@ -71,7 +75,12 @@ class TokenStream:
 
 
 class Client:
-    """One cluster, as its users see it. Connections are made once and kept until the context ends."""
+    """One cluster, as its users see it. Connections are made once and kept until the context ends.
+
+    A generation survives workers that go away, and a coordinator that is away meanwhile: it goes on by another
+    route with the same tokens, as long as its `timeout_s` allows. `url` may name several coordinators, separated by
+    commas.
+    """
 
     def __init__(
         self, url: str | None = None, api_key: str | None = None, *, config: ClientConfig | None = None
@@ -110,14 +119,24 @@ class Client:
         """One model. NotFoundError if there is none of this name."""
         return await self._connected()[0].get(f"/v1/models/{quote(checked_model_name(name))}", ModelInfo)
 
-    def stream(self, model: str | ModelInfo, prompt: Prompt, **options: Any) -> TokenStream:
+    def stream(
+        self,
+        model: str | ModelInfo,
+        prompt: Prompt,
+        *,
+        on_notice: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> TokenStream:
         """Begin a generation; `options` are the fields of `GenerationOptions`.
+
+        `on_notice` is called, on the loop, with a line for people when a route fails and another is gone on with,
+        and when the generation begins to wait for one.
 
         Raises:
             InvalidRequestError: an option is out of its range.
         """
         checked = _options(options)
-        return TokenStream(lambda progress: self._generated(model, prompt, checked, progress))
+        return TokenStream(lambda progress: self._generated(model, prompt, checked, progress), on_notice)
 
     async def generate(self, model: str | ModelInfo, prompt: Prompt, **options: Any) -> Generation:
         """Generate to the end; as `stream`."""

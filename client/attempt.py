@@ -1,4 +1,7 @@
-"""One try at a generation: one route from its opening to its end. Knows tokens, nothing of text or deadlines."""
+"""One try at a generation: one route from its opening to its end. Knows tokens, nothing of text or deadlines.
+
+Whatever goes wrong leaves here as `AttemptFailed`, which says who is to blame and who noticed.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Literal
 
+from msgspec import structs
+
+from client.failover import AttemptFailed
 from client.transport import Connection, ConnectionLost, ConnectionPool, Inbox
 from protocol.errors import BrigadeError, InternalError, ProtocolError, error_from_body
-from protocol.ids import WorkerId
+from protocol.ids import SessionId, WorkerId
 from protocol.messages import (
     AttachTail,
     CloseSession,
@@ -23,7 +29,7 @@ from protocol.messages import (
     Token,
     ToWorker,
 )
-from protocol.rest import RouteGrant, RouteHop
+from protocol.rest import HopFailure, RouteGrant, RouteHop
 
 GOODBYE_TIMEOUT_S = 2.0
 """How long the workers may take to be told that a generation is over."""
@@ -34,17 +40,27 @@ CloseReason = Literal["finished", "cancelled", "failed", "deadline", "lost"]
 class Attempt:
     """One try, over one route. Entered as a context, which only says where what comes is put."""
 
-    def __init__(self, pool: ConnectionPool, grant: RouteGrant, *, max_tokens: int) -> None:
+    def __init__(self, pool: ConnectionPool, grant: RouteGrant, *, max_tokens: int, vocab_size: int) -> None:
         if not grant.hops:
             raise InternalError("the coordinator granted a route without workers")
         self._pool = pool
         self._grant = grant
+        self._max_tokens = max_tokens
+        self._vocab_size = vocab_size
         self._head, self._tail = grant.hops[0], grant.hops[-1]
         self._inbox = Inbox(grant.session_id, max_tokens=max_tokens)
         self._told: dict[WorkerId, Connection] = {}
         """Workers that know of the session from us."""
         self._delivering = ExitStack()
-        self._n_tokens = 0
+        self.n_tokens = 0
+        """That have come."""
+        self.is_finished = False
+        """Whether the workers have ended it themselves, so that nobody has to be told."""
+
+    @property
+    def heard_session(self) -> SessionId | None:
+        """The session, if its head has been told of it, so that workers may hold something of it."""
+        return self._grant.session_id if self._head.worker_id in self._told else None
 
     def __enter__(self) -> Attempt:
         return self
@@ -53,7 +69,11 @@ class Attempt:
         self._delivering.close()
 
     async def start(self, token_ids: Sequence[int], sampling: SamplingParams, *, remaining_s: float) -> None:
-        """Send the prompt to the head and attach to the tail, both at once and without waiting for an answer."""
+        """Send the prompt to the head and attach to the tail, both at once and without waiting for an answer.
+
+        Raises:
+            AttemptFailed: one of them can't be told.
+        """
         session_id, payload = self._grant.session_id, _int32(token_ids)
         opening = OpenSession(
             session_id=session_id, tickets=tuple(hop.ticket for hop in self._grant.hops), deadline_s=remaining_s
@@ -68,12 +88,11 @@ class Attempt:
             raise _first_error(group) from group
 
     async def token(self) -> Token:
-        """The next token.
+        """The next token; the last one that is allowed always has a reason.
 
         Raises:
-            HopLostError: a connection ended before the generation did.
-            ProtocolError: a token came twice, out of order, or from another worker than the tail.
-            BrigadeError: what a worker says went wrong.
+            AttemptFailed: a connection ended before the generation did, a worker says that something went wrong,
+                or a token came twice, out of order, from another worker than the tail, or isn't the model's.
         """
         while True:
             worker_id, happening = await self._inbox.get()
@@ -81,17 +100,36 @@ class Attempt:
                 case SessionOpened():
                     pass  # nothing waits for it: the prompt is under way already
                 case SessionEnded():
-                    raise error_from_body(happening.error)
+                    raise self._failed_elsewhere(worker_id, happening)
                 case ConnectionLost():
-                    raise happening.error
+                    raise _failed(happening.error, worker_id)
                 case Token():
-                    if worker_id != self._tail.worker_id or happening.index != self._n_tokens:
-                        raise ProtocolError(
-                            f"worker {worker_id} sent token {happening.index}; token {self._n_tokens} of "
-                            f"worker {self._tail.worker_id} comes next"
-                        )
-                    self._n_tokens += 1
-                    return happening
+                    return self._checked(worker_id, happening)
+
+    def _checked(self, worker_id: WorkerId, token: Token) -> Token:
+        if worker_id != self._tail.worker_id or token.index != self.n_tokens:
+            error = ProtocolError(
+                f"worker {worker_id} sent token {token.index}; token {self.n_tokens} of worker "
+                f"{self._tail.worker_id} comes next"
+            )
+            raise _failed(error, worker_id)
+        if not 0 <= token.token_id < self._vocab_size:
+            error = ProtocolError(
+                f"worker {worker_id} sent token id {token.token_id}, which is not one of the model's "
+                f"{self._vocab_size}"
+            )
+            raise _failed(error, worker_id)
+        self.n_tokens += 1
+        self.is_finished = token.finish_reason is not None
+        if self.n_tokens == self._max_tokens and not self.is_finished:
+            return structs.replace(token, finish_reason="length")
+        return token
+
+    def _failed_elsewhere(self, worker_id: WorkerId, ended: SessionEnded) -> AttemptFailed:
+        # only workers of the route can have failed it, whatever the neighbour says
+        on_route = {hop.worker_id for hop in self._grant.hops}
+        blamed = ended.worker_id if ended.worker_id in on_route else worker_id
+        return _failed(error_from_body(ended.error), blamed, noticed_by=worker_id)
 
     async def end(self, reason: CloseReason) -> None:
         """Tell head and tail that it is over; they pass it on. A worker that can't be told has noticed anyway."""
@@ -101,12 +139,19 @@ class Attempt:
                 telling.create_task(_say_goodbye(connection, message), name=f"end at {connection.worker_id}")
 
     async def _tell(self, hop: RouteHop, *frames: tuple[ToWorker, bytes]) -> None:
-        connection = await self._pool.connection(hop.worker_id, hop.url)
-        if hop.worker_id not in self._told:
-            self._told[hop.worker_id] = connection
-            self._delivering.enter_context(connection.delivering_to(self._inbox))
-        for message, payload in frames:
-            await connection.send(message, payload)
+        try:
+            connection = await self._pool.connection(hop.worker_id, hop.url)
+            if hop.worker_id not in self._told:
+                self._told[hop.worker_id] = connection
+                self._delivering.enter_context(connection.delivering_to(self._inbox))
+            for message, payload in frames:
+                await connection.send(message, payload)
+        except BrigadeError as exc:
+            raise _failed(exc, hop.worker_id) from exc
+
+
+def _failed(error: BrigadeError, blamed: WorkerId, noticed_by: WorkerId | None = None) -> AttemptFailed:
+    return AttemptFailed(error, HopFailure(worker_id=blamed, noticed_by=noticed_by, code=error.code))
 
 
 def _int32(token_ids: Sequence[int]) -> bytes:

@@ -46,7 +46,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Url = Annotated[str | None, typer.Option("--url", help="The coordinator, https://host:port (or BRIGADE_URL).")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="The coordinator, https://host:port; several by commas (or BRIGADE_URL)."),
+]
 KeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", help="File that holds the API key (or BRIGADE_API_KEY).")
 ]
@@ -177,7 +180,9 @@ async def _models(config: ClientConfig, *, is_json: bool) -> int:
 async def _generate(config: ClientConfig, asked: _Asked) -> int:
     async with Client(config=config) as client:
         model = await _chosen_model(client, asked.model)
-        stream = client.stream(model, _laid_out(asked, model), **_fields(asked.options))
+        stream = client.stream(
+            model, _laid_out(asked, model), on_notice=lambda notice: _tell(stream, notice), **_fields(asked.options)
+        )
         try:
             async with stream:
                 await _show(stream, is_json=asked.is_json)
@@ -199,6 +204,13 @@ async def _show(stream: TokenStream, *, is_json: bool) -> None:
             await _write(piece_line(piece) + "\n")
         elif piece.text:
             await _write(printable(piece.text) if is_terminal else piece.text)
+
+
+def _tell(stream: TokenStream, notice: str) -> None:
+    """Say on standard error why no token comes; on a line of its own where the answer is shown beside it."""
+    text = stream.result.text
+    is_within_line = sys.stdout.isatty() and sys.stderr.isatty() and text != "" and not text.endswith("\n")
+    print(("\n" if is_within_line else "") + printable(" ".join(notice.split())), file=sys.stderr, flush=True)
 
 
 def _tell_end(stream: TokenStream, *, is_json: bool) -> None:

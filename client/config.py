@@ -14,7 +14,7 @@ import platformdirs
 
 from protocol.api_key import ApiKey, api_key_from_text
 from protocol.errors import ConfigError
-from protocol.pinned_http import checked_coordinator_url
+from protocol.pinned_http import checked_coordinator_urls
 
 URL_VARIABLE = "BRIGADE_URL"
 KEY_VARIABLE = "BRIGADE_API_KEY"
@@ -31,7 +31,7 @@ class ClientConfig:
     """What a `Client` needs to know before it begins."""
 
     url: str
-    """The coordinator, `https://host:port`."""
+    """The coordinator, `https://host:port`; several are separated by commas and tried in their order."""
     api_key: ApiKey
     cache: Path
     """Folder for config and tokenizer files; made when needed."""
@@ -61,7 +61,7 @@ class ClientConfig:
                 f"set {URL_VARIABLE}"
             )
         return cls(
-            url=checked_coordinator_url(given_url),
+            url=",".join(checked_coordinator_urls(given_url)),
             api_key=api_key_from_text(_key_text(api_key, api_key_file, environ, state)),
             cache=Path(environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("brigade")) / "client",
         )

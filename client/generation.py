@@ -1,25 +1,43 @@
-"""Drive one generation: route, attempt, text, stop strings, deadline.
+"""Drive one generation: attempt after attempt, until it is over, by its deadline.
 
-What is around an `Attempt` is here, so that another attempt can follow one that failed.
+An attempt that fails is followed by another, with the tokens so far as the end of its prompt: the stream that the
+caller sees has no gap and no repeat. What is worth another attempt is decided in `client.failover`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from msgspec import structs
 
 from client.attempt import Attempt, CloseReason
 from client.decoding import TextStream
+from client.failover import (
+    STALLED,
+    AttemptFailed,
+    Failover,
+    after_failure,
+    delay_s,
+    final_error,
+    notice_of,
+)
+from client.pace import Pace
 from client.results import Progress, RouteStage, TokenPiece
-from client.stopping import cut
+from client.route_finder import RouteFinder, WantedRoute
+from client.showing import Shower
 from client.transport import ConnectionPool
-from protocol.errors import ConflictError, DeadlineExceededError, ProtocolError
+from protocol.errors import ConflictError, DeadlineExceededError, HopLostError
 from protocol.ids import ModelName, Revision
 from protocol.messages import SamplingParams, Token
 from protocol.pinned_http import CoordinatorSession
-from protocol.rest import RouteGrant, RouteRequest
+from protocol.rest import HopFailure, RouteGrant
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +71,13 @@ class Deadline:
             async with asyncio.timeout_at(self.at_s):
                 yield
         except TimeoutError as exc:
-            raise DeadlineExceededError(
-                f"the generation took longer than its {self.timeout_s:g} s: give a longer --timeout or ask for less"
-            ) from exc
+            raise self.error() from exc
+
+    def error(self) -> DeadlineExceededError:
+        """That it is over."""
+        return DeadlineExceededError(
+            f"the generation took longer than its {self.timeout_s:g} s: give a longer --timeout or ask for less"
+        )
 
 
 async def generated_pieces(
@@ -68,69 +90,125 @@ async def generated_pieces(
     deadline: Deadline,
 ) -> AsyncGenerator[TokenPiece, None]:
     """The tokens as they come. Closing the generator, or cancelling it, ends the generation on all workers."""
-    async with deadline.applied():
-        grant = await _granted_route(request, coordinator)
-    progress.route = _stages(grant)
-    shower = _Shower(text, request.stops)
-    now_s = asyncio.get_running_loop().time
-    reason: CloseReason | None = "failed"
-    with Attempt(pool, grant, max_tokens=request.sampling.max_tokens) as attempt:
+    run = _Run(request, coordinator, pool, progress, deadline)
+    shower = Shower(text, request.stops)
+    last: TokenPiece | None = None
+    while last is None:
+        reason: CloseReason | None = "failed"
+        with await run.next_attempt() as attempt:
+            try:
+                await run.start(attempt)
+                while last is None:
+                    token = await run.token(attempt)
+                    piece = shower.piece(token)
+                    progress.add(piece, asyncio.get_running_loop().time())
+                    finish_reason = "stop" if shower.is_stopped else token.finish_reason
+                    if finish_reason is None:
+                        yield piece
+                        continue
+                    progress.finish_reason, last = finish_reason, piece
+                    reason = None if attempt.is_finished else "cancelled"
+            except AttemptFailed as failed:
+                run.go_on_after(failed, attempt)
+            except DeadlineExceededError:
+                reason = "deadline"
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                reason = "cancelled"
+                raise
+            finally:
+                if reason is not None:
+                    await attempt.end(reason)
+    yield last
+
+
+class _Run:
+    """The attempts of one generation: which comes next, and how long each may take."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        coordinator: CoordinatorSession,
+        pool: ConnectionPool,
+        progress: Progress,
+        deadline: Deadline,
+    ) -> None:
+        self._request = request
+        self._pool = pool
+        self._progress = progress
+        self._deadline = deadline
+        self._rng = random.Random()  # noqa: S311 - spreads retries, hides nothing
+        self._finder = RouteFinder(coordinator, self._rng, on_notice=progress.tell)
+        self._known = Failover()
+        self._pace = Pace()
+
+    async def next_attempt(self) -> Attempt:
+        """An attempt over a route that avoids what failed; waits for one while that helps."""
         try:
-            async with deadline.applied():
-                await attempt.start(request.prompt, request.sampling, remaining_s=deadline.at_s - now_s())
-            while True:
-                async with deadline.applied():
-                    token = await attempt.token()
-                piece = shower.piece(_checked(token, request))
-                progress.add(piece, now_s())
-                finish_reason = "stop" if shower.is_stopped else token.finish_reason
-                if finish_reason is not None:
-                    progress.finish_reason = finish_reason
-                    reason = None if token.finish_reason is not None else "cancelled"
-                    break
-                yield piece
-        except DeadlineExceededError:
-            reason = "deadline"
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            reason = "cancelled"
-            raise
-        finally:
-            if reason is not None:
-                await attempt.end(reason)
-    yield piece
+            async with self._deadline.applied():
+                await asyncio.sleep(delay_s(self._known, self._rng))
+                grant = await self._finder.route(self._wanted(), self._known)
+        except DeadlineExceededError as exc:
+            waits_for = self._progress.waits_for
+            raise DeadlineExceededError(f"{exc.message}; {waits_for}" if waits_for else exc.message) from exc
+        if grant.revision != self._request.revision:
+            raise ConflictError(
+                f"the model {self._request.model} was replaced meanwhile by another revision: try again"
+            )
+        self._progress.route = _stages(grant)
+        return Attempt(self._pool, grant, max_tokens=self._wanted().max_tokens, vocab_size=self._request.vocab_size)
 
+    async def start(self, attempt: Attempt) -> None:
+        """Send the prompt and all tokens so far as the attempt's prompt."""
+        remaining_s = self._deadline.at_s - asyncio.get_running_loop().time()
+        sampling = structs.replace(self._request.sampling, max_tokens=self._wanted().max_tokens)
+        token_ids = (*self._request.prompt, *self._progress.token_ids)
+        await self._limited(attempt.start(token_ids, sampling, remaining_s=remaining_s), attempt)
 
-class _Shower:
-    """From tokens to what can be shown: whole characters, up to a stop string."""
+    async def token(self, attempt: Attempt) -> Token:
+        """The attempt's next token."""
+        began_s = asyncio.get_running_loop().time()
+        token = await self._limited(attempt.token(), attempt)
+        self._pace.add(asyncio.get_running_loop().time() - began_s, is_first=attempt.n_tokens == 1)
+        return token
 
-    def __init__(self, text: TextStream | None, stops: tuple[str, ...]) -> None:
-        self._text = text
-        self._stops = stops
-        self._held = ""
-        self.is_stopped = False
+    def go_on_after(self, failed: AttemptFailed, attempt: Attempt) -> None:
+        """Remember what failed. Raises what ends the generation, if no other attempt is worth it."""
+        self._known = after_failure(
+            self._known,
+            failed,
+            heard_session=attempt.heard_session,
+            n_new_tokens=attempt.n_tokens,
+            now_s=asyncio.get_running_loop().time(),
+        )
+        error = final_error(self._known, failed)
+        if error is not None:
+            raise error from failed
+        self._progress.fail_over(notice_of(failed.failure, len(self._progress.token_ids)))
 
-    def piece(self, token: Token) -> TokenPiece:
-        """The token's piece; the last token's has everything that was held back."""
-        if self._text is None:
-            return TokenPiece(token_id=token.token_id, text="")
-        new = self._text.push(token.token_id)
-        if token.finish_reason is not None:
-            new += self._text.flush()
-        found = cut(self._held + new, self._stops)
-        self._held, self.is_stopped = found.held, found.is_stopped
-        is_over = token.finish_reason is not None
-        return TokenPiece(token_id=token.token_id, text=found.shown + found.held if is_over else found.shown)
+    def _wanted(self) -> WantedRoute:
+        n_tokens = len(self._progress.token_ids)
+        return WantedRoute(
+            model=self._request.model,
+            n_prompt_tokens=len(self._request.prompt) + n_tokens,
+            max_tokens=self._request.sampling.max_tokens - n_tokens,
+        )
 
-
-async def _granted_route(request: GenerationRequest, coordinator: CoordinatorSession) -> RouteGrant:
-    asked = RouteRequest(
-        model=request.model, n_prompt_tokens=len(request.prompt), max_tokens=request.sampling.max_tokens
-    )
-    grant = await coordinator.post("/v1/routes", asked, RouteGrant)
-    if grant.revision != request.revision:
-        raise ConflictError(f"the model {request.model} was replaced meanwhile by another revision: try again")
-    return grant
+    async def _limited(self, work: Coroutine[Any, Any, T], attempt: Attempt) -> T:
+        """Wait for one step of the attempt. AttemptFailed, with nobody to blame, if the route stands still."""
+        limit_s = self._pace.limit_s(
+            n_prompt_tokens=None if attempt.n_tokens > 0 else self._wanted().n_prompt_tokens,
+            n_stalls=self._known.n_stalls,
+        )
+        now_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(min(now_s + limit_s, self._deadline.at_s)):
+                return await work
+        except TimeoutError as exc:
+            if now_s + limit_s >= self._deadline.at_s:
+                raise self._deadline.error() from exc
+            error = HopLostError(f"no token came for {limit_s:.0f} s: the route stands still")
+            raise AttemptFailed(error, HopFailure(code=STALLED)) from exc
 
 
 def _stages(grant: RouteGrant) -> tuple[RouteStage, ...]:
@@ -138,9 +216,3 @@ def _stages(grant: RouteGrant) -> tuple[RouteStage, ...]:
         RouteStage(worker_id=hop.worker_id, start=hop.blocks.start, end=hop.blocks.end, precision=hop.precision)
         for hop in grant.hops
     )
-
-
-def _checked(token: Token, request: GenerationRequest) -> Token:
-    if not 0 <= token.token_id < request.vocab_size:
-        raise ProtocolError(f"token id {token.token_id} is not one of the model's {request.vocab_size}")
-    return token

@@ -24,7 +24,7 @@ def done_line(result: Generation) -> str:
 
 
 def summary_line(result: Generation) -> str:
-    """The end for people: `32 tokens, 18.2 tokens/s, first after 0.31 s, via w-ab 0:10 float32 -> w-cd ...`."""
+    """The end for people: `32 tokens, 18.2 tokens/s, first after 0.31 s, 1 failover, via w-ab 0:10 float32`."""
     n_tokens = result.completion_tokens
     parts = [f"{n_tokens} token" if n_tokens == 1 else f"{n_tokens} tokens"]
     if result.finish_reason == "cancelled":
@@ -33,6 +33,8 @@ def summary_line(result: Generation) -> str:
         parts.append(f"{result.tokens_per_s:.1f} tokens/s")
     if n_tokens > 0:
         parts.append(f"first after {result.ttft_s:.2f} s")
+    if result.failovers > 0:
+        parts.append("1 failover" if result.failovers == 1 else f"{result.failovers} failovers")
     if result.route:
         parts.append("via " + " -> ".join(_stage(stage) for stage in result.route))
     return ", ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.ids import WorkerId
@@ -41,14 +42,17 @@ class Generation:
     tokens_per_s: float
     """After the first token; 0 if there are fewer than two."""
     route: tuple[RouteStage, ...]
+    """The latest, after a failover; another worker may compute in another precision."""
     seed: int
     failovers: int = 0
+    """How often a route failed and another was gone on with."""
 
 
 class Progress:
     """How far one generation is. Written by its driver, read by anybody at any time. Times are the loop's."""
 
-    def __init__(self, started_at_s: float) -> None:
+    def __init__(self, started_at_s: float, on_notice: Callable[[str], None] | None = None) -> None:
+        self._on_notice = on_notice
         self._started_at_s = started_at_s
         self._first_at_s = started_at_s
         self._last_at_s = started_at_s
@@ -59,12 +63,28 @@ class Progress:
         self.route: tuple[RouteStage, ...] = ()
         self.finish_reason: FinishReason = "cancelled"
         """Until the end: nobody has finished it yet."""
+        self.n_failovers = 0
+        self.waits_for = ""
+        """For people: why no token comes just now; empty while they come."""
+
+    def tell(self, notice: str) -> None:
+        """Say why no token comes just now; once, however often it is repeated."""
+        if notice != self.waits_for:
+            self.waits_for = notice
+            if self._on_notice is not None:
+                self._on_notice(notice)
+
+    def fail_over(self, notice: str) -> None:
+        """Count a route that failed and is replaced."""
+        self.n_failovers += 1
+        self.tell(notice)
 
     def add(self, piece: TokenPiece, now_s: float) -> None:
         """Count a token."""
         if not self.token_ids:
             self._first_at_s = now_s
         self._last_at_s = now_s
+        self.waits_for = ""
         self.token_ids.append(piece.token_id)
         self._texts.append(piece.text)
 
@@ -82,4 +102,5 @@ class Progress:
             tokens_per_s=(n_tokens - 1) / spent_s if n_tokens > 1 and spent_s > 0 else 0.0,
             route=self.route,
             seed=self.seed,
+            failovers=self.n_failovers,
         )

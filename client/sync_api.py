@@ -86,7 +86,7 @@ class SyncClient:
         return self.run(self._client.model(name))
 
     def stream(self, model: str | ModelInfo, prompt: Prompt, **options: Any) -> SyncTokenStream:
-        """Begin a generation; as `Client.stream`."""
+        """Begin a generation; as `Client.stream`, whose `on_notice` is called in the client's own thread."""
 
         async def begun() -> TokenStream:
             return self._client.stream(model, prompt, **options)

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import aiohttp
 from aiohttp import ClientWebSocketResponse, ClientWSTimeout, WSMsgType
 
+from protocol.compatibility import VERSION_HEADER
 from protocol.errors import (
     BrigadeError,
     DrainingError,
@@ -43,8 +44,9 @@ from protocol.tls import client_context, worker_name
 
 CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
-PING_S = 20.0
-"""A worker that vanished without a word (its machine lost power) is noticed after this and half as much again."""
+PING_S = 6.0
+"""A worker that vanished without a word (its machine lost power) is noticed after this and half as much again: by
+name, before its silence counts as a stall of nobody in particular."""
 _MAX_MESSAGE_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES
 """Nothing that a worker says to a client has a payload."""
 
@@ -200,7 +202,7 @@ class ConnectionPool:
                     f"{url}/v1/data",
                     ssl=self._tls,
                     server_hostname=worker_name(worker_id),
-                    headers={"Brigade-Protocol": PROTOCOL_VERSION},
+                    headers={VERSION_HEADER: PROTOCOL_VERSION},
                     heartbeat=PING_S,
                     max_msg_size=_MAX_MESSAGE_BYTES,
                     timeout=ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),

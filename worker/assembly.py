@@ -19,7 +19,7 @@ from protocol.messages import Announce, DeviceReport, Heartbeat, Precision
 from protocol.version import program_version
 from worker import duties
 from worker.config import WorkerConfig
-from worker.device import DeviceProfile, chosen_precision, find_device, measure_device
+from worker.device import DeviceProfile, chosen_precision, fallback_warning, find_device, measure_device
 from worker.downloads import Downloader
 from worker.engine import Engine
 from worker.enrolment import CredentialsHolder, enrol
@@ -106,16 +106,18 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     cache = await asyncio.to_thread(FileCache, config.state / "cache", limit_bytes=config.cache_bytes)
     address = await _address(config, stack)
     machine = await asyncio.to_thread(_measured, config)
+    if warning := await asyncio.to_thread(fallback_warning, config.device):
+        around.tell(warning)
     around.tell(f"worker {identity.worker_id}: enrolling at {', '.join(config.coordinator_urls)}")
     renew = partial(enrol, identity, config.coordinator_urls, config.secret, around.clock)
-    credentials = CredentialsHolder(await renew())
+    credentials = CredentialsHolder(await renew(), config.coordinator_urls)
     around.tell(f"enrolled at {credentials.current.coordinator_url}; others reach this worker at {address.url}")
 
     holdings = Holdings()
     engine = await stack.enter_async_context(_engine(config, machine))
     hooks = UplinkHooks(
         announce=lambda: _announce(config, address.url, machine, holdings),
-        heartbeat=lambda: _heartbeat(engine),
+        heartbeat=lambda: _heartbeat(engine, data_plane),
         renew=renew,
         on_drain=around.on_drain,
         tell=around.tell,
@@ -215,7 +217,7 @@ def _announce(config: WorkerConfig, url: str, machine: Machine, holdings: Holdin
     )
 
 
-def _heartbeat(engine: Engine) -> Heartbeat:
+def _heartbeat(engine: Engine, data_plane: DataPlane) -> Heartbeat:
     stats = engine.stats()
     return Heartbeat(
         n_sessions=stats.n_sessions,
@@ -223,4 +225,5 @@ def _heartbeat(engine: Engine) -> Heartbeat:
         free_kv_bytes=max(0, stats.kv_free_bytes),
         decode_s_per_block=stats.decode_s_per_block,
         prefill_s_per_token_block=stats.prefill_s_per_token_per_block,
+        round_trips_s=data_plane.round_trips_s,
     )

@@ -47,6 +47,12 @@ class CachePlan:
         """Bytes that can still be granted."""
         return max(0, self.budget_bytes - self.reserved_bytes)
 
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that would have to be given back for nobody to wait, and the budget to be kept."""
+        wanted = sum(request.n_bytes for request in self.waiting)
+        return max(0, self.reserved_bytes + wanted - self.budget_bytes)
+
 
 def reserve(plan: CachePlan, request: Reservation) -> CachePlan:
     """The plan with the request granted or, if it has to wait, queued.
@@ -77,6 +83,18 @@ def release(plan: CachePlan, session_id: SessionId) -> CachePlan:
     granted = {key: n_bytes for key, n_bytes in plan.granted.items() if key != session_id}
     waiting = tuple(request for request in plan.waiting if request.session_id != session_id)
     return _grant_waiting(replace(plan, granted=granted, waiting=waiting))
+
+
+def hand_over(plan: CachePlan, old: SessionId, new: SessionId) -> CachePlan:
+    """The plan with what `old` was granted in the name of `new`.
+
+    Raises:
+        ConflictError: `new` has a reservation or waits for one.
+    """
+    if new in plan.granted or any(request.session_id == new for request in plan.waiting):
+        raise ConflictError(f"session {new} is open on this worker already")
+    granted = {new if key == old else key: n_bytes for key, n_bytes in plan.granted.items()}
+    return replace(plan, granted=granted)
 
 
 def resize(plan: CachePlan, budget_bytes: int) -> CachePlan:

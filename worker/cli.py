@@ -16,7 +16,8 @@ from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError, ConfigError
 from protocol.ids import block_range_from_text, checked_model_name
 from protocol.logs import configure_logs
 from protocol.version import program_version
-from worker.config import WorkerConfig, listen_address, size_from_text
+from worker.cli_doctor import doctor
+from worker.config import WorkerConfig, listed_urls, listen_address, size_from_text
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 _PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     help="Brigade's worker: holds a range of a model's blocks on this machine and runs them.",
 )
+app.command()(doctor)
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -51,7 +53,9 @@ def join(
     urls: Annotated[
         list[str],
         typer.Argument(
-            metavar="URL...", help="The coordinator, https://HOST:PORT; several addresses are tried in order."
+            metavar="URL...",
+            help="The coordinator, https://HOST:PORT. Several addresses of it, with spaces or commas in between, "
+            "are tried in order: at the start, and whenever it can't be reached at one of them.",
         ),
     ],
     *,
@@ -144,7 +148,7 @@ def join(
         secret=secret,
         secret_file=secret_file,
         state=state,
-        coordinator_urls=tuple(urls),
+        coordinator_urls=listed_urls(urls),
         listen_host=host,
         listen_port=port,
         advertise_url=advertise,

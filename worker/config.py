@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,7 @@ class WorkerConfig:
             ConfigError: there is no secret, it is too weak, or another value can't be used.
         """
         env = os.environ if environment is None else environment
-        return cls(secret=_secret(secret, secret_file, env), state=state or _default_state(env), **options)
+        return cls(secret=settled_secret(secret, secret_file, env), state=state or default_state(env), **options)
 
 
 def checked_url(url: str, what: str) -> str:
@@ -108,6 +108,12 @@ def checked_url(url: str, what: str) -> str:
     if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
         raise ConfigError(f"{what} {url!r} has more than a host and a port: write https://HOST:PORT")
     return url
+
+
+def listed_urls(texts: Sequence[str]) -> tuple[str, ...]:
+    """The addresses that an operator lists, as arguments or with commas in between; each once, in their order."""
+    urls = [url.strip() for text in texts for url in text.split(",")]
+    return tuple(dict.fromkeys(url for url in urls if url))
 
 
 def size_from_text(text: str, option: str) -> int:
@@ -142,7 +148,15 @@ def listen_address(text: str) -> tuple[str, int]:
     return host, port
 
 
-def _secret(secret: str | None, secret_file: Path | None, env: Mapping[str, str]) -> str:
+def settled_secret(
+    secret: str | None, secret_file: Path | None, environment: Mapping[str, str] | None = None
+) -> str:
+    """The join secret: the one given, else the file's, else `BRIGADE_SECRET`.
+
+    Raises:
+        ConfigError: there is none, it can't be read, or it is too weak.
+    """
+    env = os.environ if environment is None else environment
     if secret is not None and secret_file is not None:
         raise ConfigError("--secret and --secret-file are both given: use one")
     if secret is not None:
@@ -166,7 +180,9 @@ def _secret_from(path: Path) -> str:
         raise ConfigError(f"--secret-file {path} is no text") from exc
 
 
-def _default_state(env: Mapping[str, str]) -> Path:
+def default_state(environment: Mapping[str, str] | None = None) -> Path:
+    """The state folder where none is named: `BRIGADE_WORKER_STATE`, else the user's own place for state."""
+    env = os.environ if environment is None else environment
     if env.get("BRIGADE_WORKER_STATE"):
         return Path(env["BRIGADE_WORKER_STATE"])
     return Path(platformdirs.user_state_dir("brigade")) / "worker"

@@ -16,15 +16,16 @@ import aiohttp
 import structlog
 from aiohttp import web
 
+from protocol.compatibility import understood_by
 from protocol.errors import BrigadeError, HopLostError, OverloadedError, ProtocolError, error_fields
 from protocol.frames import Frame, decode_frame, encode_frame
 from protocol.ids import SessionId, WorkerId
-from protocol.messages import DataMessage, Token
+from protocol.messages import PROTOCOL_VERSION, DataMessage, Token
 
 log = structlog.get_logger(__name__)
 
-PING_S = 8.0
-"""A peer that hasn't answered a ping for half of this is gone, even if its machine says nothing more."""
+PING_S = 4.0
+"""A silent peer is pinged after so long; if it hasn't answered after half of that, it is gone: 6 s at most."""
 CLOSE_S = 2.0
 """How long a closing handshake may take."""
 MAX_QUEUED_TOKENS = 1024
@@ -32,6 +33,11 @@ MAX_QUEUED_MESSAGES = 2 * MAX_QUEUED_TOKENS
 """Room beyond the tokens for what ends sessions; who lets that fill up too reads nothing at all."""
 MAX_DIRECT_BYTES = 64 * 1024
 """What the transport's buffer takes without making the writer wait."""
+
+_MEASURING = b"round trip"
+"""What our own pings carry; aiohttp's carry nothing."""
+_NEW_WEIGHT = 0.2
+"""Of a new round trip in the average: the last ten or so count."""
 
 Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
@@ -47,16 +53,26 @@ class ConnectionUser(Protocol):
 class Connection:
     """A WebSocket and who is at its other end. `run` has to be awaited by whoever owns it."""
 
-    def __init__(self, socket: Socket, *, peer: WorkerId | None, label: str) -> None:
+    def __init__(
+        self, socket: Socket, *, peer: WorkerId | None, label: str, version: str = PROTOCOL_VERSION
+    ) -> None:
         self.peer = peer
         """The worker that verified itself; None for a client."""
         self.label = label
         self.users: dict[SessionId, ConnectionUser] = {}
         self.idle_since_s: float = asyncio.get_running_loop().time()
         self.is_closed = False
+        self.round_trip_s: float | None = None
+        """Smoothed; None until measured."""
         self._socket = socket
+        self._version = version
         self._outbox: deque[bytes] = deque()
         self._wake_writer: asyncio.Event = asyncio.Event()
+        self._is_written = asyncio.Event()
+        """Set while nothing waits in the outbox."""
+        self._is_written.set()
+        self._wants_ping = False
+        self._pinged_at_s: float | None = None
         self._reader: asyncio.Task[None] | None = None
         self._is_aborted = False
         self._close_code = aiohttp.WSCloseCode.OK
@@ -73,6 +89,7 @@ class Connection:
                 await self._read(handle, first_message_s)
             finally:
                 self.is_closed = True
+                self._is_written.set()
                 writer.cancel()
                 for user in tuple(self.users.values()):
                     user.connection_lost(self)
@@ -90,10 +107,10 @@ class Connection:
         if self.is_closed:
             raise HopLostError(f"the connection to {self.label} is closed")
         if self._outbox or len(payload) > MAX_DIRECT_BYTES:
-            self._queue(encode_frame(message, payload))
+            self._queue(self._encoded(message, payload))
             return
         try:
-            await self._socket.send_bytes(encode_frame(message, payload))
+            await self._socket.send_bytes(self._encoded(message, payload))
         except ConnectionError as exc:
             raise HopLostError(f"the connection to {self.label} was lost") from exc
 
@@ -113,7 +130,20 @@ class Connection:
             log.warning("connection_aborted", label=self.label, reason="it reads nothing")
             self.abort()
             return
-        self._queue(encode_frame(message))
+        self._queue(self._encoded(message))
+
+    async def written(self) -> None:
+        """Return when everything that was posted is written, or the connection is closed."""
+        await self._is_written.wait()
+
+    def measure(self) -> None:
+        """Have the round trip measured, unless that is under way or other things wait to be written.
+
+        Only for sockets that leave pongs to their reader (`autoping=False`).
+        """
+        if self._pinged_at_s is None and not self._outbox and not self.is_closed:
+            self._wants_ping = True
+            self._wake_writer.set()
 
     def add_user(self, session_id: SessionId, user: ConnectionUser) -> None:
         """A session uses this connection from now on.
@@ -140,8 +170,15 @@ class Connection:
             self._is_aborted = True
             self._reader.cancel()
 
+    def _encoded(self, message: DataMessage, payload: bytes | memoryview = b"") -> bytes:
+        """The frame as the peer's version has it."""
+        if self._version != PROTOCOL_VERSION:
+            message = understood_by(message, self._version)
+        return encode_frame(message, payload)
+
     def _queue(self, frame: bytes) -> None:
         self._outbox.append(frame)
+        self._is_written.clear()
         self._wake_writer.set()
 
     async def _read(self, handle: Callable[[Frame], None], first_message_s: float | None) -> None:
@@ -149,6 +186,8 @@ class Connection:
             await self._read_frames(handle, first_message_s)
         except TimeoutError:
             log.info("connection_silent", label=self.label, seconds=first_message_s)
+        except ConnectionError:
+            log.info("connection_lost", label=self.label)  # while a ping was answered
         except BrigadeError as exc:
             self._close_code = aiohttp.WSCloseCode.PROTOCOL_ERROR
             log.warning("connection_refused", label=self.label, **error_fields(exc))
@@ -164,19 +203,40 @@ class Connection:
     async def _read_frames(self, handle: Callable[[Frame], None], first_message_s: float | None) -> None:
         async with asyncio.timeout(first_message_s):
             message = await self._socket.receive()
-        while message.type is aiohttp.WSMsgType.BINARY:
-            handle(decode_frame(message.data))
+        while True:
+            match message.type:
+                case aiohttp.WSMsgType.BINARY:
+                    handle(decode_frame(message.data))
+                case aiohttp.WSMsgType.PING:
+                    await self._socket.pong(message.data)
+                case aiohttp.WSMsgType.PONG:
+                    self._take_pong(message.data)
+                case _:
+                    break
             message = await self._socket.receive()
         if message.type is aiohttp.WSMsgType.TEXT:
             raise ProtocolError("a text message; the data plane speaks binary frames")
+
+    def _take_pong(self, data: bytes) -> None:
+        if data != _MEASURING or self._pinged_at_s is None:
+            return
+        measured_s = asyncio.get_running_loop().time() - self._pinged_at_s
+        self._pinged_at_s = None
+        average_s = self.round_trip_s if self.round_trip_s is not None else measured_s
+        self.round_trip_s = average_s + _NEW_WEIGHT * (measured_s - average_s)
 
     async def _write(self) -> None:
         try:
             while True:
                 await self._wake_writer.wait()
                 self._wake_writer.clear()
+                if self._wants_ping:
+                    self._wants_ping = False
+                    self._pinged_at_s = asyncio.get_running_loop().time()
+                    await self._socket.ping(_MEASURING)
                 while self._outbox:
                     await self._socket.send_bytes(self._outbox.popleft())
+                self._is_written.set()
         except ConnectionError:
             self.abort()
 

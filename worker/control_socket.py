@@ -1,4 +1,4 @@
-"""Opening the control socket, and what its errors mean."""
+"""Opening the control socket, reading it, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 
 import aiohttp
 
-from protocol.codec import MAX_CONTROL_BYTES
+from protocol.codec import MAX_CONTROL_BYTES, decode_message
+from protocol.compatibility import VERSION_HEADER
 from protocol.errors import (
     BrigadeError,
     ConflictError,
@@ -16,6 +17,7 @@ from protocol.errors import (
     UnauthenticatedError,
     UnreachableError,
 )
+from protocol.messages import PROTOCOL_VERSION, CoordinatorToWorker
 from protocol.tls import COORDINATOR_NAME
 from worker.enrolment import Credentials
 
@@ -42,7 +44,10 @@ async def opened_socket(
         async with asyncio.timeout(_CONNECT_S):
             return await session.ws_connect(
                 credentials.coordinator_url + _PATH,
-                headers={"Authorization": f"Bearer {credentials.session_token}"},
+                headers={
+                    "Authorization": f"Bearer {credentials.session_token}",
+                    VERSION_HEADER: PROTOCOL_VERSION,
+                },
                 server_hostname=COORDINATOR_NAME,
                 max_msg_size=MAX_CONTROL_BYTES,
                 heartbeat=_PING_S,
@@ -54,6 +59,29 @@ async def opened_socket(
         raise UnreachableError(
             f"{credentials.coordinator_url} can't be reached: {str(exc) or 'no answer'}"
         ) from exc
+
+
+async def received_order(socket: aiohttp.ClientWebSocketResponse) -> CoordinatorToWorker:
+    """What the coordinator says next.
+
+    Raises:
+        UnreachableError: the socket is closed or broken, or it says what belongs elsewhere.
+        ProtocolError: it says what no coordinator of this protocol says.
+    """
+    try:
+        frame = await socket.receive()  # ends without a timeout of its own: the pings see to that
+    except (aiohttp.ClientError, OSError) as exc:  # pinged at the moment when the connection broke
+        raise UnreachableError(f"the control socket broke: {exc}") from exc
+    match frame.type:
+        case aiohttp.WSMsgType.BINARY:
+            order: CoordinatorToWorker = decode_message(frame.data, CoordinatorToWorker)
+            return order
+        case aiohttp.WSMsgType.CLOSE | aiohttp.WSMsgType.CLOSING | aiohttp.WSMsgType.CLOSED:
+            raise UnreachableError("the coordinator closed the control socket")
+        case aiohttp.WSMsgType.ERROR:
+            raise UnreachableError(f"the control socket broke: {frame.data}")
+        case other:
+            raise UnreachableError(f"the coordinator sent a {other.name} message on the control socket")
 
 
 def is_final(error: BrigadeError) -> bool:
@@ -68,6 +96,9 @@ def _refusal(error: aiohttp.WSServerHandshakeError) -> BrigadeError:
         case 403:
             return ForbiddenError("the coordinator refuses this worker")
         case 426:
-            return ProtocolVersionError("the coordinator speaks another version of the protocol now")
+            return ProtocolVersionError(
+                f"the coordinator doesn't speak this worker's protocol version, {PROTOCOL_VERSION}: install the "
+                "same major version of Brigade on both"
+            )
         case status:
             return UnreachableError(f"the coordinator answered the control socket's request with status {status}")

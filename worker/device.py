@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -14,6 +13,7 @@ import torch
 
 from protocol.errors import ConfigError
 from protocol.messages import Precision
+from worker.hardware import Accelerator, TorchBuild, installed_accelerator, unused_because
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,6 @@ _N_ROUNDS = 4
 """For each of the measurements; all of them together stay well under a second."""
 _CLEARLY = 1.3
 """Times as fast. Without instructions for bfloat16 float32 is several times as fast in prefill."""
-_NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +75,29 @@ def find_device(choice: DeviceChoice) -> torch.device:
         return torch.device("cuda")
     if has_mps:
         return torch.device("mps")
-    if any(Path(file).exists() for file in _NVIDIA_FILES):
-        log.warning(
-            "gpu_unused",
-            reason="this machine has an NVIDIA device, but torch can't use it; running on the CPU",
-            torch=torch.__version__,
-        )
     return torch.device("cpu")
+
+
+def torch_build() -> TorchBuild:
+    """What the installed torch can use."""
+    return TorchBuild(
+        version=str(torch.__version__),
+        cuda_version=torch.version.cuda,
+        has_cuda=torch.cuda.is_available(),
+        has_mps=torch.backends.mps.is_available(),
+    )
+
+
+def fallback_warning(
+    choice: DeviceChoice, look: Callable[[], Accelerator | None] = installed_accelerator
+) -> str | None:
+    """What to tell people, loudly, if `auto` leaves an accelerator of this machine unused; None if it doesn't."""
+    unused = unused_because(look(), torch_build()) if choice == "auto" else None
+    if unused is None:
+        return None
+    reason, mend = unused
+    log.warning("accelerator_unused", reason=reason, mend=mend)
+    return f"WARNING: running on the CPU, many times slower than it could be: {reason}. Mend it: {mend}"
 
 
 def measure_device(device: torch.device) -> DeviceProfile:

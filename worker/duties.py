@@ -211,7 +211,10 @@ def _load(situation: Situation) -> Duty | None:
 
 def _make_room(situation: Situation) -> Duty | None:
     """Something wanted doesn't fit beside what isn't: break before make, since there is no other way."""
-    if not _due(situation):
+    due = _due(situation)
+    staying = sum(loaded.weight_bytes for loaded in situation.loaded if loaded.retired_since_s is None)
+    # what is on its way out already may be enough
+    if not due or any(wanted.weight_bytes <= _free_bytes(situation, staying) for wanted in due):
         return None
     for loaded in _unwanted(situation):
         if loaded.retired_since_s is None:

@@ -11,9 +11,10 @@ from protocol.errors import (
     DeadlineExceededError,
     ErrorBody,
     HopLostError,
+    OverloadedError,
 )
 from protocol.ids import WorkerId
-from protocol.messages import SessionEnded
+from protocol.messages import CloseSession, SessionEnded
 from protocol.tls import is_worker_id
 
 MAX_RELAYED_CHARS = 2000
@@ -68,7 +69,7 @@ def ended_by_neighbour(said: SessionEnded, neighbour: WorkerId, source: Party) -
 
 
 def ended_by_close(reason: CloseReason, worker_id: WorkerId, source: Party | None) -> Ending:
-    """The ending after somebody closed the session."""
+    """The ending after somebody closed the session; `worker_id` is the worker to blame, if it failed."""
     error: BrigadeError
     match reason:
         case "finished" | "cancelled":
@@ -78,6 +79,27 @@ def ended_by_close(reason: CloseReason, worker_id: WorkerId, source: Party | Non
         case "failed" | "lost":
             error = HopLostError("an earlier worker of the route failed or went away: ask for another route")
     return Ending(reason=reason, source=source, error=error.body(), worker_id=worker_id)
+
+
+def blamed(close: CloseSession, sender: WorkerId | None) -> WorkerId | None:
+    """The worker to blame by what somebody says who closed the session; if unnamed, `sender` (None: a client)."""
+    named = close.worker_id
+    return named if named is not None and is_worker_id(named) else sender
+
+
+def blame_to_tell(ending: Ending, teller: WorkerId) -> WorkerId | None:
+    """Whom `CloseSession` has to name: nobody unless somebody failed, nor who says it."""
+    is_others = ending.reason in ("failed", "lost") and ending.worker_id != teller
+    return ending.worker_id if is_others else None
+
+
+def keeps_cache(ending: Ending) -> bool:
+    """Whether the generation may go on by another route, which could use what was computed here.
+
+    Not if there was no memory for it here.
+    """
+    is_own = ending.source is None
+    return ending.reason in ("failed", "lost") and not (is_own and ending.error.code == OverloadedError.code)
 
 
 def parties_to_tell(ending: Ending) -> frozenset[Party]:

@@ -62,6 +62,7 @@ class EngineCore:
     sessions: dict[SessionId, _Session] = field(default_factory=dict)
     decode_s_per_block: _Average = field(default_factory=_Average)
     prefill_s_per_token_per_block: _Average = field(default_factory=_Average)
+    n_positions_run: int = 0
 
     def load(self, request: LoadRequest) -> LoadedSpan:
         """Load a span, or give it if it is loaded.
@@ -82,12 +83,15 @@ class EngineCore:
         except (MemoryError, torch.OutOfMemoryError) as exc:
             raise OverloadedError(f"blocks {blocks} don't fit into the memory of {self.device}") from exc
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
+            if is_device_broken(exc):
+                raise
             raise UntrustedFileError(f"blocks {blocks} of this architecture can't be run: {exc}") from exc
         loaded = LoadedSpan(
             key=request.key,
             n_blocks=stage.n_blocks,
             n_weight_bytes=stage.n_weight_bytes(),
             kv_bytes_by_block=kv_bytes_by_block,
+            hidden_bytes=stage.hidden_size * stage.dtype.itemsize,
             load_s=time.perf_counter() - started,
         )
         self.spans[request.key] = (stage, loaded)
@@ -117,6 +121,17 @@ class EngineCore:
         stage = _view(self.spans[spec.span][0], spec)
         sampler = Sampler(spec.sampling, spec.prompt_token_ids) if spec.sampling is not None else None
         self.sessions[spec.session_id] = _Session(spec, stage, stage.new_cache(spec.n_positions), sampler)
+
+    def adopt(self, spec: SessionSpec, parked_id: SessionId) -> int:
+        """Begin a session with the cache that another, on the same blocks, has left; the positions in it.
+
+        Raises:
+            NotFoundError: there is no such other session.
+        """
+        parked = self._session(parked_id)
+        del self.sessions[parked_id]
+        self.sessions[spec.session_id] = _Session(spec, parked.stage, parked.cache, None)
+        return parked.cache.length
 
     def attach_sampler(
         self, session_id: SessionId, sampling: SamplingParams, prompt_token_ids: Sequence[int]
@@ -166,10 +181,11 @@ class EngineCore:
             hidden, token = self._compute(step, session)
         except Exception as exc:
             session.cache.truncate(step.position)  # some blocks may have written, others not
-            if isinstance(exc, BrigadeError):
+            if isinstance(exc, BrigadeError) or is_device_broken(exc):
                 raise
             raise _step_error(exc, step, session) from exc
         compute_s = time.perf_counter() - started
+        self.n_positions_run += step.n_tokens
         per_block = compute_s / len(session.stage.blocks)
         if step.n_tokens == 1:
             self.decode_s_per_block.add(per_block)
@@ -198,12 +214,21 @@ class EngineCore:
         return self.sessions[session_id]
 
 
+def is_device_broken(exc: Exception) -> bool:
+    """Whether nothing on this device can work any more; only a new process helps (a CUDA context doesn't heal)."""
+    if isinstance(exc, torch.OutOfMemoryError):
+        return False
+    return isinstance(exc, torch.AcceleratorError) or (isinstance(exc, RuntimeError) and "CUDA error" in str(exc))
+
+
 def _view(stage: Stage, spec: SessionSpec) -> Stage:
     try:
         return stage.view(spec.blocks)
     except BrigadeError:
         raise
     except Exception as exc:  # the library's own: it must end this session, not the engine
+        if is_device_broken(exc):
+            raise
         log.exception("view_failed", session_id=spec.session_id, blocks=str(spec.blocks))
         raise InternalError(f"blocks {spec.blocks} can't be run apart from {spec.span.blocks}") from exc
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -28,7 +28,7 @@ class Credentials:
     """What a worker has after enrolment: who it is to others, and how it tells who they are."""
 
     coordinator_url: str
-    """The address that answered, without a slash at its end."""
+    """The address at which the coordinator is asked, without a slash at its end."""
     coordinator_id: CoordinatorId
     certificate: Path
     key: Path
@@ -43,8 +43,9 @@ class Credentials:
 class CredentialsHolder:
     """The credentials in force. The uplink replaces them when they are renewed; the others read `current`."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, urls: Sequence[str] = ()) -> None:
         self.current = credentials
+        self._urls = list(dict.fromkeys([url.rstrip("/") for url in urls] or [credentials.coordinator_url]))
         self._previous_ticket_key: bytes | None = None
         self._listeners: list[Callable[[Credentials], None]] = []
 
@@ -61,6 +62,11 @@ class CredentialsHolder:
         self.current = credentials
         for listener in self._listeners:
             listener(credentials)
+
+    def try_next_address(self) -> None:
+        """Have the coordinator asked at the address after this one, where it can't be reached; they go round."""
+        current = self._urls.index(self.current.coordinator_url)
+        self.current = replace(self.current, coordinator_url=self._urls[(current + 1) % len(self._urls)])
 
     def on_replaced(self, listener: Callable[[Credentials], None]) -> None:
         """Call `listener` with every new set of credentials."""

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from protocol.errors import HopLostError, ProtocolError
 from protocol.ids import WorkerId
-from protocol.messages import STEP_CREDIT, Credit, FeedToken, OpenSession, SessionOpened, Step
-from protocol.tensors import bytes_from_tensor, tensor_from_bytes
+from protocol.messages import Credit, FeedToken, OpenSession, SessionOpened, Step
+from protocol.tensors import tensor_from_bytes
 from protocol.tickets import Ticket
 from worker.connections import Connection, ConnectionUser
 from worker.ending import Ending, EndingError, ended_by_close, ended_by_error
 from worker.engine import Engine
 from worker.flow import Arrivals, chunks
+from worker.history import History
 from worker.inbox import Inbox
+from worker.onward import Onward
+from worker.parking import n_rows_held
 from worker.peers import Peers
-from worker.steps import SampledToken, SessionSpec, SpanKey, StepInput, StepOutput
+from worker.steps import SampledToken, SessionSpec, SpanKey, StepInput
 from worker.tail import Tail
 
 MEMORY_WAIT_S = 30.0
@@ -53,6 +56,8 @@ class Opening:
     opener: Connection
     deadline_at_s: float
     """On the loop's clock; for the whole generation."""
+    predecessor_over: asyncio.Event | None = None
+    """Set when the session that this one continues has left what it has; None if it isn't running here."""
 
     def time_left_s(self) -> float:
         """Seconds until the deadline."""
@@ -76,7 +81,7 @@ class Hop:
         self.arrivals = Arrivals(max_positions=ticket.max_positions, is_fed=self.is_head)
         self.inbox: Inbox[ArrivedStep | FeedToken] = Inbox()
         self.tail = Tail(ticket.session_id, ticket.max_positions) if ticket.next is None else None
-        self.next: Connection | None = None
+        self.history = History()
         self.ring: Connection | None = None
         """At a tail that isn't the head: the connection on which tokens go round."""
         self.last_active_s = asyncio.get_running_loop().time()
@@ -85,8 +90,14 @@ class Hop:
         self._session_id = ticket.session_id
         self._shared = shared
         self._user = user
-        self._credit = STEP_CREDIT
-        self._credit_came = asyncio.Event()
+        self._onward: Onward | None = None
+        self._n_held: int | None = None
+        """Positions that were taken over and needn't be run; None once something was run."""
+
+    @property
+    def next(self) -> Connection | None:
+        """The connection to the next hop, once it is there."""
+        return self._onward.connection if self._onward is not None else None
 
     def touch(self) -> None:
         """Note that the session isn't idle."""
@@ -98,10 +109,8 @@ class Hop:
         Raises:
             ProtocolError: more than were sent.
         """
-        if self._credit + n_steps > STEP_CREDIT:
-            raise ProtocolError(f"credit for {self._credit + n_steps} steps; {STEP_CREDIT} is all that there is")
-        self._credit += n_steps
-        self._credit_came.set()
+        if self._onward is not None:
+            self._onward.add_credit(n_steps)
 
     async def open(self) -> None:
         """Reserve memory here, then open the next hop, or, at the tail, the way back to the head.
@@ -110,27 +119,26 @@ class Hop:
             BrigadeError: what the engine says.
             EndingError: a neighbour can't be reached.
         """
-        spec = SessionSpec(
-            session_id=self._session_id,
-            span=self._opening.span,
-            blocks=self._ticket.blocks,
-            n_positions=self._ticket.max_positions,
-        )
-        await self._shared.engine.open_session(
-            spec, deadline_s=min(MEMORY_WAIT_S, max(0.0, self._opening.time_left_s()))
-        )
+        if self._opening.predecessor_over is not None:
+            await self._opening.predecessor_over.wait()
+        await self._open_engine_session()
         if self._ticket.next is not None:
-            self.next = await self._connected(self._ticket.next, self._ticket.next_url or "")
+            connection = await self._connected(self._ticket.next, self._ticket.next_url or "")
+            self._onward = Onward(self._session_id, connection, self.history)
             message = OpenSession(
                 session_id=self._session_id,
                 tickets=self._opening.later_tickets,
                 deadline_s=max(0.001, self._opening.time_left_s()),
             )
-            await self.next.send(message)
+            await connection.send(message)
             return
         if not self.is_head:
             self.ring = await self._connected(self._ticket.head, self._ticket.head_url)
         self._opening.opener.post(SessionOpened(session_id=self._session_id))
+
+    def park(self) -> bool:
+        """Leave what was computed to a session that continues this one; False if that can't be: free it then."""
+        return self._shared.engine.park_session(self._session_id, self.history)
 
     async def run_steps(self) -> Ending:
         """Run what comes in until the tail finds the end; elsewhere until cancelled.
@@ -142,6 +150,7 @@ class Hop:
         while True:
             arrived = await self.inbox.get()
             if isinstance(arrived, FeedToken):
+                self.history.put_ids(arrived.position, (arrived.token_id,))
                 is_finished = await self._run(self._fed_input(arrived), is_last=True, sender=self._ticket.tail)
                 self.arrivals.fed_consumed()
             else:
@@ -149,10 +158,26 @@ class Hop:
             if is_finished:
                 return ended_by_close("finished", self._shared.worker_id, None)
 
+    async def _open_engine_session(self) -> None:
+        spec = SessionSpec(
+            session_id=self._session_id,
+            span=self._opening.span,
+            blocks=self._ticket.blocks,
+            n_positions=self._ticket.max_positions,
+            continues=self._ticket.continues,
+        )
+        deadline_s = min(MEMORY_WAIT_S, max(0.0, self._opening.time_left_s()))
+        taken_over = await self._shared.engine.open_session(spec, deadline_s=deadline_s)
+        if taken_over is not None:
+            self.history = taken_over.history
+            self._n_held = taken_over.n_held(is_head=self.is_head, is_tail=self.tail is not None)
+
     async def _run_arrived(self, arrived: ArrivedStep) -> bool:
         step = arrived.step
         is_finished = False
         payload = await self._tensor(arrived)
+        if self.is_head:
+            await self._compare(step.position, payload.tolist())
         for piece in self._pieces(step, payload):
             is_last = step.is_last and piece.position + piece.n_tokens == step.position + step.n_tokens
             is_finished = await self._run(piece, is_last=is_last, sender=self._ticket.previous)
@@ -161,37 +186,44 @@ class Hop:
             self._opening.opener.post(Credit(session_id=self._session_id, n_steps=n_steps))
         return is_finished
 
+    async def _compare(self, position: int, token_ids: list[int]) -> None:
+        """Note the prompt's tokens; where they aren't the text that was taken over, that is of no use any more."""
+        n_known = self.history.n_known(position, token_ids)
+        if self._n_held is not None and n_known < len(token_ids) and position + n_known < self._n_held:
+            await self._go_back_to(position + n_known)
+        self.history.put_ids(position, token_ids)
+
+    async def _go_back_to(self, position: int) -> None:
+        """Forget what was taken over from `position` on."""
+        self._n_held = position
+        self.history.forget_states(position)
+        await self._shared.engine.truncate(self._session_id, position)
+
     async def _run(self, piece: StepInput, *, is_last: bool, sender: WorkerId | None) -> bool:
         """Run one chunk or token of `sender`'s and hand on what comes out; whether the generation is finished."""
+        if self._n_held is not None:
+            n_held = n_rows_held(piece.position, piece.n_tokens, self._n_held, is_last=is_last)
+            if n_held and self._onward is not None:
+                await self._onward.send_again(piece.position, n_held)
+            if n_held == piece.n_tokens:
+                return False
+            piece = _without_first(piece, n_held)
+            await self._go_back_to(piece.position)
+            self._n_held = None
         if is_last and self.tail is not None:
             await self.tail.prepare(self._shared.engine)
-            piece = _wanting_sample(piece)
+            piece = replace(piece, wants_sample=True)
         try:
             output = await self._shared.engine.run(piece)
         except ProtocolError as exc:
             raise self._blaming(sender, exc) from exc
         self.touch()
-        if self.tail is None:
-            await self._hand_on(output, piece.n_tokens, is_last=is_last)
+        if self._onward is not None:
+            assert output.hidden is not None
+            await self._onward.send(output.position, output.hidden, is_last=is_last)
             return False
+        assert self.tail is not None
         return output.token is not None and await self._sampled(self.tail, output.token)
-
-    async def _hand_on(self, output: StepOutput, n_tokens: int, *, is_last: bool) -> None:
-        assert self.next is not None
-        assert output.hidden is not None
-        while self._credit == 0:
-            self._credit_came.clear()
-            await self._credit_came.wait()
-        self._credit -= 1
-        dtype, data = bytes_from_tensor(output.hidden)
-        step = Step(
-            session_id=self._session_id,
-            position=output.position,
-            n_tokens=n_tokens,
-            dtype=dtype,  # type: ignore[arg-type]  # one of the four by tensors._NAMES
-            is_last=is_last,
-        )
-        await self.next.send(step, data)
 
     async def _sampled(self, tail: Tail, token: SampledToken) -> bool:
         """The head first: it is what the next token waits for."""
@@ -223,10 +255,10 @@ class Hop:
         """(n_tokens,) ids or (n_tokens, hidden) states; the engine checks the latter's width."""
         step, payload = arrived.step, arrived.payload
         try:
-            if step.dtype == "int32":
-                return tensor_from_bytes(payload, step.dtype, (step.n_tokens,))
+            if step.dtype == "int32" or self.is_head:
+                return tensor_from_bytes(payload, "int32", (step.n_tokens,))
             width = len(payload) // (step.n_tokens * _ITEM_BYTES[step.dtype])
-            return tensor_from_bytes(payload, step.dtype, (step.n_tokens, width), must_be_finite=True)
+            return tensor_from_bytes(payload, step.dtype, (step.n_tokens, width), are_states=True)
         except ProtocolError as exc:
             raise self._blaming(self._ticket.previous, exc) from exc
 
@@ -258,11 +290,10 @@ class Hop:
         return EndingError(ended_by_error(error, sender))
 
 
-def _wanting_sample(piece: StepInput) -> StepInput:
-    return StepInput(
-        session_id=piece.session_id,
-        position=piece.position,
-        n_tokens=piece.n_tokens,
-        payload=piece.payload,
-        wants_sample=True,
+def _without_first(piece: StepInput, n_tokens: int) -> StepInput:
+    return replace(
+        piece,
+        position=piece.position + n_tokens,
+        n_tokens=piece.n_tokens - n_tokens,
+        payload=piece.payload[n_tokens:],
     )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -44,6 +45,9 @@ from protocol.tls import fingerprint, first_contact_context
 from worker.http_answers import error_of, read_body
 from worker.identity import Identity
 
+_NO_TIME_S = 0.0
+"""1970: no coordinator takes it for the time."""
+
 _Answer = TypeVar("_Answer", bound=msgspec.Struct)
 
 
@@ -56,15 +60,45 @@ async def join(url: str, identity: Identity, secret: str, clock: Callable[[], fl
         ProtocolVersionError: another version of the protocol.
         ClockSkewError: the clocks differ too much.
     """
+    async with _begun(url) as exchange:
+        hello = _decoded(await exchange.ask("GET", "/v1/hello"), Hello, url)
+        check_version(hello.protocol_version)
+        _check_clocks(hello.time_s, clock(), url)
+        return await _prove(exchange, identity, secret, clock)
+
+
+async def hello_of(url: str) -> Hello:
+    """What whoever listens at `url` says of itself, unproven.
+
+    Raises:
+        UnreachableError: nobody answers, or not as a Brigade coordinator.
+    """
+    async with _begun(url) as exchange:
+        return _decoded(await exchange.ask("GET", "/v1/hello"), Hello, url)
+
+
+async def prove_secret(url: str, identity: Identity, secret: str) -> None:
+    """Find out whether the coordinator takes the secret, without joining.
+
+    The proof is over a request whose clock can't be right. A coordinator looks at the clock only after the proof
+    has verified, and refuses: so a refused clock says that the secret is right, and nothing was granted.
+
+    Raises:
+        WrongSecretError: the secrets differ.
+        BrigadeError: it can't be asked.
+    """
+    async with _begun(url) as exchange:
+        with suppress(ClockSkewError):
+            await _prove(exchange, identity, secret, lambda: _NO_TIME_S)
+
+
+@asynccontextmanager
+async def _begun(url: str) -> AsyncIterator[_Exchange]:
     shown = await _shown_fingerprint(url)
     # the request's context sets the TLS version, the connector's fingerprint is checked on each new connection
     connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(shown), limit=1)
     async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
-        exchange = _Exchange(session=session, url=url, context=first_contact_context())
-        hello = _decoded(await exchange.ask("GET", "/v1/hello"), Hello, url)
-        check_version(hello.protocol_version)
-        _check_clocks(hello.time_s, clock(), url)
-        return await _prove(exchange, identity, secret, shown, clock)
+        yield _Exchange(session=session, url=url, context=first_contact_context(), shown=shown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +114,8 @@ class _Exchange:
     session: aiohttp.ClientSession
     url: str
     context: ssl.SSLContext
+    shown: bytes
+    """The certificate's fingerprint."""
 
     async def ask(self, method: str, path: str, body: bytes | None = None, proof: str | None = None) -> _Reply:
         headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -102,9 +138,7 @@ class _Exchange:
             raise UnreachableError(f"{self.url} broke off while this worker joined: {exc}") from exc
 
 
-async def _prove(
-    exchange: _Exchange, identity: Identity, secret: str, shown: bytes, clock: Callable[[], float]
-) -> JoinGrant:
+async def _prove(exchange: _Exchange, identity: Identity, secret: str, clock: Callable[[], float]) -> JoinGrant:
     """Steps 1 to 4 of joining, as docs/protocol.md numbers them."""
     key = await asyncio.to_thread(join_key, secret)
     nonce = secrets.token_hex(NONCE_BYTES)
@@ -122,7 +156,7 @@ async def _prove(
             worker_id=identity.worker_id,
             client_nonce=nonce,
             server_nonce=challenge.server_nonce,
-            tls_fingerprint=shown,
+            tls_fingerprint=exchange.shown,
             body=spoken_for,
         )
 

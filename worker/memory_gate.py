@@ -6,7 +6,7 @@ import asyncio
 
 from protocol.errors import BrigadeError, OverloadedError
 from protocol.ids import SessionId
-from worker.cache_plan import CachePlan, Reservation, release, reserve, resize
+from worker.cache_plan import CachePlan, Reservation, hand_over, release, reserve, resize
 
 
 class MemoryGate:
@@ -50,6 +50,14 @@ class MemoryGate:
     def release(self, session_id: SessionId) -> None:
         """Give back what the session has or waits for. Idempotent."""
         self._set(release(self.plan, session_id))
+
+    def hand_over(self, old: SessionId, new: SessionId) -> None:
+        """Let a new session have what another was granted.
+
+        Raises:
+            ConflictError: the new one has a reservation.
+        """
+        self.plan = hand_over(self.plan, old, new)
 
     def resize(self, budget_bytes: int) -> None:
         """Set the budget; what is granted stays granted."""

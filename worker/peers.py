@@ -11,7 +11,9 @@ from functools import partial
 import aiohttp
 import structlog
 
-from protocol.errors import ConfigError, HopLostError, ProtocolError
+from protocol.codec import check_version
+from protocol.compatibility import VERSION_HEADER, spoken_version
+from protocol.errors import BrigadeError, ConfigError, HopLostError, ProtocolError
 from protocol.frames import MAX_FRAME_BYTES, Frame
 from protocol.ids import WorkerId
 from protocol.messages import PROTOCOL_VERSION
@@ -23,9 +25,10 @@ from worker.enrolment import Credentials, CredentialsHolder
 log = structlog.get_logger(__name__)
 
 DATA_PATH = "/v1/data"
-VERSION_HEADER = "Brigade-Protocol"
 DIAL_S = 5.0
 """How long a connection may take to be made; less than the client waits before it looks for another route."""
+MAX_ROUND_TRIPS = 64
+"""Peers whose round trips are told; a worker has a handful of neighbours."""
 
 
 @dataclass(slots=True)
@@ -69,6 +72,26 @@ class Peers:
     def n_connections(self) -> int:
         """How many are open."""
         return len(self._open)
+
+    @property
+    def round_trips_s(self) -> dict[WorkerId, float]:
+        """Measured seconds to the peers that there are connections to, at most `MAX_ROUND_TRIPS` of them."""
+        measured = {
+            connection.peer: connection.round_trip_s
+            for connection in self._open
+            if connection.peer is not None and connection.round_trip_s is not None
+        }
+        return dict(list(measured.items())[:MAX_ROUND_TRIPS])
+
+    def measure(self) -> None:
+        """Have the round trips measured; soon after they are in `round_trips_s`."""
+        for connection in self._open:
+            connection.measure()
+
+    async def written(self) -> None:
+        """Return when everything that was posted to peers is written."""
+        for connection in tuple(self._open):
+            await connection.written()
 
     async def connection(self, worker_id: WorkerId, url: str) -> Connection:
         """The connection to a worker, opened now if there is none. `add_user` follows without waiting in between.
@@ -128,6 +151,7 @@ class Peers:
                     headers={VERSION_HEADER: PROTOCOL_VERSION},
                     max_msg_size=MAX_FRAME_BYTES,
                     heartbeat=PING_S,
+                    autoping=False,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
                 )
         except ConfigError as exc:
@@ -136,12 +160,14 @@ class Peers:
             raise HopLostError(
                 f"worker {worker_id} can't be reached at {url} ({type(exc).__name__}): ask for another route"
             ) from exc
+        version = spoken_version(socket._response.headers)  # noqa: SLF001 - aiohttp has no public way to them
         try:
             self._check_open()
-        except HopLostError:  # closed while we dialled: nobody else would end the new connection
+            check_version(version)
+        except BrigadeError as exc:  # nobody else would end the new connection
             await socket.close()
-            raise
-        connection = Connection(socket, peer=worker_id, label=f"worker {worker_id}")
+            raise HopLostError(exc.message) from exc
+        connection = Connection(socket, peer=worker_id, label=f"worker {worker_id}", version=version)
         self._open.add(connection)
         self._tasks.create_task(self._run(connection), name=f"peer {worker_id}")
         return connection

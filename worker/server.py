@@ -12,10 +12,11 @@ import structlog
 from aiohttp import web
 
 from protocol.codec import check_version
+from protocol.compatibility import VERSION_HEADER, spoken_version
 from protocol.errors import BrigadeError, DrainingError, OverloadedError, ProtocolVersionError, error_fields
 from protocol.frames import MAX_FRAME_BYTES, MAX_HEADER_BYTES, PREFIX_BYTES
 from protocol.ids import WorkerId
-from protocol.messages import GenerationReport
+from protocol.messages import PROTOCOL_VERSION, GenerationReport
 from protocol.tls import peer_worker_id
 from worker.connections import CLOSE_S, PING_S, Connection
 from worker.engine import Engine
@@ -23,7 +24,7 @@ from worker.enrolment import CredentialsHolder
 from worker.holdings import Holdings
 from worker.hop import Shared
 from worker.limits import Limits
-from worker.peers import DATA_PATH, VERSION_HEADER, Peers
+from worker.peers import DATA_PATH, Peers
 from worker.sessions import Sessions
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,8 @@ MAX_CLIENT_FRAME_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES + 4 * 2**20
 """Clients send token ids only: a million of them."""
 STOP_S = 5.0
 """How long stopped sessions may take to free what they hold."""
+GOODBYE_S = 2.0
+"""How long what they said last may take to be written."""
 
 
 class DataPlane:
@@ -100,6 +103,11 @@ class DataPlane:
         """Sessions that are open or being freed."""
         return self._sessions.n_sessions if self._sessions is not None else 0
 
+    @property
+    def round_trips_s(self) -> dict[WorkerId, float]:
+        """Measured seconds to the workers that this one has connections to."""
+        return self._peers.round_trips_s if self._peers is not None else {}
+
     def add_routes(self, app: web.Application) -> None:
         """Put the data plane into an application; whose shutdown, if it comes first, ends the connections."""
         app.router.add_get(DATA_PATH, self._accept)
@@ -131,6 +139,18 @@ class DataPlane:
                 await sessions.until_none()
         except TimeoutError:  # the engine is busy; it frees them when it gets to it
             log.warning("sessions_slow_to_stop", n_sessions=self.n_sessions)
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await self._written()
+        except TimeoutError:
+            log.info("connections_slow_to_write", n_connections=len(self._incoming))
+
+    async def _written(self) -> None:
+        """Return when everybody has been told what was to be told."""
+        for connection in tuple(self._incoming):
+            await connection.written()
+        if self._peers is not None:
+            await self._peers.written()
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -144,9 +164,10 @@ class DataPlane:
             timeout=CLOSE_S,
             max_msg_size=MAX_FRAME_BYTES if peer is not None else MAX_CLIENT_FRAME_BYTES,
         )
+        socket.headers[VERSION_HEADER] = PROTOCOL_VERSION
         await socket.prepare(request)
         label = f"worker {peer}" if peer is not None else f"client {request.remote}"
-        await self._serve(Connection(socket, peer=peer, label=label))
+        await self._serve(Connection(socket, peer=peer, label=label, version=spoken_version(request.headers)))
         return socket
 
     async def _serve(self, connection: Connection) -> None:
@@ -195,6 +216,7 @@ class DataPlane:
             now_s = loop.time()
             sessions.sweep(now_s)
             peers.close_idle(now_s, self._limits.idle_peer_s)
+            peers.measure()
             for connection in tuple(self._incoming):
                 if connection.peer is None and connection.is_idle(now_s, self._limits.idle_client_s):
                     connection.abort()

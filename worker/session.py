@@ -39,9 +39,11 @@ from worker.ending import (
     Ending,
     EndingError,
     Party,
+    blame_to_tell,
     ended_by_close,
     ended_by_error,
     ended_by_neighbour,
+    keeps_cache,
     outcome,
     parties_to_tell,
 )
@@ -62,6 +64,8 @@ class Session:
         self.ticket = opening.ticket
         self.session_id = opening.ticket.session_id
         self.opener = opening.opener
+        self.over = asyncio.Event()
+        """Set when whoever continues the session can take over what it left."""
         self.is_over = False
         """Nothing more is taken; what is left is to free."""
         self._deadline_at_s = opening.deadline_at_s
@@ -134,9 +138,13 @@ class Session:
             case Token():
                 self.fail(ProtocolError("a token came to a worker; tokens go to clients"), blame=neighbour)
 
-    def close(self, reason: CloseReason, source: Party) -> None:
+    def close(self, reason: CloseReason, source: Party, *, blame: WorkerId | None = None) -> None:
         """Somebody who may do so closed the session."""
-        self.stop(ended_by_close(reason, self._worker_id, source))
+        self.stop(ended_by_close(reason, blame or self._worker_id, source))
+
+    def continued(self) -> None:
+        """The client goes on by another route: it has given this one up, and noticed before we did."""
+        self.fail(HopLostError("the generation goes on by another route"))
 
     def fail(self, error: BrigadeError, *, blame: WorkerId | None = None) -> None:
         """End the session with an error that everybody is told."""
@@ -174,7 +182,7 @@ class Session:
             for connection in (self.opener, self._hop.next, self._hop.ring, self.tail_client):
                 if connection is not None:
                     connection.remove_user(self.session_id)
-            await self._free()
+            await self._free(ending)
         error_code = None if ending.reason == "finished" else ending.error.code
         log.info("session_ended", session_id=self.session_id, reason=ending.reason, error_code=error_code)
         return ending
@@ -191,7 +199,9 @@ class Session:
             outcome=outcome(ending, tail.finish_reason),
         )
 
-    async def _free(self) -> None:
+    async def _free(self, ending: Ending) -> None:
+        if keeps_cache(ending) and self._hop.park():
+            return
         try:
             async with asyncio.timeout(CLEAN_UP_S):
                 await self._engine.close_session(self.session_id)
@@ -224,7 +234,9 @@ class Session:
 
     def _tell(self, ending: Ending) -> None:
         ended = SessionEnded(session_id=self.session_id, worker_id=ending.worker_id, error=ending.error)
-        closed = CloseSession(session_id=self.session_id, reason=ending.reason)
+        closed = CloseSession(
+            session_id=self.session_id, reason=ending.reason, worker_id=blame_to_tell(ending, self._worker_id)
+        )
         connections: dict[Party, Connection | None] = {
             "opener": self.opener,
             "client": self.tail_client,

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 import structlog
 
@@ -41,6 +39,7 @@ from protocol.messages import (
 )
 from protocol.tensors import tensor_from_bytes
 from worker.connections import Connection
+from worker.ending import blamed
 from worker.enrolment import CredentialsHolder
 from worker.holdings import Holdings
 from worker.hop import Opening, Shared
@@ -48,21 +47,9 @@ from worker.limits import Limits
 from worker.opening import Doorkeeper, n_tokens_allowed, span_to_use
 from worker.session import Session
 from worker.tail import Attachment
+from worker.waiting_clients import WaitingClients
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _WaitingClient:
-    """A client that attached before the session was opened here."""
-
-    attachment: Attachment
-    until_s: float
-    forget: Callable[[], None]
-
-    def connection_lost(self, _connection: Connection) -> None:
-        """It waits no more."""
-        self.forget()
 
 
 class Sessions:
@@ -88,7 +75,7 @@ class Sessions:
         self._clock = clock
         self._limits = limits
         self._sessions: dict[SessionId, Session] = {}
-        self._waiting_clients: dict[SessionId, _WaitingClient] = {}
+        self._waiting_clients = WaitingClients()
         self._none_left = asyncio.Event()
         self._none_left.set()
 
@@ -137,16 +124,18 @@ class Sessions:
             session.take_backward(message)
 
     def sweep(self, now_s: float) -> None:
-        """End sessions without steps and clients without a session; `now_s` is the loop's clock."""
+        """End what waits for too long: sessions for steps, clients for a session, what is parked for either.
+
+        `now_s` is the loop's clock.
+        """
         for session in self._sessions.values():
             if now_s - session.last_active_s > self._limits.idle_session_s:
                 error = DeadlineExceededError(f"no step came for {self._limits.idle_session_s:g} s")
                 session.fail(error)
-        for session_id, waiting in tuple(self._waiting_clients.items()):
-            if now_s >= waiting.until_s:
-                error = DeadlineExceededError("no worker opened this session here: open it at the head")
-                self._refuse(waiting.attachment.connection, session_id, error)
-                self._forget_client(session_id)
+        for session_id, attachment in self._waiting_clients.take_expired(now_s):
+            error = DeadlineExceededError("no worker opened this session here: open it at the head")
+            self._refuse(attachment.connection, session_id, error)
+        self._shared.engine.forget_parked(now_s)
 
     async def until_none(self) -> None:
         """Return when no session is left."""
@@ -186,16 +175,24 @@ class Sessions:
             span=span,
             opener=connection,
             deadline_at_s=asyncio.get_running_loop().time() + allowed_s,
+            predecessor_over=self._predecessor_over(ticket.continues),
         )
         session = Session(opening, self._shared)
-        waiting = self._waiting_clients.get(message.session_id) if ticket.next is None else None
-        if waiting is not None:
-            self._forget_client(message.session_id)
-            self._take_waiting(session, waiting.attachment)
+        attachment = self._waiting_clients.take(message.session_id) if ticket.next is None else None
+        if attachment is not None:
+            self._take_waiting(session, attachment)
         connection.add_user(message.session_id, session)
         self._sessions[message.session_id] = session
         self._none_left.clear()
         self._tasks.create_task(self._run(session), name=f"session {message.session_id}")
+
+    def _predecessor_over(self, session_id: SessionId | None) -> asyncio.Event | None:
+        """End the session that a new one continues, should it still run here; when that is done."""
+        predecessor = self._sessions.get(session_id) if session_id is not None else None
+        if predecessor is None:
+            return None
+        predecessor.continued()
+        return predecessor.over
 
     def _take_waiting(self, session: Session, attachment: Attachment) -> None:
         try:
@@ -215,29 +212,20 @@ class Sessions:
         if session is not None:
             session.take_attachment(attachment)
             return
-        if message.session_id in self._waiting_clients:
-            raise ConflictError("a client waits for this session already")
         self._check_room(connection)
-        waiting = _WaitingClient(
-            attachment,
-            asyncio.get_running_loop().time() + self._limits.waiting_client_s,
-            partial(self._forget_client, message.session_id),
-        )
-        self._waiting_clients[message.session_id] = waiting
-        connection.add_user(message.session_id, waiting)
+        until_s = asyncio.get_running_loop().time() + self._limits.waiting_client_s
+        self._waiting_clients.add(message.session_id, attachment, until_s)
 
     def _close(self, connection: Connection, message: CloseSession) -> None:
         """Closing what one may not close is as if it weren't there: nothing happens, nothing is said."""
-        waiting = self._waiting_clients.get(message.session_id)
-        if waiting is not None and waiting.attachment.connection is connection:
-            self._forget_client(message.session_id)
+        self._waiting_clients.leave(message.session_id, connection)
         session = self._of(message.session_id)
         if session is None:
             return
         if session.opener is connection:
-            session.close(message.reason, "opener")
+            session.close(message.reason, "opener", blame=blamed(message, connection.peer))
         elif session.tail_client is connection:
-            session.close("cancelled", "client")
+            session.close("failed" if message.reason == "failed" else "cancelled", "client")
         elif _is_ring_of(session, connection):
             session.close(message.reason, "ring")
 
@@ -251,6 +239,7 @@ class Sessions:
             log.exception("session_broke", session_id=session.session_id)
         finally:
             session.is_over = True
+            session.over.set()
             del self._sessions[session.session_id]
             if not self._sessions:
                 self._none_left.set()
@@ -270,9 +259,6 @@ class Sessions:
                 f"{n_here} sessions on this connection and {n_all} in all; the limits are "
                 f"{self._limits.sessions_per_connection} and {self._limits.sessions}: try again later"
             )
-
-    def _forget_client(self, session_id: SessionId) -> None:
-        self._waiting_clients.pop(session_id).attachment.connection.remove_user(session_id)
 
     def _refuse(self, connection: Connection, session_id: SessionId, error: BrigadeError) -> None:
         connection.post(SessionEnded(session_id=session_id, worker_id=self._shared.worker_id, error=error.body()))

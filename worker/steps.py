@@ -39,12 +39,18 @@ class LoadedSpan:
     n_weight_bytes: int
     kv_bytes_by_block: tuple[int, ...]
     """Bytes of cache for one position of one session, in each block."""
+    hidden_bytes: int
+    """Bytes of one position's hidden states."""
     load_s: float
 
     def kv_bytes_per_position(self, blocks: BlockRange) -> int:
-        """Bytes of cache for one position in `blocks`, a part of the span."""
+        """Bytes that one position in `blocks`, a part of the span, takes: its cache, and what is sent onwards.
+
+        The latter is kept, for the next hop may have to be replaced by one that hasn't got it.
+        """
         start = self.key.blocks.start
-        return sum(self.kv_bytes_by_block[blocks.start - start : blocks.end - start])
+        kv_bytes = sum(self.kv_bytes_by_block[blocks.start - start : blocks.end - start])
+        return kv_bytes if blocks.end == self.n_blocks else kv_bytes + self.hidden_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,8 @@ class SessionSpec:
     span: SpanKey
     blocks: BlockRange
     n_positions: int
+    continues: SessionId | None = None
+    """The session whose parked cache this one takes over, if it is here and fits."""
     sampling: SamplingParams | None = None
     prompt_token_ids: tuple[int, ...] = ()
 
@@ -96,12 +104,17 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """How busy the engine is. The averages are exponential, of real steps; 0 until there was one."""
+    """How busy the engine is; what is parked counts as free.
+
+    The averages are exponential, of real steps; 0 until there was one.
+    """
 
     kv_budget_bytes: int
     kv_free_bytes: int
     n_sessions: int
     n_waiting_sessions: int
     n_pending_steps: int
+    n_positions_run: int
+    """Positions computed since the engine began."""
     decode_s_per_block: float
     prefill_s_per_token_per_block: float

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import aiohttp
 import structlog
 
 from protocol.backoff import jittered_delay_s
-from protocol.codec import decode_message, encode_message
+from protocol.codec import encode_message
 from protocol.errors import (
     BrigadeError,
     UnauthenticatedError,
@@ -27,7 +29,6 @@ from protocol.messages import (
     HEARTBEAT_S,
     Announce,
     Assign,
-    CoordinatorToWorker,
     Dismiss,
     Drain,
     FilesHeld,
@@ -37,7 +38,7 @@ from protocol.messages import (
     WorkerToCoordinator,
 )
 from protocol.tls import client_context
-from worker.control_socket import is_final, opened_socket
+from worker.control_socket import is_final, opened_socket, received_order
 from worker.enrolment import Credentials, CredentialsHolder
 from worker.error_groups import most_telling
 from worker.holdings import Holdings
@@ -51,6 +52,8 @@ _REPORT_PAUSE_S = 0.25
 """Between two reports of spans: progress changes with every piece of a download."""
 _RENEWAL_RETRY_S = 5.0
 _RENEWAL_NAP_S = 30.0
+_LONGEST_DELAY_S = 5.0
+"""A coordinator that was away for long is noticed back soon; 1,000 workers are then 400 attempts a second."""
 _STEADY_S = 5.0
 """A socket that lived so long was a good one: the delays begin anew."""
 
@@ -89,6 +92,7 @@ class Uplink:
         self._all_reported = asyncio.Event()
         self._all_reported.set()
         self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._context: tuple[str, ssl.SSLContext] | None = None
         self._rng = random.SystemRandom()
         self._n_failures = 0
         self._renewing = asyncio.Lock()
@@ -143,18 +147,19 @@ class Uplink:
                 await self._renew_if_refused()
                 used = self._credentials.current
                 await self._serve_one_socket()
-                error: BrigadeError = UnreachableError("the coordinator closed the control socket")
             except (BrigadeError, BaseExceptionGroup) as exc:
                 found = most_telling(exc) if isinstance(exc, BaseExceptionGroup) else exc
                 if not isinstance(found, BrigadeError):
                     raise
-                error = found
+                error: BrigadeError = found
             if is_final(error):
                 raise error
             if isinstance(error, UnauthenticatedError):
                 self._refused = used
             self._n_failures += 1
-            delay_s = max(jittered_delay_s(self._n_failures, self._rng), error.retry_after_s or 0.0)
+            # added, not the larger of both: else all who were told the same time would come together
+            jitter_s = jittered_delay_s(self._n_failures, self._rng, _LONGEST_DELAY_S)
+            delay_s = (error.retry_after_s or 0.0) + jitter_s
             log.warning("uplink_lost", retry_in_s=round(delay_s, 2), **error_fields(error))
             if self._n_failures == 1:
                 self._hooks.tell(f"lost the coordinator ({error.message}); sessions go on, trying to come back")
@@ -186,12 +191,16 @@ class Uplink:
                 retry_at_s = self._clock() + max(_RENEWAL_RETRY_S, exc.retry_after_s or 0.0)
                 log.warning("renewal_failed", retry_in_s=_RENEWAL_RETRY_S, **error_fields(exc))
 
-    async def _serve_one_socket(self) -> None:
+    async def _serve_one_socket(self) -> NoReturn:
         """Open the socket, announce, and talk until it ends."""
         credentials = self._credentials.current
-        context = await asyncio.to_thread(client_context, credentials.ca_pem)
+        context = await self._tls(credentials.ca_pem)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
-            socket = await opened_socket(session, credentials)
+            try:
+                socket = await opened_socket(session, credentials)
+            except UnreachableError:
+                self._credentials.try_next_address()
+                raise
             try:
                 await self._talk(socket)
             finally:
@@ -199,7 +208,13 @@ class Uplink:
                 self._socket = None
                 await socket.close()
 
-    async def _talk(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _tls(self, ca_pem: str) -> ssl.SSLContext:
+        """Kept, since making one costs more than an attempt to connect; and a thread's work."""
+        if self._context is None or self._context[0] != ca_pem:
+            self._context = (ca_pem, await asyncio.to_thread(client_context, ca_pem))
+        return self._context[1]
+
+    async def _talk(self, socket: aiohttp.ClientWebSocketResponse) -> NoReturn:
         version = self._holdings.version
         await self._send(socket, self._hooks.announce())
         self._socket = socket
@@ -212,7 +227,6 @@ class Uplink:
             tasks.create_task(self._report_spans(socket, version), name="uplink-spans")
             tasks.create_task(self._report_generations(socket), name="uplink-generations")
             await self._obey(socket)
-            raise UnreachableError("the coordinator closed the control socket")
 
     async def _settle(self) -> None:
         await asyncio.sleep(_STEADY_S)
@@ -246,13 +260,10 @@ class Uplink:
             self._has_generations.clear()
             self._all_reported.set()
 
-    async def _obey(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        async for message in socket:
-            if message.type is not aiohttp.WSMsgType.BINARY:
-                raise UnreachableError(f"the coordinator sent a {message.type.name} message on the control socket")
-            order: CoordinatorToWorker = decode_message(message.data, CoordinatorToWorker)
-            match order:
-                case Assign():
+    async def _obey(self, socket: aiohttp.ClientWebSocketResponse) -> NoReturn:
+        while True:
+            match await received_order(socket):
+                case Assign() as order:
                     if self._holdings.assign(order):
                         blocks = ", ".join(f"{span.blocks} of {span.model}" for span in order.spans) or "none"
                         self._hooks.tell(f"assigned blocks: {blocks} ({order.reason})")

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from client.attempt import Attempt
+from client.failover import AttemptFailed
 from client.transport import ConnectionPool, connection_pool
-from protocol.errors import HopLostError, InternalError
+from protocol.errors import ErrorBody, HopLostError, InternalError
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
 from protocol.messages import SamplingParams
-from protocol.rest import RouteGrant, RouteHop
+from protocol.rest import HopFailure, RouteGrant, RouteHop
 from tests.support.scripted_cluster import Script, ScriptedCluster, SeenSession, scripted_cluster
 
 SESSION = SessionId("s-1")
@@ -53,7 +54,7 @@ async def test_opens_with_the_hops_tickets_and_attaches_with_the_one_that_no_hop
     pool: ConnectionPool, cluster: ScriptedCluster
 ) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        with Attempt(pool, grant_of(cluster, cluster.workers), max_tokens=3) as attempt:
+        with Attempt(pool, grant_of(cluster, cluster.workers), max_tokens=3, vocab_size=270) as attempt:
             await attempt.start([7, 8], SamplingParams(max_tokens=3), remaining_s=12.5)
             tokens = [await attempt.token() for _ in range(3)]
     seen = cluster.seen[SESSION]
@@ -71,13 +72,58 @@ async def test_a_tail_that_is_not_there_is_a_lost_hop_and_the_head_can_be_told(
     head, (tail, _) = cluster.workers
     async with asyncio.timeout(DEADLINE_S):
         await pool.connection(*head)
-        with Attempt(pool, grant_of(cluster, [head, (tail, "https://127.0.0.1:1")]), max_tokens=3) as attempt:
-            with pytest.raises(HopLostError, match=tail):
+        grant = grant_of(cluster, [head, (tail, "https://127.0.0.1:1")])
+        with Attempt(pool, grant, max_tokens=3, vocab_size=270) as attempt:
+            with pytest.raises(AttemptFailed, match=tail) as raised:
                 await attempt.start([7], SamplingParams(max_tokens=3), remaining_s=5.0)
             await attempt.end("failed")
+            assert attempt.heard_session == SESSION
+        assert isinstance(raised.value.error, HopLostError)
+        assert raised.value.failure == HopFailure(worker_id=tail, code="hop_lost")
         await cluster.until(lambda: cluster.seen[SESSION].closed == {head[0]: "failed"})
 
 
 def test_a_route_without_workers_is_a_defect(pool: ConnectionPool, cluster: ScriptedCluster) -> None:
     with pytest.raises(InternalError, match="without workers"):
-        Attempt(pool, grant_of(cluster, []), max_tokens=1)
+        Attempt(pool, grant_of(cluster, []), max_tokens=1, vocab_size=270)
+
+
+async def test_a_head_that_is_not_there_has_heard_of_no_session(
+    pool: ConnectionPool, cluster: ScriptedCluster
+) -> None:
+    (head, _), tail = cluster.workers
+    grant = grant_of(cluster, [(head, "https://127.0.0.1:1"), tail])
+    async with asyncio.timeout(DEADLINE_S):
+        with Attempt(pool, grant, max_tokens=3, vocab_size=270) as attempt:
+            with pytest.raises(AttemptFailed) as raised:
+                await attempt.start([7], SamplingParams(max_tokens=3), remaining_s=5.0)
+            assert attempt.heard_session is None
+        assert raised.value.failure == HopFailure(worker_id=head, code="hop_lost")
+
+
+@pytest.mark.parametrize(("is_on_route", "place"), [(True, 0), (False, 1)])
+async def test_who_ended_the_session_and_who_said_so(
+    pool: ConnectionPool, cluster: ScriptedCluster, is_on_route: bool, place: int
+) -> None:
+    (head, _), (tail, _) = cluster.workers
+    named = head if is_on_route else WorkerId("w-" + "q" * 26)
+    cluster.script = Script(ends_with=ErrorBody(code="hop_lost", message="gone"), blames=named)
+    async with asyncio.timeout(DEADLINE_S):
+        grant = grant_of(cluster, cluster.workers)
+        with Attempt(pool, grant, max_tokens=3, vocab_size=270) as attempt:
+            await attempt.start([7], SamplingParams(max_tokens=3), remaining_s=5.0)
+            with pytest.raises(AttemptFailed) as raised:
+                await attempt.token()
+    blamed = cluster.workers[place][0]
+    assert raised.value.failure == HopFailure(worker_id=blamed, noticed_by=tail, code="hop_lost")
+
+
+async def test_the_last_allowed_token_ends_it_though_the_tail_says_nothing(
+    pool: ConnectionPool, cluster: ScriptedCluster
+) -> None:
+    cluster.script = Script(answer=(4, 5), stop_short=True)
+    async with asyncio.timeout(DEADLINE_S):
+        with Attempt(pool, grant_of(cluster, cluster.workers), max_tokens=2, vocab_size=270) as attempt:
+            await attempt.start([7], SamplingParams(max_tokens=2), remaining_s=5.0)
+            assert [(await attempt.token()).finish_reason for _ in range(2)] == [None, "length"]
+            assert not attempt.is_finished

@@ -191,15 +191,62 @@ async def test_errors_have_the_exit_codes_of_their_classes(program: Program, clu
     cluster.script = Script(route_error=ErrorBody(code="model_unavailable", message="blocks 3:5 are missing"))
     ended = await program.run("generate", "x")
     assert (ended.code, ended.err) == (7, "error: blocks 3:5 are missing\n")
-    cluster.script = Script(answer=tuple(ids_of("abc")), drops_connection=True)
-    ended = await program.run("generate", "x")
-    assert (ended.code, ended.out) == (3, "abc\n")
     cluster.script = Script(answer=tuple(ids_of("abc")), stop_short=True)
     ended = await program.run("generate", "x", "--timeout", "0.5")
     assert ended.code == 10
     program.environ["BRIGADE_API_KEY"] = new_api_key("client", cluster.authority.fingerprint).text()
     ended = await program.run("models")
     assert ended.code == 4
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+async def test_a_failover_is_told_on_standard_error_and_the_text_is_whole(
+    program: Program, cluster: ScriptedCluster, is_json: bool
+) -> None:
+    cluster.attempts = [Script(answer=tuple(ids_of(" Par")), drops_connection=True)]
+    cluster.script = Script(answer=tuple(ids_of("is")), finish="length")
+    ended = await program.run("generate", "x", *(["--json"] if is_json else []))
+    tail = cluster.workers[1][0]
+    assert ended.code == 0
+    assert ended.err.startswith(f"worker {tail} went away after 4 tokens; going on by another route\n")
+    if is_json:
+        *tokens, last = [json.loads(line) for line in ended.out.splitlines()]
+        assert "".join(token["text"] for token in tokens) == " Paris"
+        assert (last["done"]["text"], last["done"]["failovers"]) == (" Paris", 1)
+    else:
+        assert ended.out == " Paris\n"
+        assert ", 1 failover, via " in ended.err
+
+
+async def test_ctrl_c_in_a_wait_says_how_far_it_came_and_frees_the_workers(
+    program: Program, cluster: ScriptedCluster
+) -> None:
+    async def lose_the_blocks() -> None:
+        cluster.has_route.clear()
+
+    cluster.no_route = ErrorBody(code="model_loading", message="blocks 1:10 are \x1b[2J loading on w-b")
+    failure = ErrorBody(code="overloaded", message="full")
+    cluster.attempts = [Script(answer=tuple(ids_of("abc")), on_answered=lose_the_blocks, ends_with=failure)]
+    process = await program.start("generate", "x")
+    assert process.stderr is not None
+    async with asyncio.timeout(DEADLINE_S):
+        assert b"failed (overloaded) after 3 tokens" in await process.stderr.readline()
+        assert (await process.stderr.readline()).decode() == "waiting: blocks 1:10 are \ufffd[2J loading on w-b\n"
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert (process.returncode, out) == (130, b"abc\n")
+    assert err.startswith(b"3 tokens (cancelled), ")
+    await cluster.until_closed("failed")
+
+
+async def test_a_deadline_in_a_wait_is_exit_code_10_and_names_what_was_waited_for(
+    program: Program, cluster: ScriptedCluster
+) -> None:
+    cluster.has_route.clear()
+    ended = await program.run("generate", "x", "--timeout", "1")
+    assert ended.code == 10
+    assert ended.err.startswith("waiting: blocks 0:1 are loading\nerror: ")
+    assert ended.err.endswith("waiting: blocks 0:1 are loading\n")
 
 
 async def test_several_models_need_a_choice_and_none_says_what_to_do(

@@ -39,6 +39,13 @@ def test_on_the_coordinators_machine_nothing_has_to_be_said(tmp_path: Path) -> N
     assert (config.url, config.api_key) == ("https://127.0.0.1:7400", KEY)
 
 
+def test_several_coordinators_are_kept_in_their_order(tmp_path: Path) -> None:
+    config = ClientConfig.from_env(url="b:2, https://a:1/,b:2", api_key=KEY.text(), environ=env(tmp_path))
+    assert config.url == "https://b:2,https://a:1"
+    environ = env(tmp_path, BRIGADE_URL="https://a:1,https://b:2", BRIGADE_API_KEY=KEY.text())
+    assert ClientConfig.from_env(environ=environ).url == "https://a:1,https://b:2"
+
+
 def test_without_an_address_it_says_how_to_give_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--url .* BRIGADE_URL"):
         ClientConfig.from_env(environ=env(tmp_path))
@@ -54,7 +61,18 @@ def test_a_key_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ClientConfig.from_env(url="https://host:1", api_key_file=tmp_path / "nowhere", environ=env(tmp_path))
 
 
-@pytest.mark.parametrize("url", ["http://host:1", "https://", "ftp://x", "https://h:1/path", "https://h:99999999"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host:1",
+        "https://",
+        "ftp://x",
+        "https://h:1/path",
+        "https://h:99999999",
+        "https://a:1,http://b:2",
+        ",",
+    ],
+)
 def test_other_addresses_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError):
         ClientConfig.from_env(url=url, api_key=KEY.text(), environ=env(tmp_path))

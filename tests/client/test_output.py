@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from client.output import done_line, models_line, models_table, piece_line, printable, summary_line
 from client.results import Generation, RouteStage, TokenPiece
 from protocol.ids import ModelName, Revision, WorkerId
@@ -31,6 +33,11 @@ def test_the_summary_is_one_line_with_the_route() -> None:
     assert summary_line(RESULT) == (
         "32 tokens, 18.2 tokens/s, first after 0.31 s, via w-a 0:10 float32 -> w-b 10:30 bfloat16"
     )
+
+
+@pytest.mark.parametrize(("failovers", "expected"), [(1, ", 1 failover, via w-a"), (2, ", 2 failovers, via w-a")])
+def test_the_summary_counts_failovers(failovers: int, expected: str) -> None:
+    assert expected in summary_line(changed(failovers=failovers))
 
 
 def test_the_summary_says_only_what_was_measured() -> None:

@@ -111,6 +111,13 @@ class Ring:
     workers: list[RingWorker]
     http: aiohttp.ClientSession
     wires: list[Wire] = field(default_factory=list)
+    spares: list[RingWorker] = field(default_factory=list)
+    """Of each range one more, in the same order, if they were asked for."""
+
+    def with_spare(self, index: int) -> Ring:
+        """The same ring with the spare of one range in its worker's place."""
+        workers = [self.spares[i] if i == index else worker for i, worker in enumerate(self.workers)]
+        return replace(self, workers=workers)
 
     async def connect(self, worker: RingWorker, as_worker: WorkerFiles | None = None, **headers: str) -> Wire:
         certificate = (as_worker.certificate, as_worker.key) if as_worker is not None else (None, None)
@@ -268,13 +275,14 @@ async def running_ring(
     limits: Limits | None = None,
     kv_budget_bytes: int = KV_BUDGET,
     also: TinyCheckpoint | None = None,
+    has_spares: bool = False,
 ) -> AsyncIterator[Ring]:
     """Workers that hold the model, cut at `cuts`; each holds its range of `also` too, as model `other`."""
     authority = TestAuthority()
     async with AsyncExitStack() as stack:
         workers = []
-        for start, end in pairwise((0, *cuts, N_BLOCKS)):
-            blocks = BlockRange(start, end)
+        ranges = [BlockRange(start, end) for start, end in pairwise((0, *cuts, N_BLOCKS))]
+        for blocks in ranges * (2 if has_spares else 1):
             worker = await _worker(stack, authority, folder, blocks, limits, kv_budget_bytes)
             await _load(worker, checkpoint, MODEL, REVISION)
             if also is not None:
@@ -282,7 +290,7 @@ async def running_ring(
             workers.append(worker)
         # entered last, so closed first: workers needn't wait for its half of closing handshakes
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        ring = Ring(authority, workers, http)
+        ring = Ring(authority, workers[: len(ranges)], http, spares=workers[len(ranges) :])
         yield ring
         for wire in ring.wires:
             await wire.socket.close()

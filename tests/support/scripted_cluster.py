@@ -7,8 +7,9 @@ hand over to each other in memory, the client's side of the protocol is on the w
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +35,10 @@ from protocol.messages import (
     Step,
     Token,
 )
-from protocol.rest import Hello, ModelInfo, ModelList, RouteGrant, RouteHop, RouteRequest
-from protocol.tls import COORDINATOR_NAME, server_context
-from tests.support.certificates import Shown, TestAuthority
+from protocol.rest import Hello, HopFailure, ModelInfo, ModelList, RouteGrant, RouteHop, RouteRequest
+from protocol.tls import COORDINATOR_NAME
+from tests.support.certificates import TestAuthority
+from tests.support.served import Served, serving
 from tests.support.tiny_tokenizer import tiny_files
 
 DEADLINE_S = 20.0
@@ -44,7 +46,7 @@ DEADLINE_S = 20.0
 
 @dataclass(kw_only=True)
 class Script:
-    """What the workers do in every generation from now on."""
+    """What the workers do in an attempt at a generation; the tail's tokens have the numbers 0, 1, 2..."""
 
     answer: tuple[int, ...] = ()
     finish: FinishReason = "stop"
@@ -56,6 +58,12 @@ class Script:
     """After the answer, in place of finishing."""
     head_ends_with: ErrorBody | None = None
     """When the prompt comes."""
+    blames: WorkerId | None = None
+    """Named by `ends_with` and `head_ends_with` in the speaker's place."""
+    head_drops_connection: bool = False
+    """When the prompt comes."""
+    on_answered: Callable[[], Awaitable[None]] | None = None
+    """Awaited after the answer, before the end."""
     drops_connection: bool = False
     """After the answer, in place of finishing."""
     route_error: ErrorBody | None = None
@@ -63,6 +71,10 @@ class Script:
     """Answered to whoever connects to a worker, in place of a socket."""
     raw: bytes | None = None
     """Sent by the tail before anything else."""
+    raw_at_end: bytes | None = None
+    """Sent by the tail after the answer."""
+    worker_urls: dict[int, str] = field(default_factory=dict)
+    """By place in the route: granted in the place of the worker's own."""
 
 
 @dataclass(kw_only=True)
@@ -79,11 +91,21 @@ class SeenSession:
 
 
 class ScriptedCluster:
-    """The peer. Change `script` at any time; `seen` is what came."""
+    """The peer. Change `script` at any time; `attempts` come before it, one a route. `seen` is what came."""
 
     def __init__(self, authority: TestAuthority, *, files: dict[str, bytes], context_length: int) -> None:
         self.authority = authority
         self.script = Script()
+        self.attempts: list[Script] = []
+        self.scripts: dict[SessionId, Script] = {}
+        self.has_route = asyncio.Event()
+        self.has_route.set()
+        """Cleared: no route, for as long as the client lets it be waited for; then `no_route`."""
+        self.no_route = ErrorBody(code="model_loading", message="blocks 0:1 are loading", retry_after_s=0.05)
+        self.known_sessions: frozenset[SessionId] | None = None
+        """That may be continued; None: all."""
+        self.served: list[Served] = []
+        """The coordinator at each of its addresses."""
         self.api_key: ApiKey = new_api_key("client", authority.fingerprint)
         self.url = ""
         self.workers: list[tuple[WorkerId, str]] = []
@@ -120,6 +142,16 @@ class ScriptedCluster:
         frame = self.latest.prompt_step
         assert frame is not None
         return memoryview(bytes(frame.payload)).cast("i").tolist()
+
+    @property
+    def latest_script(self) -> Script:
+        """Of the latest route; before the first, the one of all."""
+        return list(self.scripts.values())[-1] if self.scripts else self.script
+
+    @property
+    def failures(self) -> list[HopFailure | None]:
+        """What the client reported with each request for a route."""
+        return [request.failure for request in self.route_requests]
 
     async def until_closed(self, reason: str) -> None:
         """Wait until head and tail of the latest generation have been told that it is over."""
@@ -182,13 +214,18 @@ class ScriptedCluster:
         self.route_requests.append(asked)
         if self.script.route_error is not None:
             return web.json_response({"error": msgspec.to_builtins(self.script.route_error)}, status=503)
+        if self.known_sessions is not None and asked.continues not in {None, *self.known_sessions}:
+            raise NotFoundError("there is no such session")
+        if not await self._has_route(asked.wait_s):
+            return web.json_response({"error": msgspec.to_builtins(self.no_route)}, status=503)
         session_id = SessionId(f"s-{len(self.route_requests)}")
         self.seen[session_id] = SeenSession()
+        script = self.scripts[session_id] = self.attempts.pop(0) if self.attempts else self.script
         n_workers = len(self.workers)
         hops = tuple(
             RouteHop(
                 worker_id=worker_id,
-                url=url,
+                url=script.worker_urls.get(i, url),
                 blocks=BlockRange(i, i + 1 if i < n_workers - 1 else 10),
                 precision="float32",
                 ticket=f"ticket-{session_id}-{worker_id}",
@@ -205,6 +242,16 @@ class ScriptedCluster:
                 expires_in_s=60.0,
             )
         )
+
+    async def _has_route(self, wait_s: float) -> bool:
+        async with self.changed:
+            self.changed.notify_all()
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.has_route.wait()
+        except TimeoutError:
+            return self.has_route.is_set()
+        return True
 
     def _check_key(self, request: web.Request) -> None:
         if request.headers.get("Authorization") != f"Bearer {self.key_text}":
@@ -229,8 +276,9 @@ class ScriptedCluster:
     def worker(self, worker_id: WorkerId) -> web.Application:
         async def data(request: web.Request) -> web.StreamResponse:
             assert request.headers["Brigade-Protocol"] == PROTOCOL_VERSION
-            if self.script.handshake_status is not None:
-                return web.Response(status=self.script.handshake_status)
+            status = self.latest_script.handshake_status
+            if status is not None:
+                return web.Response(status=status)
             socket = web.WebSocketResponse(compress=False)
             await socket.prepare(request)
             self.n_worker_connections += 1
@@ -249,14 +297,19 @@ class ScriptedCluster:
     ) -> None:
         message = frame.message
         session = self.seen[message.session_id]
+        script = self.scripts.get(message.session_id, self.script)
         match message:
             case OpenSession():
                 session.opening = message
                 await _send(socket, SessionOpened(session_id=message.session_id))
             case Step():
                 session.prompt_step = frame
-                if self.script.head_ends_with is not None:
-                    await _send(socket, _ended(message.session_id, worker_id, self.script.head_ends_with))
+                if script.head_ends_with is not None:
+                    blamed = script.blames or worker_id
+                    await _send(socket, _ended(message.session_id, blamed, script.head_ends_with))
+                    return
+                if script.head_drops_connection:
+                    await socket.close()
                     return
             case AttachTail():
                 assert worker_id == self.workers[-1][0], "only the tail is attached to"
@@ -267,28 +320,37 @@ class ScriptedCluster:
             case _:
                 raise AssertionError(f"a client doesn't send {type(message).__name__}")
         is_ready = session.prompt_step is not None and session.attached is not None
-        if is_ready and not session.is_sending and self.script.head_ends_with is None:
+        if is_ready and not session.is_sending and script.head_ends_with is None:
             session.is_sending = True
             answers.create_task(self._answer(message.session_id, session), name="answer")
         async with self.changed:
             self.changed.notify_all()
 
     async def _answer(self, session_id: SessionId, session: SeenSession) -> None:
-        socket, script = session.tail_socket, self.script
+        socket, script = session.tail_socket, self.scripts.get(session_id, self.script)
         assert socket is not None
         tail = self.workers[-1][0]
         if script.raw is not None:
             await socket.send_bytes(script.raw)
         indexes = script.indexes or tuple(range(len(script.answer)))
-        goes_on = script.stop_short or script.drops_connection or script.ends_with is not None
+        goes_on = (
+            script.stop_short
+            or script.drops_connection
+            or script.ends_with is not None
+            or script.raw_at_end is not None
+        )
         for number, (index, token_id) in enumerate(zip(indexes, script.answer, strict=True)):
             is_last = number == len(script.answer) - 1 and not goes_on
             reason = script.finish if is_last else None
             if socket.closed:
                 return
             await _send(socket, Token(session_id=session_id, index=index, token_id=token_id, finish_reason=reason))
+        if script.on_answered is not None:
+            await script.on_answered()
+        if script.raw_at_end is not None:
+            await socket.send_bytes(script.raw_at_end)
         if script.ends_with is not None:
-            await _send(socket, _ended(session_id, tail, script.ends_with))
+            await _send(socket, _ended(session_id, script.blames or tail, script.ends_with))
         if script.drops_connection:
             await socket.close()
 
@@ -298,6 +360,7 @@ async def scripted_cluster(
     folder: Path,
     *,
     n_workers: int = 2,
+    n_coordinators: int = 1,
     files: dict[str, bytes] | None = None,
     context_length: int = 1000,
     worker_certificate_name: str | None = None,
@@ -309,24 +372,15 @@ async def scripted_cluster(
     )
     async with AsyncExitStack() as running:
         _, shown = authority.issue(COORDINATOR_NAME)
-        cluster.url = await running.enter_async_context(_serving(cluster.coordinator(), shown))
+        for _ in range(n_coordinators):
+            cluster.served.append(await running.enter_async_context(serving(cluster.coordinator, shown)))
+        cluster.url = ",".join(served.url for served in cluster.served)
         for _ in range(n_workers):
             worker_id, shown = authority.issue(worker_certificate_name)
-            url = await running.enter_async_context(_serving(cluster.worker(worker_id), shown))
-            cluster.workers.append((worker_id, url))
+            app = functools.partial(cluster.worker, worker_id)
+            served = await running.enter_async_context(serving(app, shown))
+            cluster.workers.append((worker_id, served.url))
         yield cluster
-
-
-@asynccontextmanager
-async def _serving(app: web.Application, shown: Shown) -> AsyncIterator[str]:
-    runner = web.AppRunner(app, shutdown_timeout=0.2, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_context(shown.certificate, shown.key))
-        await site.start()
-        yield f"https://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 @web.middleware

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from coordinator import client_api
 from coordinator.policy.sizing import span_bytes
-from protocol.errors import HopLostError, ModelUnavailableError
+from protocol.errors import DeadlineExceededError, ModelUnavailableError
 from protocol.ids import BlockRange, FileHash, WorkerId
 from tests.support.coordinators import eventually
 from tests.support.postgres import PostgresServer
@@ -69,7 +69,7 @@ def epochs(cluster: WholeCluster) -> dict[WorkerId, Any]:
     return {worker_id: (w.assignment.epoch, w.assignment.spans) for worker_id, w in workers.items()}
 
 
-async def test_a_vanished_workers_blocks_are_given_to_others_and_its_generation_is_told(tmp_path: Path) -> None:
+async def test_a_vanished_workers_blocks_are_given_to_others_and_its_generation_goes_on(tmp_path: Path) -> None:
     packed, whole = packed_tiny(tmp_path, "llama", intermediate_size=2048, **LONG)
     half, all_of_it = (span_bytes(packed.model.manifest, BlockRange(0, n), "float32", 512) for n in (2, 4))
     async with whole_cluster(tmp_path, **QUICK, settle_s=1.0) as cluster:
@@ -79,13 +79,14 @@ async def test_a_vanished_workers_blocks_are_given_to_others_and_its_generation_
         await cluster.until_ready()
         async with cluster.client() as client:
             pieces = client.stream("tiny", PROMPT, max_tokens=2000, temperature=0.0)
-            await anext(pieces)
+            found = [(await anext(pieces)).token_id]
             lost_id = pieces.result.route[1].worker_id
             (victim,) = [m for m in cluster.members.values() if m.worker.worker_id == lost_id]
             await victim.vanish()
-            async with asyncio.timeout(10.0):
-                with pytest.raises(HopLostError, match="route"):
-                    [piece async for piece in pieces]
+            found += [piece.token_id async for piece in pieces]
+            assert (len(found), found[:64]) == (2000, greedy_ids(whole, PROMPT, 64))
+            assert pieces.result.failovers >= 1
+            assert lost_id not in {stage.worker_id for stage in pieces.result.route}
             await eventually(
                 lambda: cluster.coordinator.cluster.state.workers[lost_id].presence == "lost", LOST_AFTER_S + 5.0
             )
@@ -101,8 +102,9 @@ async def test_a_vanished_worker_without_substitute_leaves_its_blocks_missing_un
     packed, whole = packed_tiny(tmp_path, "llama")
     async with pair(tmp_path, packed, **QUICK) as cluster:
         await cluster.members["tail"].vanish()
-        with pytest.raises(ModelUnavailableError, match="2:4"):
-            await cluster.ids("tiny", PROMPT, max_tokens=8)
+        # asked before the coordinator knows, it waits for another tail
+        with pytest.raises((ModelUnavailableError, DeadlineExceededError), match="2:4"):
+            await cluster.ids("tiny", PROMPT, max_tokens=8, timeout_s=LOST_AFTER_S)
         await cluster.join("tail", "2:4")
         await cluster.until_ready()
         await check_answer(cluster, whole)

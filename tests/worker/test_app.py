@@ -10,17 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from coordinator.app import RunningCoordinator
 from coordinator.file_store import FileStore
 from coordinator.packing.pack import pack_model
-from protocol.errors import BrigadeError, ConfigError, ConflictError, PortInUseError, WrongSecretError
+from protocol.errors import (
+    BrigadeError,
+    ConfigError,
+    ConflictError,
+    InternalError,
+    PortInUseError,
+    WrongSecretError,
+)
 from protocol.ids import BlockRange
 from tests.support.coordinators import eventually, http_session, join_secret_of, key_of, running_coordinator
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, save_tiny_model
 from tests.support.tiny_tokenizer import tiny_files
 from worker.app import RunningWorker, running
 from worker.config import WorkerConfig
+from worker.engine_core import EngineCore
 
 
 class Cluster:
@@ -181,6 +190,21 @@ async def test_hurried_it_waits_for_nobody(tmp_path: Path) -> None:
             worker.departure.ask("second reason")
             worker.departure.hurry()
         assert worker.departure.reason == "first reason"
+
+
+async def test_a_broken_device_ends_the_worker(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as it, asyncio.timeout(30):
+        with pytest.raises(InternalError, match="has to be restarted"):
+            await _run_on_a_broken_device(it)
+
+
+async def _run_on_a_broken_device(it: Cluster) -> None:
+    def broken(_core: EngineCore) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+    async with running(it.config()) as worker:
+        worker.engine._link.post(broken)
+        await worker.departure.asked.wait()
 
 
 async def test_an_error_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from protocol.errors import ConflictError, OverloadedError
 from protocol.ids import SessionId
-from worker.cache_plan import CachePlan, Reservation, release, reserve, resize
+from worker.cache_plan import CachePlan, Reservation, hand_over, release, reserve, resize
 
 
 def reservation(name: str, n_positions: int, bytes_per_position: int = 1) -> Reservation:
@@ -47,6 +47,19 @@ def test_a_session_reserves_once(name: str) -> None:
     plan = reserve(reserve(plan, reservation("open", 10)), reservation("queued", 5))
     with pytest.raises(ConflictError):
         reserve(plan, reservation(name, 1))
+
+
+def test_what_is_handed_over_changes_its_name_only() -> None:
+    plan = CachePlan(budget_bytes=10, max_waiting=3)
+    plan = reserve(reserve(plan, reservation("a", 10)), reservation("b", 5))
+    assert plan.missing_bytes == 5
+    handed = hand_over(plan, SessionId("a"), SessionId("c"))
+    assert (handed.granted, handed.waiting) == ({"c": 10}, plan.waiting)
+    for taken in ("a", "b"):
+        with pytest.raises(ConflictError):
+            hand_over(plan, SessionId("a"), SessionId(taken))
+    assert resize(plan, 7).missing_bytes == 8
+    assert release(plan, SessionId("b")).missing_bytes == 0
 
 
 def test_a_lower_budget_takes_nothing_away() -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from protocol.errors import EXIT_AUTH, EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE
 from tests.support.coordinators import join_secret_of, running_coordinator
@@ -109,13 +110,15 @@ class Process:
 
 
 @asynccontextmanager
-async def joining(url: str, tmp_path: Path, secret: str) -> AsyncIterator[Process]:
-    options = ("--state", str(tmp_path / "worker"), "--precision", "float32", "--threads", "1", "--device", "cpu")
+async def joining(
+    url: str, tmp_path: Path, secret: str, *, device: str = "cpu", **environ: str
+) -> AsyncIterator[Process]:
+    options = ("--state", str(tmp_path / "worker"), "--precision", "float32", "--threads", "1", "--device", device)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "worker", "join", url, *options),
         cwd=ROOT,
-        env={**os.environ, "BRIGADE_SECRET": secret},
+        env={**os.environ, "BRIGADE_SECRET": secret, **environ},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -137,6 +140,18 @@ async def test_a_signal_drains_and_exits_0(tmp_path: Path, number: signal.Signal
             await worker.line("left")
             assert await worker.code() == EXIT_OK
             assert secret not in await worker.errors()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU of this machine is used")
+async def test_a_gpu_that_is_left_unused_is_warned_of_at_the_start(tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho NVIDIA H100\n")
+    tool.chmod(0o700)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    async with joining("https://127.0.0.1:1", tmp_path, SECRET, device="auto", PATH=path) as worker:
+        warning = await worker.line("WARNING")
+        assert "NVIDIA H100" in warning
+        assert "pip install" in warning
 
 
 async def test_nobody_there_is_one_line_and_its_exit_code(tmp_path: Path) -> None:

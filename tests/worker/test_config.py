@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError
-from worker.config import WorkerConfig, listen_address, size_from_text
+from worker.config import WorkerConfig, listed_urls, listen_address, size_from_text
 
 SECRET = secrets.token_urlsafe(32)
 
@@ -130,3 +130,9 @@ def test_any_text_is_a_size_or_a_config_error(text: str) -> None:
         assert size_from_text(text, "--memory") >= 1
     with contextlib.suppress(ConfigError):
         listen_address(text)
+
+
+def test_addresses_are_listed_with_spaces_or_commas() -> None:
+    one, two, three = (f"https://10.0.0.{n}:7400" for n in (1, 2, 3))
+    assert listed_urls([f"{one}, {two},", three, one]) == (one, two, three)
+    assert listed_urls([","]) == ()

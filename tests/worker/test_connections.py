@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from protocol.errors import HopLostError, OverloadedError
-from protocol.frames import Frame, decode_frame, encode_frame
-from protocol.ids import SessionId
+from protocol.frames import decode_frame, encode_frame
+from protocol.ids import SessionId, WorkerId
 from protocol.messages import CloseSession, Credit, Token
 from tests.support.ring import WAIT_S, eventually
+from tests.support.socket_pair import connected
 from worker.connections import MAX_DIRECT_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_TOKENS, Connection
 
 SESSION = SessionId("s")
@@ -29,50 +27,6 @@ class User:
     def connection_lost(self, connection: Connection) -> None:
         assert connection.is_closed
         self.n_lost += 1
-
-
-class Side:
-    """The listening side: a `Connection`, and what it took."""
-
-    def __init__(self) -> None:
-        self.connection: Connection | None = None
-        self.frames: list[Frame] = []
-        self.ended = asyncio.Event()
-
-    def take(self, frame: Frame) -> None:
-        if frame.payload == b"bug":
-            raise RuntimeError("a defect")
-        self.frames.append(frame)
-
-    async def handle(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(timeout=0.2)
-        await socket.prepare(request)
-        self.connection = Connection(socket, peer=None, label="the other")
-        try:
-            await self.connection.run(self.take)
-        finally:
-            self.ended.set()
-        return socket
-
-
-@asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Side, aiohttp.ClientWebSocketResponse, Connection]]:
-    side = Side()
-    app = web.Application()
-    app.router.add_get("/", side.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        async with (
-            aiohttp.ClientSession() as http,
-            http.ws_connect(f"http://127.0.0.1:{runner.addresses[0][1]}/") as socket,
-        ):
-            await eventually(lambda: side.connection is not None and side.connection._reader is not None)
-            assert side.connection is not None
-            yield side, socket, side.connection
-    finally:
-        await runner.cleanup()
 
 
 async def test_messages_arrive_in_order_whatever_way_they_were_sent() -> None:
@@ -149,3 +103,50 @@ async def test_a_defect_in_handling_a_frame_ends_that_connection_only() -> None:
         assert (await socket.receive(WAIT_S)).data == aiohttp.WSCloseCode.INTERNAL_ERROR
         async with asyncio.timeout(WAIT_S):
             await side.ended.wait()
+
+
+async def test_everything_posted_is_written_when_it_says_so() -> None:
+    async with connected() as (_side, socket, connection):
+        for _ in range(10):
+            connection.post(TOKEN)
+        async with asyncio.timeout(WAIT_S):
+            await connection.written()
+            for _ in range(10):
+                await socket.receive_bytes()
+            connection.abort()
+            await connection.written()
+
+
+async def test_round_trips_are_measured_and_smoothed_at_either_end() -> None:
+    async with connected() as (side, socket, _connection):
+        other = Connection(socket, peer=None, label="measuring")
+        socket._autoping = False  # as `worker.peers` opens it
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(other.run(side.take))
+            await eventually(lambda: other._reader is not None)
+            assert other.round_trip_s is None
+            other.measure()
+            await eventually(lambda: other.round_trip_s is not None)
+            assert other.round_trip_s is not None
+            first_s, other.round_trip_s = other.round_trip_s, 100.0
+            assert 0 < first_s < WAIT_S
+            other.measure()
+            await eventually(lambda: other.round_trip_s != 100.0)
+            assert 80.0 < other.round_trip_s < 90.0
+            assert side.connection is not None
+            await side.connection._socket.ping(b"hello")  # answered, though nothing does that by itself
+            other.measure()
+            await eventually(lambda: other._pinged_at_s is None)
+            other.abort()
+            await running
+            other.measure()
+
+
+async def test_an_older_peer_is_told_nothing_that_it_doesnt_know() -> None:
+    async with connected() as (_side, socket, connection):
+        closing = CloseSession(session_id=SESSION, reason="failed", worker_id=WorkerId("w-to-blame"))
+        for version, expected in (("1.1", closing), ("1.0", CLOSE), ("1.2", closing)):
+            connection._version = version
+            connection.post(closing)
+            async with asyncio.timeout(WAIT_S):
+                assert decode_frame(await socket.receive_bytes()).message == expected

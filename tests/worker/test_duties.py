@@ -201,6 +201,18 @@ def test_a_busy_span_is_forced_out_after_the_drain() -> None:
     assert next_duty(fake.situation()) == Drop(key=key, is_forced=True)
 
 
+def test_what_is_served_stays_while_what_is_on_its_way_out_will_make_room_enough() -> None:
+    busy, serving = (span_key(s, "float32") for s in (span(0, 3), span(3, 5)))
+    fake = Fake(memory_bytes=700, manifests=True, wanted=[span(0, 4)])
+    fake.held = {file.sha256 for file in files_of(span(0, 4))}
+    fake.loaded[busy] = LoadedWeights(
+        key=busy, weight_bytes=300, unwanted_since_s=0.0, retired_since_s=0.0, next_drop_s=2.0
+    )
+    fake.loaded[serving] = LoadedWeights(key=serving, weight_bytes=200, unwanted_since_s=0.0)
+
+    assert next_duty(fake.situation()) == Wait(until_s=2.0)
+
+
 def test_nothing_wanted_drops_everything() -> None:
     fake = Fake()
     fake.assign(span(0, 3))

@@ -6,22 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import CancelledByClientError, DeadlineExceededError, ErrorBody, HopLostError
+from protocol.errors import CancelledByClientError, DeadlineExceededError, ErrorBody, HopLostError, OverloadedError
 from protocol.ids import SessionId, WorkerId
-from protocol.messages import SessionEnded
+from protocol.messages import CloseSession, SessionEnded
 from worker.ending import (
     MAX_RELAYED_CHARS,
     CloseReason,
     EndingError,
     Party,
+    blame_to_tell,
+    blamed,
     ended_by_close,
     ended_by_error,
     ended_by_neighbour,
+    keeps_cache,
     outcome,
     parties_to_tell,
 )
 
 ME = WorkerId("w-me")
+OTHER = WorkerId("w-" + "a" * 26)
 
 
 @given(st.text(), st.text(), st.text(), st.sampled_from(["next", "ring"]))
@@ -78,6 +82,31 @@ def test_a_stream_broken_off_by_the_opener_is_told_to_the_client() -> None:
 )
 def test_errors_have_their_reasons(error: HopLostError, reason: CloseReason) -> None:
     assert ended_by_error(error, ME).reason == reason
+
+
+@given(st.sampled_from(get_args(CloseReason)), st.sampled_from([ME, OTHER]))
+def test_who_is_to_blame_is_named_along_the_route(reason: CloseReason, to_blame: WorkerId) -> None:
+    """The next hop blames the same worker, whether the message has to name it or not."""
+    named = blame_to_tell(ended_by_close(reason, to_blame, "opener"), ME)
+    closing = CloseSession(session_id=SessionId("s"), reason=reason, worker_id=named)
+    if reason in ("failed", "lost"):
+        assert blamed(closing, ME) == to_blame
+    assert named is None or (named != ME and reason in ("failed", "lost"))
+
+
+def test_a_name_that_is_none_blames_the_sender() -> None:
+    closing = CloseSession(session_id=SessionId("s"), reason="failed", worker_id=WorkerId("x" * 10_000))
+    assert blamed(closing, OTHER) == OTHER
+    assert blamed(closing, None) is None
+
+
+def test_what_may_go_on_elsewhere_keeps_its_cache() -> None:
+    kept = {reason for reason in get_args(CloseReason) if keeps_cache(ended_by_close(reason, ME, "opener"))}
+    assert kept == {"failed", "lost"}
+    full = OverloadedError("no memory")
+    assert not keeps_cache(ended_by_error(full, ME))
+    assert keeps_cache(ended_by_error(full, OTHER, "next"))
+    assert keeps_cache(ended_by_error(HopLostError("gone"), OTHER))
 
 
 def test_outcomes() -> None:

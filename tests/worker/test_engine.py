@@ -26,7 +26,8 @@ from protocol.messages import SamplingParams
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine import Engine
 from worker.engine_core import EngineCore
-from worker.engine_thread import Call
+from worker.history import History
+from worker.parking import PARK_S
 from worker.stage import Stage
 from worker.steps import LoadedSpan, SessionSpec, StepInput, StepOutput
 
@@ -293,7 +294,7 @@ async def test_a_failing_step_fails_alone(engine: Engine, llama: TinyCheckpoint)
     def spoil(core: EngineCore) -> None:
         core.sessions[SessionId("broken")].cache.blocks[2].keys = torch.zeros(1, 1, 1, 1)
 
-    await engine._call(spoil)
+    await engine._link.post(spoil)
     results = await asyncio.gather(
         engine.run(tokens(1, 5, name="broken")), engine.run(tokens(0, 5, 6)), return_exceptions=True
     )
@@ -308,7 +309,7 @@ async def test_broken_weights_are_told(engine: Engine, llama: TinyCheckpoint) ->
         with torch.no_grad():
             core.spans[loaded.key][0]._model.get_output_embeddings().weight[3] = float("nan")
 
-    await engine._call(spoil)
+    await engine._link.post(spoil)
     with pytest.raises(InternalError, match="not finite"):
         await engine.run(tokens(0, 5, wants_sample=True))
 
@@ -322,7 +323,7 @@ async def test_running_out_of_memory_fails_the_step_and_the_session_goes_on(
     def no_memory(*_args: Any) -> None:
         raise torch.OutOfMemoryError("none left")
 
-    await engine._call(
+    await engine._link.post(
         lambda core: hooks.append(
             core.spans[loaded.key][0]._model.model.layers[2].register_forward_pre_hook(no_memory)
         )
@@ -331,6 +332,130 @@ async def test_running_out_of_memory_fails_the_step_and_the_session_goes_on(
         await engine.run(tokens(0, 5, 6))
     hooks[0].remove()
     assert (await engine.run(tokens(0, 5, 6))).position == 0
+
+
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError("CUDA error: unspecified"), RuntimeError("CUDA error: device-side assert")]
+)
+async def test_a_broken_device_ends_the_engine_as_a_whole(llama: TinyCheckpoint, error: Exception) -> None:
+    async with Engine(device=CPU, kv_budget_bytes=10_000 * KV_PER_POSITION, n_threads=1) as engine:
+        loaded = await opened(engine, llama)
+        await engine.open_session(spec(loaded, "other"), deadline_s=5)
+
+        def broken(*_args: Any) -> None:
+            raise error
+
+        await engine._link.post(
+            lambda core: core.spans[loaded.key][0]._model.model.layers[2].register_forward_pre_hook(broken)
+        )
+        results = await asyncio.gather(
+            engine.run(tokens(0, 5)), engine.run(tokens(0, 5, name="other")), engine.watch(), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [InternalError] * 3
+        with pytest.raises(InternalError, match="has to be restarted"):
+            await engine.open_session(spec(loaded, "later"), deadline_s=1)
+
+
+async def test_a_device_that_breaks_while_loading_or_cutting_ends_the_engine(
+    llama: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: Any, **_kwargs: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+    async with Engine(device=CPU, kv_budget_bytes=10_000 * KV_PER_POSITION, n_threads=1) as engine:
+        loaded = await engine.load(llama.request(WHOLE))
+        monkeypatch.setattr(Stage, "_cut_view", broken)
+        with pytest.raises(InternalError, match="thread died"):
+            await engine.open_session(spec(loaded, blocks=BlockRange(1, 2)), deadline_s=1)
+    async with Engine(device=CPU, kv_budget_bytes=1, n_threads=1) as engine:
+        monkeypatch.setattr(Stage, "kv_bytes_by_block", broken)
+        with pytest.raises(InternalError, match="thread died"):
+            await engine.load(llama.request(WHOLE))
+
+
+async def parked(engine: Engine, llama: TinyCheckpoint, **changes: Any) -> LoadedSpan:
+    """A session of 4 positions, broken off."""
+    loaded = await opened(engine, llama, sampling=None, **changes)
+    await engine.run(tokens(0, 5, 9, 30, 4))
+    assert engine.park_session(SessionId("s"), History())
+    return loaded
+
+
+async def test_a_session_goes_on_with_what_another_left(engine: Engine, llama: TinyCheckpoint) -> None:
+    loaded = await parked(engine, llama)
+    stats = engine.stats()
+    assert (stats.n_sessions, stats.kv_free_bytes, stats.n_positions_run) == (0, 10_000 * KV_PER_POSITION, 4)
+    new = spec(loaded, "new", n_positions=30, continues=SessionId("s"), sampling=None)
+    taken = await engine.open_session(new, deadline_s=5)
+    assert taken is not None
+    assert taken.n_cached == 4
+    assert engine.stats().kv_free_bytes == (10_000 - 40) * KV_PER_POSITION
+    await engine.attach_sampler(new.session_id, GREEDY, (5, 9, 30, 4, 77))
+    output = await engine.run(tokens(4, 77, name="new", wants_sample=True))
+    assert output.token is not None
+    assert [output.token.token_id] == llama.greedy([5, 9, 30, 4, 77], 1)
+    assert await engine.open_session(replace(new, session_id=SessionId("late")), deadline_s=5) is None
+    await engine.close_session(new.session_id)
+    await engine.close_session(SessionId("late"))
+    assert engine.stats().kv_free_bytes == 10_000 * KV_PER_POSITION
+    assert await engine._link.post(lambda core: list(core.sessions)) == []
+
+
+async def test_what_is_parked_gives_way_to_sessions_that_would_wait(engine: Engine, llama: TinyCheckpoint) -> None:
+    loaded = await parked(engine, llama, n_positions=9_000)
+    assert await engine.open_session(spec(loaded, "new", n_positions=2_000), deadline_s=0.01) is None
+    assert await engine._link.post(lambda core: list(core.sessions)) == ["new"]
+    waiting = asyncio.ensure_future(  # noqa: TID251
+        engine.open_session(spec(loaded, "second", n_positions=9_000), deadline_s=30)
+    )
+    await asyncio.sleep(0)
+    assert not engine.park_session(SessionId("new"), History())  # somebody waits for its memory
+    await engine.close_session(SessionId("new"))
+    await waiting
+    assert engine.park_session(SessionId("second"), History())
+    engine.resize_kv_budget(100 * KV_PER_POSITION)
+    assert await engine._link.post(lambda core: list(core.sessions)) == []
+
+
+async def test_what_is_parked_goes_with_its_time_and_with_its_span(engine: Engine, llama: TinyCheckpoint) -> None:
+    loaded = await parked(engine, llama)
+    now_s = asyncio.get_running_loop().time()
+    engine.forget_parked(now_s)
+    assert await engine._link.post(lambda core: list(core.sessions)) == ["s"]
+    engine.forget_parked(now_s + PARK_S + 1)
+    assert await engine._link.post(lambda core: list(core.sessions)) == []
+    await parked(engine, llama)
+    await engine.unload(loaded.key)
+    assert engine.loaded() == ()
+    assert not engine.park_session(SessionId("never there"), History())
+
+
+async def test_parking_fails_what_is_pending(engine: Engine, llama: TinyCheckpoint) -> None:
+    loaded = await opened(engine, llama, sampling=None)
+    steps = [asyncio.ensure_future(engine.run(tokens(p, 5))) for p in range(30)]  # noqa: TID251
+    await asyncio.sleep(0)
+    assert engine.park_session(SessionId("s"), History())
+    taken = await engine.open_session(spec(loaded, "new", continues=SessionId("s"), sampling=None), deadline_s=5)
+    results = await asyncio.gather(*steps, return_exceptions=True)
+    n_run = sum(isinstance(result, StepOutput) for result in results)
+    assert all(isinstance(result, CancelledByClientError) for result in results[n_run:])
+    assert taken is not None
+    assert taken.n_cached == n_run
+
+
+async def test_a_session_that_is_open_takes_nothing_over(engine: Engine, llama: TinyCheckpoint) -> None:
+    loaded = await parked(engine, llama)
+    new = spec(loaded, "new")
+    await engine.open_session(new, deadline_s=5)
+    with pytest.raises(ConflictError):
+        await engine.open_session(replace(new, continues=SessionId("s")), deadline_s=5)
+
+
+async def test_memory_is_reserved_for_what_is_handed_on_too(engine: Engine, llama: TinyCheckpoint) -> None:
+    loaded = await engine.load(llama.request(BlockRange(0, 2)))
+    await engine.open_session(spec(loaded, sampling=None), deadline_s=5)
+    used = engine.stats().kv_budget_bytes - engine.stats().kv_free_bytes
+    assert used == 40 * (KV_PER_POSITION // 2 + 32 * 4)
 
 
 async def test_the_death_of_the_thread_is_told_to_everybody(llama: TinyCheckpoint) -> None:
@@ -345,9 +470,7 @@ async def test_the_death_of_the_thread_is_told_to_everybody(llama: TinyCheckpoin
         def die(_core: EngineCore) -> None:
             raise ZeroDivisionError
 
-        dying = engine._new_reply()
-        engine._thread.inbox.put(Call(die, dying))
-        waiting += [dying.future, asyncio.ensure_future(engine.run(tokens(0, 5)))]  # noqa: TID251
+        waiting += [engine._link.post(die), asyncio.ensure_future(engine.run(tokens(0, 5)))]  # noqa: TID251
         for result in await asyncio.gather(*waiting, return_exceptions=True):
             assert isinstance(result, InternalError)
         with pytest.raises(InternalError, match="thread died"):
@@ -394,7 +517,7 @@ async def test_a_cancelled_load_leaves_nothing_loaded(engine: Engine, llama: Tin
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading
-    assert await engine._call(lambda core: dict(core.spans)) == {}
+    assert await engine._link.post(lambda core: dict(core.spans)) == {}
     assert engine.loaded() == ()
 
 

@@ -17,7 +17,9 @@ def assignment(epoch: int, *blocks: BlockRange) -> Assign:
 
 def loaded(start: int, end: int) -> LoadedSpan:
     key = SpanKey(revision=REVISION, blocks=BlockRange(start, end), precision="float32")
-    return LoadedSpan(key=key, n_blocks=8, n_weight_bytes=1, kv_bytes_by_block=(1,) * (end - start), load_s=0.0)
+    return LoadedSpan(
+        key=key, n_blocks=8, n_weight_bytes=1, kv_bytes_by_block=(1,) * (end - start), hidden_bytes=1, load_s=0.0
+    )
 
 
 async def test_the_smallest_span_that_contains_the_blocks_is_used() -> None:

@@ -28,7 +28,7 @@ from protocol.messages import (
 )
 from protocol.tensors import bytes_from_tensor
 from tests.support.fake_worker import FakeWorker, fake_worker, opened_by
-from tests.support.ring import CHUNK, Generation, Ring, generated, ids_payload, running_ring
+from tests.support.ring import CHUNK, Generation, Ring, eventually, generated, ids_payload, running_ring
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from worker.ending import MAX_RELAYED_CHARS
 
@@ -80,8 +80,9 @@ async def opened_before(ring: Ring, fake: FakeWorker, **changes: object) -> Gene
     [
         torch.full((3, 32), float("nan")),
         torch.full((3, 32), float("inf")),
-        torch.zeros(3, 31),
-        torch.zeros(3, 33),
+        torch.zeros(3, 32),
+        torch.ones(3, 31),
+        torch.ones(3, 33),
         torch.zeros((3, 1), dtype=torch.int32).reshape(3),
     ],
 )
@@ -245,3 +246,33 @@ async def test_a_wider_range_than_the_worker_holds_is_stale(ring: Ring) -> None:
     await generation.open()
     assert (await generation.head.receive(SessionEnded)).error.code == "stale_epoch"
     assert BlockRange(0, 2) == ring.workers[0].blocks
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+async def test_a_route_that_failed_further_up_is_told_with_the_worker_to_blame(
+    ring: Ring, fake: FakeWorker, is_named: bool
+) -> None:
+    tail = ring.workers[1]
+    wire = await opened_by(ring, fake.files, tail, SESSION, head=fake.files.worker_id, head_url=fake.url)
+    await wire.receive(SessionOpened)
+    client = await ring.connect(tail)
+    attach = AttachTail(
+        session_id=SESSION, ticket=ring.attach_ticket(SESSION), sampling=SamplingParams(max_tokens=3)
+    )
+    await client.send(attach, ids_payload([5, 6, 7]))
+    await wire.send(*hidden_step(torch.ones(2, 32), is_last=False))
+    to_blame = ring.workers[0].worker_id if is_named else fake.files.worker_id
+    closing = CloseSession(session_id=SESSION, reason="lost", worker_id=to_blame if is_named else None)
+    await eventually(lambda: tail.engine.stats().n_positions_run == 2)
+    await wire.send(closing)
+    ended = await client.receive(SessionEnded)
+    assert (ended.worker_id, ended.error.code) == (to_blame, "hop_lost")
+    await ring.until_clean()
+
+
+async def test_a_head_takes_no_hidden_states(ring: Ring) -> None:
+    generation = await Generation.prepared(ring, PROMPT, session_id=SESSION)
+    await generation.open()
+    await generation.head.send(*hidden_step(torch.ones(6, 32)))
+    assert (await generation.head.receive(SessionEnded)).error.code == "protocol_error"
+    await ring.until_clean()

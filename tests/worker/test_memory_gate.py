@@ -41,6 +41,15 @@ async def test_a_deadline_ends_the_wait() -> None:
         await gate.wait(reservation("b", 4), 0.01)
 
 
+async def test_what_one_was_granted_another_can_be_given() -> None:
+    gate = MemoryGate(budget_bytes=10, max_waiting=3)
+    gate.request(reservation("a", 10))
+    gate.hand_over(SessionId("a"), SessionId("b"))
+    await gate.wait(reservation("b", 10), 0.01)
+    gate.release(SessionId("a"))
+    assert gate.plan.free_bytes == 0
+
+
 async def test_all_waits_can_be_ended() -> None:
     gate = MemoryGate(budget_bytes=10, max_waiting=3)
     gate.request(reservation("a", 10))

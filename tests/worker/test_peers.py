@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 import worker.peers
+import worker.server
+from benchmarks.relay import Relay
 from protocol.errors import HopLostError
 from protocol.ids import SessionId
-from tests.support.ring import eventually, generated, running_ring
+from protocol.messages import PROTOCOL_VERSION, SessionEnded, Token
+from tests.support.ring import Generation, eventually, generated, running_ring
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from worker.limits import Limits
 from worker.peers import Peers
@@ -159,3 +162,51 @@ async def test_after_the_close_no_connection_is_made(checkpoint: Checkpoints, tm
         await peers.close()
         with pytest.raises(HopLostError, match="stopping"):
             await peers.connection(second.worker_id, second.url)
+
+
+async def test_round_trips_to_the_peers_that_are_connected_are_told(
+    checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_ring(checkpoint("llama"), tmp_path, (1, 3), limits=Limits(sweep_s=0.02)) as ring:
+        assert ring.workers[0].plane.round_trips_s == {}
+        await generated(ring, PROMPT, 4)
+        for index, worker_ in enumerate(ring.workers):
+            following = ring.workers[(index + 1) % 3].worker_id
+            await eventually(lambda it=worker_, peer=following: set(it.plane.round_trips_s) == {peer})  # type: ignore[misc]
+            assert all(0 < seconds < 10 for seconds in worker_.plane.round_trips_s.values())
+        monkeypatch.setattr(worker.peers, "MAX_ROUND_TRIPS", 0)
+        assert ring.workers[0].plane.round_trips_s == {}
+
+
+async def test_a_neighbour_that_falls_silent_is_noticed_and_named_on_both_sides(
+    checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (worker.peers, worker.server):
+        monkeypatch.setattr(module, "PING_S", 0.5)
+    async with running_ring(checkpoint("llama"), tmp_path, (2,)) as ring:
+        head, tail = ring.workers
+        async with Relay("127.0.0.1", int(tail.url.rsplit(":", 1)[1])) as relay:
+            next_url = f"https://127.0.0.1:{relay.port}"
+            generation = await Generation.prepared(ring, PROMPT, 50, next_url=next_url)
+            await generation.begin()
+            await generation.tail.receive(Token)
+            relay.hold()
+            async with asyncio.TaskGroup() as tasks:  # both at once: pings are answered by who reads
+                from_head = tasks.create_task(generation.head.receive(SessionEnded))
+                from_tail = tasks.create_task(generation.tail.receive(SessionEnded))
+            for ended, silent in ((from_head.result(), tail), (from_tail.result(), head)):
+                assert (ended.worker_id, ended.error.code) == (silent.worker_id, "hop_lost")
+            await ring.until_clean()
+            assert head.engine._lot.parked
+            assert tail.engine._lot.parked
+
+
+async def test_each_end_of_a_connection_knows_the_others_version(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    async with running_ring(checkpoint("llama"), tmp_path, (2,)) as ring:
+        await generated(ring, PROMPT, 4)
+        for worker_ in ring.workers:
+            (outgoing,) = peers_of(worker_.plane)._open
+            assert outgoing._version == PROTOCOL_VERSION
+        old = await ring.connect(ring.workers[0], **{"Brigade-Protocol": "1.0"})
+        await eventually(lambda: any(one._version == "1.0" for one in ring.workers[0].plane._incoming))
+        await old.socket.close()

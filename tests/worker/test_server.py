@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from protocol.errors import DrainingError
 from protocol.frames import encode_frame
 from protocol.ids import SessionId, WorkerId
-from protocol.messages import CloseSession, SessionEnded, SessionOpened
+from protocol.messages import CloseSession, SessionEnded, SessionOpened, Token
 from protocol.tls import client_context, worker_name
 from tests.support.ring import Generation, Ring, eventually, generated, running_ring
 from tests.support.tiny_checkpoint import TinyCheckpoint
@@ -165,3 +165,19 @@ async def test_stopping_ends_running_sessions_and_frees_them(llama: TinyCheckpoi
         worker = ring.workers[0]
         worker.plane._sessions.stop_all(DrainingError("stop"))  # type: ignore[union-attr]
         await ring.until_clean()
+
+
+async def test_a_drain_cut_short_tells_everybody_before_it_closes(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path, (2,)) as ring:
+        generation = await Generation.prepared(ring, PROMPT, 50)
+        await generation.begin()
+        await generation.tail.receive(Token)
+        leaving = ring.workers[1]
+        await leaving.plane.drain(0.0)
+        await leaving.plane._stop_serving()
+        for wire, code in ((generation.tail, "draining"), (generation.head, "draining")):
+            ended = await wire.receive(SessionEnded)
+            assert (ended.worker_id, ended.error.code) == (leaving.worker_id, code)
+        await generation.tail.closed()
+        await ring.until_clean()
+        assert [report.outcome for report in leaving.reports] == ["failed"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from protocol.ids import BlockRange, SessionId, WorkerId
 from protocol.messages import (
@@ -31,6 +32,7 @@ from tests.support.ring import (
     running_ring,
 )
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from worker.engine_core import EngineCore
 from worker.limits import Limits
 
 Checkpoints = Callable[[str], TinyCheckpoint]
@@ -325,3 +327,37 @@ async def test_a_session_that_waits_for_memory_is_freed_when_it_is_cancelled(
         await eventually(lambda: engine.stats().n_waiting_sessions == 0)
         await first.cancel(first.head)
         await ring.until_clean()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), MemoryError()])
+async def test_out_of_memory_ends_the_session_of_that_step_alone(
+    llama: TinyCheckpoint, tmp_path: Path, error: Exception
+) -> None:
+    async with running_ring(llama, tmp_path, (2,)) as ring:
+        tail = ring.workers[1]
+        other = await Generation.prepared(ring, PROMPT, 40)
+        await other.begin()
+        await other.tail.receive(Token)
+        n_failed = [0]
+
+        def fail_once(_module: object, args: Any, kwargs: Any) -> None:
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            if hidden.shape[1] > 1 and not n_failed[0]:  # a prompt's chunk: the other session is past that
+                n_failed[0] = 1
+                raise error
+
+        def spoil(core: EngineCore) -> None:
+            for stage, _ in core.spans.values():
+                stage._model.model.layers[1].register_forward_pre_hook(fail_once, with_kwargs=True)
+
+        await tail.engine._link.post(spoil)
+        generation = await Generation.prepared(ring, PROMPT, 5)
+        await generation.begin()
+        ended = await refusal(generation.tail, "overloaded")
+        assert ended.worker_id == tail.worker_id
+        assert (await refusal(generation.head, "overloaded")).worker_id == tail.worker_id
+        while (await other.tail.receive(Token)).finish_reason is None:
+            pass
+        await ring.until_clean()
+        assert not tail.engine._lot.parked
+        assert await generated(ring, PROMPT, 5) == llama.greedy(PROMPT, 5)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.relay import Relay
 from coordinator.app import RunningCoordinator, utc_now_s
 from protocol.errors import ConflictError, RequestError
 from protocol.ids import FileHash, SessionId
-from protocol.messages import Announce, GenerationReport, Heartbeat
+from protocol.messages import Announce, Assign, GenerationReport, Heartbeat
 from tests.support.coordinators import (
     add_model,
     announcement,
@@ -21,6 +22,7 @@ from tests.support.coordinators import (
     key_of,
     running_coordinator,
 )
+from tests.support.fleet import fleet_of
 from worker.enrolment import Credentials, CredentialsHolder, enrol
 from worker.error_groups import leaves
 from worker.holdings import Holdings
@@ -229,3 +231,41 @@ async def test_two_renewals_are_never_under_way_together(tmp_path: Path) -> None
             await asyncio.gather(uplink._renew(stale), uplink._renew(stale))
         assert link.n_renewals == 1
         assert link.credentials.current is not stale
+
+
+async def test_it_comes_back_at_another_address_of_the_coordinator(tmp_path: Path) -> None:
+    async with (
+        running_coordinator(tmp_path) as coordinator,
+        Relay("127.0.0.1", coordinator.port) as one,
+        Relay("127.0.0.1", coordinator.port) as other,
+    ):
+        urls = [f"https://127.0.0.1:{relay.port}" for relay in (one, other)]
+        async with fleet_of(3, tmp_path / "state", urls) as fleet:
+            for gone, there in ((one, other), (other, one)):
+                assert (gone.n_connections, there.n_connections) == (3, 0)
+                there.is_refusing, gone.is_refusing = False, True
+                gone.cut()
+                await fleet.none_connected(10.0)
+                await fleet.all_connected(10.0)
+            assert fleet.n_enrolments == 0
+
+
+async def test_an_old_assignment_is_replaced_when_it_is_announced(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        link = Linked(coordinator, tmp_path, utc_now_s)
+        uplink = await link.uplink()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(uplink.run())
+            await eventually(lambda: link.record is not None and link.record.is_connected)
+            await add_model(coordinator)
+            await eventually(lambda: link.holdings.epoch > 0)
+            wanted, epoch = link.holdings.wanted, link.holdings.epoch
+            running.cancel()
+        link.holdings = Holdings()  # as a worker that was restored from an older copy of its machine
+        link.holdings.assign(Assign(epoch=epoch - 1, spans=(), reason="long ago"))
+        uplink = await link.uplink()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(uplink.run())
+            await eventually(lambda: link.holdings.epoch >= epoch)
+            assert link.holdings.wanted == wanted
+            running.cancel()

@@ -1,0 +1,253 @@
+"""A TCP relay that does to connections what bad networks do: delays, silence, cuts, flipped bits, refusals.
+
+It stands between any two programs and knows nothing of what they say. What it does is changed while it runs:
+
+    async with Relay("127.0.0.1", 7400) as relay:       # who connects to relay.port reaches port 7400
+        relay.delay_s = 2.0
+        relay.hold()                                    # half-open: connections stay, nothing goes through
+        relay.release()
+        relay.cut_after(1000, "backward")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Direction = Literal["forward", "backward"]
+"""Forward: from who connected to the target. Backward: the answers."""
+
+PIECE_BYTES = 64 * 1024
+MAX_DELAYED_PIECES = 256
+"""Per connection and direction; then the relay reads no more, and TCP makes the sender wait."""
+CONNECT_S = 10.0
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""SO_LINGER: close sends RST, as a machine does that has forgotten the connection."""
+
+
+class _Piece(NamedTuple):
+    due_s: float
+    data: bytes
+    """Empty: this direction is over."""
+
+
+@dataclass(slots=True)
+class _Harm:
+    """What is still to be done to the bytes of one direction, counted from now over all connections."""
+
+    cut_after_bytes: int | None = None
+    flip_at_byte: int | None = None
+
+    def applied(self, data: bytes) -> tuple[bytes, bool]:
+        """The bytes as they go on, and whether the connection is cut after them."""
+        if self.flip_at_byte is not None:
+            if self.flip_at_byte < len(data):
+                data = _flipped(data, self.flip_at_byte)
+                self.flip_at_byte = None
+            else:
+                self.flip_at_byte -= len(data)
+        if self.cut_after_bytes is not None:
+            if self.cut_after_bytes <= len(data):
+                data, self.cut_after_bytes = data[: self.cut_after_bytes], None
+                return data, True
+            self.cut_after_bytes -= len(data)
+        return data, False
+
+
+@dataclass(eq=False, slots=True)
+class _Side:
+    """One end of a connection through the relay."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def reset(self) -> None:
+        """Close with RST. Idempotent."""
+        raw = self.writer.get_extra_info("socket")
+        if raw is not None and raw.fileno() >= 0:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.writer.transport.abort()
+
+
+@dataclass(eq=False, slots=True)
+class _Pair:
+    """A connection through the relay: who connected, and the target."""
+
+    near: _Side
+    far: _Side | None = None
+    task: asyncio.Task[None] | None = None
+
+    def reset(self) -> None:
+        for side in (self.near, self.far):
+            if side is not None:
+                side.reset()
+
+
+@dataclass(eq=False, slots=True)
+class _Reordering:
+    """Connections that wait for each other, so that the last to come is the first to be opened."""
+
+    n_connections: int
+    waiting: list[asyncio.Event] = field(default_factory=list)
+
+
+class Relay:
+    """A port that leads to another one. Use it as an async context manager, from one event loop."""
+
+    def __init__(self, host: str, port: int, *, listen_port: int = 0) -> None:
+        self.host = host
+        self.port_of_target = port
+        """May be changed: connections made from then on go there."""
+        self.port = listen_port
+        """Where the relay listens, on loopback; 0 until it runs: any free port."""
+        self.delay_s = 0.0
+        """How much later every byte arrives, in both directions; their order stays."""
+        self.is_refusing = False
+        """Whether new connections are reset at once."""
+        self.accepted_at_s: deque[float] = deque(maxlen=10_000)
+        """The loop's time at which each of the last connections came, refused ones too."""
+        self.n_bytes: dict[Direction, int] = {"forward": 0, "backward": 0}
+        """Handed on so far."""
+        self._harms: dict[Direction, _Harm] = {"forward": _Harm(), "backward": _Harm()}
+        self._is_open = asyncio.Event()
+        self._is_open.set()
+        self._reordering: _Reordering | None = None
+        self._pairs: set[_Pair] = set()
+        self._server: asyncio.Server | None = None
+        self._is_closing = False
+
+    @property
+    def n_connections(self) -> int:
+        """Connections that are open through the relay."""
+        return len(self._pairs)
+
+    async def __aenter__(self) -> Relay:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=1024)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        assert self._server is not None
+        self._is_closing = True
+        self._server.close()
+        tasks = [pair.task for pair in self._pairs if pair.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    # -------------------------------------------------------------- what is done to connections
+
+    def hold(self) -> None:
+        """Let nothing through from now on, not even the end of a connection: half-open. New ones hang as well."""
+        self._is_open.clear()
+
+    def release(self) -> None:
+        """Go on after `hold`, with all that was held back."""
+        self._is_open.set()
+
+    def cut(self) -> None:
+        """Reset every connection now."""
+        for pair in tuple(self._pairs):
+            pair.reset()
+
+    def cut_after(self, n_bytes: int, direction: Direction) -> None:
+        """Let `n_bytes` more go in this direction, then reset the connection on which the last of them went."""
+        self._harms[direction].cut_after_bytes = n_bytes
+
+    def flip_at(self, n_bytes: int, direction: Direction) -> None:
+        """Flip a bit in the byte that comes after `n_bytes` more in this direction; once."""
+        self._harms[direction].flip_at_byte = n_bytes
+
+    def reorder(self, n_connections: int) -> None:
+        """Open the next `n_connections` to the target in reverse order, once all of them have come."""
+        self._reordering = _Reordering(n_connections)
+
+    # -------------------------------------------------------------- what carries it out
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted_at_s.append(asyncio.get_running_loop().time())
+        pair = _Pair(_Side(reader, writer), task=asyncio.current_task())
+        if self.is_refusing:
+            pair.reset()
+            return
+        self._pairs.add(pair)
+        try:
+            await self._carry(pair)
+        except (OSError, TimeoutError):
+            pass  # the target isn't there, or a side has gone: the other one is told by the reset below
+        except asyncio.CancelledError:
+            # Ended by `__aexit__`; raised on, asyncio's streams (3.11) would report the cancelled task as a fault.
+            assert self._is_closing
+        except BaseExceptionGroup as group:
+            if group.split(OSError)[1] is not None:
+                raise
+        finally:
+            pair.reset()
+            self._pairs.discard(pair)
+
+    async def _carry(self, pair: _Pair) -> None:
+        await self._turn()
+        await self._is_open.wait()
+        async with asyncio.timeout(CONNECT_S):
+            pair.far = _Side(*await asyncio.open_connection(self.host, self.port_of_target))
+        async with asyncio.TaskGroup() as tasks:
+            self._start(tasks, pair, pair.near, pair.far, "forward")
+            self._start(tasks, pair, pair.far, pair.near, "backward")
+
+    def _start(
+        self, tasks: asyncio.TaskGroup, pair: _Pair, source: _Side, sink: _Side, direction: Direction
+    ) -> None:
+        pieces: asyncio.Queue[_Piece] = asyncio.Queue(MAX_DELAYED_PIECES)
+        tasks.create_task(self._read(source, pieces), name=f"relay read {direction}")
+        tasks.create_task(self._write(pieces, sink, direction, pair), name=f"relay write {direction}")
+
+    async def _turn(self) -> None:
+        """Wait until this connection is the one to be opened."""
+        reordering = self._reordering
+        if reordering is None:
+            return
+        turn = asyncio.Event()
+        reordering.waiting.append(turn)
+        if len(reordering.waiting) == reordering.n_connections:
+            self._reordering = None
+            reordering.waiting.pop()
+        else:
+            await turn.wait()
+        if reordering.waiting:
+            asyncio.get_running_loop().call_soon(reordering.waiting.pop().set)
+
+    async def _read(self, source: _Side, pieces: asyncio.Queue[_Piece]) -> None:
+        loop = asyncio.get_running_loop()
+        data = b"first"
+        while data:
+            data = await source.reader.read(PIECE_BYTES)
+            await pieces.put(_Piece(loop.time() + self.delay_s, data))
+
+    async def _write(self, pieces: asyncio.Queue[_Piece], sink: _Side, direction: Direction, pair: _Pair) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s, data = await pieces.get()
+            if (wait_s := due_s - loop.time()) > 0:
+                await asyncio.sleep(wait_s)
+            await self._is_open.wait()
+            if not data:
+                sink.writer.write_eof()
+                return
+            data, is_cut = self._harms[direction].applied(data)
+            sink.writer.write(data)
+            await sink.writer.drain()
+            self.n_bytes[direction] += len(data)
+            if is_cut:
+                pair.reset()
+                return
+
+
+def _flipped(data: bytes, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)

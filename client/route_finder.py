@@ -1,0 +1,87 @@
+"""Ask for a route until there is one or no hope of one: carries out what `client.failover` decides.
+
+Knows nothing of workers or tokens; the caller has the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from client.failover import AskAgain, Asked, Failover, after_refusal
+from protocol.errors import BrigadeError
+from protocol.ids import ModelName
+from protocol.pinned_http import CoordinatorSession
+from protocol.rest import RouteGrant, RouteRequest
+
+_ANSWER_TIMEOUT_S = 15.0
+"""Beyond the time that the coordinator was told to wait: a coordinator that hangs is as good as away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedRoute:
+    """What the route is for."""
+
+    model: ModelName
+    n_prompt_tokens: int
+    max_tokens: int
+
+
+class RouteFinder:
+    """Asks one coordinator, or whichever of several answers."""
+
+    def __init__(
+        self, coordinator: CoordinatorSession, rng: random.Random, *, on_notice: Callable[[str], None]
+    ) -> None:
+        self._coordinator = coordinator
+        self._rng = rng
+        self._on_notice = on_notice
+
+    async def route(self, wanted: WantedRoute, known: Failover) -> RouteGrant:
+        """A route that avoids what failed, when there is one.
+
+        Raises:
+            BrigadeError: the coordinator's, if waiting doesn't help.
+        """
+        now_s = asyncio.get_running_loop().time
+        began_s, n_refusals, wait_s = now_s(), 0, 0.0
+        while True:
+            sent_s = now_s()
+            request = _request(wanted, known, wait_s, sent_s)
+            try:
+                return await self._coordinator.post(
+                    "/v1/routes", request, RouteGrant, timeout_s=wait_s + _ANSWER_TIMEOUT_S
+                )
+            except BrigadeError as error:
+                n_refusals += 1
+                asked = Asked(
+                    has_excluded=bool(request.exclude),
+                    wait_s=wait_s,
+                    n_refusals=n_refusals,
+                    answered_after_s=now_s() - sent_s,
+                    since_s=now_s() - began_s,
+                )
+                again = after_refusal(known, error, asked, self._rng)
+                if again is None:
+                    raise
+            known, wait_s = again.known, again.wait_s
+            await self._waited(again)
+
+    async def _waited(self, again: AskAgain) -> None:
+        if again.waits_for is not None:
+            self._on_notice(f"waiting: {again.waits_for}")
+        await asyncio.sleep(again.after_s)
+
+
+def _request(wanted: WantedRoute, known: Failover, wait_s: float, now_s: float) -> RouteRequest:
+    return RouteRequest(
+        model=wanted.model,
+        n_prompt_tokens=wanted.n_prompt_tokens,
+        max_tokens=wanted.max_tokens,
+        exclude=known.excluded(now_s),
+        continues=known.continues,
+        failure=known.failure,
+        wait_s=wait_s,
+    )

@@ -1,0 +1,30 @@
+"""From tokens to what can be shown: whole characters, up to a stop string. Outlives every attempt."""
+
+from __future__ import annotations
+
+from client.decoding import TextStream
+from client.results import TokenPiece
+from client.stopping import cut
+from protocol.messages import Token
+
+
+class Shower:
+    """The text of one generation, whatever routes its tokens came by."""
+
+    def __init__(self, text: TextStream | None, stops: tuple[str, ...]) -> None:
+        self._text = text
+        self._stops = stops
+        self._held = ""
+        self.is_stopped = False
+
+    def piece(self, token: Token) -> TokenPiece:
+        """The token's piece; the last token's has everything that was held back."""
+        if self._text is None:
+            return TokenPiece(token_id=token.token_id, text="")
+        new = self._text.push(token.token_id)
+        if token.finish_reason is not None:
+            new += self._text.flush()
+        found = cut(self._held + new, self._stops)
+        self._held, self.is_stopped = found.held, found.is_stopped
+        is_over = token.finish_reason is not None
+        return TokenPiece(token_id=token.token_id, text=found.shown + found.held if is_over else found.shown)

@@ -1,0 +1,58 @@
+"""A WebSocket with a `Connection` at its listening end, and nobody in particular at the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+from aiohttp import web
+
+from protocol.frames import Frame
+from tests.support.ring import eventually
+from worker.connections import Connection
+
+
+class Side:
+    """The listening side: a `Connection`, and what it took."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.frames: list[Frame] = []
+        self.ended = asyncio.Event()
+
+    def take(self, frame: Frame) -> None:
+        if frame.payload == b"bug":
+            raise RuntimeError("a defect")
+        self.frames.append(frame)
+
+    async def handle(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(timeout=0.2)
+        await socket.prepare(request)
+        self.connection = Connection(socket, peer=None, label="the other")
+        try:
+            await self.connection.run(self.take)
+        finally:
+            self.ended.set()
+        return socket
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[Side, aiohttp.ClientWebSocketResponse, Connection]]:
+    side = Side()
+    app = web.Application()
+    app.router.add_get("/", side.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(f"http://127.0.0.1:{runner.addresses[0][1]}/") as socket,
+        ):
+            await eventually(lambda: side.connection is not None and side.connection._reader is not None)
+            assert side.connection is not None
+            yield side, socket, side.connection
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from protocol.errors import BrigadeError, CancelledByClientError, DrainingError, InternalError, NotFoundError
+from protocol.ids import SessionId
+from tests.support.tiny_checkpoint import CPU
+from worker.engine_core import EngineCore
+from worker.engine_link import EngineLink
+from worker.steps import StepInput
+
+STEP = StepInput(session_id=SessionId("s"), position=0, n_tokens=1, payload=torch.tensor([5]))
+
+
+def link(failed: list[BrigadeError]) -> EngineLink:
+    return EngineLink(EngineCore(CPU), n_threads=1, max_batch_tokens=8, on_failed=failed.append)
+
+
+async def test_what_is_posted_is_done_in_order_though_nobody_waits() -> None:
+    failed: list[BrigadeError] = []
+    done: list[int] = []
+    it = link(failed)
+    with pytest.raises(DrainingError, match="not been started"):
+        it.check()
+    it.start()
+    for index in range(3):
+        it.post(lambda _core, index=index: done.append(index)).cancel()  # type: ignore[misc]
+    assert await it.post(lambda _core: "last") == "last"
+    assert done == [0, 1, 2]
+    await it.stop()
+    await it.watch()
+    assert [type(error) for error in failed] == [DrainingError]
+    with pytest.raises(DrainingError, match="stopping"):
+        it.run(STEP)
+
+
+async def test_a_sessions_pending_steps_are_dropped_with_the_error_given() -> None:
+    it = link([])
+    it.start()
+    stuck = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold(_core: EngineCore) -> None:
+        asyncio.run_coroutine_threadsafe(stuck.wait(), loop).result()
+
+    holding = it.post(hold)
+    step = it.run(STEP)
+    assert it.n_pending_steps == 1
+    dropping = it.post(
+        lambda _core: None, drops_session=SessionId("s"), drop_error=CancelledByClientError("dropped")
+    )
+    stuck.set()
+    await asyncio.gather(holding, dropping)
+    with pytest.raises(CancelledByClientError, match="dropped"):
+        await step
+    assert it.n_pending_steps == 0
+    with pytest.raises(NotFoundError):
+        await it.run(STEP)
+    await it.stop()
+
+
+async def test_the_death_of_the_thread_is_told_to_all() -> None:
+    failed: list[BrigadeError] = []
+    it = link(failed)
+    it.start()
+
+    def die(_core: EngineCore) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(InternalError, match="thread died"):
+        await it.post(die)
+    with pytest.raises(InternalError):
+        await it.watch()
+    assert isinstance(failed[0].__cause__, ZeroDivisionError)
+    await it.stop()

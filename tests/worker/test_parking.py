@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.ids import BlockRange, Revision, SessionId
+from worker.history import History
+from worker.parking import MAX_PARKED, Parked, ParkingLot, TakenOver, n_rows_held
+from worker.steps import SessionSpec, SpanKey
+
+SPAN = SpanKey(revision=Revision("r" * 64), blocks=BlockRange(0, 4), precision="float32")
+OTHER_SPAN = replace(SPAN, precision="bfloat16")
+
+
+def spec(name: str, **changes: object) -> SessionSpec:
+    base = SessionSpec(session_id=SessionId(name), span=SPAN, blocks=BlockRange(1, 3), n_positions=40)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def parked(name: str, n_bytes: int = 10, until_s: float = 30.0, **changes: object) -> Parked:
+    return Parked(spec=spec(name, **changes), n_bytes=n_bytes, until_s=until_s, history=History())
+
+
+def names(some: tuple[Parked, ...]) -> list[str]:
+    return [one.spec.session_id for one in some]
+
+
+def lot(*some: Parked) -> ParkingLot:
+    return ParkingLot(some)
+
+
+def test_only_the_successor_on_the_same_blocks_finds_what_was_left() -> None:
+    left = lot(parked("a"), parked("b"))
+    new = spec("new", continues=SessionId("b"))
+    found = left.left_for(new)
+    assert found is not None
+    assert found.spec.session_id == "b"
+    for change in (
+        {"continues": None},
+        {"continues": SessionId("c")},
+        {"span": OTHER_SPAN},
+        {"blocks": BlockRange(1, 4)},
+        {"n_positions": 41},
+    ):
+        assert left.left_for(replace(new, **change)) is None  # type: ignore[arg-type]
+    assert left.left_for(replace(new, n_positions=39)) is found
+
+
+@given(st.lists(st.integers(1, 50), max_size=8), st.integers(-10, 300))
+def test_the_oldest_go_first_and_no_more_than_need_to(sizes: list[int], n_missing: int) -> None:
+    left = lot(*(parked(f"s{index}", size) for index, size in enumerate(sizes)))
+    going = left.in_the_way(n_missing)
+    assert going == left.parked[: len(going)]
+    n_freed = sum(one.n_bytes for one in going)
+    assert n_freed >= min(n_missing, left.n_bytes)
+    if going:
+        assert n_freed - going[-1].n_bytes < n_missing
+
+
+def test_what_is_parked_goes_with_its_time_and_with_its_span() -> None:
+    left = lot(parked("a", until_s=1.0), parked("b", until_s=3.0), parked("c", until_s=2.0, span=OTHER_SPAN))
+    assert names(left.expired(2.0)) == ["a", "c"]
+    assert names(left.of_span(OTHER_SPAN)) == ["c"]
+    assert names(left.without(SessionId("b")).parked) == ["a", "c"]
+
+
+def test_the_lot_is_bounded() -> None:
+    left = ParkingLot()
+    for index in range(MAX_PARKED + 2):
+        left = left.with_one(parked(f"s{index}"))
+    assert names(left.surplus()) == ["s0", "s1"]
+
+
+def test_held_is_what_every_part_of_it_agrees_on() -> None:
+    history = History()
+    history.token_ids = [1] * 7
+    history.n_states = 5
+    taken = TakenOver(n_cached=9, history=history)
+    assert taken.n_held(is_head=True, is_tail=False) == 5
+    assert taken.n_held(is_head=True, is_tail=True) == 7
+    assert taken.n_held(is_head=False, is_tail=True) == 9
+
+
+@given(st.integers(0, 50), st.integers(1, 20), st.integers(0, 80), st.booleans())
+def test_held_rows_come_first_and_the_last_row_of_a_prompt_is_always_run(
+    position: int, n_tokens: int, n_held: int, is_last: bool
+) -> None:
+    n_rows = n_rows_held(position, n_tokens, n_held, is_last=is_last)
+    assert 0 <= n_rows <= (n_tokens - 1 if is_last else n_tokens)
+    assert n_rows == 0 or position + n_rows <= n_held
+    n_most = n_tokens - 1 if is_last else n_tokens
+    assert n_rows == n_most or position + n_rows >= n_held
