@@ -13,6 +13,7 @@ leaves the `async with`, which ends the generation on all workers at once.
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -23,6 +24,7 @@ from urllib.parse import quote
 
 from client.chat_template import Message
 from client.config import ClientConfig
+from client.failover import RESTART_GRACE_S, backoff_s
 from client.generation import Deadline, GenerationRequest, generated_pieces
 from client.model_files import FileCache, fetched_model
 from client.options import GenerationOptions
@@ -30,7 +32,7 @@ from client.results import Generation, Progress, TokenPiece
 from client.stopping import checked_stops
 from client.tokenizer import ModelTokenizer, loaded_tokenizer
 from client.transport import ConnectionPool, connection_pool
-from protocol.errors import ConfigError, InvalidRequestError
+from protocol.errors import ConfigError, DrainingError, InvalidRequestError, UnreachableError
 from protocol.ids import Revision, checked_model_name
 from protocol.pinned_http import CoordinatorSession, pinned_session
 from protocol.rest import ModelInfo, ModelList
@@ -93,6 +95,7 @@ class Client:
         """
         self._config = config or ClientConfig.from_env(url=url, api_key=api_key)
         self._cache = FileCache(self._config.cache, max_bytes=self._config.max_cache_bytes)
+        self._rng = random.Random()  # noqa: S311 - spreads retries, hides nothing
         self._tokenizers: OrderedDict[Revision, ModelTokenizer] = OrderedDict()
         self._open = AsyncExitStack()
         self._parts: tuple[CoordinatorSession, ConnectionPool] | None = None
@@ -152,7 +155,7 @@ class Client:
         timeout_s = options.timeout_s
         deadline = Deadline(at_s=asyncio.get_running_loop().time() + timeout_s, timeout_s=timeout_s)
         async with deadline.applied():
-            info = model if isinstance(model, ModelInfo) else await self.model(model)
+            info = model if isinstance(model, ModelInfo) else await self._model_soon(model, progress)
             tokenizer = await self._tokenizer(info.revision)
             token_ids = await _encoded(tokenizer, prompt)
         request = _request(info, tokenizer, token_ids, options)
@@ -168,6 +171,21 @@ class Client:
         async with aclosing(pieces):
             async for piece in pieces:
                 yield piece
+
+    async def _model_soon(self, name: str, progress: Progress) -> ModelInfo:
+        """As `model`, with patience for a coordinator that is being restarted: it has answered before."""
+        now_s = asyncio.get_running_loop().time
+        until_s = now_s() + RESTART_GRACE_S
+        n_failures = 0
+        while True:
+            try:
+                return await self.model(name)
+            except (UnreachableError, DrainingError) as exc:
+                if now_s() >= until_s:
+                    raise
+                progress.tell(f"waiting: {exc.message}")
+            n_failures += 1
+            await asyncio.sleep(backoff_s(n_failures, self._rng))
 
     async def _tokenizer(self, revision: Revision) -> ModelTokenizer:
         if revision not in self._tokenizers:

@@ -184,7 +184,7 @@ class ConnectionPool:
                 return known
             connection = Connection(worker_id, await self._dial(worker_id, url))
             self._connections[key] = connection
-            self._readers.create_task(connection.read(), name=f"read {worker_id}")
+            self._readers.create_task(self._read(key, connection), name=f"read {worker_id}")
             return connection
 
     async def close(self) -> None:
@@ -192,6 +192,12 @@ class ConnectionPool:
         async with asyncio.TaskGroup() as closing:
             for connection in self._connections.values():
                 closing.create_task(connection.close(), name=f"close {connection.worker_id}")
+
+    async def _read(self, key: tuple[WorkerId, str], connection: Connection) -> None:
+        """Read until it ends; then it isn't kept, since a worker that comes back may have another address."""
+        await connection.read()
+        if self._connections.get(key) is connection:
+            del self._connections[key]
 
     async def _dial(self, worker_id: WorkerId, url: str) -> ClientWebSocketResponse:
         if not url.startswith("https://"):

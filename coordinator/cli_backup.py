@@ -17,7 +17,7 @@ from coordinator.backup import STATE_FILES, Backup, read_backup, write_backup
 from coordinator.cli_output import notes
 from coordinator.config import checked_database_url, default_state
 from coordinator.state_folder import StateFolder, read_state_file
-from coordinator.table_copy import all_rows, fill
+from coordinator.table_copy import Rows, all_rows, fill
 from protocol.errors import ConfigError, ConflictError, StorageError
 from protocol.version import program_version
 
@@ -48,6 +48,7 @@ def backup(
         raise ConfigError(f"{root} is no coordinator's state folder; name it with --state")
     texts = {name: text for name in STATE_FILES if (text := read_state_file(root / name)) is not None}
     schema, tables = asyncio.run(all_rows(_database_url(root, database_url)))
+    _check_owner(texts[names.COORDINATOR_ID], tables)
     contents = write_backup(
         file, state=texts, tables=tables, schema=schema, program_version=program_version(), now=datetime.now(UTC)
     )
@@ -79,6 +80,17 @@ def restore(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _check_owner(coordinator_id: str, tables: Rows) -> None:
+    """A folder and a database that don't belong together are no coordinator's state."""
+    settings = {row["key"]: row["value"] for row in tables.get("settings", ())}
+    owner = settings.get("coordinator_id")
+    if owner != coordinator_id:
+        raise ConfigError(
+            f"the database is {f'coordinator {owner}' if owner else 'no coordinator'}'s, and the state folder is "
+            f"{coordinator_id}'s: name the database that this one uses (--database-url)"
+        )
 
 
 def _restore(found: Backup, root: Path, database_url: str | None) -> None:

@@ -32,6 +32,9 @@ BUSY_TIMEOUT_MS = 4_000
 """A writer waits so long for another one. Longer, and whoever asked thinks that nobody is there."""
 CONNECT_TIMEOUT_S = 10.0
 QUERY_TIMEOUT_S = 30.0
+LEASE_SCHEMA = "0003"
+"""The first schema with a lease (`coordinator.lease`), which then decides who may go further: until a coordinator
+holds it, another one may work on the tables as they are."""
 MIGRATION_LOCK = 0x6272_6967
 """PostgreSQL advisory lock that one migration at a time holds ("brig")."""
 
@@ -40,16 +43,15 @@ READ_ONLY: Mapping[str, Any] = MappingProxyType({"brigade_read_only": True})
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine on the database at `url`, migrated to the newest schema; closed with the context.
+async def opened(url: str, revision: str = "head") -> AsyncIterator[AsyncEngine]:
+    """An engine on the database at `url`, its schema brought up to `revision` at least; closed with the context.
 
     Raises:
         DatabaseVersionError: a newer version of Brigade wrote the database; nothing was changed.
         StorageError: it can't be reached or used.
     """
-    parsed = make_url(url)
-    await asyncio.to_thread(migrate, url)
-    engine = create_engine(parsed)
+    await asyncio.to_thread(migrate, url, revision)
+    engine = create_engine(make_url(url))
     try:
         yield engine
     finally:
@@ -57,7 +59,9 @@ async def opened(url: str) -> AsyncIterator[AsyncEngine]:
 
 
 def migrate(url: str, revision: str = "head") -> None:
-    """Bring the schema to `revision`, up or down. Blocks; no event loop may run in this thread.
+    """Bring the schema up to `revision` at least; "base" takes everything away.
+
+    Blocks; no event loop may run in this thread.
 
     Raises:
         DatabaseVersionError, StorageError: as `opened`.

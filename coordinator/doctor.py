@@ -33,7 +33,7 @@ from coordinator.doctor_state import (
 from protocol.checks import Check, Finding, broken, checked, doubtful, fine, in_thread, reason_of
 from protocol.ids import WorkerId
 from protocol.pinned_http import pinned_session
-from protocol.rest import ClusterStatus, WorkerInfo
+from protocol.rest import ClusterStatus, ModelInfo, WorkerInfo
 from protocol.tls import client_context, worker_name
 from protocol.version import program_version
 
@@ -150,6 +150,7 @@ async def _checks_of_the_cluster(answer: _Answer) -> list[Check]:
         worker for worker in status.workers if worker.url and worker.state not in ("lost", "gone", "enrolling")
     ]
     checks = [
+        _named("database in use", in_use_finding(status.database_problem)),
         _named("address", address_finding(status.url, [worker.url for worker in present])),
         _named("worker versions", versions_finding(status.version, present)),
     ]
@@ -162,20 +163,25 @@ async def _checks_of_the_cluster(answer: _Answer) -> list[Check]:
     if not present:
         how = f"worker join {status.url} --secret-file FILE"
         checks.append(_named("workers", doubtful("no worker is connected", how)))
-    checks += [
-        _named(
-            f"model {model.name}",
-            fine(f"{model.n_blocks} blocks, ready")
-            if model.state == "ready"
-            else broken(
-                f"{model.state}: {model.reason}", "add workers or memory, or wait if blocks are on their way"
-            ),
-        )
-        for model in status.models
-    ]
+    checks += [_named(f"model {model.name}", model_finding(model)) for model in status.models]
     if not status.models:
         checks.append(_named("models", doubtful("no model was added", "coord model add NAME SOURCE")))
     return checks
+
+
+def in_use_finding(problem: str) -> Finding:
+    """Whether the coordinator can use its database; that the file or server is well says nothing of that."""
+    if problem:
+        return broken(f"the coordinator can't use it: {problem}", "mend it; what runs goes on meanwhile")
+    return fine("the coordinator reads and writes it")
+
+
+def model_finding(model: ModelInfo) -> Finding:
+    """Whether a model can be used, by as many workers as it is to be."""
+    if model.state != "ready":
+        return broken(f"{model.state}: {model.reason}", "add workers or memory, or wait if blocks are on their way")
+    seen = f"{model.n_blocks} blocks, ready"
+    return doubtful(f"{seen}; {model.reason}", "add workers, or wait") if model.reason else fine(seen)
 
 
 def address_finding(url: str, worker_urls: Sequence[str]) -> Finding:

@@ -90,7 +90,16 @@ class LeaseKeeper:
                 if seen.is_running and not takes_over:
                     raise _held(seen)
                 await self._watch(seen, takes_over=takes_over)
-            if await self._table.take(seen, self._holder, self.url):
+            try:
+                is_taken = await self._table.take(seen, self._holder, self.url)
+            except StorageError as error:
+                if not takes_over:
+                    raise
+                # A holder that hangs in the middle of a transaction keeps the database locked.
+                log.warning("lease_not_taken", error_message=error.message)
+                await asyncio.sleep(self._times.retry_s)
+                continue
+            if is_taken:
                 log.info("lease_taken", holder=self._holder, before=seen.holder)
                 return
 

@@ -15,7 +15,7 @@ from coordinator.addresses import check_host
 from coordinator.credentials import Access, WorkerCaller
 from coordinator.keys import ACCESS, AUTHENTICATOR, CALLER, KNOWN_NAMES
 from protocol.codec import MAX_BODY_BYTES, check_version, decode_json, encode_json
-from protocol.compatibility import answer_understood_by, spoken_version
+from protocol.compatibility import answer_understood_by, error_understood_by, spoken_version
 from protocol.errors import (
     BrigadeError,
     DeadlineExceededError,
@@ -163,7 +163,17 @@ async def check_caller(request: web.Request, handler: Handler) -> web.StreamResp
             structlog.contextvars.bind_contextvars(worker_id=caller.worker_id)
         else:
             structlog.contextvars.bind_contextvars(key_id=caller.key_id)
-    answer = await handler(request)
+    return await _answered_in(version, request, handler)
+
+
+async def _answered_in(version: str, request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        answer = await handler(request)
+    except BrigadeError as error:
+        known = error_understood_by(error, version)
+        if known is error:
+            raise
+        raise known from error
     if isinstance(answer, JsonAnswer):
         answer.put_for(version)
     return answer

@@ -50,7 +50,8 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
     """
     with ExitStack() as stack:
         folder, authority = await asyncio.to_thread(_opened_folder, config, now, stack)
-        async with database.opened(config.database_url or folder.database_url) as engine:
+        database_url = config.database_url or folder.database_url
+        async with database.opened(database_url, database.LEASE_SCHEMA) as engine:
             repository = Repository(engine)
             lease = LeaseKeeper(
                 LeaseTable(repository.transactions),
@@ -59,6 +60,7 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
             )
             await repository.check_owner(authority.coordinator_id)
             async with lease.held(takes_over=config.take_over):
+                await asyncio.to_thread(database.migrate, database_url)
                 await repository.claim(authority.coordinator_id)
                 await _ensure_first_keys(folder, authority, repository, now)
                 yield OpenedState(

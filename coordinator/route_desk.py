@@ -39,6 +39,8 @@ log = structlog.get_logger(__name__)
 RETRY_UNAVAILABLE_S = 2.0
 """A worker that loads becomes ready within seconds."""
 MAX_EXCLUDED = 1000
+MAX_MISSING = 256
+"""Answers to who asked for a route in vain that are remembered."""
 STALLED = "stalled"
 """Code of a failure of which nobody knows whose fault it is."""
 SILENT_S = 2.5
@@ -119,8 +121,8 @@ class RouteDesk:
         log.info(
             "session_failed",
             session_id=session.session_id,
-            worker_id=failure.worker_id,
-            noticed_by=failure.noticed_by,
+            worker_id=(failure.worker_id or "")[:64],
+            noticed_by=(failure.noticed_by or "")[:64],
             error_code=failure.code[:64],
         )
         self._breakers = policy.failed(
@@ -201,9 +203,11 @@ class RouteDesk:
 
     def _route(self, model: ModelName, exclude: frozenset[WorkerId], doubted: frozenset[WorkerId]) -> Route:
         """What was found missing is remembered until something changes: many may wait for the same."""
-        if self._missing_until is not self._cluster.routes_changed or len(self._missing) > MAX_EXCLUDED:
+        if self._missing_until is not self._cluster.routes_changed or len(self._missing) >= MAX_MISSING:
             self._missing.clear()
             self._missing_until = self._cluster.routes_changed
+        # Other names change nothing, and a request may hold many long ones.
+        exclude = exclude.intersection(self._cluster.state.workers)
         found: Route | MissingBlocks | None = self._missing.get((model, exclude))
         if found is None:
             avoided = policy.avoided(self._breakers, _now_s())

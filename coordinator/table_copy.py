@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, MetaData, Table, func, insert, make_url, select, text
+from sqlalchemy import URL, Connection, MetaData, Table, func, insert, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.database import READ_ONLY, create_engine, database_errors, migrate
 from coordinator.tables import LeaseRow
-from protocol.errors import ConflictError
+from protocol.errors import ConfigError, ConflictError
 
 LEFT_OUT = ("alembic_version", LeaseRow.__tablename__)
 """The schema's revision is named in the backup, and the lease is of the program that ran."""
@@ -25,9 +26,14 @@ async def all_rows(url: str) -> tuple[str, Rows]:
     """The schema's revision, and the rows of each table as they are at one moment; nobody is held up by it.
 
     Raises:
-        StorageError: the database can't be used.
+        ConfigError: there is no such database.
+        StorageError: it can't be used.
     """
     engine = create_engine(make_url(url), is_pooled=False)
+    if not _is_there(engine.url):
+        raise ConfigError(
+            f"there is no database {engine.url.database}: name the one that the coordinator uses (--database-url)"
+        )
     try:
         with database_errors(engine.url):
             options: dict[str, Any] = dict(READ_ONLY)
@@ -50,11 +56,15 @@ async def fill(url: str, revision: str, rows: Rows) -> None:
         ConflictError: it has a coordinator's data already; nothing was changed.
         StorageError: the database can't be used.
     """
-    await asyncio.to_thread(migrate, url, revision)
     engine = create_engine(make_url(url), is_pooled=False)
     try:
         with database_errors(engine.url):
+            if _is_there(engine.url):  # before its schema is touched: it may be in use by another version
+                async with engine.connect() as connection:
+                    await _check_empty(connection)
+            await asyncio.to_thread(migrate, url, revision)
             async with engine.begin() as connection:
+                await _check_empty(connection)
                 for table in await connection.run_sync(_tables):
                     await _fill_table(connection, table, rows.get(table.name, ()))
     finally:
@@ -62,12 +72,16 @@ async def fill(url: str, revision: str, rows: Rows) -> None:
     await asyncio.to_thread(migrate, url)
 
 
+async def _check_empty(connection: AsyncConnection) -> None:
+    for table in await connection.run_sync(_tables):
+        if await connection.scalar(select(func.count()).select_from(table)):
+            raise ConflictError(
+                f"the database holds a coordinator's data already (table {table.name}): name an empty one "
+                "(--database-url), nothing was changed"
+            )
+
+
 async def _fill_table(connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    if await connection.scalar(select(func.count()).select_from(table)):
-        raise ConflictError(
-            f"the database holds a coordinator's data already (table {table.name}): name an empty one "
-            "(--database-url), nothing was changed"
-        )
     if not rows:
         return
     is_sqlite = connection.dialect.name == "sqlite"
@@ -87,6 +101,11 @@ async def _rows(connection: AsyncConnection, table: Table) -> list[dict[str, Any
 def _in_utc(value: Any) -> Any:
     """SQLite has no time zones: there all times are UTC without saying so."""
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
+
+
+def _is_there(url: URL) -> bool:
+    """Whether there is a database to look into: SQLite would make a new file."""
+    return url.get_backend_name() != "sqlite" or Path(url.database or "").is_file()
 
 
 def _revision(connection: Connection) -> str:

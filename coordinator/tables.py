@@ -159,7 +159,10 @@ class GenerationRow(Base):
 
 
 class LeaseRow(Base):
-    """Which coordinator the database is served by; one row. `coordinator.lease` has the rules."""
+    """Which coordinator the database is served by; one row. `coordinator.lease` has the rules.
+
+    It is read and taken before the schema is brought up to date, so its columns stay as they are.
+    """
 
     __tablename__ = "coordinator_lease"
 

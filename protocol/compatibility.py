@@ -1,8 +1,9 @@
 """Speaking with an older peer: which fields a minor version added, and leaving them out for who can't know them.
 
-A minor adds fields that may be left out, and nothing else: no message, no meaning, no value of an old field. Every
-side passes over fields that it doesn't know, since 1.1; 1.0 refuses them. So whoever has something newer to say to
-a peer says it in that peer's version, which is known from its handshake, and goes without where it must.
+A minor adds fields that may be left out, and kinds of an older error; nothing else: no message, no meaning, no
+other value of an old field. Every side passes over fields that it doesn't know, since 1.1; 1.0 refuses them. So
+whoever has something newer to say to a peer says it in that peer's version, which is known from its handshake, and
+goes without where it must.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from protocol.errors import BrigadeError, LeaseError, ModelLoadingError
 from protocol.messages import CloseSession
 from protocol.rest import AddModelRequest, ClusterStatus, ModelInfo, RouteRequest, WorkerInfo
 from protocol.tickets import Ticket
@@ -33,6 +35,9 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
     },
 }
 """By minor version: the fields that it added."""
+
+ADDED_ERRORS: dict[int, tuple[type[BrigadeError], ...]] = {1: (LeaseError, ModelLoadingError)}
+"""By minor version: the errors that it added, each a kind of an older one."""
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -68,6 +73,18 @@ def answer_understood_by(value: Any, version: str) -> Any:
             return value
 
 
+def error_understood_by(error: BrigadeError, version: str) -> BrigadeError:
+    """The error or, where `version` doesn't have it, the older one that it is a kind of."""
+    minor, kind = _minor(version), type(error)
+    while any(kind in kinds for added, kinds in ADDED_ERRORS.items() if added > minor):
+        kind = kind.__bases__[0]
+    return error if kind is type(error) else kind(error.message, retry_after_s=error.retry_after_s)
+
+
 def _newer(kind: type[msgspec.Struct], version: str) -> frozenset[str]:
-    minor = int(version.split(".")[1])
+    minor = _minor(version)
     return frozenset(name for added, kinds in ADDED.items() if added > minor for name in kinds.get(kind, ()))
+
+
+def _minor(version: str) -> int:
+    return int(version.split(".")[1])

@@ -63,7 +63,7 @@ class Engine:
         self._spans: dict[SpanKey, LoadedSpan] = {}
         self._draining: set[SpanKey] = set()
         self._specs: dict[SessionId, SessionSpec] = {}
-        """Of all sessions that wait for memory, run, are being closed, or are parked."""
+        """Of all sessions that wait for memory, run, or are being closed; who is parked is nobody's to close."""
         self._closing: dict[SessionId, asyncio.Future[Any]] = {}
         self._lot = ParkingLot()
 
@@ -132,7 +132,7 @@ class Engine:
         Raises:
             NotFoundError: its span isn't loaded.
             InvalidRequestError: its blocks aren't a part of the span, or it has no positions.
-            ConflictError: the session is open.
+            ConflictError: the session is open, or parked.
             OverloadedError: it can't fit, too many wait, or the wait was too long; the message has the numbers.
             DrainingError: the span is being unloaded, or the engine stopped.
         """
@@ -216,6 +216,7 @@ class Engine:
         until_s = asyncio.get_running_loop().time() + PARK_S
         n_bytes = plan.granted[session_id]
         self._lot = self._lot.with_one(Parked(spec=spec, n_bytes=n_bytes, until_s=until_s, history=history))
+        del self._specs[session_id]
         self._evict(self._lot.surplus())
         error = CancelledByClientError("the session broke off")
         self._link.post(lambda _core: None, drops_session=session_id, drop_error=error)
@@ -263,7 +264,6 @@ class Engine:
     async def _take_over(self, parked: Parked, spec: SessionSpec) -> TakenOver:
         self._memory.hand_over(parked.spec.session_id, spec.session_id)
         self._lot = self._lot.without(parked.spec.session_id)
-        del self._specs[parked.spec.session_id]
         self._specs[spec.session_id] = spec
         try:
             n_cached: int = await self._link.post(lambda core: core.adopt(spec, parked.spec.session_id))

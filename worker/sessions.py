@@ -227,7 +227,7 @@ class Sessions:
         elif session.tail_client is connection:
             session.close("failed" if message.reason == "failed" else "cancelled", "client")
         elif _is_ring_of(session, connection):
-            session.close(message.reason, "ring")
+            session.close(message.reason, "ring", blame=blamed(message, connection.peer))
 
     async def _run(self, session: Session) -> None:
         try:

@@ -148,11 +148,10 @@ def note(breakers: Breakers, worker_id: WorkerId, now_s: float) -> str:
             continue
         assert breaker.opened_s is not None
         what = f"the way from {subject[0]} is" if isinstance(subject, tuple) else "it is"
-        rest_s = max(0.0, breaker.opened_s + breaker.open_for_s - now_s)
+        rest_s = breaker.opened_s + breaker.open_for_s - now_s
+        how = f"avoided for {rest_s:.0f} s more" if rest_s > 0 else "tried with one session a second"
         n_sessions = len({failure.session_id for failure in breaker.failures})
-        sentences.append(
-            f"{what} avoided for {rest_s:.0f} s more: {n_sessions} sessions failed there within {WINDOW_S:.0f} s"
-        )
+        sentences.append(f"{what} {how}: {n_sessions} sessions failed there within {WINDOW_S:.0f} s")
     return "; ".join(sentences)
 
 

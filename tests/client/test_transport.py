@@ -73,6 +73,14 @@ async def test_whoever_waits_learns_that_the_connection_is_lost(
     assert await pool.connection(*cluster.workers[0]) is not connection
 
 
+async def test_connections_that_ended_are_not_kept(pool: ConnectionPool, cluster: ScriptedCluster) -> None:
+    """A worker that comes back has another port, so nobody would ever ask for this one again."""
+    await (await pool.connection(*cluster.workers[0])).close()
+    async with asyncio.timeout(DEADLINE_S):
+        while pool._connections:  # noqa: ASYNC110 - its reader ends soon after, and has no event
+            await asyncio.sleep(0.005)
+
+
 async def test_nobody_there_is_a_lost_hop_with_its_address(pool: ConnectionPool) -> None:
     with pytest.raises(HopLostError, match=r"https://127\.0\.0\.1:1 can't be reached"):
         await pool.connection(WORKER, "https://127.0.0.1:1")

@@ -68,6 +68,28 @@ async def test_a_step_is_done_to_its_end_and_then_the_cancellation_goes_on() -> 
     assert task.cancelled()
 
 
+async def test_a_second_cancellation_does_not_leave_a_step_behind() -> None:
+    begun, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def step() -> None:
+        begun.set()
+        await go_on.wait()
+        done.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(uninterrupted(step()), name="step")
+        await begun.wait()
+        for _ in range(3):
+            task.cancel()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not task.done()
+        go_on.set()
+        await asyncio.wait([task])
+        assert done.is_set()
+    assert task.cancelled()
+
+
 async def test_what_a_step_returns_and_raises_comes_through() -> None:
     assert await uninterrupted(asyncio.sleep(0, "result")) == "result"
     with pytest.raises(KeyError):

@@ -10,10 +10,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url, text
 
 from coordinator.backup import CONTENTS
-from coordinator.table_copy import all_rows
-from protocol.errors import EXIT_STORAGE, EXIT_USAGE
+from coordinator.database import create_engine, migrate
+from coordinator.table_copy import all_rows, fill
+from protocol.errors import EXIT_STORAGE, EXIT_USAGE, ConflictError
 from protocol.messages import Assign
 from protocol.rest import ModelList, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
@@ -191,3 +193,34 @@ def rewritten(file: Path, *, leave_out: str = "", replace: tuple[bytes, bytes] =
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
+
+
+def test_a_coordinator_without_its_database_is_not_backed_up(
+    tmp_path: Path, coord: Coord, postgres_server: PostgresServer
+) -> None:
+    a_backup(tmp_path, coord)
+    state, file = tmp_path / "state", tmp_path / "b2.tar"
+    (state / "brigade.db").unlink()  # as when it is on a server that the command wasn't told of
+    for options in ([], ["--database-url", postgres_server.new_database()]):
+        code, err = refused(coord, "backup", str(file), "--state", str(state), *options)
+        assert code == EXIT_USAGE
+        assert "--database-url" in err
+        assert not file.exists()
+        assert not (state / "brigade.db").exists()
+
+
+async def test_restoring_takes_nothing_from_a_database_with_data_of_whatever_schema(database_url: str) -> None:
+    await asyncio.to_thread(migrate, database_url, "0001")
+    await execute(database_url, "INSERT INTO settings (key, value) VALUES ('coordinator_id', 'c')")
+    before = await all_rows(database_url)
+    for revision in ("base", "0001", "0002", "0003"):
+        with pytest.raises(ConflictError, match="data already"):
+            await fill(database_url, revision, {})
+        assert await all_rows(database_url) == before
+
+
+async def execute(url: str, statement: str) -> None:
+    engine = create_engine(make_url(url), is_pooled=False)
+    async with engine.begin() as connection:
+        await connection.execute(text(statement))
+    await engine.dispose()

@@ -13,9 +13,11 @@ from coordinator.app import RunningCoordinator
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import Patient, address_finding, examine, versions_finding
 from protocol.checks import Check
+from protocol.errors import StorageError
 from protocol.messages import Assign
 from protocol.tls import server_context
 from protocol.version import program_version
+from tests.coordinator.test_client_api import pinned_workers
 from tests.support.coordinators import (
     WorkerKey,
     add_model,
@@ -80,6 +82,29 @@ async def test_a_coordinator_that_is_away_fails_and_the_rest_is_looked_at(tmp_pa
     assert "coord serve" in checks["coordinator"].mend
     assert checks["workers"].status == "warn"
     assert checks["database"].status == checks["secrets"].status == "ok"
+
+
+async def test_a_database_that_the_coordinator_can_not_use_fails(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        assert (await examined(coordinator, tmp_path))["database in use"].status == "ok"
+        database, away = tmp_path / "state" / "brigade.db", tmp_path / "away.db"
+        database.rename(away)
+        with pytest.raises(StorageError):
+            await coordinator.repository.audit_lines()
+        check = (await examined(coordinator, tmp_path))["database in use"]
+        assert check.status == "fail"
+        assert "was moved" in check.seen
+        away.rename(database)
+
+
+async def test_too_few_replicas_are_a_warning(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        await coordinator.catalogue.set_replicas("tiny", 2)
+        async with pinned_workers(coordinator, (0, 4)):
+            check = (await examined(coordinator, tmp_path))["model tiny"]
+            assert check.status == "warn"
+            assert "2 replicas of tiny wanted" in check.seen
 
 
 async def test_workers_are_dialled_over_tls(tmp_path: Path) -> None:

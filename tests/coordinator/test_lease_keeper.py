@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import text
 
 from coordinator.database import opened
-from coordinator.lease import NOBODY, LeaseTable
+from coordinator.lease import NOBODY, Lease, LeaseTable
 from coordinator.lease_keeper import LeaseKeeper, LeaseTimes, holder_of
 from coordinator.repository import Repository
 from coordinator.state_folder import StateFolder
-from protocol.errors import LeaseError
+from protocol.errors import LeaseError, StorageError
 from protocol.ids import CoordinatorId
 from tests.support.coordinators import eventually_answered
 
@@ -103,6 +103,30 @@ async def test_one_that_stands_by_takes_over_at_once_what_is_let_go(database_url
         async with asyncio.TaskGroup() as tasks, a.held(takes_over=False):
             tasks.create_task(stack.enter_async_context(b.held(takes_over=True)), name="standing by")
             await asyncio.sleep(0)
+        assert (await table.read()).holder == "b"
+
+
+async def test_one_that_stands_by_goes_on_when_whoever_hangs_keeps_the_database_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.database.BUSY_TIMEOUT_MS", 100)
+    url, stack, refused = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}", AsyncExitStack(), asyncio.Event()
+
+    class Watched(LeaseTable):
+        async def take(self, seen: Lease, holder: str, url: str) -> bool:
+            try:
+                return await super().take(seen, holder, url)
+            except StorageError:
+                refused.set()
+                raise
+
+    async with opened(url) as engine, opened(url) as hanging, asyncio.timeout(20), stack:
+        table = Watched(Repository(engine).transactions)
+        assert await table.take(await table.read(), "a", "")
+        b = LeaseKeeper(table, "b", "", times=QUICK)
+        async with asyncio.TaskGroup() as tasks, hanging.begin():
+            tasks.create_task(stack.enter_async_context(b.held(takes_over=True)), name="standing by")
+            await refused.wait()
         assert (await table.read()).holder == "b"
 
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+import migrations
 from coordinator.config import CoordinatorConfig
 from coordinator.opening import opened_state
 from coordinator.policy.state import StoredState
+from coordinator.table_copy import all_rows
 from protocol.api_key import api_key_from_text, secret_hash
-from protocol.errors import ConflictError
+from protocol.errors import ConflictError, LeaseError
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -72,3 +75,37 @@ async def test_the_folder_is_let_go_when_opening_fails(tmp_path: Path) -> None:
         with pytest.raises(ConflictError, match="another coordinator"):
             async with opened_state(CoordinatorConfig(state=tmp_path / "s"), NOW):
                 pass
+
+
+NEXT_MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "9999", "{newest}", None, None
+
+
+def upgrade() -> None:
+    op.create_table("newer", sa.Column("id", sa.Integer, primary_key=True))
+"""
+
+
+async def test_a_newer_version_that_does_not_get_the_lease_leaves_the_schema_alone(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = CoordinatorConfig(state=tmp_path / "a", database_url=database_url)
+    theirs = CoordinatorConfig(state=tmp_path / "b", database_url=database_url)
+    async with opened_state(ours, NOW):
+        newest, _ = await all_rows(database_url)
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        of_newer = tmp_path / "migrations"
+        shutil.copytree(Path(migrations.__file__).parent, of_newer)
+        (of_newer / "versions" / "9999_newer.py").write_text(NEXT_MIGRATION.format(newest=newest))
+        monkeypatch.setattr(migrations, "__file__", str(of_newer / "__init__.py"))
+        with pytest.raises(LeaseError):
+            async with opened_state(theirs, NOW):
+                pass
+        assert (await all_rows(database_url))[0] == newest
+    async with opened_state(theirs, NOW):
+        assert (await all_rows(database_url))[0] == "9999"
+    async with opened_state(theirs, NOW):
+        assert (await all_rows(database_url))[0] == "9999", "and again"

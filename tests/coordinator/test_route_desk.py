@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -169,6 +171,23 @@ async def test_excluding_all_who_hold_blocks_is_no_loading(coordinator: RunningC
     async with pinned_workers(coordinator, (0, 4)) as (worker,):
         answer = await ask(http, exclude=(worker.worker_id,))
         assert (answer.status, code_of(answer)) == (503, "model_unavailable")
+
+
+async def test_what_requests_exclude_is_not_remembered_beyond_the_workers_there_are(
+    coordinator: RunningCoordinator, http: Http
+) -> None:
+    async with pinned_workers(coordinator, (0, 4)) as (worker,):
+        tracemalloc.start()
+        try:
+            for i in range(20):
+                strangers = (WorkerId(f"{i}-{j}".ljust(500, "x")) for j in range(999))
+                answer = await ask(http, exclude=(worker.worker_id, *strangers))
+                assert code_of(answer) == "model_unavailable"
+            del answer
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] < 4_000_000, "of 10 MB that were sent"
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("wait_s", [-1.0, 31.0, float("nan")])

@@ -12,7 +12,21 @@ import pytest
 
 from protocol import messages, rest, tickets
 from protocol.codec import decode_json, decode_message
-from protocol.compatibility import ADDED, answer_understood_by, spoken_version, understood_by
+from protocol.compatibility import (
+    ADDED,
+    ADDED_ERRORS,
+    answer_understood_by,
+    error_understood_by,
+    spoken_version,
+    understood_by,
+)
+from protocol.errors import (
+    BrigadeError,
+    ModelLoadingError,
+    ModelUnavailableError,
+    OverloadedError,
+    _leaf_classes,
+)
 from protocol.frames import decode_frame, encode_frame
 from protocol.ids import SessionId
 from protocol.messages import PROTOCOL_VERSION, CoordinatorToWorker, WorkerToCoordinator
@@ -23,6 +37,37 @@ from tests.protocol.recorded import bodies_1_0, sockets_1_0
 
 RECORDED = Path(__file__).parent / "recorded" / "1.0"
 NOW_S = 1.8e9
+ERRORS_1_0 = frozenset(
+    [
+        "bad_file",
+        "bad_request",
+        "cancelled",
+        "clock_skew",
+        "config",
+        "conflict",
+        "context_exceeded",
+        "database_version",
+        "deadline_exceeded",
+        "draining",
+        "forbidden",
+        "hop_lost",
+        "internal",
+        "invalid_request",
+        "model_unavailable",
+        "not_found",
+        "overloaded",
+        "port_in_use",
+        "protocol_error",
+        "protocol_version",
+        "stale_epoch",
+        "storage",
+        "too_large",
+        "unauthenticated",
+        "unreachable",
+        "wrong_secret",
+    ]
+)
+"""The codes that 1.0 knows."""
 OLD: dict[str, Any] = {
     name: value
     for module in (sockets_1_0, bodies_1_0)
@@ -154,6 +199,25 @@ def test_what_is_newer_than_the_peer_is_left_out() -> None:
     assert understood_by(wanted, PROTOCOL_VERSION) is wanted
     assert understood_by(wanted, "1.0") == RouteRequest(model="m", n_prompt_tokens=3, max_tokens=4)
     msgspec.json.decode(msgspec.json.encode(understood_by(wanted, "1.0")), type=bodies_1_0.RouteRequest)
+
+
+def test_every_error_that_was_added_is_listed_and_is_a_kind_of_an_older_one() -> None:
+    added = {kind.code for kinds in ADDED_ERRORS.values() for kind in kinds}
+    known = set(_leaf_classes(BrigadeError))
+    assert known - added == ERRORS_1_0
+    for kinds in ADDED_ERRORS.values():
+        for kind in kinds:
+            assert error_understood_by(kind("why"), "1.0").code in ERRORS_1_0
+
+
+def test_an_error_that_is_newer_than_the_peer_is_said_as_the_older_one() -> None:
+    loading = ModelLoadingError("on its way", retry_after_s=2.0)
+    assert error_understood_by(loading, PROTOCOL_VERSION) is loading
+    older = error_understood_by(loading, "1.0")
+    assert type(older) is ModelUnavailableError
+    assert (older.message, older.retry_after_s) == ("on its way", 2.0)
+    full = OverloadedError("full")
+    assert error_understood_by(full, "1.0") is full
 
 
 def test_a_worker_of_1_0_gets_tickets_that_it_can_read() -> None:

@@ -215,3 +215,26 @@ async def test_a_lost_connection_parks_on_both_sides(llama: TinyCheckpoint, tmp_
         assert second.token_ids == llama.greedy(PROMPT, N_TOKENS)
         assert n_run(second_ring)[0] == len(PROMPT) + N_TOKENS
         assert n_run(second_ring)[2] == len(PROMPT) + N_TOKENS - 1
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["opened", "cancelled at once"])
+async def test_the_ticket_of_a_session_that_broke_off_is_of_no_more_use(
+    llama: TinyCheckpoint, tmp_path: Path, is_cancelled: bool
+) -> None:
+    async with running_ring(llama, tmp_path) as ring:
+        first = await Generation.prepared(ring, PROMPT, N_TOKENS)
+        await first.open()
+        await first.step()
+        await eventually(lambda: n_run(ring)[0] == N_BEFORE_LAST_CHUNK)
+        await first.head.send(CloseSession(session_id=SessionId(first.session_id), reason="failed"))
+        await ring.until_clean()
+        await first.open()
+        if is_cancelled:
+            await first.cancel(first.head)
+        else:
+            assert (await first.head.receive(SessionEnded)).error.code == "conflict"
+        await ring.until_clean()
+        second = await attempt(ring, [], continues=first.session_id)
+        assert second.token_ids == llama.greedy(PROMPT, N_TOKENS)
+        assert n_run(ring) == [len(PROMPT) + N_TOKENS - 1]
+        await ring.until_clean()

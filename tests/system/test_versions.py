@@ -114,6 +114,24 @@ async def test_a_worker_gets_tickets_in_its_own_version(tmp_path: Path, version:
             assert ticket.continues == (first.session_id if is_continued else None)
 
 
+@pytest.mark.parametrize(("version", "code"), [("1.0", "model_unavailable"), (PROTOCOL_VERSION, "model_loading")])
+async def test_a_client_gets_errors_that_its_version_has(tmp_path: Path, version: str, code: str) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        key = WorkerKey()
+        grant = await enrolled(coordinator, key)
+        async with (
+            connected_worker(coordinator, key, grant) as worker,
+            http_session(coordinator, key_of(coordinator, "client")) as http,
+        ):
+            while not (await worker.receive(Assign)).spans:
+                pass
+            wanted = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=3, max_tokens=4)
+            answer = await http.ask("POST", "/v1/routes", wanted, headers={VERSION_HEADER: version})
+            assert answer.status == 503
+            assert json.loads(answer.body)["error"]["code"] == code
+
+
 async def test_a_client_of_1_0_gets_answers_that_it_can_read(tmp_path: Path) -> None:
     async with running_coordinator(tmp_path) as coordinator:
         await add_model(coordinator)

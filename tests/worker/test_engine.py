@@ -451,6 +451,23 @@ async def test_a_session_that_is_open_takes_nothing_over(engine: Engine, llama: 
         await engine.open_session(replace(new, continues=SessionId("s")), deadline_s=5)
 
 
+async def test_what_is_parked_is_nobodys_to_open_close_or_park_by_its_own_name(
+    engine: Engine, llama: TinyCheckpoint
+) -> None:
+    loaded = await parked(engine, llama)
+    stats = engine.stats()
+    with pytest.raises(ConflictError):
+        await engine.open_session(spec(loaded), deadline_s=5)
+    assert not engine.park_session(SessionId("s"), History())
+    await engine.close_session(SessionId("s"))
+    assert engine.stats() == stats
+    taken = await engine.open_session(spec(loaded, "new", continues=SessionId("s"), sampling=None), deadline_s=5)
+    assert taken is not None
+    assert taken.n_cached == 4
+    await engine.close_session(SessionId("new"))
+    assert engine.stats() == stats
+
+
 async def test_memory_is_reserved_for_what_is_handed_on_too(engine: Engine, llama: TinyCheckpoint) -> None:
     loaded = await engine.load(llama.request(BlockRange(0, 2)))
     await engine.open_session(spec(loaded, sampling=None), deadline_s=5)

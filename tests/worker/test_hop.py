@@ -241,6 +241,15 @@ async def test_only_the_tickets_tail_feeds_the_head(ring: Ring, fake: FakeWorker
     await ring.until_clean()
 
 
+async def test_a_tail_that_ends_a_session_by_the_ring_has_nobody_else_blamed(ring: Ring, fake: FakeWorker) -> None:
+    generation = await opened_before(ring, fake)
+    tail = await ring.connect(ring.workers[0], as_worker=fake.files)
+    await tail.send(CloseSession(session_id=SESSION, reason="failed"))
+    ended = await generation.head.receive(SessionEnded)
+    assert (ended.worker_id, ended.error.code) == (fake.files.worker_id, "hop_lost")
+    await ring.until_clean()
+
+
 async def test_a_wider_range_than_the_worker_holds_is_stale(ring: Ring) -> None:
     generation = await Generation.prepared(ring, PROMPT, blocks=WHOLE)
     await generation.open()

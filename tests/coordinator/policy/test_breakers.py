@@ -76,6 +76,14 @@ def test_three_sessions_that_fail_within_the_window_open_it() -> None:
     assert note(panel.breakers, A, panel.now_s) == ""
 
 
+def test_a_half_open_one_says_that_it_is_tried() -> None:
+    panel = Panel().opened()
+    panel.now_s += FIRST_OPEN_S
+    panel.breakers = tried(panel.breakers, ROUTE, panel.now_s)
+    assert "tried with one session a second" in note(panel.breakers, B, panel.now_s)
+    assert "for 0 s" not in note(panel.breakers, B, panel.now_s)
+
+
 def test_a_session_counts_once_and_only_for_workers_of_its_route() -> None:
     panel = Panel()
     for _ in range(9):
