@@ -188,12 +188,13 @@ def after_refusal(known: Failover, error: BrigadeError, asked: Asked, rng: rando
 
 
 def _is_worth_waiting(known: Failover, error: BrigadeError, asked: Asked) -> bool:
-    has_begun = known.n_failed > 0 or asked.wait_s > 0.0
-    if has_begun or isinstance(error, ModelLoadingError):
+    if known.n_failed > 0 or isinstance(error, ModelLoadingError):
         return True
     # a coordinator that has just come back may not know its workers yet
+    if isinstance(error, ModelUnavailableError):
+        return asked.n_refusals > 1 and asked.since_s < RESTART_GRACE_S
     is_restarting = isinstance(error, UnreachableError | DrainingError) or asked.n_refusals > 1
-    return is_restarting and asked.since_s < RESTART_GRACE_S
+    return asked.wait_s > 0.0 or (is_restarting and asked.since_s < RESTART_GRACE_S)
 
 
 def _obeyed_s(error: BrigadeError) -> float:

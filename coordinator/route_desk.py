@@ -222,7 +222,7 @@ class RouteDesk:
         state = self._cluster.state
         model = state.models.get(missing.model)
         is_for_exclusion = bool(exclude) and model is not None and missing_blocks(state, model) is None
-        is_on_its_way = missing.is_assigned and not is_for_exclusion
+        is_on_its_way = missing.is_on_its_way and not is_for_exclusion
         kind = ModelLoadingError if is_on_its_way else ModelUnavailableError
         return kind(missing.message, retry_after_s=RETRY_UNAVAILABLE_S)
 

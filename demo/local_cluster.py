@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,8 @@ class LocalCluster:
         self.folder = folder
         self.state = folder / "coordinator"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.url = ""
+        """Where the coordinator listens, or did until it ended."""
         self._stack = contextlib.ExitStack()
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BRIGADE_")}
         self.environment = clean | {
@@ -59,14 +62,10 @@ class LocalCluster:
         for _, process in running:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGCONT)  # one that is paused takes no signal but this
         for _, process in running:
             stop_process(process)
         self._stack.close()
-
-    @property
-    def url(self) -> str:
-        """Where the coordinator listens."""
-        return (self.state / "url").read_text().strip()
 
     def start_coordinator(self, *arguments: str, listen: str = "127.0.0.1:0") -> str:
         """`coord serve`; returns its URL once it listens."""
@@ -75,11 +74,15 @@ class LocalCluster:
 
         def written_url() -> str | None:
             with contextlib.suppress(FileNotFoundError):
-                return self.url or None
+                return (self.state / "url").read_text().strip() or None
             return None
 
-        url: str = self._await(written_url, "the coordinator didn't start")
-        return url
+        self.url = self._await(written_url, "the coordinator didn't start")
+        return self.url
+
+    def restart_coordinator(self, *arguments: str) -> str:
+        """Start it again after its end, on its state and where it listened before."""
+        return self.start_coordinator(*arguments, listen=self.url.removeprefix("https://"))
 
     def start_worker(self, name: str, *arguments: str, threads: int = 1) -> subprocess.Popen[bytes]:
         """`worker join` with a state folder of its own; doesn't wait for it."""
@@ -140,6 +143,51 @@ class LocalCluster:
         stop_process(process, how)
         return process.returncode
 
+    def kill(self, *names: str) -> None:
+        """`kill -9` of all of these at once: none can say a word."""
+        for name in names:
+            self.processes[name].kill()
+        for name in names:
+            self.processes.pop(name).wait()
+
+    def pause(self, name: str) -> None:
+        """Have a process hang: it keeps its connections and does nothing, until `resume`."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Have it go on where it hung."""
+        self.processes[name].send_signal(signal.SIGCONT)
+
+    def worker_id(self, name: str) -> str:
+        """The id of a worker that has begun to enrol."""
+
+        def told_id() -> str | None:
+            told = re.search(r"^worker (\S+): enrolling", self.log(name), re.MULTILINE)
+            return told[1] if told else None
+
+        found: str = self._await(told_id, f"{name} didn't say who it is")
+        return found
+
+    def check_running(self) -> None:
+        """Find out whether a program has ended that nobody stopped.
+
+        Raises:
+            ClusterError: one has; says how, and the end of its log.
+        """
+        for name, process in tuple(self.processes.items()):
+            if process.poll() is not None:
+                tail = "\n".join(self.log(name).splitlines()[-8:])
+                raise ClusterError(f"{name} ended with {process.returncode}; the end of its log:\n{tail}")
+
+    def share_files(self, name: str) -> None:
+        """Put the coordinator's model files into a worker's cache, without copying: it has nothing to download."""
+        stored, cached = self.state / "files" / "files", self.folder / name / "cache" / "files"
+        for file in stored.glob("??/*"):
+            target = cached / file.parent.name / file.name
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not target.exists():
+                os.link(file, target)
+
     def log(self, name: str) -> str:
         """What a long-running program wrote so far."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -156,10 +204,7 @@ class LocalCluster:
         for _ in polls(READY_WITHIN_S):
             if found := look():
                 return found
-            for name, process in self.processes.items():
-                if process.poll() is not None:
-                    tail = "\n".join(self.log(name).splitlines()[-8:])
-                    raise ClusterError(f"{name} ended with {process.returncode}; the end of its log:\n{tail}")
+            self.check_running()
         raise ClusterError(f"{failure} in {READY_WITHIN_S:.0f} s; logs are in {self.folder}/*.log")
 
 

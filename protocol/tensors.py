@@ -30,7 +30,7 @@ def tensor_from_bytes(
 
     Raises:
         ProtocolError: a dtype or shape that isn't allowed, a length that doesn't agree with them, or, if
-            `are_states`, what no block of a model puts out: NaN, infinity, a row of nothing but zeros.
+            `are_states`, what no block of a model puts out: NaN, infinity, nothing but zeros.
     """
     if dtype not in _DTYPES:
         raise ProtocolError(f"dtype {dtype[:20]!r} is none of {', '.join(_DTYPES)}")
@@ -59,8 +59,9 @@ def bytes_from_tensor(tensor: torch.Tensor) -> tuple[str, bytes]:
 def _check_states(tensor: torch.Tensor) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise ProtocolError(f"a tensor {tuple(tensor.shape)} with values that are NaN or infinite")
-    if not bool(tensor.any(dim=-1).all()):
-        raise ProtocolError(f"a tensor {tuple(tensor.shape)} with a row of nothing but zeros")
+    # one row may be: a padding token at the very beginning of a prompt
+    if not bool(tensor.any()):
+        raise ProtocolError(f"a tensor {tuple(tensor.shape)} of nothing but zeros")
 
 
 def _n_elements(shape: Sequence[int]) -> int:

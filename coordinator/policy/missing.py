@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.policy.board import Board
-from coordinator.policy.coverage import gaps, ready_counts, ready_spans, spans_of
+from coordinator.policy.coverage import counts, gaps, has_failed, ready_counts, ready_spans, spans_of
 from coordinator.policy.sizing import KV_TARGETS, span_bytes
 from coordinator.policy.standing import span_words
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
@@ -22,8 +22,8 @@ class MissingBlocks:
     model: ModelName
     blocks: tuple[BlockRange, ...]
     """Runs of blocks that no worker can run now, in order."""
-    is_assigned: bool
-    """Whether every one of them is on its way to some worker, so that waiting helps."""
+    is_on_its_way: bool
+    """Whether waiting helps: for every one of them there is a worker that hasn't failed to hold it."""
     message: str
 
 
@@ -35,17 +35,17 @@ def missing_blocks(
     runs = gaps(ready_counts(workers, model))
     if not runs:
         return None
-    held = [
-        (worker, span.blocks)
+    assigned = [
+        (worker, span)
         for worker in state.workers.values()
         if worker.counts_as_holder
         for span in spans_of(model, worker.assignment.spans)
     ]
+    held = [(worker, span.blocks) for worker, span in assigned]
+    coming = counts((s.blocks for w, s in assigned if not has_failed(w, s)), model.manifest.n_blocks)
     sentences = []
-    all_assigned = True
     for run in runs:
         nobodys = gaps([sum(b.start <= i < b.end for _, b in held) for i in range(run.start, run.end)])
-        all_assigned = all_assigned and not nobodys
         sentences += [_unheld(state, model, BlockRange(run.start + g.start, run.start + g.end)) for g in nobodys]
         if not nobodys or len(nobodys) > 1 or len(nobodys[0]) < len(run):
             sentences += [_unready(model, run, w, exclude) for w, b in held if b.overlaps(run)]
@@ -54,7 +54,7 @@ def missing_blocks(
     return MissingBlocks(
         model=model.name,
         blocks=runs,
-        is_assigned=all_assigned,
+        is_on_its_way=all(coming[i] for run in runs for i in range(run.start, run.end)),
         message="; ".join([*sentences[:_MAX_RUNS_IN_WORDS], *more]),
     )
 

@@ -72,7 +72,7 @@ def cheapest_route(
     model = state.models.get(model_name)
     if model is None:
         message = f"no model is served as {model_name!r}; `coord model list` shows which are"
-        return MissingBlocks(model=model_name, blocks=(), is_assigned=False, message=message)
+        return MissingBlocks(model=model_name, blocks=(), is_on_its_way=False, message=message)
     missing = missing_blocks(state, model, exclude)
     if missing is not None:
         return missing

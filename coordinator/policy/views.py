@@ -24,7 +24,7 @@ def model_info(state: ClusterState, name: ModelName, now_s: float) -> ModelInfo:
     missing = missing_blocks(state, model)
     model_state: ModelState = "ready"
     if missing is not None:
-        model_state = "waiting" if missing.is_assigned else "incomplete"
+        model_state = "waiting" if missing.is_on_its_way else "incomplete"
     n_of = ready_counts(state.workers.values(), model)
     manifest = model.manifest
     return ModelInfo(

@@ -211,9 +211,17 @@ def test_loading_blocks_are_waited_for_at_the_coordinator(known: Failover) -> No
     assert again == AskAgain(known=known, after_s=0.0, wait_s=ROUTE_WAIT_S, waits_for="loading")
     assert ROUTE_WAIT_S <= MAX_ROUTE_WAIT_S
     # once a wait has begun, it goes on though the blocks' new holder goes too
-    more = after_refusal(known, ModelUnavailableError("missing"), asked(wait_s=ROUTE_WAIT_S), RNG)
+    second = asked(wait_s=ROUTE_WAIT_S, n_refusals=2)
+    more = after_refusal(known, ModelUnavailableError("missing"), second, RNG)
     assert more is not None
     assert more.wait_s == ROUTE_WAIT_S
+
+
+def test_blocks_that_nobody_gets_to_hold_are_not_waited_for_long_before_a_first_attempt() -> None:
+    late = asked(wait_s=ROUTE_WAIT_S, n_refusals=3, since_s=RESTART_GRACE_S + 1)
+    assert after_refusal(FIRST, ModelUnavailableError("the disk is full"), late, RNG) is None
+    assert after_refusal(FIRST, UnreachableError("away"), late, RNG) is not None
+    assert after_refusal(FAILED, ModelUnavailableError("the disk is full"), late, RNG) is not None
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Ask:
 GREEDY = Ask(PROMPT, {"max_tokens": 40, "temperature": 0.0})
 SAMPLED = Ask(PROMPT, {"max_tokens": 40, "temperature": 0.9, "top_p": 0.95, "seed": 11})
 LONG = Ask(LONG_PROMPT, {"max_tokens": 8, "temperature": 0.0})
-ENDURING = Ask(PROMPT, {"max_tokens": 400, "temperature": 0.8, "seed": 5})
+ENDURING = Ask(PROMPT, {"max_tokens": 200, "temperature": 0.0})
 """Long enough to still run when something has happened and been mended."""
 
 

@@ -82,9 +82,22 @@ def test_what_is_missing_is_said_with_its_reason() -> None:
     found = cheapest_route(fleet.state, M, frozenset({WorkerId("d"), WorkerId("a")}))
     assert isinstance(found, MissingBlocks)
     assert found.blocks == (BlockRange(2, 4),)
-    assert found.is_assigned
+    assert found.is_on_its_way
     assert "blocks 2:4 of m are being loaded, 0% done: 60 MB/s" in found.message
     assert "which the request excludes" in found.message
+
+
+def test_what_the_only_worker_has_failed_to_hold_is_not_on_its_way() -> None:
+    fleet = two_of_each()
+    fleet.report("c", "failed", "the disk is full")
+    fleet.report("d", "loading")
+
+    assert cheapest_route(fleet.state, M).is_on_its_way  # type: ignore[union-attr]
+    fleet.report("d", "failed", "the disk is full")
+    found = cheapest_route(fleet.state, M)
+    assert isinstance(found, MissingBlocks)
+    assert not found.is_on_its_way
+    assert "the disk is full" in found.message
 
 
 def test_an_unknown_model_has_no_route() -> None:

@@ -21,7 +21,7 @@ def test_blocks_that_would_fit_but_only_on_a_worker_that_failed_are_explained() 
     fleet.wait(2)
 
     info = model_info(fleet.state, M, fleet.now_s)
-    assert info.state == "waiting"
+    assert info.state == "incomplete"
     assert info.reason == "on a (host-a), blocks 0:8 of m failed: disk full"
 
 
