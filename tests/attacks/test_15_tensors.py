@@ -121,7 +121,6 @@ ATTACH = {"type": "attach", "session_id": "s", "ticket": "x", "sampling": {"max_
         STEP | {"dtype": "float64"},
         STEP | {"dtype": "object"},
         STEP | {"is_last": 1},
-        STEP | {"extra": 1},
         ATTACH | {"sampling": {"max_tokens": 0}},
         ATTACH | {"sampling": {"max_tokens": 1, "temperature": float("nan")}},
         ATTACH | {"sampling": {"max_tokens": 1, "temperature": float("inf")}},

@@ -18,7 +18,6 @@ from client.api import Client
 from client.config import ClientConfig
 from demo.local_cluster import BIN, LocalCluster, polls
 from protocol.api_key import api_key_from_text
-from protocol.errors import HopLostError
 from protocol.ids import BlockRange, ModelName
 from protocol.pinned_http import pinned_session
 from protocol.rest import AddModelRequest, ModelInfo
@@ -127,11 +126,14 @@ def test_the_thin_client_loads_no_torch(halves: LocalCluster) -> None:
     assert done.stdout.decode().splitlines()[-1] == "heavy: []"
 
 
-def test_a_killed_worker_ends_its_generation_and_comes_back_as_itself(
+def test_a_killed_worker_comes_back_as_itself_and_its_generation_goes_on(
     halves: LocalCluster, record_property: RecordProperty
 ) -> None:
+    """Nobody else has its blocks: the client waits, and says so."""
     before = {worker["worker_id"] for worker in halves.status()["workers"]}
-    command = [str(BIN / "client"), "generate", "Count to 1000.", "--model", NAME, "--max-tokens", "1500", "--json"]
+    prompt = "Here is the complete history of the lighthouse, from the first fires on the cliffs to our day:"
+    options = ["--model", NAME, "--max-tokens", "60", "--temperature", "0", "--json"]
+    command = [str(BIN / "client"), "generate", prompt, *options]
     client = subprocess.Popen(
         command,
         env=halves.environment,
@@ -143,11 +145,14 @@ def test_a_killed_worker_ends_its_generation_and_comes_back_as_itself(
     first = json.loads(client.stdout.readline())
     assert "token" in first
     halves.stop("second", signal.SIGKILL)
-    _, said = client.communicate(timeout=30)
-    assert client.returncode == HopLostError.exit_code, said.decode()
-    assert b"Traceback" not in said
-    assert said.strip(), "a sentence says what happened"
     n_seconds = join(halves, "second")
+    printed, said = client.communicate(timeout=90)
+    assert client.returncode == 0, said.decode()
+    done = json.loads(printed.splitlines()[-1])["done"]
+    assert (done["completion_tokens"], done["finish_reason"]) == (60, "length")
+    assert done["failovers"] >= 1
+    assert b"went away" in said
+    assert b"waiting: " in said
     record_property("start_s", f"{n_seconds:.1f}")
     assert "downloading" not in halves.log("second")
     halves.wait_until_ready(NAME)
