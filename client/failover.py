@@ -23,7 +23,7 @@ from protocol.errors import (
     UnreachableError,
 )
 from protocol.ids import SessionId, WorkerId
-from protocol.rest import HopFailure
+from protocol.rest import STALLED, HopFailure
 
 MAX_FRUITLESS_ATTEMPTS = 8
 """In a row, without a new token: with their delays they outlast the coordinator's noticing of a worker gone."""
@@ -38,7 +38,6 @@ RESTART_GRACE_S = 15.0
 ROUTE_WAIT_S = 10.0
 """How long one request for a route waits; then it is asked again, so that its reason stays fresh."""
 
-STALLED = "stalled"
 _LONGEST_REASON = 300
 
 _ENDS_GENERATION = (InvalidRequestError, ContextExceededError, TooLargeError)
@@ -214,7 +213,7 @@ def notice_of(failure: HopFailure, n_tokens: int) -> str:
     match failure.code:
         case "hop_lost":
             what = "went away"
-        case "stalled":
+        case _ if failure.code == STALLED:
             what = "stood still"
         case "draining":
             what = "is stopping"

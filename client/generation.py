@@ -18,7 +18,6 @@ from msgspec import structs
 from client.attempt import Attempt, CloseReason
 from client.decoding import TextStream
 from client.failover import (
-    STALLED,
     AttemptFailed,
     Failover,
     after_failure,
@@ -35,7 +34,7 @@ from protocol.errors import ConflictError, DeadlineExceededError, HopLostError
 from protocol.ids import ModelName, Revision
 from protocol.messages import SamplingParams, Token
 from protocol.pinned_http import CoordinatorSession
-from protocol.rest import HopFailure, RouteGrant
+from protocol.rest import STALLED, HopFailure, RouteGrant
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocol.ids import FileHash, WorkerId
-from protocol.rest import BAD_SOURCE_S
+from protocol.worker_rest import BAD_SOURCE_S
 
 MAX_BAD_SOURCES = 4096
 """Remembered at most; the oldest go first."""

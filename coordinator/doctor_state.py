@@ -5,11 +5,9 @@ Nothing is changed, and nothing is opened that a running coordinator would mind:
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import sqlite3
-import tempfile
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +21,7 @@ from coordinator import state_folder as names
 from coordinator.cli_output import human_bytes
 from coordinator.database import alembic_config, create_engine, database_errors
 from coordinator.state_folder import read_state_file
-from protocol.checks import Finding, broken, doubtful, fine
+from protocol.checks import Finding, broken, doubtful, fine, opened_mode, write_problem
 
 SECRET_FILES = (
     names.JOIN_SECRET,
@@ -51,12 +49,9 @@ def folder_finding(root: Path) -> Finding:
         return doubtful(f"{root} isn't there: no coordinator has run on it", "start one: coord serve")
     if not root.is_dir():
         return broken(f"{root} is a file, not a folder", "name another folder (--state)")
-    try:
-        with tempfile.TemporaryFile(dir=root):
-            pass
-    except OSError as exc:
-        return broken(f"{root} can't be written: {exc.strerror or exc}", other)
-    if os.name == "posix" and (mode := root.stat().st_mode & 0o777) & 0o077:
+    if problem := write_problem(root):
+        return broken(problem, other)
+    if mode := opened_mode(root):
         return broken(f"others may look into {root} (mode {mode:o})", f"chmod 700 {root}")
     return fine(f"{root} is private and can be written")
 
@@ -68,7 +63,7 @@ def secrets_finding(root: Path) -> Finding:
     if missing := [name for name in _NEEDED if not (root / name).is_file()]:
         return broken(f"{', '.join(missing)} missing in {root}", _RESTORE)
     present = [root / name for name in SECRET_FILES if (root / name).exists()]
-    if os.name == "posix" and (open_ones := [path.name for path in present if path.stat().st_mode & 0o077]):
+    if open_ones := [path.name for path in present if opened_mode(path)]:
         return broken(
             f"{', '.join(open_ones)} in {root} can be read by others: take what is in them for known",
             f"chmod 600 the files, and replace what others may have read ({root})",

@@ -9,7 +9,6 @@ Everything here blocks: call it from a thread where there is an event loop. It k
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import secrets
@@ -22,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from protocol.errors import ConflictError, NotFoundError, StorageError, repeated
+from coordinator.disk_errors import storage_error, storage_errors
+from protocol.errors import ConflictError, NotFoundError, repeated
 from protocol.file_locks import HeldLock, try_lock
 from protocol.ids import FileHash
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
@@ -247,37 +245,6 @@ class FileWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-@contextmanager
-def storage_errors(path: Path, *, n_written: int = 0) -> Iterator[None]:
-    """Turn an OSError into a StorageError that says what the disk has left."""
-    try:
-        yield
-    except OSError as exc:
-        raise storage_error(path, exc, n_written=n_written) from exc
-
-
-def storage_error(path: Path, exc: OSError, *, n_written: int = 0) -> StorageError:
-    """The error that tells an operator what to do about `exc`."""
-    if exc.errno in _NO_SPACE:
-        return StorageError(
-            f"no room on the disk of {path.parent}: {n_written:,} bytes of a file were written and "
-            f"{_free_or_unknown(path.parent)} are free ({os.strerror(exc.errno)}); "
-            "make room, or choose another state folder"
-        )
-    if exc.errno in _NO_PERMISSION:
-        return StorageError(
-            f"{path} can't be used by this user ({os.strerror(exc.errno)}); "
-            "change its owner or permissions, or choose another state folder"
-        )
-    return StorageError(f"{path} can't be used: {exc.strerror or exc}")
-
-
-def _free_or_unknown(folder: Path) -> str:
-    with suppress(OSError):
-        return f"{shutil.disk_usage(folder).free:,} bytes"
-    return "an unknown number of bytes"
 
 
 def _give_up(held: HeldLock, path: Path) -> None:

@@ -28,9 +28,9 @@ from protocol.handshake import (
 )
 from protocol.ids import WorkerId
 from protocol.messages import PROTOCOL_VERSION
-from protocol.rest import Challenge, ChallengeRequest, JoinGrant, JoinRequest
 from protocol.tickets import SessionToken, sign_claims, ticket_key
 from protocol.tls import is_worker_id
+from protocol.worker_rest import Challenge, ChallengeRequest, JoinGrant, JoinRequest
 
 CHALLENGE_LIFE_S = 30.0
 MAX_CHALLENGES = 1024

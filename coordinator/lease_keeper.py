@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from coordinator.background import running_beside, uninterrupted
+from coordinator.background import running_beside, uninterrupted, until_set
 from coordinator.lease import LEASE_S, NOBODY, Lease, LeaseTable
 from coordinator.state_folder import StateFolder
 from protocol.errors import LeaseError, StorageError
@@ -155,14 +155,7 @@ class LeaseKeeper:
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, unless a writer finds the lease lost or there is something to tell."""
-        async with asyncio.TaskGroup() as tasks:
-            waits = [
-                tasks.create_task(event.wait(), name="lease-pause")
-                for event in (self._table.lost, self._wants_renewal)
-            ]
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            for task in waits:
-                task.cancel()
+        await until_set(self._table.lost, self._wants_renewal, timeout_s=seconds)
 
 
 def _held(lease: Lease) -> LeaseError:

@@ -32,7 +32,7 @@ from protocol.errors import (
     NotFoundError,
 )
 from protocol.ids import KeyId, ModelName, SessionId, WorkerId
-from protocol.rest import HopFailure, RouteGrant, RouteRequest
+from protocol.rest import STALLED, HopFailure, RouteGrant, RouteRequest
 
 log = structlog.get_logger(__name__)
 
@@ -41,8 +41,6 @@ RETRY_UNAVAILABLE_S = 2.0
 MAX_EXCLUDED = 1000
 MAX_MISSING = 256
 """Answers to who asked for a route in vain that are remembered."""
-STALLED = "stalled"
-"""Code of a failure of which nobody knows whose fault it is."""
 SILENT_S = 2.5
 """A worker of a stalled route that wasn't heard of for so long (two heartbeats) is taken to be the cause."""
 

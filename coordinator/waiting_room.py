@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from coordinator.background import until_set
 from protocol.errors import DrainingError, OverloadedError
 from protocol.ids import KeyId
 
@@ -59,11 +60,7 @@ class WaitingRoom:
             ConnectionError: the caller hung up: nobody is there to be answered.
             DrainingError: the program stops.
         """
-        async with asyncio.TaskGroup() as tasks:
-            waits = [tasks.create_task(event.wait(), name="waiting-room") for event in (changed, self._stopping)]
-            await asyncio.wait(waits, timeout=min(max(longest_s, 0.0), LOOK_S), return_when=asyncio.FIRST_COMPLETED)
-            for task in waits:
-                task.cancel()
+        await until_set(changed, self._stopping, timeout_s=min(max(longest_s, 0.0), LOOK_S))
         if self._stopping.is_set():
             raise DrainingError("the coordinator stops; ask again", retry_after_s=RETRY_STOPPING_S)
         if is_gone():

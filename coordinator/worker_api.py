@@ -29,7 +29,7 @@ from protocol.compatibility import spoken_version
 from protocol.errors import InvalidRequestError, NotFoundError, UnauthenticatedError
 from protocol.handshake import PROOF_HEADER
 from protocol.ids import FileHash
-from protocol.rest import BadSource, ChallengeRequest, Source, SourcesAnswer, SourcesRequest
+from protocol.worker_rest import BadSource, ChallengeRequest, Source, SourcesAnswer, SourcesRequest
 
 log = structlog.get_logger(__name__)
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
@@ -110,6 +112,21 @@ async def in_thread(function: Callable[[], T]) -> T:
 def reason_of(exc: OSError) -> str:
     """The system's words for it; asyncio puts its own, with the address in them, in their place."""
     return os.strerror(exc.errno) if exc.errno is not None and exc.errno > 0 else str(exc) or type(exc).__name__
+
+
+def write_problem(folder: Path) -> str | None:
+    """Why nothing can be written into the folder; None if something can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as exc:
+        return f"{folder} can't be written: {reason_of(exc)}"
+
+
+def opened_mode(path: Path) -> int | None:
+    """The permissions of a file or folder that others may look into; None if it is its owner's alone."""
+    mode = path.stat().st_mode & 0o777
+    return mode if os.name == "posix" and mode & 0o077 else None
 
 
 def exit_code_of(checks: Iterable[Check]) -> int:

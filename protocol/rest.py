@@ -16,7 +16,6 @@ from protocol.errors import ErrorBody
 from protocol.ids import (
     BlockRange,
     CoordinatorId,
-    FileHash,
     KeyId,
     ModelName,
     Revision,
@@ -32,21 +31,21 @@ MAX_ROUTE_WAIT_S = 30.0
 ModelState = Literal["ready", "waiting", "incomplete"]
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True):
+class Body(msgspec.Struct, frozen=True, kw_only=True):
     """Base of every body: immutable, by name."""
 
 
-class _Request(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class _Request(Body, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Base of what clients and operators ask: closed, and as short as it can be said."""
 
 
-class ErrorAnswer(_Body, frozen=True, kw_only=True):
+class ErrorAnswer(Body, frozen=True, kw_only=True):
     """Body of every answer that is an error."""
 
     error: ErrorBody
 
 
-class Hello(_Body, frozen=True, kw_only=True):
+class Hello(Body, frozen=True, kw_only=True):
     """`GET /v1/hello`, open to anybody: who answers here, and the time there (seconds since 1970, UTC)."""
 
     program: Literal["brigade-coordinator"] = "brigade-coordinator"
@@ -55,92 +54,17 @@ class Hello(_Body, frozen=True, kw_only=True):
     time_s: float
 
 
-# ------------------------------------------------------------------ a worker joins
-
-
-class ChallengeRequest(_Body, frozen=True, kw_only=True):
-    """`POST /v1/join/challenge`."""
-
-    protocol_version: str
-    worker_id: WorkerId
-    client_nonce: str
-    """32 random bytes, hex."""
-
-
-class Challenge(_Body, frozen=True, kw_only=True):
-    """Answer to `ChallengeRequest`; good once, for `expires_in_s`."""
-
-    protocol_version: str
-    coordinator_id: CoordinatorId
-    server_nonce: str
-    expires_in_s: float
-
-
-class JoinRequest(_Body, frozen=True, kw_only=True):
-    """`POST /v1/join` with the proof in the header `Brigade-Proof` (hex)."""
-
-    worker_id: WorkerId
-    client_nonce: str
-    server_nonce: str
-    certificate_request_pem: str
-    """PKCS#10, signed by the key that the worker id is the hash of."""
-    time_s: float
-    """The worker's clock, seconds since 1970, UTC."""
-
-
-class JoinGrant(_Body, frozen=True, kw_only=True):
-    """Answer to `JoinRequest`, with the coordinator's own proof in `Brigade-Proof`."""
-
-    certificate_pem: str
-    ca_pem: str
-    session_token: str
-    session_token_expires_in_s: float
-    ticket_key: str
-    """Hex. Verifies the tickets that are meant for this worker, and no other's."""
-    coordinator_id: CoordinatorId
-
-
-class SourcesRequest(_Body, frozen=True, kw_only=True):
-    """`POST /v1/worker/sources`: who else has these files?"""
-
-    files: tuple[FileHash, ...]
-
-
-class Source(_Body, frozen=True, kw_only=True):
-    """A worker that serves a file at `{url}/v1/files/{hash}`."""
-
-    worker_id: WorkerId
-    url: str
-
-
-class SourcesAnswer(_Body, frozen=True, kw_only=True):
-    """Sources by file; a file that only the coordinator has is left out."""
-
-    sources: dict[FileHash, tuple[Source, ...]]
-
-
-class BadSource(_Body, frozen=True, kw_only=True):
-    """`POST /v1/worker/sources/bad`: this worker sent other bytes for the file than its hash says. Answer: 204."""
-
-    worker_id: WorkerId
-    file: FileHash
-
-
-BAD_SOURCE_S = 600.0
-"""For so long a bad source is named to nobody for that file."""
-
-
 # ------------------------------------------------------------------ a client asks
 
 
-class BlockCoverage(_Body, frozen=True, kw_only=True):
+class BlockCoverage(Body, frozen=True, kw_only=True):
     """A run of blocks and how many ready workers hold each of them."""
 
     blocks: BlockRange
     n_workers: int
 
 
-class ModelInfo(_Body, frozen=True, kw_only=True):
+class ModelInfo(Body, frozen=True, kw_only=True):
     """One model and whether it can be used now."""
 
     name: ModelName
@@ -158,10 +82,14 @@ class ModelInfo(_Body, frozen=True, kw_only=True):
     """How many workers are to hold each block."""
 
 
-class ModelList(_Body, frozen=True, kw_only=True):
+class ModelList(Body, frozen=True, kw_only=True):
     """`GET /v1/models`."""
 
     models: tuple[ModelInfo, ...]
+
+
+STALLED = "stalled"
+"""Code of a failure that is nobody's to anybody's knowledge: nothing came in time."""
 
 
 class HopFailure(_Request, frozen=True, kw_only=True):
@@ -172,7 +100,7 @@ class HopFailure(_Request, frozen=True, kw_only=True):
     noticed_by: WorkerId | None = None
     """The worker that said so; None if the client saw it itself."""
     code: str
-    """Of the error, as in `protocol.errors`; `stalled` if nothing came in time."""
+    """Of the error, as in `protocol.errors`; or `STALLED`."""
 
 
 class RouteRequest(_Request, frozen=True, kw_only=True):
@@ -199,7 +127,7 @@ class RouteRequest(_Request, frozen=True, kw_only=True):
             raise ValueError(f"wait_s is {self.wait_s}; it must be between 0 and {MAX_ROUTE_WAIT_S:g}")
 
 
-class RouteHop(_Body, frozen=True, kw_only=True):
+class RouteHop(Body, frozen=True, kw_only=True):
     """One stage of a route: who, where, which blocks, and the ticket that lets one in."""
 
     worker_id: WorkerId
@@ -209,7 +137,7 @@ class RouteHop(_Body, frozen=True, kw_only=True):
     ticket: str
 
 
-class RouteGrant(_Body, frozen=True, kw_only=True):
+class RouteGrant(Body, frozen=True, kw_only=True):
     """Answer to `RouteRequest`. Hops in order; together they cover the model exactly."""
 
     session_id: SessionId
@@ -224,7 +152,7 @@ class RouteGrant(_Body, frozen=True, kw_only=True):
 # ------------------------------------------------------------------ an operator asks
 
 
-class WorkerInfo(_Body, frozen=True, kw_only=True):
+class WorkerInfo(Body, frozen=True, kw_only=True):
     """One worker as `coord status` shows it."""
 
     worker_id: WorkerId
@@ -246,7 +174,7 @@ class WorkerInfo(_Body, frozen=True, kw_only=True):
     pinned_blocks: BlockRange | None = None
 
 
-class ClusterStatus(_Body, frozen=True, kw_only=True):
+class ClusterStatus(Body, frozen=True, kw_only=True):
     """`GET /admin/v1/status`."""
 
     coordinator_id: CoordinatorId
@@ -300,14 +228,14 @@ class CreateKeyRequest(_Request, frozen=True, kw_only=True):
     kind: KeyKind = "client"
 
 
-class CreatedKey(_Body, frozen=True, kw_only=True):
+class CreatedKey(Body, frozen=True, kw_only=True):
     """The only time that the key itself is shown; the coordinator keeps a hash."""
 
     key_id: KeyId
     key: str
 
 
-class KeyInfo(_Body, frozen=True, kw_only=True):
+class KeyInfo(Body, frozen=True, kw_only=True):
     """A key without its secret. Times are ISO 8601, UTC."""
 
     key_id: KeyId
@@ -317,7 +245,7 @@ class KeyInfo(_Body, frozen=True, kw_only=True):
     revoked_at: str | None = None
 
 
-class KeyList(_Body, frozen=True, kw_only=True):
+class KeyList(Body, frozen=True, kw_only=True):
     """`GET /admin/v1/keys`."""
 
     keys: tuple[KeyInfo, ...]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from protocol.checks import Check, Finding, broken, checked, doubtful, fine, in_thread
+from protocol.checks import Check, Finding, broken, checked, doubtful, fine, in_thread, opened_mode, write_problem
 from protocol.errors import BrigadeError
 from protocol.file_locks import try_lock
 from protocol.version import program_version
@@ -135,12 +134,9 @@ def state_finding(state: Path) -> Finding:
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             return broken(f"{state} isn't there and can't be made in {parent}", other)
         return fine(f"{state} isn't there yet; the first start makes it")
-    try:
-        with tempfile.TemporaryFile(dir=state):
-            pass
-    except OSError as exc:
-        return broken(f"{state} can't be written: {exc.strerror or exc}", other)
-    if os.name == "posix" and (mode := state.stat().st_mode & 0o777) & 0o077:
+    if problem := write_problem(state):
+        return broken(problem, other)
+    if mode := opened_mode(state):
         return doubtful(f"others may look into {state} (mode {mode:o})", f"chmod 700 {state}")
     return _identity_finding(state)
 

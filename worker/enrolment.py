@@ -14,8 +14,8 @@ from cryptography import x509
 
 from protocol.errors import BrigadeError, UnreachableError, WrongSecretError
 from protocol.ids import CoordinatorId
-from protocol.rest import JoinGrant
 from protocol.tls import worker_name
+from protocol.worker_rest import JoinGrant
 from worker.identity import Identity
 from worker.join_exchange import join
 

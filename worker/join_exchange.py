@@ -40,8 +40,9 @@ from protocol.handshake import (
     join_proof,
 )
 from protocol.messages import PROTOCOL_VERSION
-from protocol.rest import Challenge, ChallengeRequest, Hello, JoinGrant, JoinRequest
+from protocol.rest import Hello
 from protocol.tls import fingerprint, first_contact_context
+from protocol.worker_rest import Challenge, ChallengeRequest, JoinGrant, JoinRequest
 from worker.http_answers import error_of, read_body
 from worker.identity import Identity
 

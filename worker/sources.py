@@ -19,8 +19,8 @@ from protocol.codec import decode_json, encode_json
 from protocol.errors import BrigadeError, ConfigError, UnreachableError, error_fields
 from protocol.ids import FileHash, Revision, WorkerId
 from protocol.manifest import MAX_MANIFEST_BYTES, ModelFile
-from protocol.rest import BAD_SOURCE_S, BadSource, SourcesAnswer, SourcesRequest
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
+from protocol.worker_rest import BAD_SOURCE_S, BadSource, SourcesAnswer, SourcesRequest
 from worker.config import checked_url
 from worker.downloads import FileSource
 from worker.enrolment import Credentials, CredentialsHolder

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionResolutionError,
 )
 
-from coordinator.file_store import storage_error
+from coordinator.disk_errors import storage_error
 from protocol.errors import (
     BrigadeError,
     ForbiddenError,

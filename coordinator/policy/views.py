@@ -12,7 +12,8 @@ from coordinator.policy.standing import standing
 from coordinator.policy.state import ClusterState, WorkerRecord
 from protocol.ids import FileHash, ModelName, WorkerId
 from protocol.messages import SpanStatus
-from protocol.rest import BlockCoverage, ModelInfo, ModelState, Source, WorkerInfo
+from protocol.rest import BlockCoverage, ModelInfo, ModelState, WorkerInfo
+from protocol.worker_rest import Source
 
 MAX_SOURCES = 8
 """Of one file; a worker that finds none of these alive takes it from the coordinator."""

@@ -12,8 +12,8 @@ import pytest
 from coordinator.app import RunningCoordinator, utc_now_s
 from coordinator.joining import CHALLENGE_LIFE_S, JOIN_LIMIT, MAX_CHALLENGES
 from protocol.messages import PROTOCOL_VERSION
-from protocol.rest import ChallengeRequest
 from protocol.tls import client_context
+from protocol.worker_rest import ChallengeRequest
 from tests.support.coordinators import Http, WorkerKey, http_session, proven_join, running_coordinator
 
 

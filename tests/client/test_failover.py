@@ -16,7 +16,6 @@ from client.failover import (
     MAX_FRUITLESS_ATTEMPTS,
     RESTART_GRACE_S,
     ROUTE_WAIT_S,
-    STALLED,
     AskAgain,
     Asked,
     AttemptFailed,
@@ -52,7 +51,7 @@ from protocol.errors import (
     UntrustedFileError,
 )
 from protocol.ids import SessionId, WorkerId
-from protocol.rest import MAX_ROUTE_WAIT_S, HopFailure
+from protocol.rest import MAX_ROUTE_WAIT_S, STALLED, HopFailure
 
 WORKERS = [WorkerId(f"w-{letter * 26}") for letter in "abcdefghijklmnopqrstuvwxyz"]
 A, B = WORKERS[:2]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from coordinator.bad_sources import BadSources
 from protocol.ids import FileHash, WorkerId
-from protocol.rest import BAD_SOURCE_S
+from protocol.worker_rest import BAD_SOURCE_S
 
 WORKER, OTHER = WorkerId("w-a"), WorkerId("w-b")
 FILE = FileHash("a" * 64)

@@ -1,32 +1,15 @@
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from protocol.checks import Check
 from tests.support.coordinators import join_secret_of, running_coordinator
+from tests.support.program import program_done
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-async def doctor(*arguments: str, **environ: str) -> tuple[int, str, str]:
-    """`python -m coordinator doctor` for real."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "coordinator", "doctor", *arguments),
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "120", **environ},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(50):
-        out, errors = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), errors.decode()
+doctor = partial(program_done, "coordinator", "doctor")
 
 
 async def test_a_coordinator_that_is_well_is_exit_code_0(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.file_store import FileStore, storage_error
+from coordinator.disk_errors import storage_error
+from coordinator.file_store import FileStore
 from protocol.errors import ConflictError, NotFoundError, StorageError
 from protocol.ids import FileHash
 from tests.coordinator.packing_support import files_limited_to

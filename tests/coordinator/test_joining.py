@@ -24,8 +24,8 @@ from protocol.errors import (
 from protocol.handshake import JOIN_PURPOSE, Transcript, is_proof_valid, join_key, join_proof
 from protocol.ids import CoordinatorId, WorkerId
 from protocol.messages import PROTOCOL_VERSION
-from protocol.rest import ChallengeRequest, JoinGrant, JoinRequest
 from protocol.tickets import SessionToken, ticket_key, verified_claims
+from protocol.worker_rest import ChallengeRequest, JoinGrant, JoinRequest
 from tests.support.coordinators import WorkerKey
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

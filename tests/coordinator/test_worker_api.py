@@ -12,15 +12,9 @@ from protocol.errors import error_from_body
 from protocol.handshake import PROOF_HEADER, Transcript, is_proof_valid, join_key
 from protocol.ids import FileHash, SessionId
 from protocol.messages import Assign, Dismiss, FilesHeld, GenerationReport, Leaving
-from protocol.rest import (
-    BadSource,
-    ErrorAnswer,
-    RouteGrant,
-    RouteRequest,
-    SourcesAnswer,
-    SourcesRequest,
-)
+from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
+from protocol.worker_rest import BadSource, SourcesAnswer, SourcesRequest
 from tests.support.coordinators import (
     WorkerKey,
     add_model,

@@ -18,10 +18,8 @@ from client.api import Client
 from client.config import ClientConfig
 from demo.local_cluster import BIN, LocalCluster, polls
 from protocol.api_key import api_key_from_text
-from protocol.ids import BlockRange, ModelName
-from protocol.pinned_http import pinned_session
-from protocol.rest import AddModelRequest, ModelInfo
-from tests.support.smollm2 import NAME
+from protocol.ids import BlockRange
+from tests.support.smollm2 import NAME, add_packed
 from tests.support.whole_cluster import Packed
 
 RecordProperty = Callable[[str, object], None]
@@ -47,18 +45,6 @@ print("heavy:", sorted({"torch", "transformers", "numpy", "sqlalchemy"} & set(sy
 
 def api_key(cluster: LocalCluster, kind: str) -> str:
     return (cluster.state / f"{kind}.key").read_text().strip()
-
-
-def add_packed(cluster: LocalCluster, packed: Packed) -> None:
-    """What `coord model add` does when it has packed."""
-    packed.link_into(cluster.state / "files")
-
-    async def add() -> None:
-        async with pinned_session(cluster.url, api_key_from_text(api_key(cluster, "admin"))) as coordinator:
-            request = AddModelRequest(name=ModelName(NAME), revision=packed.model.revision)
-            await coordinator.post("/admin/v1/models", request, ModelInfo)
-
-    asyncio.run(add())
 
 
 def join(cluster: LocalCluster, name: str) -> float:

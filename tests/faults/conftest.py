@@ -15,11 +15,7 @@ from benchmarks.replicated import ReplicatedCluster
 from benchmarks.streams import WatchedStream
 from client.api import Client
 from demo.local_cluster import LocalCluster
-from protocol.api_key import api_key_from_text
-from protocol.ids import ModelName
-from protocol.pinned_http import pinned_session
-from protocol.rest import AddModelRequest, ModelInfo
-from tests.support.smollm2 import NAME, scratch, smollm2, smollm2_reference
+from tests.support.smollm2 import NAME, add_packed, scratch, smollm2, smollm2_reference
 from tests.support.whole_cluster import Packed
 
 __all__ = ["scratch", "smollm2", "smollm2_reference"]
@@ -94,18 +90,6 @@ async def all_reached(streams: list[WatchedStream], n_tokens: int) -> None:
 
 def failovers(streams: list[WatchedStream]) -> list[int]:
     return [stream.result.failovers for stream in streams]
-
-
-def add_packed(local: LocalCluster, packed: Packed) -> None:
-    """What `coord model add` does when it has packed."""
-    packed.link_into(local.state / "files")
-
-    async def add() -> None:
-        async with pinned_session(local.url, api_key_from_text((local.state / "admin.key").read_text())) as session:
-            request = AddModelRequest(name=ModelName(NAME), revision=packed.model.revision)
-            await session.post("/admin/v1/models", request, ModelInfo)
-
-    asyncio.run(add())
 
 
 @pytest.fixture(scope="session")

@@ -40,15 +40,11 @@ from protocol.messages import (
 from protocol.rest import (
     AddModelRequest,
     BlockCoverage,
-    Challenge,
-    ChallengeRequest,
     ClusterStatus,
     CreatedKey,
     CreateKeyRequest,
     ErrorAnswer,
     Hello,
-    JoinGrant,
-    JoinRequest,
     KeyInfo,
     KeyList,
     ModelInfo,
@@ -56,12 +52,18 @@ from protocol.rest import (
     RouteGrant,
     RouteHop,
     RouteRequest,
-    Source,
-    SourcesAnswer,
-    SourcesRequest,
     WorkerInfo,
 )
 from protocol.tickets import AttachTicket, SessionToken, Ticket, sign_claims
+from protocol.worker_rest import (
+    Challenge,
+    ChallengeRequest,
+    JoinGrant,
+    JoinRequest,
+    Source,
+    SourcesAnswer,
+    SourcesRequest,
+)
 
 KEY = b"a key that signs nothing but the samples"
 HASH = "ab" * 32

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol import messages, rest, tickets
+from protocol import messages, rest, tickets, worker_rest
 from protocol.codec import decode_json, decode_message
 from protocol.compatibility import (
     ADDED,
@@ -76,7 +76,7 @@ OLD: dict[str, Any] = {
 }
 NEW: dict[str, Any] = {
     name: value
-    for module in (messages, tickets, rest)
+    for module in (messages, tickets, rest, worker_rest)
     for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, msgspec.Struct)
 }
@@ -179,7 +179,7 @@ def test_every_field_that_was_added_is_listed_and_may_be_left_out() -> None:
         assert set(old_fields) <= set(fields), f"{name} lost a field that 1.0 sends"
         for field_name in set(fields) - set(old_fields):
             assert not fields[field_name].required, f"{name}.{field_name} is new: it needs a default"
-            is_answer = issubclass(NEW[name], rest._Body) and not issubclass(NEW[name], rest._Request)
+            is_answer = issubclass(NEW[name], rest.Body) and not issubclass(NEW[name], rest._Request)
             assert is_answer or NEW[name].__struct_config__.omit_defaults, f"{name}: omit_defaults=True"
             added.add((name, field_name))
         for field_name, field in old_fields.items():

@@ -41,8 +41,9 @@ from protocol.messages import (
     SpanReport,
     SpanStatus,
 )
-from protocol.rest import AddModelRequest, Challenge, ChallengeRequest, JoinGrant, JoinRequest
+from protocol.rest import AddModelRequest
 from protocol.tls import COORDINATOR_NAME, client_context, fingerprint, first_contact_context, worker_id_of_key
+from protocol.worker_rest import Challenge, ChallengeRequest, JoinGrant, JoinRequest
 
 DEADLINE_S = 15.0
 M = TypeVar("M")

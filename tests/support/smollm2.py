@@ -6,6 +6,7 @@ transformers' reader. Files are hard-linked from there on, since a copy has half
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import shutil
 import tempfile
@@ -19,7 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coordinator.file_store import FileStore
 from coordinator.packing.pack import pack_model
-from demo.local_cluster import smollm2_gguf
+from demo.local_cluster import LocalCluster, smollm2_gguf
+from protocol.api_key import api_key_from_text
+from protocol.ids import ModelName
+from protocol.pinned_http import pinned_session
+from protocol.rest import AddModelRequest, ModelInfo
 from tests.support.whole_cluster import Packed, greedy_ids
 
 NAME = "smollm2"
@@ -99,3 +104,16 @@ def smollm2_reference() -> Reference:
 def smollm2() -> Packed:
     """The packed model, in float32."""
     return _packed()
+
+
+def add_packed(cluster: LocalCluster, packed: Packed) -> None:
+    """What `coord model add` does when it has packed."""
+    packed.link_into(cluster.state / "files")
+
+    async def add() -> None:
+        key = api_key_from_text((cluster.state / "admin.key").read_text().strip())
+        async with pinned_session(cluster.url, key) as coordinator:
+            request = AddModelRequest(name=ModelName(NAME), revision=packed.model.revision)
+            await coordinator.post("/admin/v1/models", request, ModelInfo)
+
+    asyncio.run(add())

@@ -14,9 +14,10 @@ from coordinator.app import utc_now_s
 from protocol.compatibility import VERSION_HEADER
 from protocol.ids import ModelName
 from protocol.messages import PROTOCOL_VERSION, Assign
-from protocol.rest import ChallengeRequest, ErrorAnswer, Hello, RouteGrant, RouteRequest
+from protocol.rest import ErrorAnswer, Hello, RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
 from protocol.tls import COORDINATOR_NAME
+from protocol.worker_rest import ChallengeRequest
 from tests.protocol.recorded import bodies_1_0
 from tests.support.coordinators import (
     WorkerKey,
