@@ -25,8 +25,8 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers.generation.streamers import BaseStreamer
 
+from benchmarks.reference import reference_decode, reference_model, reference_prefill_s
 from client.api import Client
 from demo.local_cluster import LocalCluster, polls, smollm2_gguf
 
@@ -62,24 +62,6 @@ class Figures:
     coordinator_rss_mb: float = 0.0
 
 
-class Times(BaseStreamer):  # type: ignore[misc] # transformers ships no types for it
-    """When each token of transformers' generate came."""
-
-    def __init__(self) -> None:
-        self.at: list[float] = []
-
-    def put(self, value: Any) -> None:  # noqa: ARG002 - transformers' signature
-        """Called with the prompt first, then with each token."""
-        self.at.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Called once, at the end."""
-
-    def tokens_per_s(self) -> float:
-        """After the first token."""
-        return (len(self.at) - 2) / (self.at[-1] - self.at[1])
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,7 +71,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
     results = [
         measured(precision, n_workers, arguments.tokens, arguments.repeats)
         for precision in arguments.precision
@@ -105,11 +86,8 @@ def measured(precision: str, n_workers: int, n_tokens: int, repeats: int) -> Fig
     """All figures of one arrangement."""
     print(f"measuring {precision} with {n_workers} worker(s), {repeats} times", file=sys.stderr, flush=True)
     figures = Figures(precision=precision, n_workers=n_workers)
-    dtype = getattr(torch, precision)
     gguf = smollm2_gguf()
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=dtype
-    ).eval()
+    reference = reference_model(gguf, precision)
     with LocalCluster(FOLDER.resolve() / f"{n_workers}") as cluster:
         cluster.start_coordinator()
         if not cluster.status()["models"]:
@@ -138,11 +116,10 @@ async def run_streams(figures: Figures, reference: Any, n_tokens: int, repeats: 
     """Decode and prefill, ours and transformers' in turn; once before it counts."""
     async with Client() as client:
         for repeat in range(-1, repeats):
-            theirs = await asyncio.to_thread(transformers_tokens_per_s, reference, n_tokens)
-            ours = await client.generate(MODEL, PROMPT, max_tokens=n_tokens, temperature=0.0)
-            assert ours.completion_tokens == n_tokens, "the answer ended early: choose another prompt"
-            prefill_s = await asyncio.to_thread(transformers_prefill_s, reference)
-            prompt = [1000 + i for i in range(N_PREFILL)]
+            _, theirs = await asyncio.to_thread(reference_decode, reference, list(range(1000, 1020)), n_tokens)
+            ours = await client.generate(MODEL, PROMPT, max_tokens=n_tokens, temperature=0.0, ignore_eos=True)
+            prompt = [1000 + repeat, *range(1001, 1000 + N_PREFILL)]  # none that a worker still knows
+            prefill_s = await asyncio.to_thread(reference_prefill_s, reference, prompt, 1)
             first = await client.generate(MODEL, prompt, max_tokens=1, temperature=0.0)
             if repeat >= 0:
                 figures.decode_ratio.append(ours.tokens_per_s / theirs)
@@ -152,26 +129,6 @@ async def run_streams(figures: Figures, reference: Any, n_tokens: int, repeats: 
         # leaves decode times in the workers' averages
         last = await client.generate(MODEL, PROMPT, max_tokens=n_tokens, temperature=0.0)
         figures.last_step_s = 1 / last.tokens_per_s
-
-
-@torch.inference_mode()
-def transformers_tokens_per_s(model: Any, n_tokens: int) -> float:
-    """Greedy `generate` with one thread."""
-    torch.set_num_threads(1)
-    ids = torch.arange(1000, 1020)[None]
-    times = Times()
-    model.generate(ids, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False, streamer=times)
-    return times.tokens_per_s()
-
-
-@torch.inference_mode()
-def transformers_prefill_s(model: Any) -> float:
-    """One pass over the prompt, logits of the last position."""
-    torch.set_num_threads(1)
-    ids = torch.arange(1000, 1000 + N_PREFILL)[None]
-    began = time.perf_counter()
-    model(ids, use_cache=True, logits_to_keep=1)
-    return time.perf_counter() - began
 
 
 def hop_ms(cluster: LocalCluster, figures: Figures) -> float:

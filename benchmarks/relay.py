@@ -1,9 +1,10 @@
-"""A TCP relay that does to connections what bad networks do: delays, silence, cuts, flipped bits, refusals.
+"""A TCP relay that does to connections what bad networks do: slow links, delays, silence, cuts, flips, refusals.
 
 It stands between any two programs and knows nothing of what they say. What it does is changed while it runs:
 
     async with Relay("127.0.0.1", 7400) as relay:       # who connects to relay.port reaches port 7400
         relay.delay_s = 2.0
+        relay.bits_per_s = 10e6
         relay.hold()                                    # half-open: connections stay, nothing goes through
         relay.release()
         relay.cut_after(1000, "backward")
@@ -22,6 +23,12 @@ Direction = Literal["forward", "backward"]
 """Forward: from who connected to the target. Backward: the answers."""
 
 PIECE_BYTES = 64 * 1024
+PIECE_S = 0.002
+"""What a slow link lets out in this time is one piece, so that connections take turns on it."""
+MIN_PIECE_BYTES = 1500
+"""A packet."""
+LEAD_S = 0.005
+"""How far a link's sender is ahead of it: more than timers are late, or the link would stand idle in between."""
 MAX_DELAYED_PIECES = 256
 """Per connection and direction; then the relay reads no more, and TCP makes the sender wait."""
 CONNECT_S = 10.0
@@ -106,6 +113,8 @@ class Relay:
         """Where the relay listens, on loopback; 0 until it runs: any free port."""
         self.delay_s = 0.0
         """How much later every byte arrives, in both directions; their order stays."""
+        self.bits_per_s: float | None = None
+        """What all connections share, in each direction; None: all that the machine can."""
         self.is_refusing = False
         """Whether new connections are reset at once."""
         self.accepted_at_s: deque[float] = deque(maxlen=10_000)
@@ -113,6 +122,8 @@ class Relay:
         self.n_bytes: dict[Direction, int] = {"forward": 0, "backward": 0}
         """Handed on so far."""
         self._harms: dict[Direction, _Harm] = {"forward": _Harm(), "backward": _Harm()}
+        self._free_at_s: dict[Direction, float] = {"forward": 0.0, "backward": 0.0}
+        """When the link has let out what it was given so far, on the loop's clock."""
         self._is_open = asyncio.Event()
         self._is_open.set()
         self._reordering: _Reordering | None = None
@@ -203,7 +214,7 @@ class Relay:
         self, tasks: asyncio.TaskGroup, pair: _Pair, source: _Side, sink: _Side, direction: Direction
     ) -> None:
         pieces: asyncio.Queue[_Piece] = asyncio.Queue(MAX_DELAYED_PIECES)
-        tasks.create_task(self._read(source, pieces), name=f"relay read {direction}")
+        tasks.create_task(self._read(source, pieces, direction), name=f"relay read {direction}")
         tasks.create_task(self._write(pieces, sink, direction, pair), name=f"relay write {direction}")
 
     async def _turn(self) -> None:
@@ -221,12 +232,30 @@ class Relay:
         if reordering.waiting:
             asyncio.get_running_loop().call_soon(reordering.waiting.pop().set)
 
-    async def _read(self, source: _Side, pieces: asyncio.Queue[_Piece]) -> None:
+    async def _read(self, source: _Side, pieces: asyncio.Queue[_Piece], direction: Direction) -> None:
         loop = asyncio.get_running_loop()
         data = b"first"
         while data:
-            data = await source.reader.read(PIECE_BYTES)
-            await pieces.put(_Piece(loop.time() + self.delay_s, data))
+            data = await source.reader.read(self._piece_bytes)
+            left_at_s = self._left_at_s(len(data), direction, loop.time())
+            await pieces.put(_Piece(left_at_s + self.delay_s, data))
+            # the link is busy till then; what comes meanwhile waits at the sender's, as before a real one
+            if (wait_s := left_at_s - LEAD_S - loop.time()) > 0:
+                await asyncio.sleep(wait_s)
+
+    @property
+    def _piece_bytes(self) -> int:
+        if self.bits_per_s is None:
+            return PIECE_BYTES
+        return min(PIECE_BYTES, max(MIN_PIECE_BYTES, int(self.bits_per_s / 8 * PIECE_S)))
+
+    def _left_at_s(self, n_bytes: int, direction: Direction, now_s: float) -> float:
+        """When the last of so many bytes is on its way: one after the other, at the link's speed."""
+        if self.bits_per_s is None:
+            return now_s
+        left_at_s = max(now_s, self._free_at_s[direction]) + 8 * n_bytes / self.bits_per_s
+        self._free_at_s[direction] = left_at_s
+        return left_at_s
 
     async def _write(self, pieces: asyncio.Queue[_Piece], sink: _Side, direction: Direction, pair: _Pair) -> None:
         loop = asyncio.get_running_loop()

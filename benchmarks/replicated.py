@@ -111,7 +111,7 @@ class ReplicatedCluster:
         """A client with the cluster's first key."""
         key = api_key_from_text((self.local.state / "client.key").read_text())
         config = ClientConfig(url=self.local.url, api_key=key, cache=self.local.folder / "client-cache")
-        async with Client(config=config) as client:
+        async with Client(config=config, prefix_cache=False) as client:
             yield client
 
     async def _ready(self) -> set[str]:

@@ -16,10 +16,11 @@ import asyncio
 import random
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 from urllib.parse import quote
 
 from client.chat_template import Message
@@ -28,6 +29,7 @@ from client.failover import RESTART_GRACE_S, backoff_s
 from client.generation import Deadline, GenerationRequest, generated_pieces
 from client.model_files import FileCache, fetched_model
 from client.options import GenerationOptions
+from client.prefix_index import PrefixIndex
 from client.results import Generation, Progress, TokenPiece
 from client.stopping import checked_stops
 from client.tokenizer import ModelTokenizer, loaded_tokenizer
@@ -37,6 +39,7 @@ from protocol.ids import Revision, checked_model_name
 from protocol.pinned_http import CoordinatorSession, pinned_session
 from protocol.rest import ModelInfo, ModelList
 
+T = TypeVar("T")
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 
 _MAX_TOKENIZERS = 4
@@ -85,9 +88,21 @@ class Client:
     """
 
     def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, config: ClientConfig | None = None
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        config: ClientConfig | None = None,
+        on_notice: Callable[[str], None] | None = None,
+        prefix_cache: bool = True,
     ) -> None:
         """Without arguments: as the environment says.
+
+        With `prefix_cache` a prompt that begins as an earlier one of this client (a chat's next turn, another
+        question about the same text) isn't run again as far as workers still have it. The answers are the same.
+
+        `on_notice` is called with a line for people when the coordinator is away while the client is opened; it is
+        tried again for `config.connect_timeout_s`.
 
         Raises:
             ConfigError: no address or no key.
@@ -95,14 +110,20 @@ class Client:
         """
         self._config = config or ClientConfig.from_env(url=url, api_key=api_key)
         self._cache = FileCache(self._config.cache, max_bytes=self._config.max_cache_bytes)
+        self._on_notice = on_notice or (lambda _notice: None)
         self._rng = random.Random()  # noqa: S311 - spreads retries, hides nothing
         self._tokenizers: OrderedDict[Revision, ModelTokenizer] = OrderedDict()
+        self._prefixes = PrefixIndex() if prefix_cache else None
         self._open = AsyncExitStack()
         self._parts: tuple[CoordinatorSession, ConnectionPool] | None = None
 
     async def __aenter__(self) -> Client:
         async with AsyncExitStack() as opening:
-            coordinator = await opening.enter_async_context(pinned_session(self._config.url, self._config.api_key))
+            coordinator = await self._patiently(
+                lambda: opening.enter_async_context(pinned_session(self._config.url, self._config.api_key)),
+                self._config.connect_timeout_s,
+                lambda reason: self._on_notice(f"coordinator away, trying again: {reason}"),
+            )
             pool = await opening.enter_async_context(connection_pool(coordinator.ca_pem))
             self._parts = (coordinator, pool)
             self._open = opening.pop_all()
@@ -148,6 +169,11 @@ class Client:
                 pass
             return pieces.result
 
+    async def encoded(self, model: str | ModelInfo, prompt: Prompt) -> list[int]:
+        """The token ids that a prompt is for this model."""
+        info = model if isinstance(model, ModelInfo) else await self.model(model)
+        return await _encoded(await self._tokenizer(info.revision), prompt)
+
     async def _generated(
         self, model: str | ModelInfo, prompt: Prompt, options: GenerationOptions, progress: Progress
     ) -> AsyncGenerator[TokenPiece, None]:
@@ -159,6 +185,8 @@ class Client:
             tokenizer = await self._tokenizer(info.revision)
             token_ids = await _encoded(tokenizer, prompt)
         request = _request(info, tokenizer, token_ids, options)
+        if self._prefixes is not None:
+            request = replace(request, prefix=self._prefixes.shared(info.revision, request.prompt))
         progress.n_prompt_tokens, progress.seed = len(token_ids), request.sampling.seed
         pieces = generated_pieces(
             request,
@@ -168,24 +196,45 @@ class Client:
             progress=progress,
             deadline=deadline,
         )
-        async with aclosing(pieces):
-            async for piece in pieces:
-                yield piece
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._remember(request, progress)
+
+    def _remember(self, request: GenerationRequest, progress: Progress) -> None:
+        """Note the text that workers now have, and what they turned out not to have."""
+        if self._prefixes is None or progress.session_id is None:
+            return
+        if request.prefix is not None and progress.n_cached == 0:
+            self._prefixes.forget(request.prefix.session_id)
+        ran = (*request.prompt, *progress.token_ids)[:-1]  # the last token of all is never run
+        self._prefixes.add(request.revision, progress.session_id, ran)
 
     async def _model_soon(self, name: str, progress: Progress) -> ModelInfo:
         """As `model`, with patience for a coordinator that is being restarted: it has answered before."""
+        return await self._patiently(
+            lambda: self.model(name), RESTART_GRACE_S, lambda reason: progress.tell(f"waiting: {reason}")
+        )
+
+    async def _patiently(
+        self, ask: Callable[[], Awaitable[T]], grace_s: float, on_reason: Callable[[str], None]
+    ) -> T:
+        """What the coordinator answers, asked again while it is away, for so long; every new reason is told."""
         now_s = asyncio.get_running_loop().time
-        until_s = now_s() + RESTART_GRACE_S
-        n_failures = 0
+        until_s, n_failures, told = now_s() + grace_s, 0, ""
         while True:
             try:
-                return await self.model(name)
+                return await ask()
             except (UnreachableError, DrainingError) as exc:
                 if now_s() >= until_s:
                     raise
-                progress.tell(f"waiting: {exc.message}")
+                if exc.message != told:
+                    told = exc.message
+                    on_reason(told)
             n_failures += 1
-            await asyncio.sleep(backoff_s(n_failures, self._rng))
+            await asyncio.sleep(min(backoff_s(n_failures, self._rng), max(0.0, until_s - now_s())))
 
     async def _tokenizer(self, revision: Revision) -> ModelTokenizer:
         if revision not in self._tokenizers:
@@ -232,9 +281,10 @@ def _request(
         prompt=tuple(token_ids),
         sampling=options.sampling(
             tokenizer.defaults,
-            stop_token_ids=tokenizer.stop_token_ids,
+            stop_token_ids=() if options.ignore_eos else tokenizer.stop_token_ids,
             max_tokens=options.n_allowed(len(token_ids), info.context_length),
             random_seed=secrets.randbits(62),
         ),
         stops=checked_stops(options.stop),
+        speculate=options.speculate,
     )

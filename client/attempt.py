@@ -54,6 +54,9 @@ class Attempt:
         self._delivering = ExitStack()
         self.n_tokens = 0
         """That have come."""
+        self.n_cached = 0
+        """Positions of the prompt that the head needn't run, as it says."""
+        self._n_prompt_tokens = 0
         self.is_finished = False
         """Whether the workers have ended it themselves, so that nobody has to be told."""
 
@@ -75,6 +78,7 @@ class Attempt:
             AttemptFailed: one of them can't be told.
         """
         session_id, payload = self._grant.session_id, _int32(token_ids)
+        self._n_prompt_tokens = len(token_ids)
         opening = OpenSession(
             session_id=session_id, tickets=tuple(hop.ticket for hop in self._grant.hops), deadline_s=remaining_s
         )
@@ -97,8 +101,9 @@ class Attempt:
         while True:
             worker_id, happening = await self._inbox.get()
             match happening:
-                case SessionOpened():
-                    pass  # nothing waits for it: the prompt is under way already
+                case SessionOpened():  # nothing waits for it: the prompt is under way already
+                    if worker_id == self._head.worker_id:
+                        self.n_cached = min(max(0, happening.n_cached), self._n_prompt_tokens - 1)
                 case SessionEnded():
                     raise self._failed_elsewhere(worker_id, happening)
                 case ConnectionLost():

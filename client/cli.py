@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
+from client import cli_bench
 from client.api import Client, Prompt, TokenStream
-from client.config import ClientConfig
-from client.interrupts import Interruption, cancelled_by_signals
+from client.command import ConnectTimeout, Json, KeyFile, Url, chosen_model, run, tell, write, write_now
+from client.config import CONNECT_TIMEOUT_S, ClientConfig
 from client.options import DEFAULT_MAX_TOKENS, DEFAULT_TIMEOUT_S, GenerationOptions
 from client.output import done_line, models_line, models_table, piece_line, printable, summary_line
 from protocol.errors import (
@@ -29,7 +29,6 @@ from protocol.errors import (
     EXIT_USAGE,
     BrigadeError,
     InvalidRequestError,
-    NotFoundError,
     TooLargeError,
 )
 from protocol.rest import ModelInfo
@@ -45,15 +44,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Url = Annotated[
-    str | None,
-    typer.Option("--url", help="The coordinator, https://host:port; several by commas (or BRIGADE_URL)."),
-]
-KeyFile = Annotated[
-    Path | None, typer.Option("--api-key-file", help="File that holds the API key (or BRIGADE_API_KEY).")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+app.command()(cli_bench.bench)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +112,14 @@ def generate(
             "--chat/--raw", help="Lay the prompt out as a chat, or take it as it is. [default: the model's]"
         ),
     ] = None,
+    speculate: Annotated[
+        bool, typer.Option(help="Let the workers guess tokens ahead where that pays; the text is the same.")
+    ] = True,
     timeout: Annotated[float, typer.Option(help="Seconds that the whole generation may take.")] = DEFAULT_TIMEOUT_S,
     is_json: Json = False,
     url: Url = None,
     api_key_file: KeyFile = None,
+    connect_timeout: ConnectTimeout = CONNECT_TIMEOUT_S,
 ) -> int:
     """Generate an answer to PROMPT and show it as it comes."""
     options = GenerationOptions(
@@ -136,6 +131,7 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=tuple(stop or ()),
+        speculate=speculate,
         timeout_s=timeout,
     )
     options.check()
@@ -144,42 +140,32 @@ def generate(
     asked = _Asked(
         prompt=_given_prompt(prompt), system=system, is_chat=is_chat, model=model, options=options, is_json=is_json
     )
-    return _run(_generate(ClientConfig.from_env(url=url, api_key_file=api_key_file), asked))
+    config = ClientConfig.from_env(url=url, api_key_file=api_key_file, connect_timeout_s=connect_timeout)
+    return run(_generate(config, asked))
 
 
 @app.command()
-def models(is_json: Json = False, url: Url = None, api_key_file: KeyFile = None) -> int:
+def models(
+    is_json: Json = False,
+    url: Url = None,
+    api_key_file: KeyFile = None,
+    connect_timeout: ConnectTimeout = CONNECT_TIMEOUT_S,
+) -> int:
     """List the cluster's models and whether they can be used now."""
-    return _run(_models(ClientConfig.from_env(url=url, api_key_file=api_key_file), is_json=is_json))
-
-
-def _run(work: Coroutine[Any, Any, int]) -> int:
-    async def interruptible() -> int:
-        with cancelled_by_signals() as interruption:
-            try:
-                return await work
-            except asyncio.CancelledError:
-                return _interrupted(interruption)
-
-    return asyncio.run(interruptible())
-
-
-def _interrupted(interruption: Interruption) -> int:
-    if interruption.signal_number is None:
-        raise asyncio.CancelledError
-    return interruption.exit_code
+    config = ClientConfig.from_env(url=url, api_key_file=api_key_file, connect_timeout_s=connect_timeout)
+    return run(_models(config, is_json=is_json))
 
 
 async def _models(config: ClientConfig, *, is_json: bool) -> int:
-    async with Client(config=config) as client:
+    async with Client(config=config, on_notice=tell) as client:
         found = await client.models()
-    await _write("\n".join([models_line(found)] if is_json else models_table(found)) + "\n")
+    await write("\n".join([models_line(found)] if is_json else models_table(found)) + "\n")
     return EXIT_OK
 
 
 async def _generate(config: ClientConfig, asked: _Asked) -> int:
-    async with Client(config=config) as client:
-        model = await _chosen_model(client, asked.model)
+    async with Client(config=config, on_notice=tell) as client:
+        model = await chosen_model(client, asked.model)
         stream = client.stream(
             model, _laid_out(asked, model), on_notice=lambda notice: _tell(stream, notice), **_fields(asked.options)
         )
@@ -201,9 +187,9 @@ async def _show(stream: TokenStream, *, is_json: bool) -> None:
     is_terminal = sys.stdout.isatty()
     async for piece in stream:
         if is_json:
-            await _write(piece_line(piece) + "\n")
+            await write(piece_line(piece) + "\n")
         elif piece.text:
-            await _write(printable(piece.text) if is_terminal else piece.text)
+            await write(printable(piece.text) if is_terminal else piece.text)
 
 
 def _tell(stream: TokenStream, notice: str) -> None:
@@ -215,7 +201,7 @@ def _tell(stream: TokenStream, notice: str) -> None:
 
 def _tell_end(stream: TokenStream, *, is_json: bool) -> None:
     if is_json:
-        _write_now(done_line(stream.result) + "\n")
+        write_now(done_line(stream.result) + "\n")
     else:
         _end_line(stream, is_json=False)
         print(summary_line(stream.result), file=sys.stderr)
@@ -223,21 +209,7 @@ def _tell_end(stream: TokenStream, *, is_json: bool) -> None:
 
 def _end_line(stream: TokenStream, *, is_json: bool) -> None:
     if not is_json and stream.result.text:
-        _write_now("\n")
-
-
-async def _chosen_model(client: Client, name: str | None) -> ModelInfo:
-    if name is not None:
-        return await client.model(name)
-    found = await client.models()
-    if not found:
-        raise NotFoundError(
-            "the cluster has no models: add one with `coord model add` on the coordinator's machine"
-        )
-    if len(found) > 1:
-        names = ", ".join(model.name for model in found)
-        raise InvalidRequestError(f"the cluster has {len(found)} models ({names}): choose one with --model")
-    return found[0]
+        write_now("\n")
 
 
 def _laid_out(asked: _Asked, model: ModelInfo) -> Prompt:
@@ -272,16 +244,6 @@ def _standard_input() -> str:
         return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as exc:
         raise InvalidRequestError(f"standard input is not UTF-8 at byte {exc.start}: convert it first") from exc
-
-
-async def _write(text: str) -> None:
-    # a thread, since a pager that isn't read may block for hours and Ctrl-C has to work then
-    await asyncio.to_thread(_write_now, text)
-
-
-def _write_now(text: str) -> None:
-    sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
-    sys.stdout.buffer.flush()
 
 
 def _failed(message: str, exit_code: int) -> int:

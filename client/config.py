@@ -21,6 +21,8 @@ KEY_VARIABLE = "BRIGADE_API_KEY"
 STATE_VARIABLE = "BRIGADE_STATE"
 CACHE_VARIABLE = "BRIGADE_CACHE"
 
+CONNECT_TIMEOUT_S = 15.0
+"""As long as a restart may take."""
 MAX_CACHE_BYTES = 2**30
 """Tokenizer files are 2 to 40 MB a model: room for dozens of models."""
 _MAX_KEY_FILE_BYTES = 4096
@@ -35,6 +37,8 @@ class ClientConfig:
     api_key: ApiKey
     cache: Path
     """Folder for config and tokenizer files; made when needed."""
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    """How long the coordinator may be away when the client is opened."""
     max_cache_bytes: int = MAX_CACHE_BYTES
 
     @classmethod
@@ -44,6 +48,7 @@ class ClientConfig:
         url: str | None = None,
         api_key: str | None = None,
         api_key_file: Path | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
         environ: Mapping[str, str] | None = None,
     ) -> ClientConfig:
         """What was given, else the environment, else the coordinator's state folder on this machine.
@@ -64,6 +69,7 @@ class ClientConfig:
             url=",".join(checked_coordinator_urls(given_url)),
             api_key=api_key_from_text(_key_text(api_key, api_key_file, environ, state)),
             cache=Path(environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("brigade")) / "client",
+            connect_timeout_s=connect_timeout_s,
         )
 
 

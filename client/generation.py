@@ -32,7 +32,7 @@ from client.showing import Shower
 from client.transport import ConnectionPool
 from protocol.errors import ConflictError, DeadlineExceededError, HopLostError
 from protocol.ids import ModelName, Revision
-from protocol.messages import SamplingParams, Token
+from protocol.messages import SamplingParams, SharedPrefix, Token
 from protocol.pinned_http import CoordinatorSession
 from protocol.rest import STALLED, HopFailure, RouteGrant
 
@@ -50,6 +50,9 @@ class GenerationRequest:
     prompt: tuple[int, ...]
     sampling: SamplingParams
     stops: tuple[str, ...]
+    speculate: bool = True
+    prefix: SharedPrefix | None = None
+    """What the prompt has in common with an earlier session."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +166,14 @@ class _Run:
         sampling = structs.replace(self._request.sampling, max_tokens=self._wanted().max_tokens)
         token_ids = (*self._request.prompt, *self._progress.token_ids)
         await self._limited(attempt.start(token_ids, sampling, remaining_s=remaining_s), attempt)
+        self._progress.session_id = attempt.heard_session
 
     async def token(self, attempt: Attempt) -> Token:
         """The attempt's next token."""
         began_s = asyncio.get_running_loop().time()
         token = await self._limited(attempt.token(), attempt)
+        if self._progress.n_failovers == 0:
+            self._progress.n_cached = attempt.n_cached
         self._pace.add(asyncio.get_running_loop().time() - began_s, is_first=attempt.n_tokens == 1)
         return token
 
@@ -191,6 +197,8 @@ class _Run:
             model=self._request.model,
             n_prompt_tokens=len(self._request.prompt) + n_tokens,
             max_tokens=self._request.sampling.max_tokens - n_tokens,
+            speculate=self._request.speculate,
+            prefix=self._request.prefix,
         )
 
     async def _limited(self, work: Coroutine[Any, Any, T], attempt: Attempt) -> T:

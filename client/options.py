@@ -37,6 +37,10 @@ class GenerationOptions:
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    """Go on after the model's own end, up to `max_tokens`: to measure, every answer must be of the same length."""
+    speculate: bool = True
+    """Let the workers guess tokens ahead where that pays; the text is the same, as far as precision allows."""
     timeout_s: float = DEFAULT_TIMEOUT_S
 
     def check(self) -> None:

@@ -36,7 +36,7 @@ def summary_line(result: Generation) -> str:
     if result.failovers > 0:
         parts.append("1 failover" if result.failovers == 1 else f"{result.failovers} failovers")
     if result.route:
-        parts.append("via " + " -> ".join(_stage(stage) for stage in result.route))
+        parts.append("via " + " -> ".join(stage_text(stage) for stage in result.route))
     return ", ".join(parts)
 
 
@@ -77,7 +77,8 @@ def printable(text: str) -> str:
     )
 
 
-def _stage(stage: RouteStage) -> str:
+def stage_text(stage: RouteStage) -> str:
+    """A hop of a route: `w-ab 0:10 float32`."""
     return f"{stage.worker_id} {stage.start}:{stage.end} {stage.precision}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocol.ids import WorkerId
+from protocol.ids import SessionId, WorkerId
 from protocol.messages import FinishReason, Precision
 
 
@@ -46,6 +46,8 @@ class Generation:
     seed: int
     failovers: int = 0
     """How often a route failed and another was gone on with."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that weren't run, as workers had them from an earlier generation."""
 
 
 class Progress:
@@ -64,6 +66,10 @@ class Progress:
         self.finish_reason: FinishReason = "cancelled"
         """Until the end: nobody has finished it yet."""
         self.n_failovers = 0
+        self.n_cached = 0
+        """Of the prompt, that the first route had already."""
+        self.session_id: SessionId | None = None
+        """The latest that a worker has heard of."""
         self.waits_for = ""
         """For people: why no token comes just now; empty while they come."""
 
@@ -103,4 +109,5 @@ class Progress:
             route=self.route,
             seed=self.seed,
             failovers=self.n_failovers,
+            cached_tokens=self.n_cached,
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from client.failover import AskAgain, Asked, Failover, after_refusal
 from protocol.errors import BrigadeError
 from protocol.ids import ModelName
+from protocol.messages import SharedPrefix
 from protocol.pinned_http import CoordinatorSession
 from protocol.rest import RouteGrant, RouteRequest
 
@@ -27,6 +28,10 @@ class WantedRoute:
     model: ModelName
     n_prompt_tokens: int
     max_tokens: int
+    speculate: bool = True
+    """Whether workers may guess tokens ahead."""
+    prefix: SharedPrefix | None = None
+    """What the prompt has in common with an earlier session."""
 
 
 class RouteFinder:
@@ -84,4 +89,6 @@ def _request(wanted: WantedRoute, known: Failover, wait_s: float, now_s: float) 
         continues=known.continues,
         failure=known.failure,
         wait_s=wait_s,
+        speculate=wanted.speculate,
+        prefix=wanted.prefix,
     )

@@ -57,9 +57,14 @@ class SyncClient:
     """As `client.api.Client`, for a plain `with`."""
 
     def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, config: ClientConfig | None = None
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        config: ClientConfig | None = None,
+        prefix_cache: bool = True,
     ) -> None:
-        self._client = Client(url, api_key, config=config)
+        self._client = Client(url, api_key, config=config, prefix_cache=prefix_cache)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: asyncio.Event | None = None
         self._opened: Future[None] = Future()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Collection
 from datetime import UTC, datetime
@@ -23,7 +24,8 @@ from coordinator.keys import (
 )
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.policy.events import DrainAsked
-from coordinator.policy.views import model_info, worker_info
+from coordinator.policy.state import checked_placement
+from coordinator.policy.views import model_info, plan_info, worker_info
 from coordinator.repository import StoredKey
 from protocol.api_key import new_api_key, secret_hash
 from protocol.errors import InvalidRequestError, NotFoundError, repeated
@@ -47,6 +49,7 @@ _KEY_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,100}")
 def add_admin_routes(app: web.Application) -> None:
     """Put the operators' routes in."""
     add_route(app, "admin", "GET", "/admin/v1/status", status)
+    add_route(app, "admin", "GET", "/admin/v1/plan", plan)
     add_route(app, "admin", "GET", "/admin/v1/models", models)
     add_route(app, "admin", "POST", "/admin/v1/models", add_model)
     add_route(app, "admin", "GET", "/admin/v1/models/{name}", model)
@@ -79,6 +82,13 @@ async def status(request: web.Request) -> web.Response:
 
 def _with_note(info: WorkerInfo, note: str) -> WorkerInfo:
     return msgspec.structs.replace(info, reason="; ".join(filter(None, (info.reason, note))))
+
+
+async def plan(request: web.Request) -> web.Response:
+    """-> `PlanInfo`. In a thread: a large fleet takes a second."""
+    state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
+    wanted = checked_placement(request.query.get("placement") or state.settings.placement, "placement")
+    return json_answer(await asyncio.to_thread(plan_info, state, wanted, now_s))
 
 
 async def add_model(request: web.Request) -> web.Response:

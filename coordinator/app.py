@@ -141,6 +141,7 @@ def _policy_settings(config: CoordinatorConfig) -> PolicySettings:
         failover_after_s=config.failover_after_s,
         lost_after_s=config.lost_after_s,
         settle_s=config.settle_s,
+        placement=config.placement,
     )
 
 

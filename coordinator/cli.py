@@ -20,7 +20,7 @@ import typer
 from rich.text import Text
 
 from coordinator import state_folder as names
-from coordinator.cli_admin import key_commands, status, worker_commands
+from coordinator.cli_admin import key_commands, plan, status, worker_commands
 from coordinator.cli_backup import backup, restore
 from coordinator.cli_doctor import doctor
 from coordinator.cli_model import model_commands
@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(status)
+app.command()(plan)
 app.command()(backup)
 app.command()(restore)
 app.command()(doctor)
@@ -91,6 +92,13 @@ def serve(
             "a copy of that one's state folder.",
         ),
     ] = False,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            help="What blocks are given out for: one-stream, many-streams, balance (both alike), or spread over "
+            "all workers. Else BRIGADE_PLACEMENT, else balance."
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
     """Run the coordinator until it is told to stop (Ctrl-C or SIGTERM; a second time: at once)."""
@@ -103,6 +111,7 @@ def serve(
         secret_file=secret_file,
         public_url=public_url,
         take_over=take_over,
+        placement=placement,
     )
     asyncio.run(_serve(config))
 

@@ -13,21 +13,15 @@ from coordinator.cli_output import (
     console,
     key_table,
     notes,
+    plan_table,
     print_json,
     print_status,
     printable,
     short_ids,
     worker_table,
 )
-from protocol.rest import (
-    ClusterStatus,
-    CreatedKey,
-    CreateKeyRequest,
-    KeyInfo,
-    KeyKind,
-    KeyList,
-    WorkerInfo,
-)
+from protocol.plan_rest import PlanInfo
+from protocol.rest import ClusterStatus, CreatedKey, CreateKeyRequest, KeyInfo, KeyKind, KeyList, WorkerInfo
 
 UrlOption = Annotated[
     str | None,
@@ -65,6 +59,27 @@ def status(
         print_json(found)
     else:
         print_status(found)
+
+
+def plan(
+    *,
+    placement: Annotated[
+        str | None,
+        typer.Option(help="one-stream, many-streams, balance or spread; else as the coordinator has it."),
+    ] = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    admin_key_file: KeyFileOption = None,
+    state: StateOption = None,
+) -> None:
+    """Show what would be placed if nothing were yet, how fast it would be, and why workers are left out."""
+    target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
+    path = "/admin/v1/plan" + (f"?placement={quote(placement, safe='')}" if placement else "")
+    found = target.ask(lambda session: session.get(path, PlanInfo))
+    if as_json:
+        print_json(found)
+    else:
+        console().print(plan_table(found))
 
 
 @key_commands.command("create")
@@ -150,7 +165,10 @@ def drain_worker(
     admin_key_file: KeyFileOption = None,
     state: StateOption = None,
 ) -> None:
-    """Have a worker finish what it runs, take nothing new, and leave."""
+    """Have a worker leave: once others hold its blocks it takes nothing new, finishes what runs, and goes.
+
+    It waits 60 s at most for others to load them, and not at all if nobody has room: `coord status` says which.
+    """
     target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
     path = f"/admin/v1/workers/{quote(worker_id, safe='')}/drain"
     worker = target.ask(lambda session: session.post(path, None, WorkerInfo))

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protocol.errors import BrigadeError
+from protocol.plan_rest import ModelledSpeed, PlanInfo
 from protocol.rest import BlockCoverage, ClusterStatus, KeyInfo, ModelInfo, WorkerInfo
 
 _STATE_STYLES = {
@@ -108,7 +109,42 @@ def worker_table(workers: tuple[WorkerInfo, ...]) -> Group:
             str(worker.n_sessions),
             f"{worker.last_seen_s_ago:.0f} s ago",
         )
-    return Group(table, *_reasons((worker.worker_id, worker.reason) for worker in workers))
+    notes = (
+        (worker.worker_id, f"blocks {span.blocks}: {span.note}")
+        for worker in workers
+        for span in worker.spans
+        if span.note
+    )
+    return Group(table, *_reasons((worker.worker_id, worker.reason) for worker in workers), *_reasons(notes))
+
+
+def plan_table(plan: PlanInfo) -> Group:
+    """Who would hold what, the speeds by the model, then and now, and the reasons of those left out."""
+    if not plan.models:
+        return Group("No models yet: coord model add NAME SOURCE")
+    parts: list[Text | Table] = []
+    for model in plan.models:
+        table = _table("worker", "host", "blocks", "ms a token")
+        for span in model.spans:
+            table.add_row(
+                _cell(span.worker_id[:_ID_CHARS]),
+                _cell(span.hostname),
+                str(span.blocks),
+                f"{1000 * span.stage_s:.2f}",
+            )
+        parts.append(Text(f"{printable(model.model)}, placed for {plan.placement}: {_tokens_per_s(model.planned)}"))
+        parts.append(Text(f"  as it is now: {_tokens_per_s(model.now)}", style="dim"))
+        parts.append(table)
+    if plan.left_out:
+        parts.append(Text("Not on the way of one stream:"))
+    return Group(*parts, *_reasons((worker.worker_id, worker.reason) for worker in plan.left_out))
+
+
+def _tokens_per_s(speed: ModelledSpeed | None) -> str:
+    if speed is None:
+        return "not all blocks are held"
+    one, many = speed.one_stream_tokens_per_s, speed.many_streams_tokens_per_s
+    return f"about {one:.1f} tokens/s for one stream, {many:.1f} for many one token at a time"
 
 
 def key_table(keys: tuple[KeyInfo, ...]) -> Table:

@@ -28,9 +28,9 @@ from coordinator.policy.effects import (
 from coordinator.policy.events import Event
 from coordinator.policy.state import ClusterState, PolicySettings, StoredState, WorkerRecord, restored
 from coordinator.policy.transition import apply
+from protocol.control_messages import CoordinatorToWorker, Dismiss
 from protocol.errors import BrigadeError, ConflictError, OverloadedError
 from protocol.ids import WorkerId
-from protocol.messages import CoordinatorToWorker, Dismiss
 
 log = structlog.get_logger(__name__)
 

@@ -11,6 +11,7 @@ import platformdirs
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from coordinator.policy.state import Placement, checked_placement
 from protocol.errors import ConfigError
 from protocol.handshake import checked_secret
 from protocol.pinned_http import checked_coordinator_url
@@ -43,6 +44,8 @@ class CoordinatorConfig:
     lost_after_s: float = 15.0
     settle_s: float = 1.0
     """Placement waits until no worker has joined or left for this long."""
+    placement: Placement = "balance"
+    """What blocks are given out for."""
 
     @classmethod
     def from_env(
@@ -56,6 +59,7 @@ class CoordinatorConfig:
         secret_file: Path | None = None,
         public_url: str | None = None,
         take_over: bool = False,
+        placement: str | None = None,
     ) -> CoordinatorConfig:
         """Settle every setting: the argument, else `BRIGADE_STATE`, `_LISTEN`, `_DATABASE_URL`, `_SECRET`, ...
 
@@ -74,6 +78,7 @@ class CoordinatorConfig:
             secret=_settled_secret(environ, secret, secret_file),
             public_url=checked_coordinator_url(public_url) if public_url else None,
             take_over=take_over,
+            placement=checked_placement(placement or environ.get("BRIGADE_PLACEMENT") or "balance", "--placement"),
         )
 
 

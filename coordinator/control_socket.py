@@ -15,16 +15,7 @@ from coordinator.cluster import Cluster
 from coordinator.generation_reports import GenerationReports
 from coordinator.policy import events
 from protocol.codec import MAX_CONTROL_BYTES, decode_message, encode_message
-from protocol.errors import (
-    BrigadeError,
-    DeadlineExceededError,
-    InternalError,
-    InvalidRequestError,
-    ProtocolError,
-    error_fields,
-)
-from protocol.ids import WorkerId
-from protocol.messages import (
+from protocol.control_messages import (
     Announce,
     CoordinatorToWorker,
     DeviceReport,
@@ -36,6 +27,15 @@ from protocol.messages import (
     SpanReport,
     WorkerToCoordinator,
 )
+from protocol.errors import (
+    BrigadeError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidRequestError,
+    ProtocolError,
+    error_fields,
+)
+from protocol.ids import WorkerId
 
 log = structlog.get_logger(__name__)
 
@@ -153,8 +153,9 @@ class ControlSocket:
                 await self._cluster.handle(events.SpansReported(worker_id=worker_id, report=message))
             case FilesHeld(files=files):
                 await self._cluster.handle(events.FilesChanged(worker_id=worker_id, files=files))
-            case Leaving(reason=reason):
-                await self._cluster.handle(events.WorkerLeft(worker_id=worker_id, reason=reason))
+            case Leaving(reason=reason, serves_on_s=serves_on_s):
+                left = events.WorkerLeft(worker_id=worker_id, reason=reason, serves_on_s=serves_on_s)
+                await self._cluster.handle(left)
             case GenerationReport():
                 self._reports.take(message, worker_id)
 

@@ -11,9 +11,9 @@ import structlog
 
 from coordinator.background import uninterrupted
 from coordinator.repository import Repository
+from protocol.control_messages import GenerationReport
 from protocol.errors import StorageError
 from protocol.ids import WorkerId
-from protocol.messages import GenerationReport
 
 log = structlog.get_logger(__name__)
 

@@ -21,10 +21,10 @@ from coordinator.policy.effects import (
 )
 from coordinator.policy.state import ModelRecord, StoredState, StoredWorker
 from coordinator.tables import AssignmentRow, AuditRow, ModelFileRow, ModelRow, WorkerRow
+from protocol.control_messages import DeviceReport, SpanAssignment
 from protocol.errors import StorageError
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest, ModelFile, decode_manifest, encode_manifest
-from protocol.messages import DeviceReport, SpanAssignment
 
 
 async def persist(session: AsyncSession, effect: Persistent) -> None:

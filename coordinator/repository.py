@@ -14,9 +14,9 @@ from coordinator.policy.effects import Effect, SendToWorker
 from coordinator.policy.state import StoredState
 from coordinator.tables import ApiKeyRow, AuditRow, GenerationRow, SettingRow
 from coordinator.transactions import Transactions
+from protocol.control_messages import GenerationReport
 from protocol.errors import ConflictError, NotFoundError
 from protocol.ids import CoordinatorId, KeyId, ModelName, Revision, SessionId, WorkerId
-from protocol.messages import GenerationReport
 from protocol.rest import KeyKind
 
 MAX_AUDIT_LINES = 1000

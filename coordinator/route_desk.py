@@ -1,7 +1,7 @@
 """Routes for generations: found, waited for, signed, recorded. Owner of the circuit breakers: asks and feeds them.
 
 A generation that failed on one route goes on by another: the request names the session that it continues, and how
-that one ended.
+that one ended. One whose text begins as an earlier one's is drawn to the workers that ran that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from coordinator.cluster import Cluster
 from coordinator.policy import breakers as policy
 from coordinator.policy.breakers import Breakers
 from coordinator.policy.missing import MissingBlocks, missing_blocks
-from coordinator.policy.routing import Route, cheapest_route
+from coordinator.policy.prefixes import held_stages
+from coordinator.policy.ready_segments import ReadySegments
+from coordinator.policy.routing import NOTHING_HELD, Held, Route, cheapest_route
 from coordinator.policy.state import ModelRecord
 from coordinator.repository import Repository, StoredGeneration
 from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
@@ -57,6 +59,7 @@ class RouteDesk:
         self._clock = clock
         self._waiting = WaitingRoom()
         self._breakers = Breakers()
+        self._segments = ReadySegments()
         self._missing: dict[tuple[ModelName, frozenset[WorkerId]], MissingBlocks] = {}
         self._missing_until = cluster.routes_changed
 
@@ -77,7 +80,8 @@ class RouteDesk:
         if wanted.continues is not None:
             continued = await self._continued(wanted.continues, key_id)
             self._take_failure(continued, wanted.failure)
-        grant = await self._awaited(model, wanted, key_id, continued, is_gone)
+        held = await self._held(model, wanted, key_id)
+        grant = await self._awaited(model, wanted, key_id, continued, held, is_gone)
         await self._repository.record_generation(
             grant.session_id,
             key_id,
@@ -105,13 +109,35 @@ class RouteDesk:
 
     # -------------------------------------------------------------- what failed before
 
-    async def _continued(self, session_id: SessionId, key_id: KeyId) -> StoredGeneration:
+    async def _known(self, session_id: SessionId, key_id: KeyId) -> StoredGeneration | None:
+        """A session of this key whose caches may still be there."""
         found = await self._repository.generation(session_id)
         if found is None or found.key_id != key_id or self._clock() - found.started_at.timestamp() > TICKET_LIFE_S:
+            return None
+        return found
+
+    async def _continued(self, session_id: SessionId, key_id: KeyId) -> StoredGeneration:
+        found = await self._known(session_id, key_id)
+        if found is None:
             raise NotFoundError(
                 "there is no such session to continue; ask for a route without `continues`, for a new one"
             )
         return found
+
+    async def _held(self, model: ModelRecord, wanted: RouteRequest, key_id: KeyId) -> Held:
+        """What workers hold of the prompt; nothing if the session isn't known that it shares it with."""
+        if wanted.prefix is None:
+            return NOTHING_HELD
+        found = await self._known(wanted.prefix.session_id, key_id)
+        if found is None or found.revision != model.revision:
+            return NOTHING_HELD
+        return held_stages(
+            self._cluster.state,
+            model.manifest,
+            found.route,
+            n_positions=min(wanted.prefix.n_positions, wanted.n_prompt_tokens),
+            max_tokens=wanted.max_tokens,
+        )
 
     def _take_failure(self, session: StoredGeneration, failure: HopFailure | None) -> None:
         if failure is None:
@@ -147,6 +173,7 @@ class RouteDesk:
         wanted: RouteRequest,
         key_id: KeyId,
         continued: StoredGeneration | None,
+        held: Held,
         is_gone: Callable[[], bool],
     ) -> RouteGrant:
         deadline_s = _now_s() + wanted.wait_s
@@ -154,7 +181,7 @@ class RouteDesk:
 
         def signed() -> RouteGrant:
             silent = self._silent(continued, wanted.failure)
-            return self._signed(model, wanted, silent, _doubted(continued, wanted.failure))
+            return self._signed(model, wanted, silent, _doubted(continued, wanted.failure), held)
 
         with ExitStack() as place:
             while True:
@@ -171,9 +198,15 @@ class RouteDesk:
                 await self._waiting.change(changed, rest_s, is_gone=is_gone)
 
     def _signed(
-        self, model: ModelRecord, wanted: RouteRequest, silent: frozenset[WorkerId], doubted: frozenset[WorkerId]
+        self,
+        model: ModelRecord,
+        wanted: RouteRequest,
+        silent: frozenset[WorkerId],
+        doubted: frozenset[WorkerId],
+        held: Held,
     ) -> RouteGrant:
-        route = self._route(model.name, frozenset(wanted.exclude) | silent, doubted)
+        route = self._route(model.name, frozenset(wanted.exclude) | silent, doubted, held)
+        holds_prefix = any((hop.worker_id, hop.blocks) in held for hop in route.hops)
         session_id = SessionId(secrets.token_hex(16))
         max_positions = wanted.n_prompt_tokens + wanted.max_tokens
         now_s = self._clock()
@@ -185,6 +218,8 @@ class RouteDesk:
             max_positions=max_positions,
             now_s=now_s,
             continues=wanted.continues,
+            prefix=wanted.prefix if holds_prefix else None,
+            speculate=wanted.speculate,
         )
         attach_ticket = self._tickets.attach_ticket(
             route.hops, session_id=session_id, max_positions=max_positions, now_s=now_s
@@ -199,7 +234,9 @@ class RouteDesk:
             expires_in_s=TICKET_LIFE_S,
         )
 
-    def _route(self, model: ModelName, exclude: frozenset[WorkerId], doubted: frozenset[WorkerId]) -> Route:
+    def _route(
+        self, model: ModelName, exclude: frozenset[WorkerId], doubted: frozenset[WorkerId], held: Held
+    ) -> Route:
         """What was found missing is remembered until something changes: many may wait for the same."""
         if self._missing_until is not self._cluster.routes_changed or len(self._missing) >= MAX_MISSING:
             self._missing.clear()
@@ -210,7 +247,7 @@ class RouteDesk:
         if found is None:
             avoided = policy.avoided(self._breakers, _now_s())
             avoided = replace(avoided, workers=avoided.workers | doubted)
-            found = cheapest_route(self._cluster.state, model, exclude, avoided)
+            found = cheapest_route(self._cluster.state, model, exclude, avoided, held, known=self._segments)
         if isinstance(found, Route):
             return found
         self._missing[model, exclude] = found

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from coordinator.policy.routing import RouteStage
-from protocol.compatibility import understood_by
+from protocol.compatibility import knows, understood_by
 from protocol.errors import ModelUnavailableError
 from protocol.ids import ModelName, Revision, SessionId, WorkerId
-from protocol.messages import PROTOCOL_VERSION
+from protocol.messages import PROTOCOL_VERSION, SharedPrefix, Step
 from protocol.rest import RouteHop
 from protocol.tickets import AttachTicket, Ticket, sign_claims
 
@@ -58,13 +58,18 @@ class TicketDesk:
         max_positions: int,
         now_s: float,
         continues: SessionId | None = None,
+        prefix: SharedPrefix | None = None,
+        speculate: bool = True,
     ) -> tuple[RouteHop, ...]:
-        """The route as the client gets it; `continues`: whose cached positions its workers may take over.
+        """The route as the client gets it; `continues`, `prefix`: whose cached positions its workers may have.
+
+        With `speculate` the head may guess tokens ahead, if all workers of the route know how to go back.
 
         Raises:
             ModelUnavailableError: a worker's socket closed this very moment.
         """
         head, tail = stages[0], stages[-1]
+        speculates = speculate and all(self._can_speculate(stage.worker_id) for stage in stages)
         hops = []
         for i, stage in enumerate(stages):
             following = stages[i + 1] if i + 1 < len(stages) else None
@@ -84,6 +89,9 @@ class TicketDesk:
                 tail=tail.worker_id,
                 max_positions=max_positions,
                 continues=continues,
+                prefix=prefix,
+                n_hops=len(stages),
+                speculates=speculates,
             )
             hops.append(_hop(stage, self._signed(ticket)))
         return tuple(hops)
@@ -104,6 +112,11 @@ class TicketDesk:
             max_positions=max_positions,
         )
         return self._signed(ticket)
+
+    def _can_speculate(self, worker_id: WorkerId) -> bool:
+        """A worker has to know which positions of a step are guesses, or it takes what replaces them for stale."""
+        served = self._served.get(worker_id)
+        return served is not None and knows(Step, "drafts", served.version)
 
     def _signed(self, ticket: Ticket | AttachTicket) -> str:
         try:

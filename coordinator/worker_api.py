@@ -25,10 +25,11 @@ from coordinator.policy.effects import WriteAudit
 from coordinator.policy.events import WorkerJoined
 from coordinator.policy.views import file_sources
 from protocol.codec import MAX_CONTROL_BYTES
-from protocol.compatibility import spoken_version
+from protocol.compatibility import VERSION_HEADER, spoken_version
 from protocol.errors import InvalidRequestError, NotFoundError, UnauthenticatedError
 from protocol.handshake import PROOF_HEADER
 from protocol.ids import FileHash
+from protocol.messages import PROTOCOL_VERSION
 from protocol.worker_rest import BadSource, ChallengeRequest, Source, SourcesAnswer, SourcesRequest
 
 log = structlog.get_logger(__name__)
@@ -69,6 +70,7 @@ async def control(request: web.Request) -> web.WebSocketResponse:
     """The control socket, for as long as it lasts."""
     caller = _worker(request)
     socket = web.WebSocketResponse(heartbeat=PING_S, max_msg_size=MAX_CONTROL_BYTES, compress=False)
+    socket.headers[VERSION_HEADER] = PROTOCOL_VERSION
     if not socket.can_prepare(request):
         raise InvalidRequestError("this is a WebSocket: ask with Upgrade: websocket")
     await socket.prepare(request)

@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 BIN = Path(sys.executable).parent
 READY_WITHIN_S = 240.0
@@ -194,10 +194,13 @@ class LocalCluster:
 
     def _start(self, name: str, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         log = self._stack.enter_context((self.folder / f"{name}.log").open("wb"))
-        command = [str(BIN / program), *arguments]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
+        process = self._launch(program, arguments, log)
         self.processes[name] = process
         return process
+
+    def _launch(self, program: str, arguments: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        command = [str(BIN / program), *arguments]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment)
 
     def _await(self, look: Callable[[], Any], failure: str) -> Any:
         """What `look` returns, once that is true. Fails early if one of the programs has ended."""

@@ -43,7 +43,8 @@ def main() -> None:
 def demo(cluster: LocalCluster, prompt: str, max_tokens: int) -> None:
     """Start everything, generate, show who did it."""
     say("starting a coordinator")
-    url = cluster.start_coordinator()
+    # the model fits on one worker; it is spread so that there is something to see
+    url = cluster.start_coordinator("--placement", "spread")
     say(f"starting {N_WORKERS} workers; they join {url} with the secret that it made")
     for i in range(N_WORKERS):
         cluster.start_worker(f"worker-{i + 1}")

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from protocol.control_messages import DeviceReport, Heartbeat, Leaving, SpanStatus
 from protocol.errors import BrigadeError, LeaseError, ModelLoadingError
-from protocol.messages import CloseSession
+from protocol.messages import CloseSession, SessionOpened, Step
 from protocol.rest import AddModelRequest, ClusterStatus, ModelInfo, RouteRequest, WorkerInfo
 from protocol.tickets import Ticket
 
@@ -32,6 +33,17 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         RouteRequest: ("continues", "failure", "wait_s"),
         Ticket: ("continues",),
         WorkerInfo: ("version",),
+    },
+    2: {
+        Leaving: ("serves_on_s",),
+        DeviceReport: ("quantization",),
+        Heartbeat: ("hop_p50_s", "hop_p99_s", "links"),
+        SpanStatus: ("note",),
+        RouteRequest: ("prefix", "speculate"),
+        SessionOpened: ("n_cached",),
+        Step: ("drafts", "group"),
+        Ticket: ("n_hops", "prefix", "speculates"),
+        WorkerInfo: ("hop_p50_s", "hop_p99_s", "links", "round_trips_s"),
     },
 }
 """By minor version: the fields that it added."""
@@ -73,12 +85,22 @@ def answer_understood_by(value: Any, version: str) -> Any:
             return value
 
 
+def has_field(version: str, kind: type[msgspec.Struct], name: str) -> bool:
+    """Whether who speaks `version` knows this field of `kind`."""
+    return name not in _newer(kind, version)
+
+
 def error_understood_by(error: BrigadeError, version: str) -> BrigadeError:
     """The error or, where `version` doesn't have it, the older one that it is a kind of."""
     minor, kind = _minor(version), type(error)
     while any(kind in kinds for added, kinds in ADDED_ERRORS.items() if added > minor):
         kind = kind.__bases__[0]
     return error if kind is type(error) else kind(error.message, retry_after_s=error.retry_after_s)
+
+
+def knows(kind: type[msgspec.Struct], field: str, version: str) -> bool:
+    """Whether who speaks `version` has this field of a message, so that what it says can be relied on."""
+    return field not in _newer(kind, version)
 
 
 def _newer(kind: type[msgspec.Struct], version: str) -> frozenset[str]:

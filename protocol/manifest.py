@@ -60,7 +60,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kv_elements_per_token: int
     """Elements (not bytes) of keys and values together that one token needs in one block."""
     weights_dtype: str
-    """dtype that most weights are stored in, torch's name without the prefix (`float32`, `bfloat16`)."""
+    """dtype that most weights are stored in: torch's name without the prefix (`float32`, `bfloat16`), or GGUF's of
+    an encoding (`q4_1`)."""
     is_chat: bool
     """Whether the model's tokenizer files hold a chat template."""
     blocks: tuple[ModelFile, ...]

@@ -1,4 +1,4 @@
-"""Every message that travels on a socket, filed by receiver; HTTP bodies are in `protocol.rest`.
+"""Every message of the data plane, filed by receiver, and what the other planes share with it.
 
 Frozen, tagged structs; the unions at the end are closed, so a `match` over them is checked for completeness.
 Ranges and limits that can be said of a value alone are checked here, when it comes off the wire too.
@@ -12,9 +12,9 @@ from typing import Literal
 import msgspec
 
 from protocol.errors import ErrorBody
-from protocol.ids import BlockRange, FileHash, ModelName, Revision, SessionId, WorkerId
+from protocol.ids import SessionId, WorkerId
 
-PROTOCOL_VERSION = "1.1"
+PROTOCOL_VERSION = "1.2"
 """Major.minor. Sides of different majors refuse each other; what a minor may change: `protocol.compatibility`."""
 
 STEP_CREDIT = 4
@@ -22,15 +22,17 @@ STEP_CREDIT = 4
 
 MAX_STOP_TOKEN_IDS = 64
 
+MAX_DRAFTS = 16
+"""Guessed tokens in one step: with more than that a round on the slowest link is hardly worth more."""
+
 MIN_TEMPERATURE = 1e-3
 """Below it logits overflow float32, and sampling is greedy in all but name."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Precision = Literal["float32", "bfloat16", "float16"]
-SpanState = Literal["downloading", "loading", "ready", "failed"]
-WorkerState = Literal[
-    "enrolling", "idle", "downloading", "loading", "ready", "draining", "suspect", "lost", "gone", "quarantined"
-]
+Quantization = Literal["int8", "int4"]
+WeightFormat = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+"""What weights are held in: a precision, or codes of fewer bits."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"{len(self.stop_token_ids)} stop tokens; at most {MAX_STOP_TOKEN_IDS}")
 
 
+class SharedPrefix(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session's text has in common with an earlier one's, whose cache may still be there. Since 1.2."""
+
+    session_id: SessionId
+    """The earlier session, which has ended."""
+    n_positions: int
+    """The first so many tokens of the prompt are that session's, and were run in it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is nothing in common. ValueError: msgspec reports it as invalid."""
+        if not 1 <= self.n_positions < 2**31:
+            raise ValueError(f"{self.n_positions} positions in common; at least 1")
+
+
 # ------------------------------------------------------------------ data plane: to a worker
 
 
@@ -87,10 +103,11 @@ class AttachTail(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
     sampling: SamplingParams
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):
     """Tokens [position, position + n_tokens) of a session. Payload: token ids (int32) or hidden states.
 
     Hidden states are (n_tokens, hidden_size) in `dtype`. `is_last` marks the chunk whose last position is sampled.
+    The session's next step begins where this one ends, or at any position of `drafts`: the first that didn't hold.
     """
 
     session_id: SessionId
@@ -98,11 +115,19 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     n_tokens: int
     dtype: Literal["int32", "float32", "bfloat16", "float16"]
     is_last: bool
+    drafts: tuple[int, ...] = ()
+    """The tokens at the last positions, which the head has guessed and the tail verifies. Since 1.2."""
+    group: int = 0
+    """Not 0: the hidden states are int8 codes, each so many with a scale, which follow as float32. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that no session can have. ValueError: msgspec reports it as invalid."""
         if not 0 <= self.position < 2**31 or not 1 <= self.n_tokens < 2**31:
             raise ValueError(f"a step of {self.n_tokens} tokens at position {self.position}")
+        if self.group not in (0, 16, 32, 64) or (self.group and self.dtype == "int32"):
+            raise ValueError(f"{self.dtype} in groups of {self.group}; hidden states come in 16, 32 or 64")
+        if self.drafts and (len(self.drafts) >= min(self.n_tokens, MAX_DRAFTS + 1) or not self.is_last):
+            raise ValueError(f"{len(self.drafts)} drafts in a step of {self.n_tokens} tokens; at most {MAX_DRAFTS}")
 
 
 class FeedToken(msgspec.Struct, frozen=True, kw_only=True, tag="feed"):
@@ -125,10 +150,13 @@ class CloseSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 # ------------------------------------------------------------------ data plane: back to who opened
 
 
-class SessionOpened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
+class SessionOpened(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="opened"):
     """The session is reserved here and on every later hop."""
 
     session_id: SessionId
+    n_cached: int = 0
+    """Positions that are here already, from an earlier session: steps may begin after them, or anywhere before.
+    Where the first one begins, what is here ends. Since 1.2."""
 
 
 class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
@@ -160,128 +188,6 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
     finish_reason: FinishReason | None = None
 
 
-# ------------------------------------------------------------------ control socket: to the coordinator
-
-
-class SpanStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker says of one assigned span."""
-
-    model: ModelName
-    revision: Revision
-    blocks: BlockRange
-    state: SpanState
-    reason: str
-    """Why it is in this state and what happens next, for people; empty when ready."""
-    progress: float = 0.0
-    """Share of the state's work that is done, 0 to 1."""
-
-
-class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker measured of itself when it joined."""
-
-    device: str
-    """torch's name of the device: cpu, cuda:0, mps."""
-    precision: Precision
-    n_threads: int
-    memory_bytes: int
-    """Most bytes that weights and KV may take here together."""
-    bandwidth_bytes_per_s: float
-    """Streaming reads of weights: what bounds decode."""
-    flops_per_s: float
-    """Matrix products at `precision`: what bounds prefill."""
-
-
-class Announce(msgspec.Struct, frozen=True, kw_only=True, tag="announce"):
-    """First message of a control socket: who I am, where I listen, what I have, what was asked of me here."""
-
-    url: str
-    """Where others reach this worker's data plane, https://host:port."""
-    hostname: str
-    version: str
-    device: DeviceReport
-    epoch: int
-    """Epoch of the assignment that the spans below come from; 0 if none."""
-    spans: tuple[SpanStatus, ...]
-    files: tuple[FileHash, ...]
-    pinned_model: ModelName | None = None
-    pinned_blocks: BlockRange | None = None
-    """Blocks that the operator fixed by `worker join --blocks`."""
-
-
-class SpanReport(msgspec.Struct, frozen=True, kw_only=True, tag="spans"):
-    """The spans' states changed. Of a stale epoch: ignored."""
-
-    epoch: int
-    spans: tuple[SpanStatus, ...]
-
-
-class FilesHeld(msgspec.Struct, frozen=True, kw_only=True, tag="files"):
-    """Model files that this worker can now serve to others, all of them."""
-
-    files: tuple[FileHash, ...]
-
-
-class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
-    """Every `HEARTBEAT_S`: how loaded the worker is. Times are 0.0 until measured."""
-
-    n_sessions: int
-    n_queued: int
-    free_kv_bytes: int
-    decode_s_per_block: float
-    """Measured seconds that one token takes in one block."""
-    prefill_s_per_token_block: float
-    round_trips_s: dict[WorkerId, float] = {}
-
-
-class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
-    """From the tail, when a generation is over: what it used."""
-
-    session_id: SessionId
-    n_prompt_tokens: int
-    n_completion_tokens: int
-    outcome: Literal["stop", "length", "cancelled", "failed", "deadline"]
-
-
-class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag="leaving"):
-    """The worker drains (no new sessions, please) and then goes."""
-
-    reason: str
-
-
-# ------------------------------------------------------------------ control socket: to a worker
-
-
-class SpanAssignment(msgspec.Struct, frozen=True, kw_only=True):
-    """A range of blocks that a worker is to hold."""
-
-    model: ModelName
-    revision: Revision
-    blocks: BlockRange
-
-
-class Assign(msgspec.Struct, frozen=True, kw_only=True, tag="assign"):
-    """Hold exactly these spans. Replaces every assignment of a lower epoch."""
-
-    epoch: int
-    spans: tuple[SpanAssignment, ...]
-    reason: str
-
-
-class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
-    """Finish what runs, take nothing new, then leave."""
-
-    reason: str
-
-
-class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
-    """The coordinator closes this control socket; `error` says why and whether to come back."""
-
-    error: ErrorBody
-
-
-HEARTBEAT_S = 1.0
-"""How often a worker says `Heartbeat`."""
-
 ToWorker = OpenSession | AttachTail | Step | FeedToken | CloseSession
 """Data plane, in the direction of the ring."""
 
@@ -289,6 +195,3 @@ Backward = SessionOpened | Credit | SessionEnded | Token
 """Data plane, back to who opened the session."""
 
 DataMessage = ToWorker | Backward
-
-WorkerToCoordinator = Announce | SpanReport | FilesHeld | Heartbeat | GenerationReport | Leaving
-CoordinatorToWorker = Assign | Drain | Dismiss

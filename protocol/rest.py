@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from protocol.control_messages import LinkReport, SpanStatus, WorkerState
 from protocol.errors import ErrorBody
 from protocol.ids import (
     BlockRange,
@@ -22,7 +23,7 @@ from protocol.ids import (
     SessionId,
     WorkerId,
 )
-from protocol.messages import Precision, SpanStatus, WorkerState
+from protocol.messages import Precision, SharedPrefix
 
 KeyKind = Literal["client", "admin"]
 MAX_ROUTE_WAIT_S = 30.0
@@ -116,6 +117,11 @@ class RouteRequest(_Request, frozen=True, kw_only=True):
     """How that session failed."""
     wait_s: float = 0.0
     """How long the answer may wait for a route, if there is none yet."""
+    speculate: bool = True
+    """Whether the workers may guess tokens ahead where it pays; the tokens are the same either way. Since 1.2."""
+    prefix: SharedPrefix | None = None
+    """What the prompt shares with an earlier session of the same key: a route over its workers needn't run that
+    again. Passed over if there is no such session. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse counts that no generation can have. ValueError: msgspec reports it as invalid."""
@@ -172,6 +178,12 @@ class WorkerInfo(Body, frozen=True, kw_only=True):
     version: str = ""
     """Of Brigade, as the worker says; empty until it has."""
     pinned_blocks: BlockRange | None = None
+    hop_p50_s: float = 0.0
+    """From a token's arrival there to its being handed on: the middle of the latest ones. Since 1.2."""
+    hop_p99_s: float = 0.0
+    round_trips_s: dict[WorkerId, float] = {}
+    """To the workers that it has connections to."""
+    links: dict[WorkerId, LinkReport] = {}
 
 
 class ClusterStatus(Body, frozen=True, kw_only=True):

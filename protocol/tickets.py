@@ -22,6 +22,7 @@ from itsdangerous import BadSignature, Signer
 
 from protocol.errors import UnauthenticatedError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
+from protocol.messages import SharedPrefix
 
 MAX_TOKEN_CHARS = 8192
 
@@ -63,6 +64,12 @@ class Ticket(Claims, frozen=True, kw_only=True, tag="route-ticket"):
     """Most positions, prompt and answer together, that may be run."""
     continues: SessionId | None = None
     """A failed session of the same client whose cached positions this one may take over, as far as they match."""
+    prefix: SharedPrefix | None = None
+    """What of an earlier session of the same key this one may copy. Since 1.2."""
+    n_hops: int = 1
+    """Hops of the route: workers form so many groups of sessions, so that all of them are busy."""
+    speculates: bool = False
+    """Whether the head may guess tokens ahead: all hops know how to go back, and the client didn't refuse it."""
 
 
 class AttachTicket(Claims, frozen=True, kw_only=True, tag="attach-ticket"):

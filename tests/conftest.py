@@ -1,5 +1,50 @@
-"""Fixtures for all tests."""
+"""Fixtures and hooks for all tests."""
 
+from __future__ import annotations
+
+import gc
+
+import pytest
+import structlog
+from xdist.remote import Producer
+
+from tests.support import scheduling
 from tests.support.postgres import database_url, postgres_server
 
 __all__ = ["database_url", "postgres_server"]
+
+
+def pytest_configure() -> None:
+    """Have what is logged of an exception be Python's own traceback.
+
+    structlog's default paints source code and variables of each frame, which takes longer than what is tested.
+    """
+    structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, after pytest-randomly has shuffled."""
+    scheduling.put_long_ones_first(items)
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported by now out of every later garbage collection.
+
+    torch, transformers and the tests are a million objects that live until the end, and a worker that loads blocks
+    collects garbage, which would walk through all of them every time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `--numprocesses auto` means."""
+    return scheduling.processes()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> scheduling.OrderedScheduling | None:
+    """What `--dist loadfile` means."""
+    return scheduling.OrderedScheduling(config, log) if config.getvalue("dist") == "loadfile" else None

@@ -22,7 +22,7 @@ _FLUSH_S = 2.0
 class RunningWorker:
     """A worker that has enrolled and serves. Made by `running`."""
 
-    def __init__(self, parts: Parts, departure: Departure, drain_s: float) -> None:
+    def __init__(self, parts: Parts, departure: Departure, config: WorkerConfig) -> None:
         self.worker_id = parts.identity.worker_id
         self.url = parts.address.url
         self.port = int(parts.address.bound.getsockname()[1])
@@ -32,17 +32,32 @@ class RunningWorker:
         self.uplink = parts.uplink
         self.departure = departure
         """Whoever owns the worker waits for `departure.asked` and then ends `running`."""
-        self._drain_s = drain_s
+        self._drain_s = config.drain_s
+        self._handover_s = config.handover_s
         self._is_drained = False
 
     async def drain(self) -> None:
-        """Say that the worker leaves, refuse new sessions, wait for the running ones, report them. Idempotent."""
+        """Say that the worker leaves; once others can stand in, refuse new sessions, wait for the running ones.
+
+        Idempotent.
+        """
         if self._is_drained:
             return
         self._is_drained = True
-        await self.uplink.leave(self.departure.reason)
+        serves_on_s = 0.0 if self.departure.is_released.is_set() else self._handover_s
+        if await self.uplink.leave(self.departure.reason, serves_on_s):
+            await self._handed_over()
         await self._end_sessions()
         await self.uplink.flush(_FLUSH_S)
+
+    async def _handed_over(self) -> None:
+        """Serve on until the coordinator says that others do, is gone, or there is a hurry; for a while at most."""
+        enough = (self.departure.is_released, self.departure.is_urgent, self.uplink.disconnected)
+        async with asyncio.TaskGroup() as tasks:
+            waits = [tasks.create_task(event.wait(), name="handover") for event in enough]
+            await asyncio.wait(waits, timeout=self._handover_s, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     async def _end_sessions(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -66,6 +81,8 @@ class Departure:
         self.asked = asyncio.Event()
         self.is_urgent = asyncio.Event()
         """Set: sessions are ended instead of waited for."""
+        self.is_released = asyncio.Event()
+        """Set: the coordinator sends nobody here any more."""
         self.reason = "the worker was stopped"
 
     def ask(self, reason: str) -> None:
@@ -73,6 +90,11 @@ class Departure:
         if not self.asked.is_set():
             self.reason = reason
             self.asked.set()
+
+    def release(self, reason: str) -> None:
+        """The coordinator's word: leave, if that wasn't asked for yet, and take nothing new."""
+        self.ask(reason)
+        self.is_released.set()
 
     def hurry(self) -> None:
         """Let it be at once."""
@@ -102,11 +124,11 @@ async def running(
         BrigadeError: later, what made the worker end: the coordinator's dismissal, the engine's death.
     """
     departure = Departure()
-    around = Surroundings(config=config, tell=tell, clock=clock, on_drain=departure.ask)
+    around = Surroundings(config=config, tell=tell, clock=clock, on_drain=departure.release)
     try:
         async with AsyncExitStack() as stack:
             parts = await assembled(around, stack)
-            worker = RunningWorker(parts, departure, config.drain_s)
+            worker = RunningWorker(parts, departure, config)
             async with asyncio.TaskGroup() as tasks:
                 loops = [
                     tasks.create_task(parts.engine.watch(), name="engine-watch"),

@@ -15,20 +15,29 @@ import torch
 from aiohttp import web
 
 from protocol.codec import MAX_BODY_BYTES
-from protocol.messages import Announce, DeviceReport, Heartbeat, Precision
+from protocol.control_messages import Announce, DeviceReport, Heartbeat
+from protocol.messages import Precision, Quantization
 from protocol.version import program_version
 from worker import duties
 from worker.config import WorkerConfig
-from worker.device import DeviceProfile, chosen_precision, fallback_warning, find_device, measure_device
+from worker.device import (
+    DeviceProfile,
+    chosen_precision,
+    chosen_quantization,
+    fallback_warning,
+    find_device,
+    measure_device,
+)
 from worker.downloads import Downloader
+from worker.duties import KeeperLimits
 from worker.engine import Engine
-from worker.enrolment import CredentialsHolder, enrol
+from worker.enrolment import CredentialsHolder, enrol, waited_for
 from worker.fetching import Fetching
 from worker.file_server import FileServer
 from worker.files import FileCache
 from worker.holdings import Holdings
 from worker.identity import Identity, load_identity, opened_state
-from worker.keeper import Keeper, KeeperLimits
+from worker.keeper import Keeper
 from worker.model_folders import ModelFolders
 from worker.server import DataPlane
 from worker.site import Site, bound_socket, errors_to_answers, facing_address, url_of
@@ -58,6 +67,7 @@ class Machine:
     profile: DeviceProfile
     precision: Precision
     memory_bytes: int
+    quantization: Quantization | None = None
 
     def report(self) -> DeviceReport:
         """What the coordinator is told of it."""
@@ -69,6 +79,7 @@ class Machine:
             memory_bytes=self.memory_bytes,
             bandwidth_bytes_per_s=speed.decode_bytes_per_s,
             flops_per_s=speed.prefill_flops_per_s,
+            quantization=self.quantization,
         )
 
 
@@ -104,13 +115,14 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     stack.enter_context(opened_state(config.state))
     identity = await asyncio.to_thread(load_identity, config.state)
     cache = await asyncio.to_thread(FileCache, config.state / "cache", limit_bytes=config.cache_bytes)
-    address = await _address(config, stack)
+    address = await _address(around, stack)
     machine = await asyncio.to_thread(_measured, config)
     if warning := await asyncio.to_thread(fallback_warning, config.device):
         around.tell(warning)
     around.tell(f"worker {identity.worker_id}: enrolling at {', '.join(config.coordinator_urls)}")
     renew = partial(enrol, identity, config.coordinator_urls, config.secret, around.clock)
-    credentials = CredentialsHolder(await renew(), config.coordinator_urls)
+    first = await waited_for(renew, at_most_s=config.join_timeout_s, tell=around.tell)
+    credentials = CredentialsHolder(first, config.coordinator_urls)
     around.tell(f"enrolled at {credentials.current.coordinator_url}; others reach this worker at {address.url}")
 
     holdings = Holdings()
@@ -131,6 +143,7 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
         config.chunk_tokens,
         uplink.report_generation,
         around.clock,
+        wire=config.wire,
     )
     await stack.enter_async_context(data_plane)
     await stack.enter_async_context(Site(_application(data_plane, cache), address.bound, credentials))
@@ -161,8 +174,11 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     )
 
 
-async def _address(config: WorkerConfig, stack: AsyncExitStack) -> Address:
-    facing = await facing_address(config.coordinator_urls)
+async def _address(around: Surroundings, stack: AsyncExitStack) -> Address:
+    config = around.config
+    facing = await waited_for(
+        partial(facing_address, config.coordinator_urls), at_most_s=config.join_timeout_s, tell=around.tell
+    )
     bound = stack.enter_context(bound_socket(config.listen_host or facing, config.listen_port))
     return Address(bound=bound, url=(config.advertise_url or url_of(bound, facing)).rstrip("/"))
 
@@ -174,7 +190,12 @@ def _measured(config: WorkerConfig) -> Machine:
         torch.set_num_threads(config.n_threads)  # this thread's: the engine's sets its own
     profile = measure_device(device)
     memory = config.memory_bytes or duties.default_memory_bytes(profile.free_memory_bytes)
-    return Machine(profile=profile, precision=chosen_precision(config.precision, profile), memory_bytes=memory)
+    return Machine(
+        profile=profile,
+        precision=chosen_precision(config.precision, profile),
+        memory_bytes=memory,
+        quantization=chosen_quantization(config.precision),
+    )
 
 
 def _engine(config: WorkerConfig, machine: Machine) -> Engine:
@@ -188,6 +209,7 @@ def _limits(config: WorkerConfig, machine: Machine) -> KeeperLimits:
         memory_bytes=machine.memory_bytes,
         kv_memory_bytes=config.kv_memory_bytes,
         drain_s=config.drain_s,
+        quantization=machine.quantization,
     )
 
 
@@ -219,6 +241,7 @@ def _announce(config: WorkerConfig, url: str, machine: Machine, holdings: Holdin
 
 def _heartbeat(engine: Engine, data_plane: DataPlane) -> Heartbeat:
     stats = engine.stats()
+    hop_p50_s, hop_p99_s = data_plane.hop_quantiles_s(0.5, 0.99)
     return Heartbeat(
         n_sessions=stats.n_sessions,
         n_queued=stats.n_waiting_sessions,
@@ -226,4 +249,7 @@ def _heartbeat(engine: Engine, data_plane: DataPlane) -> Heartbeat:
         decode_s_per_block=stats.decode_s_per_block,
         prefill_s_per_token_block=stats.prefill_s_per_token_per_block,
         round_trips_s=data_plane.round_trips_s,
+        hop_p50_s=hop_p50_s,
+        hop_p99_s=hop_p99_s,
+        links=data_plane.links,
     )

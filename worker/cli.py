@@ -20,7 +20,8 @@ from worker.cli_doctor import doctor
 from worker.config import WorkerConfig, listed_urls, listen_address, size_from_text
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
-_PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+_WIRES = ("auto", "exact", "int8")
 
 app = typer.Typer(
     name="worker",
@@ -97,7 +98,8 @@ def join(
     precision: Annotated[
         str,
         typer.Option(
-            help="auto, float32, bfloat16 or float16. auto: bfloat16, or float32 if that is clearly faster here."
+            help="auto, float32, bfloat16, float16, int8 or int4. auto: bfloat16, or float32 if that is clearly "
+            "faster here. int8 and int4 (CPU only) hold weights in fewer bits, and compute in bfloat16."
         ),
     ] = "auto",
     threads: Annotated[
@@ -134,12 +136,29 @@ def join(
             show_default=False,
         ),
     ] = None,
+    wire: Annotated[
+        str,
+        typer.Option(
+            help="How activations go to the next worker. exact: as computed. int8: in half the bytes or less, and "
+            "not quite the same. auto: exact, but prompts in bfloat16 and float16 as int8 over links that are "
+            "measured to be slow."
+        ),
+    ] = "auto",
     chunk_tokens: Annotated[int, typer.Option(help="Most prompt tokens that are run at a time.")] = 128,
+    join_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to wait for a coordinator that can't be reached, then end with code 3. Else for ever.",
+            min=0.0,
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more, on standard error.")] = False,
 ) -> None:
     """Join the coordinator at URL, and serve blocks of its models until stopped.
 
-    Ctrl-C or SIGTERM: running generations may end (30 s), then the worker leaves. A second time: at once.
+    Ctrl-C or SIGTERM: others who can load its blocks first (10 s at most), running generations end (30 s), then the
+    worker leaves. A second time: at once.
     """
     if secret is not None:
         print("warning: --secret shows in `ps`; better set BRIGADE_SECRET or use --secret-file", file=sys.stderr)
@@ -161,6 +180,8 @@ def join(
         pinned_model=checked_model_name(model) if model is not None else None,
         pinned_blocks=block_range_from_text(blocks) if blocks is not None else None,
         chunk_tokens=chunk_tokens,
+        wire=_one_of(wire, _WIRES, "--wire"),
+        join_timeout_s=join_timeout,
     )
     configure_logs("worker", is_verbose=verbose)
     with asyncio.Runner(loop_factory=_event_loop()) as runner:

@@ -18,6 +18,7 @@ from protocol.ids import BlockRange, ModelName
 
 if TYPE_CHECKING:  # `worker --help` needs no torch
     from worker.device import DeviceChoice, PrecisionChoice
+    from worker.wire import WireChoice
 
 MAX_SECRET_FILE_BYTES = 65_536
 MAX_CHUNK_TOKENS = 8192
@@ -48,7 +49,13 @@ class WorkerConfig:
     pinned_model: ModelName | None = None
     pinned_blocks: BlockRange | None = None
     chunk_tokens: int = 128
+    wire: WireChoice = "auto"
+    """How hidden states go to the next worker."""
     drain_s: float = 30.0
+    handover_s: float = 10.0
+    """A worker that is stopped takes new sessions for so long at most, until others have its blocks."""
+    join_timeout_s: float | None = None
+    """How long a coordinator may be away when the worker starts; None: as long as it takes."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without touching anything.

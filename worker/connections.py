@@ -21,6 +21,8 @@ from protocol.errors import BrigadeError, HopLostError, OverloadedError, Protoco
 from protocol.frames import Frame, decode_frame, encode_frame
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import PROTOCOL_VERSION, DataMessage, Token
+from worker.link_meter import BIG_FRAME_BYTES, LinkMeter
+from worker.wire import WireChoice
 
 log = structlog.get_logger(__name__)
 
@@ -31,13 +33,8 @@ CLOSE_S = 2.0
 MAX_QUEUED_TOKENS = 1024
 MAX_QUEUED_MESSAGES = 2 * MAX_QUEUED_TOKENS
 """Room beyond the tokens for what ends sessions; who lets that fill up too reads nothing at all."""
-MAX_DIRECT_BYTES = 64 * 1024
+MAX_DIRECT_BYTES = BIG_FRAME_BYTES
 """What the transport's buffer takes without making the writer wait."""
-
-_MEASURING = b"round trip"
-"""What our own pings carry; aiohttp's carry nothing."""
-_NEW_WEIGHT = 0.2
-"""Of a new round trip in the average: the last ten or so count."""
 
 Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
@@ -54,25 +51,32 @@ class Connection:
     """A WebSocket and who is at its other end. `run` has to be awaited by whoever owns it."""
 
     def __init__(
-        self, socket: Socket, *, peer: WorkerId | None, label: str, version: str = PROTOCOL_VERSION
+        self,
+        socket: Socket,
+        *,
+        peer: WorkerId | None,
+        label: str,
+        version: str = PROTOCOL_VERSION,
+        wire: WireChoice = "exact",
     ) -> None:
         self.peer = peer
         """The worker that verified itself; None for a client."""
         self.label = label
+        self.version = version
+        """That the peer speaks."""
+        self.wire = wire
+        """How hidden states may go to it."""
         self.users: dict[SessionId, ConnectionUser] = {}
         self.idle_since_s: float = asyncio.get_running_loop().time()
         self.is_closed = False
-        self.round_trip_s: float | None = None
-        """Smoothed; None until measured."""
+        self.meter = LinkMeter()
         self._socket = socket
-        self._version = version
         self._outbox: deque[bytes] = deque()
         self._wake_writer: asyncio.Event = asyncio.Event()
         self._is_written = asyncio.Event()
         """Set while nothing waits in the outbox."""
         self._is_written.set()
         self._wants_ping = False
-        self._pinged_at_s: float | None = None
         self._reader: asyncio.Task[None] | None = None
         self._is_aborted = False
         self._close_code = aiohttp.WSCloseCode.OK
@@ -109,8 +113,10 @@ class Connection:
         if self._outbox or len(payload) > MAX_DIRECT_BYTES:
             self._queue(self._encoded(message, payload))
             return
+        frame = self._encoded(message, payload)
+        self.meter.n_bytes_sent += len(frame)
         try:
-            await self._socket.send_bytes(self._encoded(message, payload))
+            await self._socket.send_bytes(frame)
         except ConnectionError as exc:
             raise HopLostError(f"the connection to {self.label} was lost") from exc
 
@@ -141,7 +147,7 @@ class Connection:
 
         Only for sockets that leave pongs to their reader (`autoping=False`).
         """
-        if self._pinged_at_s is None and not self._outbox and not self.is_closed:
+        if not self.meter.is_pinging and not self._outbox and not self.is_closed:
             self._wants_ping = True
             self._wake_writer.set()
 
@@ -172,8 +178,8 @@ class Connection:
 
     def _encoded(self, message: DataMessage, payload: bytes | memoryview = b"") -> bytes:
         """The frame as the peer's version has it."""
-        if self._version != PROTOCOL_VERSION:
-            message = understood_by(message, self._version)
+        if self.version != PROTOCOL_VERSION:
+            message = understood_by(message, self.version)
         return encode_frame(message, payload)
 
     def _queue(self, frame: bytes) -> None:
@@ -210,32 +216,27 @@ class Connection:
                 case aiohttp.WSMsgType.PING:
                     await self._socket.pong(message.data)
                 case aiohttp.WSMsgType.PONG:
-                    self._take_pong(message.data)
+                    self.meter.answered(message.data, asyncio.get_running_loop().time())
                 case _:
                     break
             message = await self._socket.receive()
         if message.type is aiohttp.WSMsgType.TEXT:
             raise ProtocolError("a text message; the data plane speaks binary frames")
 
-    def _take_pong(self, data: bytes) -> None:
-        if data != _MEASURING or self._pinged_at_s is None:
-            return
-        measured_s = asyncio.get_running_loop().time() - self._pinged_at_s
-        self._pinged_at_s = None
-        average_s = self.round_trip_s if self.round_trip_s is not None else measured_s
-        self.round_trip_s = average_s + _NEW_WEIGHT * (measured_s - average_s)
-
     async def _write(self) -> None:
+        now_s = asyncio.get_running_loop().time
         try:
             while True:
                 await self._wake_writer.wait()
                 self._wake_writer.clear()
                 if self._wants_ping:
                     self._wants_ping = False
-                    self._pinged_at_s = asyncio.get_running_loop().time()
-                    await self._socket.ping(_MEASURING)
+                    await self._socket.ping(self.meter.round_trip_begins(now_s()))
                 while self._outbox:
-                    await self._socket.send_bytes(self._outbox.popleft())
+                    frame, began_s = self._outbox.popleft(), now_s()
+                    await self._socket.send_bytes(frame)
+                    if (ping := self.meter.sent(len(frame), began_s, now_s())) is not None:
+                        await self._socket.ping(ping)
                 self._is_written.set()
         except ConnectionError:
             self.abort()

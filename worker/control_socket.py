@@ -7,7 +7,8 @@ import asyncio
 import aiohttp
 
 from protocol.codec import MAX_CONTROL_BYTES, decode_message
-from protocol.compatibility import VERSION_HEADER
+from protocol.compatibility import VERSION_HEADER, spoken_version
+from protocol.control_messages import CoordinatorToWorker
 from protocol.errors import (
     BrigadeError,
     ConflictError,
@@ -17,7 +18,7 @@ from protocol.errors import (
     UnauthenticatedError,
     UnreachableError,
 )
-from protocol.messages import PROTOCOL_VERSION, CoordinatorToWorker
+from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import COORDINATOR_NAME
 from worker.enrolment import Credentials
 
@@ -59,6 +60,11 @@ async def opened_socket(
         raise UnreachableError(
             f"{credentials.coordinator_url} can't be reached: {str(exc) or 'no answer'}"
         ) from exc
+
+
+def spoken_by(socket: aiohttp.ClientWebSocketResponse) -> str:
+    """The protocol version of the coordinator at the other end, as it says."""
+    return spoken_version(socket._response.headers)  # noqa: SLF001 - aiohttp has no public way to them
 
 
 async def received_order(socket: aiohttp.ClientWebSocketResponse) -> CoordinatorToWorker:

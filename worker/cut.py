@@ -57,20 +57,16 @@ def cut_modules(model: PreTrainedModel, kept: BlockRange) -> None:
     for owner, name, module in _modules_outside(model, blocks):
         if module is kept_embedding or (is_first if module in before else is_last):
             continue
-        setattr(owner, name, NoEmbedding() if isinstance(module, nn.Embedding) else PassThrough())
+        setattr(owner, name, NoEmbedding() if hasattr(module, "num_embeddings") else PassThrough())
     setattr(parent, leaf, blocks[kept.start : kept.end])
     _renumber(getattr(parent, leaf), kept.start)
-    _forget_lost_ties(model)
+    forget_lost_ties(model)
 
 
 def cut_config(model: PreTrainedModel, kept: BlockRange) -> None:
     """Shorten every per-block list of every config in the model, and the number of blocks."""
-    seen: dict[int, PreTrainedConfig] = {}
-    for module in model.modules():
-        if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
-            seen[id(config)] = config
     n_blocks = model.config.num_hidden_layers
-    for config in seen.values():
+    for config in configs_of(model):
         if getattr(config, "num_hidden_layers", None) != n_blocks:
             continue  # of another part of the model
         for name, value in list(vars(config).items()):
@@ -78,6 +74,24 @@ def cut_config(model: PreTrainedModel, kept: BlockRange) -> None:
             if isinstance(value, list) and len(value) == n_blocks:
                 setattr(config, name, value[kept.start : kept.end])
         config.num_hidden_layers = len(kept)
+
+
+def free_embedding(model: PreTrainedModel) -> None:
+    """Let go of the embedding of a stage that isn't the first: the head was tied to it, and nothing calls it."""
+    embedding = model.get_input_embeddings()
+    for owner in list(model.modules()):
+        for name, child in list(owner.named_children()):
+            if child is embedding and not isinstance(child, NoEmbedding):
+                setattr(owner, name, NoEmbedding())
+
+
+def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Every config in the model, the model's own first."""
+    seen: dict[int, PreTrainedConfig] = {}
+    for module in model.modules():
+        if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+            seen[id(config)] = config
+    return list(seen.values())
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
@@ -97,6 +111,13 @@ def find_blocks(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
 def takes_position_ids(model: nn.Module) -> bool:
     """Whether the model's forward has to be told the positions (BLOOM works them out from its cache)."""
     return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def rotates_by_longest(model: nn.Module) -> bool:
+    """Whether rotary frequencies follow the largest position of a forward (transformers' `dynamic_rope_update`)."""
+    found = [getattr(module, "rope_type", None) for module in model.modules()]
+    kinds = {kind for one in found for kind in (one.values() if isinstance(one, dict) else [one])}
+    return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in kinds)
 
 
 def _modules_outside(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -150,7 +171,7 @@ def _renumber(blocks: nn.ModuleList, start: int) -> None:
             setattr(module, "layer_idx", index - start)  # noqa: B010 - no declared attribute of a Module
 
 
-def _forget_lost_ties(model: PreTrainedModel) -> None:
+def forget_lost_ties(model: PreTrainedModel) -> None:
     """Drop ties whose two ends aren't both there any more: loading would look for them."""
     there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     model.all_tied_weights_keys = {

@@ -12,13 +12,13 @@ import structlog
 import torch
 
 from protocol.errors import ConfigError
-from protocol.messages import Precision
+from protocol.messages import Precision, Quantization
 from worker.hardware import Accelerator, TorchBuild, installed_accelerator, unused_because
 
 log = structlog.get_logger(__name__)
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
-PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 
 _STREAM_BYTES = 128 * 2**20
 """Well over any cache, so that reading it measures memory."""
@@ -127,9 +127,18 @@ def chosen_precision(choice: PrecisionChoice, profile: DeviceProfile) -> Precisi
     bfloat16 takes half the memory, and a choice between equals mustn't change from one start to the next. Faster is
     what takes less time for a typical answer: its decode steps count four times its prefill.
 
+    int8 and int4, which have to be asked for, compute in bfloat16: the kernels have no other fast one.
+
     Raises:
         ConfigError: the device can't do the one that was asked for.
     """
+    if choice == "int8" or choice == "int4":
+        if profile.device.type != "cpu" or "bfloat16" not in profile.speeds:
+            raise ConfigError(
+                f"--precision {choice} is for the CPU only so far; {profile.name} can do "
+                f"{', '.join(profile.speeds)}: say one of these, auto, or --device cpu"
+            )
+        return "bfloat16"
     if choice == "auto":
         if "bfloat16" not in profile.speeds:
             return "float32"
@@ -139,6 +148,11 @@ def chosen_precision(choice: PrecisionChoice, profile: DeviceProfile) -> Precisi
     if choice not in profile.speeds:
         raise ConfigError(f"--precision {choice}: {profile.name} can do {', '.join(profile.speeds)}, or say auto")
     return choice
+
+
+def chosen_quantization(choice: PrecisionChoice) -> Quantization | None:
+    """What weights are held in, if not in the precision that is computed in."""
+    return choice if choice == "int8" or choice == "int4" else None
 
 
 def free_memory_bytes(device: torch.device) -> int:

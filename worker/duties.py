@@ -8,18 +8,38 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, FileHash
 from protocol.manifest import Manifest, ModelFile
-from protocol.messages import Precision, SpanAssignment
+from protocol.messages import Precision, Quantization, WeightFormat
 from worker.steps import SpanKey
 
-BYTES_PER_ELEMENT: Mapping[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 RETIRE_AFTER_S = 3.0
 """How long a span serves on after its replacement is ready: routes made just before are about to be used."""
 _RESERVE_BYTES = 512 * 2**20
 """Memory that is left to the system and to the libraries' own buffers."""
 _KV_FLOOR_BYTES = 64 * 2**20
 """Least room for key-value caches, below which weights are taken not to fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperLimits:
+    """What the worker may use."""
+
+    precision: Precision
+    memory_bytes: int
+    kv_memory_bytes: int | None
+    drain_s: float
+    quantization: Quantization | None = None
+
+    @property
+    def held_as(self) -> WeightFormat:
+        """What weights are held in."""
+        return self.quantization or self.precision
+
+    def key(self, span: SpanAssignment) -> SpanKey:
+        """What the engine calls an assigned span."""
+        return span_key(span, self.precision, self.quantization)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +76,7 @@ class Situation:
     kv_memory_bytes: int | None
     now_s: float
     drain_s: float
+    quantization: Quantization | None = None
     retry_at_s: Mapping[SpanAssignment, float] = field(default_factory=dict)
     """Of spans that failed: when to try again."""
 
@@ -128,22 +149,15 @@ def next_duty(situation: Situation) -> Duty:
     return _wait(situation)
 
 
-def span_key(span: SpanAssignment, precision: Precision) -> SpanKey:
+def span_key(span: SpanAssignment, precision: Precision, quantization: Quantization | None = None) -> SpanKey:
     """What the engine calls the assigned span."""
-    return SpanKey(revision=span.revision, blocks=span.blocks, precision=precision)
+    return SpanKey(revision=span.revision, blocks=span.blocks, precision=precision, quantization=quantization)
 
 
 def span_files(manifest: Manifest, blocks: BlockRange) -> tuple[ModelFile, ...]:
     """Every file that holding these blocks takes: weights, config, tokenizer; each once."""
     files = (*manifest.weight_files(blocks), *manifest.auxiliary)
     return tuple({file.sha256: file for file in files}.values())
-
-
-def weight_bytes(manifest: Manifest, blocks: BlockRange, precision: Precision) -> int:
-    """Bytes that the weights of these blocks take in memory."""
-    per_element = BYTES_PER_ELEMENT[precision]
-    files = manifest.weight_files(blocks)
-    return sum(file.n_parameters * per_element or file.size_bytes for file in files)
 
 
 def default_memory_bytes(free_bytes: int) -> int:
@@ -204,7 +218,7 @@ def _load(situation: Situation) -> Duty | None:
     used = sum(loaded.weight_bytes for loaded in situation.loaded)
     for wanted in _due(situation):
         if wanted.files is not None and wanted.weight_bytes <= _free_bytes(situation, used):
-            key = span_key(wanted.span, situation.precision)
+            key = _key(wanted.span, situation)
             return Load(span=wanted.span, key=key, files=wanted.files)
     return None
 
@@ -231,9 +245,13 @@ def _wait(situation: Situation) -> Wait:
     return Wait(until_s=min(times, default=None))
 
 
+def _key(span: SpanAssignment, situation: Situation) -> SpanKey:
+    return span_key(span, situation.precision, situation.quantization)
+
+
 def _missing(situation: Situation) -> list[WantedSpan]:
     keys = {loaded.key for loaded in situation.loaded}
-    return [w for w in situation.wanted if span_key(w.span, situation.precision) not in keys]
+    return [w for w in situation.wanted if _key(w.span, situation) not in keys]
 
 
 def _due(situation: Situation) -> list[WantedSpan]:
@@ -242,7 +260,7 @@ def _due(situation: Situation) -> list[WantedSpan]:
 
 
 def _is_wanted(loaded: LoadedWeights, situation: Situation) -> bool:
-    return any(span_key(w.span, situation.precision) == loaded.key for w in situation.wanted)
+    return any(_key(w.span, situation) == loaded.key for w in situation.wanted)
 
 
 def _unwanted(situation: Situation) -> list[LoadedWeights]:
@@ -266,8 +284,9 @@ def _too_big(wanted: WantedSpan, situation: Situation, kept_bytes: int) -> str:
         return f"{n_bytes / 1e6:,.0f} MB"
 
     free = max(0, _free_bytes(situation, kept_bytes))
+    held_as = situation.quantization or situation.precision
     return (
-        f"blocks {wanted.span.blocks} in {situation.precision} need {mb(wanted.weight_bytes)} of memory and "
+        f"blocks {wanted.span.blocks} in {held_as} need {mb(wanted.weight_bytes)} of memory and "
         f"{mb(free)} can be used ({mb(situation.memory_bytes)} in all, less {mb(kept_bytes)} of other wanted "
         "blocks and room for sessions); next: the coordinator assigns fewer blocks, or give it more with --memory"
     )

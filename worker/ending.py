@@ -94,12 +94,12 @@ def blame_to_tell(ending: Ending, teller: WorkerId) -> WorkerId | None:
 
 
 def keeps_cache(ending: Ending) -> bool:
-    """Whether the generation may go on by another route, which could use what was computed here.
+    """Whether what was computed here may be of use: to the same generation by another route, or to a later one.
 
     Not if there was no memory for it here.
     """
     is_own = ending.source is None
-    return ending.reason in ("failed", "lost") and not (is_own and ending.error.code == OverloadedError.code)
+    return not (is_own and ending.error.code == OverloadedError.code)
 
 
 def parties_to_tell(ending: Ending) -> frozenset[Party]:

@@ -1,14 +1,13 @@
 """The engine as the event loop sees it: everything awaits, nothing blocks; the device has a thread of its own.
 
 Key-value memory is granted here (`worker.memory_gate`), before the thread hears of a session, and what sessions
-that broke off leave is kept for a while (`worker.parking`).
+leave is kept for those that share their text, as long as nobody needs the memory (`worker.kept`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,8 +27,9 @@ from worker.cache_plan import Reservation
 from worker.engine_core import EngineCore
 from worker.engine_link import EngineLink
 from worker.history import History
+from worker.kept import KeptSessions
 from worker.memory_gate import MemoryGate
-from worker.parking import PARK_S, Parked, ParkingLot, TakenOver
+from worker.parking import TakenOver
 from worker.steps import EngineStats, LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
 
 MAX_PENDING_STEPS = 1024
@@ -65,7 +65,7 @@ class Engine:
         self._specs: dict[SessionId, SessionSpec] = {}
         """Of all sessions that wait for memory, run, or are being closed; who is parked is nobody's to close."""
         self._closing: dict[SessionId, asyncio.Future[Any]] = {}
-        self._lot = ParkingLot()
+        self._kept = KeptSessions(self._memory, self._link)
 
     async def __aenter__(self) -> Self:
         self._link.start()
@@ -111,7 +111,7 @@ class Engine:
         if force:
             self._draining.add(key)
         try:
-            self._evict(self._lot.of_span(key))
+            self._kept.forget_span(key)
             if force:
                 for session_id in [s for s, spec in self._specs.items() if spec.span == key]:
                     await self.close_session(session_id)
@@ -127,7 +127,7 @@ class Engine:
     async def open_session(self, spec: SessionSpec, *, deadline_s: float) -> TakenOver | None:
         """Reserve memory for a session, waiting for it at most `deadline_s` seconds, and begin it.
 
-        What the session that it continues has left here it takes over, if that fits; else it begins empty (None).
+        It begins with what the session that it goes on from has left here, if that is there; else empty (None).
 
         Raises:
             NotFoundError: its span isn't loaded.
@@ -137,24 +137,21 @@ class Engine:
             DrainingError: the span is being unloaded, or the engine stopped.
         """
         reservation = self._reservation(spec)
-        parked = self._lot.left_for(spec)
-        if parked is not None:
-            return await self._take_over(parked, spec)
-        self._memory.request(reservation)
-        self._specs[spec.session_id] = spec
-        self._evict(self._lot.in_the_way(self._memory.plan.missing_bytes))
+        left = self._kept.left_for(spec)
+        if left is not None and left.can_become(spec):
+            self._kept.hand_over(left, spec.session_id)
+            self._specs[spec.session_id] = spec
+            opening: Coroutine[Any, Any, TakenOver | None] = self._kept.moved(left, spec)
+        else:
+            await self._granted(spec, reservation, deadline_s)
+            left = self._kept.left_for(spec)  # it may have had to go
+            opening = self._begun(spec) if left is None else self._kept.copied(left, spec)
         try:
-            await self._memory.wait(reservation, deadline_s)
-        except BaseException:
-            self._closed(spec.session_id)
-            raise
-        try:
-            await self._link.post(lambda core: core.open(spec))
+            return await opening
         except BaseException:
             # the thread may have opened it, or be about to: close in any case, the memory goes back after that
             self._begin_close(spec.session_id)
             raise
-        return None
 
     async def attach_sampler(
         self, session_id: SessionId, sampling: SamplingParams, prompt_token_ids: Sequence[int]
@@ -205,44 +202,42 @@ class Engine:
             await asyncio.wait([future])  # unlike awaiting it: a cancelled caller must not cancel the closing
 
     def park_session(self, session_id: SessionId, history: History) -> bool:
-        """End a session, but keep its cache for one that continues it; False if there is nothing to keep.
+        """End a session, but keep its cache for others; False if there is nothing to keep.
 
         Pending steps fail as cancelled. Memory that somebody waits for isn't kept: close the session then.
         """
-        plan, spec = self._memory.plan, self._specs.get(session_id)
-        is_open = session_id in plan.granted and session_id not in self._closing and self._link.error is None
-        if spec is None or not is_open or plan.waiting or spec.span in self._draining:
+        spec = self._specs.get(session_id)
+        is_open = session_id in self._memory.plan.granted and session_id not in self._closing
+        if spec is None or not is_open or self._link.error is not None or spec.span in self._draining:
             return False
-        until_s = asyncio.get_running_loop().time() + PARK_S
-        n_bytes = plan.granted[session_id]
-        self._lot = self._lot.with_one(Parked(spec=spec, n_bytes=n_bytes, until_s=until_s, history=history))
+        if not self._kept.keep(spec, history):
+            return False
         del self._specs[session_id]
-        self._evict(self._lot.surplus())
-        error = CancelledByClientError("the session broke off")
+        error = CancelledByClientError("the session is over")
         self._link.post(lambda _core: None, drops_session=session_id, drop_error=error)
         return True
 
     def forget_parked(self, now_s: float) -> None:
         """Free what was parked for too long; `now_s` is the loop's clock."""
-        self._evict(self._lot.expired(now_s))
+        self._kept.forget_expired(now_s)
 
     def resize_kv_budget(self, kv_budget_bytes: int) -> None:
         """Set how much memory sessions may use; open ones keep what they have."""
         self._memory.resize(kv_budget_bytes)
-        self._evict(self._lot.in_the_way(self._memory.plan.missing_bytes))
+        self._kept.make_room()
 
     def stats(self) -> EngineStats:
         """How busy the engine is now."""
         plan = self._memory.plan
         return EngineStats(
             kv_budget_bytes=plan.budget_bytes,
-            kv_free_bytes=max(0, plan.budget_bytes - plan.reserved_bytes + self._lot.n_bytes),
-            n_sessions=len(plan.granted) - len(self._lot.parked),
+            kv_free_bytes=max(0, plan.budget_bytes - plan.reserved_bytes + self._kept.lot.n_bytes),
+            n_sessions=len(plan.granted) - len(self._kept.lot.parked),
             n_waiting_sessions=len(plan.waiting),
             n_pending_steps=self._link.n_pending_steps,
-            n_positions_run=self._core.n_positions_run,
-            decode_s_per_block=self._core.decode_s_per_block.value,
-            prefill_s_per_token_per_block=self._core.prefill_s_per_token_per_block.value,
+            n_positions_run=self._core.measures.n_positions_run,
+            decode_s_per_block=self._core.measures.decode_s_per_block.value,
+            prefill_s_per_token_per_block=self._core.measures.prefill_s_per_token_per_block.value,
         )
 
     def _reservation(self, spec: SessionSpec) -> Reservation:
@@ -261,25 +256,19 @@ class Engine:
             bytes_per_position=self._spans[spec.span].kv_bytes_per_position(spec.blocks),
         )
 
-    async def _take_over(self, parked: Parked, spec: SessionSpec) -> TakenOver:
-        self._memory.hand_over(parked.spec.session_id, spec.session_id)
-        self._lot = self._lot.without(parked.spec.session_id)
+    async def _granted(self, spec: SessionSpec, reservation: Reservation, deadline_s: float) -> None:
+        self._memory.request(reservation)
         self._specs[spec.session_id] = spec
+        self._kept.make_room()
         try:
-            n_cached: int = await self._link.post(lambda core: core.adopt(spec, parked.spec.session_id))
+            await self._memory.wait(reservation, deadline_s)
         except BaseException:
-            self._begin_close(spec.session_id)
+            self._closed(spec.session_id)
             raise
-        return TakenOver(n_cached=n_cached, history=parked.history)
 
-    def _evict(self, going: Iterable[Parked]) -> None:
-        """Free parked sessions; the thread drops them before whatever it is asked next, so it counts at once."""
-        for parked in going:
-            session_id = parked.spec.session_id
-            self._lot = self._lot.without(session_id)
-            if self._link.error is None:
-                self._link.post(partial(EngineCore.close, session_id=session_id))
-            self._closed(session_id)
+    async def _begun(self, spec: SessionSpec) -> TakenOver | None:
+        await self._link.post(lambda core: core.open(spec))
+        return None
 
     def _begin_close(self, session_id: SessionId) -> asyncio.Future[Any] | None:
         """Have the thread close the session; its memory is free again when the thread has done so."""

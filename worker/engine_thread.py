@@ -1,13 +1,15 @@
 """The one thread that owns the device: takes calls and steps from a queue, runs batches, hands results back.
 
 Calls (load, open, close ...) run before the next batch, in order of arrival. Steps wait in order until a batch
-takes them. A step of a session that is closed or rolled back meanwhile is failed, not run.
+takes them; where several sessions decode, a batch waits a moment for those of its group. A step of a session that
+is closed or rolled back meanwhile is failed, not run.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +18,7 @@ import torch
 
 from protocol.errors import BrigadeError
 from protocol.ids import SessionId
-from worker.batching import ReadyStep, next_batch
+from worker.batching import GroupSize, ReadyStep, gather_s, group_size, next_batch
 from worker.engine_core import EngineCore
 from worker.steps import StepInput, StepOutput
 
@@ -54,6 +56,10 @@ class Step:
     step: StepInput
     reply: Reply
 
+    def as_ready(self) -> ReadyStep:
+        """What choosing a batch needs to know of it."""
+        return ReadyStep(self.step.session_id, self.step.n_tokens, self.step.n_drafts)
+
 
 class Stop:
     """Leave the loop; what is pending is not run."""
@@ -76,6 +82,10 @@ class EngineThread:
         self._max_batch_tokens = max_batch_tokens
         self._on_exit = on_exit
         self._ready: list[Step] = []
+        self._decoding: dict[SessionId, int] = {}
+        """The sessions that decode, and the hops of their routes; until they are closed, parked or rolled back."""
+        self._decode_step_s = 0.0
+        """What the last batch of decode steps alone took."""
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -91,7 +101,7 @@ class EngineThread:
         try:
             if self._n_threads is not None:
                 torch.set_num_threads(self._n_threads)
-            while self._take_inbox():
+            while self._take_inbox() and self._gather():
                 self._run_batch()
         except BaseException as exc:  # noqa: BLE001 - the thread's outermost edge: whoever waits must hear of it
             error = exc
@@ -100,22 +110,42 @@ class EngineThread:
         self._on_exit(error)
 
     def _take_inbox(self) -> bool:
-        """Carry out the calls and collect the steps that are there; wait for one if no step is ready."""
-        is_idle = not self._ready
+        """Take what is there, and wait for something if no step is ready; False if told to stop."""
         while True:
             try:
-                item = self.inbox.get(block=is_idle)
+                item = self.inbox.get(block=not self._ready)
             except queue.Empty:
                 return True
-            match item:
-                case Stop():
-                    return False
-                case Step():
-                    self._ready.append(item)
-                    is_idle = False
-                case Call():
-                    self._carry_out(item)
-                    is_idle = not self._ready
+            if not self._take(item):
+                return False
+
+    def _gather(self) -> bool:
+        """Wait a moment for the other steps of a group, where there is one; False if told to stop."""
+        if len(self._decoding) < 2:  # one stream waits for nobody
+            return True
+        until_s = time.monotonic() + gather_s(self._ready_steps(), self._group_size(), self._decode_step_s)
+        while (left_s := until_s - time.monotonic()) > 0 and len(self._ready) < self._group_size().least:
+            try:
+                item = self.inbox.get(timeout=left_s)
+            except queue.Empty:
+                break
+            if not self._take(item):
+                return False
+        return True
+
+    def _take(self, item: Call | Step | Stop) -> bool:
+        """Carry out a call, keep a step for a batch; False if told to stop."""
+        match item:
+            case Stop():
+                return False
+            case Step():
+                self._ready.append(item)
+                session = self._core.sessions.get(item.step.session_id)
+                if session is not None and item.as_ready().is_decode:
+                    self._decoding[item.step.session_id] = session.spec.n_hops
+            case Call():
+                self._carry_out(item)
+        return True
 
     def _carry_out(self, call: Call) -> None:
         if call.drops_session is not None and call.drop_error is not None:
@@ -132,18 +162,26 @@ class EngineThread:
             if item.step.session_id == session_id:
                 item.reply.fail(error)
         self._ready = [item for item in self._ready if item.step.session_id != session_id]
+        self._decoding.pop(session_id, None)
+
+    def _ready_steps(self) -> list[ReadyStep]:
+        return [item.as_ready() for item in self._ready]
+
+    def _group_size(self) -> GroupSize:
+        return group_size(self._decoding.values())
 
     def _run_batch(self) -> None:
         self._ready = [item for item in self._ready if not item.reply.is_cancelled()]
-        ready = [ReadyStep(item.step.session_id, item.step.n_tokens) for item in self._ready]
-        chosen = next_batch(ready, self._max_batch_tokens)
+        chosen = next_batch(self._ready_steps(), self._max_batch_tokens, self._group_size())
         batch = [self._ready[index] for index in chosen]
         taken = set(chosen)
         self._ready = [item for index, item in enumerate(self._ready) if index not in taken]
-        results = self._core.run_batch([item.step for item in batch])
-        for item, result in zip(batch, results, strict=True):
+        started_s = time.monotonic()
+        for index, result in self._core.run_batch([item.step for item in batch]):
             match result:
                 case StepOutput():
-                    item.reply.resolve(result)
+                    batch[index].reply.resolve(result)
                 case BrigadeError():
-                    item.reply.fail(result)
+                    batch[index].reply.fail(result)
+        if batch and all(item.as_ready().is_decode for item in batch):
+            self._decode_step_s = time.monotonic() - started_s

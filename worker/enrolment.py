@@ -6,21 +6,38 @@ The requests are in `worker.join_exchange`; here is what a worker makes of the a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
+import structlog
 from cryptography import x509
 
-from protocol.errors import BrigadeError, UnreachableError, WrongSecretError
+from protocol.backoff import jittered_delay_s
+from protocol.errors import (
+    BrigadeError,
+    DrainingError,
+    OverloadedError,
+    UnreachableError,
+    WrongSecretError,
+    error_fields,
+)
 from protocol.ids import CoordinatorId
 from protocol.tls import worker_name
 from protocol.worker_rest import JoinGrant
 from worker.identity import Identity
 from worker.join_exchange import join
 
+log = structlog.get_logger(__name__)
+
 ENROL_TIMEOUT_S = 15.0
 """For one address, all of it."""
+_LONGEST_DELAY_S = 5.0
+_TELL_AGAIN_S = 60.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +114,32 @@ async def enrol(identity: Identity, urls: Sequence[str], secret: str, clock: Cal
     if telling or len(errors) == 1:
         raise (telling or errors)[0]
     raise UnreachableError("; ".join(error.message for error in errors))
+
+
+async def waited_for(ask: Callable[[], Awaitable[T]], *, at_most_s: float | None, tell: Callable[[str], None]) -> T:
+    """What `ask` gives once the coordinator is there; tried again and again, for ever if `at_most_s` is None.
+
+    Every new reason for waiting is told, and an old one once a minute.
+
+    Raises:
+        BrigadeError: what waiting doesn't help against; or the last reason, when the time is over.
+    """
+    now_s, rng = asyncio.get_running_loop().time, random.SystemRandom()
+    began_s, told_s, told = now_s(), 0.0, ""
+    n_failures = 0
+    while True:
+        try:
+            return await ask()
+        except (UnreachableError, OverloadedError, DrainingError) as exc:
+            if at_most_s is not None and now_s() - began_s >= at_most_s:
+                raise
+            error = exc
+        n_failures += 1
+        log.info("coordinator_awaited", n_failures=n_failures, **error_fields(error))
+        if error.message != told or now_s() - told_s >= _TELL_AGAIN_S:
+            told_s, told = now_s(), error.message
+            tell(f"the coordinator is away, trying again: {told}")
+        await asyncio.sleep((error.retry_after_s or 0.0) + jittered_delay_s(n_failures, rng, _LONGEST_DELAY_S))
 
 
 def _accepted(grant: JoinGrant, url: str, identity: Identity, now_s: float) -> Credentials:

@@ -1,4 +1,8 @@
-"""What a session may be sent and when: positions without gaps, and credit for steps. Pure, no I/O."""
+"""What a session may be sent and when: positions without gaps, and credit for steps. Pure, no I/O.
+
+The last positions may be guesses (drafts): then the next step begins at any of them, the first that didn't hold, or
+after all.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,24 @@ class Arrivals:
     max_positions: int
     is_fed: bool
     next_position: int = 0
+    n_drafts: int = 0
+    """How many of the positions before the next are guesses."""
     is_prompt_complete: bool = False
     n_uncredited: int = 0
     n_unconsumed_feeds: int = 0
     _n_consumed: int = 0
 
-    def take_step(self, position: int, n_tokens: int, *, is_last: bool) -> None:
-        """Take a step of [position, position + n_tokens).
+    def resume(self, n_positions: int) -> None:
+        """So many positions are here from another session; the first step begins after them or anywhere before."""
+        if self.next_position == 0:
+            self.next_position = self.n_drafts = n_positions
+
+    def take_step(self, position: int, n_tokens: int, *, is_last: bool, n_drafts: int = 0) -> None:
+        """Take a step of [position, position + n_tokens), of which the last `n_drafts` are guesses.
 
         Raises:
-            StaleEpochError: it doesn't begin at the next position.
-            ProtocolError: more steps than credit, or a step where fed tokens are due.
+            StaleEpochError: it doesn't begin at the next position, nor where a guess was.
+            ProtocolError: more steps than credit, or a step where fed tokens are due, or guesses of a client's.
             ContextExceededError: more positions than the ticket grants.
         """
         if self.n_uncredited >= STEP_CREDIT:
@@ -37,23 +48,30 @@ class Arrivals:
         self._check(position, n_tokens)
         if self.is_fed and self.is_prompt_complete:
             raise ProtocolError("the prompt is complete: its last step said is_last")
-        self.next_position += n_tokens
+        if self.is_fed and n_drafts:
+            raise ProtocolError(f"a prompt with {n_drafts} drafts: those are the head's to make")
+        self.next_position, self.n_drafts = position + n_tokens, n_drafts
         self.n_uncredited += 1
         self.is_prompt_complete = is_last
 
     def take_fed(self, position: int) -> None:
-        """Take a token that the tail sampled for `position`.
+        """Take a token that the tail sampled for `position`; guesses for positions before it have held.
 
         Raises:
-            StaleEpochError: it isn't the next position.
+            StaleEpochError: it isn't the next position, nor where a guess was.
             ProtocolError: the prompt isn't complete, or tokens come faster than they are run.
             ContextExceededError: more positions than the ticket grants.
         """
         if not self.is_fed or not self.is_prompt_complete or self.n_unconsumed_feeds >= STEP_CREDIT:
             raise ProtocolError(f"a token fed for position {position} where none is due")
         self._check(position, 1)
-        self.next_position += 1
+        self.next_position, self.n_drafts = position + 1, 0
         self.n_unconsumed_feeds += 1
+
+    def drafted(self, n_drafts: int) -> None:
+        """The head runs as many guesses behind the token that was fed last."""
+        self.next_position += n_drafts
+        self.n_drafts = n_drafts
 
     def fed_consumed(self) -> None:
         """A fed token was run."""
@@ -69,7 +87,7 @@ class Arrivals:
         return granted
 
     def _check(self, position: int, n_tokens: int) -> None:
-        if position != self.next_position:
+        if not self.next_position - self.n_drafts <= position <= self.next_position:
             raise StaleEpochError(f"a step at position {position}; the session's next is {self.next_position}")
         if position + n_tokens > self.max_positions:
             raise ContextExceededError(

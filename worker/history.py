@@ -10,8 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
-_JOINED_ROWS = 64
-"""Single rows that are put together: a tensor of its own for every token would cost more than what is in it."""
+from protocol.messages import MAX_DRAFTS
+
+_JOINED_PARTS = 64
+"""Small parts that are put together: a tensor of its own for every token would cost more than what is in it."""
+_SMALL_ROWS = 1 + MAX_DRAFTS
 
 
 class History:
@@ -22,9 +25,11 @@ class History:
         """Empty anywhere but at a head."""
         self.n_states = 0
         """Positions whose hidden states are kept."""
+        self.n_settled = 0
+        """Positions that aren't guesses which may not have held."""
         self._parts: list[torch.Tensor] = []
-        self._n_single_rows = 0
-        """How many parts at the end are of one row."""
+        self._n_small_parts = 0
+        """How many parts at the end are of few rows."""
 
     def n_known(self, position: int, token_ids: Sequence[int]) -> int:
         """How many of `token_ids`, which begin at `position`, are what stands there already."""
@@ -45,10 +50,10 @@ class History:
         """Keep the hidden states (n_tokens, hidden_size) of the next positions."""
         self._parts.append(states)
         self.n_states += states.shape[0]
-        self._n_single_rows = self._n_single_rows + 1 if states.shape[0] == 1 else 0
-        if self._n_single_rows == _JOINED_ROWS:
-            self._parts[-_JOINED_ROWS:] = [torch.cat(self._parts[-_JOINED_ROWS:])]
-            self._n_single_rows = 0
+        self._n_small_parts = self._n_small_parts + 1 if states.shape[0] <= _SMALL_ROWS else 0
+        if self._n_small_parts == _JOINED_PARTS:
+            self._parts[-_JOINED_PARTS:] = [torch.cat(self._parts[-_JOINED_PARTS:])]
+            self._n_small_parts = 0
 
     def states(self, start: int, end: int) -> torch.Tensor:
         """The hidden states of [start, end), all of which are kept."""
@@ -56,14 +61,34 @@ class History:
         self._join()
         return self._parts[0][start:end]
 
+    def beginning(self, n_positions: int) -> History:
+        """The first so many positions, to go on from in another way; `settle` it before that."""
+        beginning = History()
+        beginning.token_ids = self.token_ids[:n_positions]
+        beginning.n_states = min(n_positions, self.n_states)
+        beginning.n_settled = min(n_positions, self.n_settled)
+        n_missing = beginning.n_states
+        for part in self._parts:
+            if n_missing > 0:
+                beginning._parts.append(part[:n_missing])
+                n_missing -= part.shape[0]
+        return beginning
+
+    def settle(self) -> None:
+        """Have memory of its own, and no more than it needs. Copies, so not on the event loop."""
+        self._parts = [torch.cat(self._parts)] if self._parts else []
+        self._n_small_parts = 0
+
     def forget_states(self, position: int) -> None:
         """Keep no states from `position` on: they are computed anew."""
-        if position < self.n_states:
-            self._join()
-            self._parts = [self._parts[0][:position]] if position else []
-            self.n_states = position
+        while self.n_states > position:
+            part = self._parts.pop()
+            self._n_small_parts = max(0, self._n_small_parts - 1)
+            self.n_states -= part.shape[0]
+            if self.n_states < position:
+                self.add_states(part[: position - self.n_states])
 
     def _join(self) -> None:
         if len(self._parts) > 1:
             self._parts = [torch.cat(self._parts)]
-        self._n_single_rows = 0
+        self._n_small_parts = 0

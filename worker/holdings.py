@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from protocol.control_messages import Assign, SpanAssignment, SpanReport, SpanState, SpanStatus
 from protocol.ids import BlockRange, FileHash, ModelName, Revision
-from protocol.messages import Assign, SpanAssignment, SpanReport, SpanState, SpanStatus
 from worker.steps import LoadedSpan, SpanKey
 
 
@@ -90,9 +90,11 @@ class Holdings:
         self._touch()
         return True
 
-    def set_status(self, span: SpanAssignment, state: SpanState, reason: str, progress: float = 0.0) -> bool:
+    def set_status(
+        self, span: SpanAssignment, state: SpanState, reason: str, progress: float = 0.0, note: str = ""
+    ) -> bool:
         """Set what is said of a wanted span; whether that changed anything (an unwanted span's doesn't)."""
-        status = _status(span, state, reason, progress)
+        status = _status(span, state, reason, progress, note)
         if span not in self.wanted or self._statuses[span] == status:
             return False
         self._statuses[span] = status
@@ -116,6 +118,11 @@ class Holdings:
         if model not in held.models:
             self._held[key] = replace(held, models=(*held.models, model))
 
+    def note_of(self, key: SpanKey) -> str:
+        """What operators should know of a span that is held; mostly nothing."""
+        because = self._held[key].loaded.unbatched_because
+        return f"its sessions run one at a time: {because}" if because else ""
+
     def retire(self, key: SpanKey) -> None:
         """Let no new session use the span; those that run go on."""
         self._held[key] = replace(self._held[key], is_retired=True)
@@ -134,7 +141,9 @@ class Holdings:
         self._changed = asyncio.Event()
 
 
-def _status(span: SpanAssignment, state: SpanState, reason: str, progress: float = 0.0) -> SpanStatus:
+def _status(
+    span: SpanAssignment, state: SpanState, reason: str, progress: float = 0.0, note: str = ""
+) -> SpanStatus:
     return SpanStatus(
         model=span.model,
         revision=span.revision,
@@ -142,4 +151,5 @@ def _status(span: SpanAssignment, state: SpanState, reason: str, progress: float
         state=state,
         reason=reason,
         progress=progress,
+        note=note,
     )

@@ -6,34 +6,35 @@ Only this waits; who may send what is decided in `worker.flow`, how it ends in `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from protocol.errors import HopLostError, ProtocolError
 from protocol.ids import WorkerId
-from protocol.messages import Credit, FeedToken, OpenSession, SessionOpened, Step
-from protocol.tensors import tensor_from_bytes
+from protocol.messages import Credit, FeedToken, OpenSession, SessionOpened
 from protocol.tickets import Ticket
 from worker.connections import Connection, ConnectionUser
 from worker.ending import Ending, EndingError, ended_by_close, ended_by_error
 from worker.engine import Engine
-from worker.flow import Arrivals, chunks
+from worker.flow import Arrivals
 from worker.history import History
+from worker.hop_times import HopTimes, is_one_round
 from worker.inbox import Inbox
 from worker.onward import Onward
-from worker.parking import n_rows_held
 from worker.peers import Peers
+from worker.resuming import Resumption
+from worker.speculation import DraftPrior, Rounds
+from worker.step_inputs import ArrivedStep, payload_of, pieces_of
 from worker.steps import SampledToken, SessionSpec, SpanKey, StepInput
 from worker.tail import Tail
 
 MEMORY_WAIT_S = 30.0
 """How long an opening session waits for key-value memory before the client is told to go elsewhere."""
-MAX_INLINE_BYTES = 2**20
-"""Payloads over this become tensors in a thread: checking 1 MB for NaN takes a fraction of a millisecond."""
-
-_ITEM_BYTES = {"int32": 4, "float32": 4, "bfloat16": 2, "float16": 2}
+PREDECESSOR_WAIT_S = 5.0
+"""How long one waits for what an earlier session leaves here: its end goes round the ring, ours may be faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ class Shared:
     peers: Peers
     worker_id: WorkerId
     chunk_tokens: int
+    draft_prior: DraftPrior = field(default_factory=DraftPrior)
+    hop_times: HopTimes = field(default_factory=HopTimes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +67,6 @@ class Opening:
         return self.deadline_at_s - asyncio.get_running_loop().time()
 
 
-@dataclass(frozen=True, slots=True)
-class ArrivedStep:
-    """A step and its payload, as they came."""
-
-    step: Step
-    payload: bytes | memoryview
-
-
 class Hop:
     """The waiting part of a session. `user` is who hears of its connections' end."""
 
@@ -82,6 +77,9 @@ class Hop:
         self.inbox: Inbox[ArrivedStep | FeedToken] = Inbox()
         self.tail = Tail(ticket.session_id, ticket.max_positions) if ticket.next is None else None
         self.history = History()
+        prior = shared.draft_prior if self.is_head and ticket.speculates else None
+        self.rounds = Rounds(prior, ticket.max_positions)
+        """At a head: what it sends round, guesses included."""
         self.ring: Connection | None = None
         """At a tail that isn't the head: the connection on which tokens go round."""
         self.last_active_s = asyncio.get_running_loop().time()
@@ -91,8 +89,10 @@ class Hop:
         self._shared = shared
         self._user = user
         self._onward: Onward | None = None
-        self._n_held: int | None = None
-        """Positions that were taken over and needn't be run; None once something was run."""
+        self._resumption: Resumption | None = None
+        """What was taken over from another session; None once something was run."""
+        self.n_cached = 0
+        """Positions that were taken over."""
 
     @property
     def next(self) -> Connection | None:
@@ -112,6 +112,11 @@ class Hop:
         if self._onward is not None:
             self._onward.add_credit(n_steps)
 
+    def next_opened(self, n_cached: int) -> None:
+        """The next hop is open, and has so many positions already."""
+        if self._onward is not None:
+            self._onward.opened(n_cached)
+
     async def open(self) -> None:
         """Reserve memory here, then open the next hop, or, at the tail, the way back to the head.
 
@@ -119,12 +124,14 @@ class Hop:
             BrigadeError: what the engine says.
             EndingError: a neighbour can't be reached.
         """
-        if self._opening.predecessor_over is not None:
-            await self._opening.predecessor_over.wait()
+        await self._predecessor_over()
         await self._open_engine_session()
         if self._ticket.next is not None:
             connection = await self._connected(self._ticket.next, self._ticket.next_url or "")
-            self._onward = Onward(self._session_id, connection, self.history)
+            is_resumed = self._ticket.continues is not None or self._ticket.prefix is not None
+            self._onward = Onward(self._session_id, connection, self.history, is_resumed=is_resumed)
+            if self._resumption is not None:
+                self._resumption.onward = self._onward
             message = OpenSession(
                 session_id=self._session_id,
                 tickets=self._opening.later_tickets,
@@ -134,10 +141,10 @@ class Hop:
             return
         if not self.is_head:
             self.ring = await self._connected(self._ticket.head, self._ticket.head_url)
-        self._opening.opener.post(SessionOpened(session_id=self._session_id))
+        self._opening.opener.post(SessionOpened(session_id=self._session_id, n_cached=self.n_cached))
 
     def park(self) -> bool:
-        """Leave what was computed to a session that continues this one; False if that can't be: free it then."""
+        """Leave what was computed to sessions with the same text; False if that can't be: free it then."""
         return self._shared.engine.park_session(self._session_id, self.history)
 
     async def run_steps(self) -> Ending:
@@ -149,12 +156,13 @@ class Hop:
         """
         while True:
             arrived = await self.inbox.get()
+            arrived_s = self.last_active_s  # of one token nothing else of the session is under way
             if isinstance(arrived, FeedToken):
-                self.history.put_ids(arrived.position, (arrived.token_id,))
-                is_finished = await self._run(self._fed_input(arrived), is_last=True, sender=self._ticket.tail)
-                self.arrivals.fed_consumed()
+                is_finished = await self._run_fed(arrived)
             else:
                 is_finished = await self._run_arrived(arrived)
+            if isinstance(arrived, FeedToken) or is_one_round(arrived.step):
+                self._shared.hop_times.add(asyncio.get_running_loop().time() - arrived_s)
             if is_finished:
                 return ended_by_close("finished", self._shared.worker_id, None)
 
@@ -165,20 +173,62 @@ class Hop:
             blocks=self._ticket.blocks,
             n_positions=self._ticket.max_positions,
             continues=self._ticket.continues,
+            prefix=self._ticket.prefix,
+            n_hops=self._ticket.n_hops,
         )
         deadline_s = min(MEMORY_WAIT_S, max(0.0, self._opening.time_left_s()))
         taken_over = await self._shared.engine.open_session(spec, deadline_s=deadline_s)
         if taken_over is not None:
             self.history = taken_over.history
-            self._n_held = taken_over.n_held(is_head=self.is_head, is_tail=self.tail is not None)
+            self.n_cached = taken_over.n_held(is_head=self.is_head, is_tail=self.tail is not None)
+            self._resumption = Resumption(
+                engine=self._shared.engine,
+                session_id=self._session_id,
+                history=self.history,
+                n_held=self.n_cached,
+            )
+            if not self.is_head:
+                self.arrivals.resume(self.n_cached)
+
+    async def _predecessor_over(self) -> None:
+        """Wait for the session that this one goes on from, if it is still being ended here."""
+        if self._opening.predecessor_over is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PREDECESSOR_WAIT_S):
+                    await self._opening.predecessor_over.wait()
+
+    async def _run_fed(self, fed: FeedToken) -> bool:
+        n_others = self._shared.engine.stats().n_sessions - 1
+        now_s = asyncio.get_running_loop().time()
+        turn = self.rounds.next(fed, self.history.token_ids, n_others=n_others, now_s=now_s)
+        self.history.put_ids(fed.position + 1 - len(turn.settled), turn.settled)
+        self.arrivals.drafted(len(turn.drafts))
+        piece = StepInput(
+            session_id=self._session_id,
+            position=fed.position,
+            n_tokens=1 + len(turn.drafts),
+            payload=torch.tensor((fed.token_id, *turn.drafts), dtype=torch.long),
+            drafts=turn.drafts,
+        )
+        is_finished = await self._run(piece, is_last=True, sender=self._ticket.tail)
+        self.arrivals.fed_consumed()
+        return is_finished
 
     async def _run_arrived(self, arrived: ArrivedStep) -> bool:
         step = arrived.step
         is_finished = False
-        payload = await self._tensor(arrived)
-        if self.is_head:
-            await self._compare(step.position, payload.tolist())
-        for piece in self._pieces(step, payload):
+        payload = await self._payload(arrived)
+        token_ids = payload.tolist() if self.is_head else None
+        n_passed_over = 0
+        if self._resumption is not None:
+            n_passed_over = await self._resumption.passed_over(step, token_ids)
+            if n_passed_over < step.n_tokens:
+                self._resumption = None
+        if token_ids is not None:
+            self.history.put_ids(step.position, token_ids)
+        # a prompt comes whole and is cut here; hidden states come in the head's chunks
+        chunk_tokens = self._shared.chunk_tokens if self.is_head else step.n_tokens
+        for piece in pieces_of(step, payload, chunk_tokens, n_passed_over):
             is_last = step.is_last and piece.position + piece.n_tokens == step.position + step.n_tokens
             is_finished = await self._run(piece, is_last=is_last, sender=self._ticket.previous)
         n_steps = self.arrivals.step_consumed()
@@ -186,33 +236,12 @@ class Hop:
             self._opening.opener.post(Credit(session_id=self._session_id, n_steps=n_steps))
         return is_finished
 
-    async def _compare(self, position: int, token_ids: list[int]) -> None:
-        """Note the prompt's tokens; where they aren't the text that was taken over, that is of no use any more."""
-        n_known = self.history.n_known(position, token_ids)
-        if self._n_held is not None and n_known < len(token_ids) and position + n_known < self._n_held:
-            await self._go_back_to(position + n_known)
-        self.history.put_ids(position, token_ids)
-
-    async def _go_back_to(self, position: int) -> None:
-        """Forget what was taken over from `position` on."""
-        self._n_held = position
-        self.history.forget_states(position)
-        await self._shared.engine.truncate(self._session_id, position)
-
     async def _run(self, piece: StepInput, *, is_last: bool, sender: WorkerId | None) -> bool:
         """Run one chunk or token of `sender`'s and hand on what comes out; whether the generation is finished."""
-        if self._n_held is not None:
-            n_held = n_rows_held(piece.position, piece.n_tokens, self._n_held, is_last=is_last)
-            if n_held and self._onward is not None:
-                await self._onward.send_again(piece.position, n_held)
-            if n_held == piece.n_tokens:
-                return False
-            piece = _without_first(piece, n_held)
-            await self._go_back_to(piece.position)
-            self._n_held = None
         if is_last and self.tail is not None:
             await self.tail.prepare(self._shared.engine)
             piece = replace(piece, wants_sample=True)
+        self.history.n_settled = piece.position + piece.n_tokens - piece.n_drafts
         try:
             output = await self._shared.engine.run(piece)
         except ProtocolError as exc:
@@ -220,23 +249,24 @@ class Hop:
         self.touch()
         if self._onward is not None:
             assert output.hidden is not None
-            await self._onward.send(output.position, output.hidden, is_last=is_last)
+            await self._onward.send(output.position, output.hidden, is_last=is_last, drafts=piece.drafts)
             return False
         assert self.tail is not None
-        return output.token is not None and await self._sampled(self.tail, output.token)
+        return bool(output.tokens) and await self._sampled(self.tail, output.tokens)
 
-    async def _sampled(self, tail: Tail, token: SampledToken) -> bool:
-        """The head first: it is what the next token waits for."""
-        reason = tail.take(token)
-        if reason is None:
-            fed = FeedToken(session_id=self._session_id, position=token.position, token_id=token.token_id)
+    async def _sampled(self, tail: Tail, tokens: Sequence[SampledToken]) -> bool:
+        """The head first: it is what the next token waits for. Of several it has guessed all but the last."""
+        kept = tail.take(tokens)
+        if tail.finish_reason is None:
+            last = kept[-1]
+            fed = FeedToken(session_id=self._session_id, position=last.position, token_id=last.token_id)
             if self.ring is not None:
                 await self.ring.send(fed)
             else:
-                self.arrivals.take_fed(token.position)
+                self.arrivals.take_fed(last.position)
                 self.inbox.put(fed)
-        tail.stream(token)
-        return reason is not None
+        tail.stream(kept)
+        return tail.finish_reason is not None
 
     async def _connected(self, worker_id: WorkerId, url: str) -> Connection:
         try:
@@ -246,41 +276,11 @@ class Hop:
             raise EndingError(ended_by_error(exc, worker_id)) from exc
         return connection
 
-    async def _tensor(self, arrived: ArrivedStep) -> torch.Tensor:
-        if len(arrived.payload) > MAX_INLINE_BYTES:
-            return await asyncio.to_thread(self._tensor_now, arrived)
-        return self._tensor_now(arrived)
-
-    def _tensor_now(self, arrived: ArrivedStep) -> torch.Tensor:
-        """(n_tokens,) ids or (n_tokens, hidden) states; the engine checks the latter's width."""
-        step, payload = arrived.step, arrived.payload
+    async def _payload(self, arrived: ArrivedStep) -> torch.Tensor:
         try:
-            if step.dtype == "int32" or self.is_head:
-                return tensor_from_bytes(payload, "int32", (step.n_tokens,))
-            width = len(payload) // (step.n_tokens * _ITEM_BYTES[step.dtype])
-            return tensor_from_bytes(payload, step.dtype, (step.n_tokens, width), are_states=True)
+            return await payload_of(arrived, is_head=self.is_head)
         except ProtocolError as exc:
             raise self._blaming(self._ticket.previous, exc) from exc
-
-    def _pieces(self, step: Step, payload: torch.Tensor) -> Iterator[StepInput]:
-        """A prompt comes whole and is cut here; hidden states come in the head's chunks."""
-        chunk_tokens = self._shared.chunk_tokens if self.is_head else step.n_tokens
-        for positions in chunks(step.position, step.n_tokens, chunk_tokens):
-            first = positions.start - step.position
-            yield StepInput(
-                session_id=self._session_id,
-                position=positions.start,
-                n_tokens=len(positions),
-                payload=payload[first : first + len(positions)],
-            )
-
-    def _fed_input(self, fed: FeedToken) -> StepInput:
-        return StepInput(
-            session_id=self._session_id,
-            position=fed.position,
-            n_tokens=1,
-            payload=torch.tensor([fed.token_id], dtype=torch.long),
-        )
 
     def _blaming(self, sender: WorkerId | None, exc: ProtocolError) -> EndingError:
         """A client (None) is told of its mistake; a worker that sends nonsense is one to route around."""
@@ -288,12 +288,3 @@ class Hop:
             return EndingError(ended_by_error(exc, self._shared.worker_id))
         error = HopLostError(f"worker {sender} sent what can't be run: {exc.message}; ask for another route")
         return EndingError(ended_by_error(error, sender))
-
-
-def _without_first(piece: StepInput, n_tokens: int) -> StepInput:
-    return replace(
-        piece,
-        position=piece.position + n_tokens,
-        n_tokens=piece.n_tokens - n_tokens,
-        payload=piece.payload[n_tokens:],
-    )

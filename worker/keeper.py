@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from protocol.backoff import jittered_delay_s
+from protocol.control_messages import SpanAssignment
 from protocol.errors import BrigadeError, ConflictError, error_fields
 from protocol.ids import FileHash, Revision
 from protocol.manifest import Manifest
-from protocol.messages import Precision, SpanAssignment
+from protocol.weight_sizes import span_weight_bytes
 from worker import duties
-from worker.duties import Download, Drop, FetchManifest, Load, LoadedWeights, Refuse, Retire, Wait
+from worker.duties import Download, Drop, FetchManifest, KeeperLimits, Load, LoadedWeights, Refuse, Retire, Wait
 from worker.engine import Engine
 from worker.error_groups import most_telling
 from worker.fetching import Fetching
@@ -34,16 +35,6 @@ _BUSY_RETRY_S = 0.25
 """How soon to look again whether the sessions of a retired span are over."""
 _REFUSED_RETRY_S = 3600.0
 """A span that doesn't fit won't fit later; a new assignment is what helps."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeeperLimits:
-    """What the worker may use."""
-
-    precision: Precision
-    memory_bytes: int
-    kv_memory_bytes: int | None
-    drain_s: float
 
 
 class Keeper:
@@ -98,6 +89,7 @@ class Keeper:
             loaded=tuple(self._loaded.values()),
             held=held,
             precision=self._limits.precision,
+            quantization=self._limits.quantization,
             memory_bytes=self._limits.memory_bytes,
             kv_memory_bytes=self._limits.kv_memory_bytes,
             now_s=_now_s(),
@@ -112,7 +104,7 @@ class Keeper:
         return duties.WantedSpan(
             span=span,
             files=duties.span_files(manifest, span.blocks),
-            weight_bytes=duties.weight_bytes(manifest, span.blocks, self._limits.precision),
+            weight_bytes=span_weight_bytes(manifest, span.blocks, self._limits.held_as),
         )
 
     def _notice_assignment(self) -> None:
@@ -122,7 +114,7 @@ class Keeper:
         self._epoch = self._holdings.epoch
         self._n_failures.clear()
         self._retry_at_s.clear()
-        wanted = {duties.span_key(span, self._limits.precision) for span in self._holdings.wanted}
+        wanted = {self._limits.key(span) for span in self._holdings.wanted}
         for key, loaded in self._loaded.items():
             if key in wanted:
                 self._loaded[key] = LoadedWeights(key=key, weight_bytes=loaded.weight_bytes)
@@ -134,12 +126,12 @@ class Keeper:
     def _say_ready(self) -> None:
         """Report the wanted spans that are loaded; two models may share one, under their names."""
         for span in self._holdings.wanted:
-            key = duties.span_key(span, self._limits.precision)
+            key = self._limits.key(span)
             if key in self._loaded:
                 self._holdings.add_name(key, span.model)
-                if self._holdings.set_status(span, "ready", "", 1.0):
+                if self._holdings.set_status(span, "ready", "", 1.0, self._holdings.note_of(key)):
                     self._tell(
-                        f"ready: blocks {span.blocks} of {span.model} in {key.precision} on {self._engine.device}"
+                        f"ready: blocks {span.blocks} of {span.model} in {key.held_as} on {self._engine.device}"
                     )
 
     async def _attempt(self, duty: FetchManifest | Download | Load) -> None:
@@ -191,7 +183,7 @@ class Keeper:
         manifest = self._manifests[span.revision]
         paths = await asyncio.to_thread(self._fetching.paths, manifest.weight_files(span.blocks))
         folder = await asyncio.to_thread(self._folders.config_folder, span.revision, manifest)
-        expected = duties.weight_bytes(manifest, span.blocks, self._limits.precision)
+        expected = span_weight_bytes(manifest, span.blocks, self._limits.held_as)
         self._resize_kv_budget(expected)
         try:
             loaded = await self._engine.load(LoadRequest(key=duty.key, config_folder=folder, files=paths))

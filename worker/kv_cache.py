@@ -58,6 +58,12 @@ class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
         self.length = end
         return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
 
+    def copy_from(self, other: BlockKV, n_positions: int) -> None:
+        """Begin with the first positions of another block's, as many as there are."""
+        n_positions = min(n_positions, other.length)
+        if n_positions and other.keys is not None and other.values is not None:
+            self.update(other.keys.narrow(2, 0, n_positions), other.values.narrow(2, 0, n_positions))
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that the mask must cover."""
         return self.length + query_length, 0
@@ -105,6 +111,11 @@ class KVCache(Cache):
     def is_dummy(self) -> list[bool]:
         """Every block attends."""
         return self._no
+
+    def copy_from(self, other: KVCache, n_positions: int) -> None:
+        """Begin with the first positions of another cache of the same blocks; this one is empty."""
+        for block, source in zip(self.blocks, other.blocks, strict=True):
+            block.copy_from(source, n_positions)
 
     def truncate(self, position: int) -> None:
         """Forget everything from `position` on, in every block; also repairs what a failed step half wrote."""

@@ -1,8 +1,8 @@
 """Load the weights of a range of blocks into a cut model, through transformers' own conversion.
 
-Weights are never held twice: tensors are read slice by slice from memory-mapped files, cast and put in place, and
-the files are closed. Nothing is ever initialised at random: a tensor that is missing, too many or of another shape
-is an error that names it.
+Weights are never held twice: tensors are read slice by slice from files, cast (or rounded to codes, see
+`worker.quantised_loading`) and put in place, and the files are closed. Nothing is ever initialised at random: a
+tensor that is missing, too many or of another shape is an error that names it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from protocol.errors import BrigadeError, StorageError, UntrustedFileError
 from protocol.ids import BlockRange
+from protocol.messages import Quantization
 from worker.cut import cut_config, cut_modules
+from worker.gguf_blocks import with_encodings
 from worker.layout import give_back_free_memory, lay_out_for_decode
+from worker.quantised_loading import QuantisedLayers, put_quantised_layers
 
 _BLOCK_NUMBER = re.compile(r"^((?:[^.]+\.)*?)(\d+)(\..+)$")
 _MAX_NAMED = 5
@@ -62,21 +66,23 @@ def load_cut_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """The causal model cut to `blocks`, its weights in `dtype` on `device`, in evaluation mode.
 
-    `files` are safetensors files that hold, under the checkpoint's names, what the stage needs and no other block.
+    With `quantization` its linear layers hold codes instead, and `dtype` is the one that they compute in. `files`
+    are safetensors files that hold, under the checkpoint's names, what the stage needs and no other block.
 
     Raises:
         UntrustedFileError: a file isn't safetensors, a tensor is missing, too many or of another shape.
         StorageError: a file can't be read.
     """
     model_class = _causal_class(config)
-    stage_class, outside = _cut_class(model_class, blocks)
     with _ONE_LOAD, _quiet(), _open_tensors(files) as tensors:
         state = _renumbered(tensors, blocks, _ignored_names(model_class))
+        making = _Making(blocks=blocks, tensors=state, quantization=quantization)
         try:
-            load: Any = stage_class.from_pretrained  # declared to give a model alone
+            load: Any = _cut_class(model_class, making).from_pretrained  # declared to give a model alone
             model, info = load(
                 None,
                 config=config,
@@ -87,13 +93,14 @@ def load_cut_model(
                 ignore_mismatched_sizes=True,  # reported then, rather than logged; _check_loaded refuses them
                 output_loading_info=True,
             )
+            making.layers.fill()
         except BrigadeError:
             raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as exc:
             if isinstance(exc, torch.OutOfMemoryError):
                 raise
             raise UntrustedFileError(f"the weights of blocks {blocks} can't be loaded: {exc}") from exc
-    _check_loaded(model, info, blocks, outside)
+    _check_loaded(model, info, blocks, making.outside)
     cut_config(model, blocks)
     lay_out_for_decode(model)
     give_back_free_memory()
@@ -109,20 +116,34 @@ def _causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return found
 
 
-def _cut_class(model_class: type[PreTrainedModel], blocks: BlockRange) -> tuple[type[PreTrainedModel], set[str]]:
+@dataclass(slots=True, kw_only=True)
+class _Making:
+    """What happens while transformers instantiates the class of a stage, and what is known afterwards."""
+
+    blocks: BlockRange
+    tensors: dict[str, Any]
+    """What transformers is to load; the weights of quantised layers are taken out."""
+    quantization: Quantization | None
+    outside: set[str] = field(default_factory=set)
+    """All parameters that the whole model has outside of its blocks."""
+    layers: QuantisedLayers = field(default_factory=QuantisedLayers)
+
+
+def _cut_class(model_class: type[PreTrainedModel], making: _Making) -> type[PreTrainedModel]:
     """A class like `model_class` that cuts itself once it is built (without weights, on the meta device).
 
-    It goes by the same name, which is what transformers' conversion mappings look up. The set, filled when the
-    class is instantiated, has the names of all parameters that the whole model has outside of its blocks.
+    It goes by the same name, which is what transformers' conversion mappings look up.
     """
-    outside: set[str] = set()
+    blocks = making.blocks
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         model_class.__init__(self, config, *args, **kwargs)
-        outside.update(name for name in self.state_dict() if _BLOCK_NUMBER.match(name) is None)
+        making.outside.update(name for name in self.state_dict() if _BLOCK_NUMBER.match(name) is None)
         if blocks.end > config.num_hidden_layers:
             raise UntrustedFileError(f"blocks {blocks} of a model whose config has {config.num_hidden_layers}")
         cut_modules(self, blocks)
+        if making.quantization is not None:
+            making.layers = put_quantised_layers(self, making.tensors, making.quantization)
 
     namespace = {
         "__init__": __init__,
@@ -131,7 +152,7 @@ def _cut_class(model_class: type[PreTrainedModel], blocks: BlockRange) -> tuple[
         "__doc__": model_class.__doc__,
         "_keys_to_ignore_on_load_missing": None,  # what is missing is missing
     }
-    return type(model_class.__name__, (model_class,), namespace), outside
+    return type(model_class.__name__, (model_class,), namespace)
 
 
 @contextlib.contextmanager
@@ -148,7 +169,7 @@ def _open_tensors(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
                 raise UntrustedFileError(f"{path.name} is no safetensors file: {exc}") from exc
             except OSError as exc:
                 raise StorageError(f"{path.name} can't be read: {exc.strerror or exc}") from exc
-        yield tensors
+        yield with_encodings(tensors)
 
 
 def _renumbered(tensors: dict[str, Any], blocks: BlockRange, ignored: re.Pattern[str] | None) -> dict[str, Any]:

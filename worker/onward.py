@@ -1,4 +1,4 @@
-"""The way to the next hop: hidden states out, as far as its credit goes, and once more if that hop is a new one."""
+"""The way to the next hop: hidden states out, as far as its credit goes, and only those that it hasn't got."""
 
 from __future__ import annotations
 
@@ -11,18 +11,35 @@ from protocol.ids import SessionId
 from protocol.messages import STEP_CREDIT, Step
 from protocol.tensors import bytes_from_tensor
 from worker.connections import Connection
+from worker.flow import chunks
 from worker.history import History
+from worker.wire import group_of, packed
+
+_ROWS_SENT_AGAIN = 256
+"""Positions in one step of what was computed for another session."""
 
 
 class Onward:
-    """Sends one session's hidden states to the next hop, and keeps them."""
+    """Sends one session's hidden states to the next hop, and keeps them.
 
-    def __init__(self, session_id: SessionId, connection: Connection, history: History) -> None:
+    If the session goes on from another (`is_resumed`), nothing is sent before the next hop has said how much of
+    that it has: one round trip, which may save megabytes.
+    """
+
+    def __init__(
+        self, session_id: SessionId, connection: Connection, history: History, *, is_resumed: bool = False
+    ) -> None:
         self.connection = connection
         self._session_id = session_id
         self._history = history
         self._credit = STEP_CREDIT
         self._credit_came = asyncio.Event()
+        self._n_there: asyncio.Future[int] | None = (
+            asyncio.get_running_loop().create_future() if is_resumed else None
+        )
+        """Positions that the next hop has; None from the first step on, and if it can have none."""
+        self._new_from: int | None = None
+        """Where a text begins that no earlier session had."""
 
     def add_credit(self, n_steps: int) -> None:
         """The next hop has consumed steps.
@@ -35,24 +52,56 @@ class Onward:
         self._credit += n_steps
         self._credit_came.set()
 
-    async def send(self, position: int, states: torch.Tensor, *, is_last: bool) -> None:
-        """Hand on what was computed for the positions from `position` on; waits for credit.
+    def opened(self, n_cached: int) -> None:
+        """The next hop is open, and has so many positions from an earlier session."""
+        if self._n_there is not None and not self._n_there.done():
+            self._n_there.set_result(max(0, n_cached))
+
+    def send_from(self, position: int) -> None:
+        """Send everything from `position` on, whatever the next hop has: the text is another one."""
+        self._new_from = position
+
+    async def send(
+        self, position: int, states: torch.Tensor, *, is_last: bool, drafts: tuple[int, ...] = ()
+    ) -> None:
+        """Hand on what was computed for the positions from `position` on, `drafts` at the end; waits for credit.
+
+        What was kept from `position` on was of guesses that didn't hold. Before the first of them goes what is kept
+        and the next hop hasn't got, and nothing that it has got, but always the prompt's last.
 
         Raises:
             HopLostError: the next hop is gone.
         """
+        self._history.forget_states(position)
         self._history.add_states(states)
-        await self._send(position, states, is_last=is_last)
+        if self._n_there is not None:
+            end = self._history.n_states
+            start = min(await self._first_missing(self._n_there), end - is_last)
+            if start == end:
+                return
+            self._n_there = None
+            if start < position:
+                await self._send_again(start, position)
+            states, position = states[max(0, start - position) :], max(start, position)
+        await self._send(position, states, is_last=is_last, drafts=drafts)
 
-    async def send_again(self, position: int, n_tokens: int) -> None:
-        """Hand on what was computed for an earlier session with the same text. Likewise."""
-        await self._send(position, self._history.states(position, position + n_tokens), is_last=False)
+    async def _first_missing(self, n_there: asyncio.Future[int]) -> int:
+        start = await n_there
+        return start if self._new_from is None else min(start, self._new_from)
 
-    async def _send(self, position: int, states: torch.Tensor, *, is_last: bool) -> None:
+    async def _send_again(self, start: int, end: int) -> None:
+        for piece in chunks(start, end - start, _ROWS_SENT_AGAIN):
+            await self._send(piece.start, self._history.states(piece.start, piece.stop), is_last=False)
+
+    async def _send(
+        self, position: int, states: torch.Tensor, *, is_last: bool, drafts: tuple[int, ...] = ()
+    ) -> None:
         while self._credit == 0:
             self._credit_came.clear()
             await self._credit_came.wait()
         self._credit -= 1
+        wire, meter = self.connection.wire, self.connection.meter
+        group = group_of(wire, states, version=self.connection.version, bytes_per_s=meter.bytes_per_s)
         dtype, data = bytes_from_tensor(states)
         step = Step(
             session_id=self._session_id,
@@ -60,5 +109,7 @@ class Onward:
             n_tokens=states.shape[0],
             dtype=dtype,  # type: ignore[arg-type]  # one of the four by tensors._NAMES
             is_last=is_last,
+            drafts=drafts,
+            group=group,
         )
-        await self.connection.send(step, data)
+        await self.connection.send(step, packed(states, group) if group else data)

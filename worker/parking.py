@@ -1,7 +1,8 @@
-"""Sessions that broke off and may go on by another route: what is kept of them, for how long, and for whom. Pure.
+"""Sessions that are over and may be of use to others: what is kept of them, for how long, and for whom. Pure.
 
-A parked session's memory counts as used until somebody else needs it: then the oldest goes first. Its positions are
-of use to one session only, the one whose ticket says that it continues it, and only on the same blocks.
+One that broke off is continued by another route; one that came to its end shares the beginning of its text with
+those that follow it. What is kept counts as free memory: when somebody needs it, what was used longest ago goes
+first. Only sessions of the same API key get at it (the coordinator signs whose), and only on the same blocks.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from protocol.ids import SessionId
 from worker.history import History
 from worker.steps import SessionSpec, SpanKey
 
-PARK_S = 30.0
-"""A client looks for another route at once; later than this it won't come any more."""
+PARK_S = 900.0
+"""A chat whose next turn comes later than this is begun anew; an idle worker's memory isn't held for ever."""
 MAX_PARKED = 64
+_N_SPARED = 8
+"""Positions by which a text may fall short of all that an earlier session ran: workers run a little more than a
+client takes that stops by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +31,29 @@ class Parked:
     """On the loop's clock."""
     history: History
 
+    @property
+    def n_positions(self) -> int:
+        """Positions that it has run, or was about to."""
+        return self.history.n_settled
+
+    def n_shared(self, spec: SessionSpec) -> int:
+        """How many of its first positions are the new session's too."""
+        if self.spec.session_id == spec.continues or spec.prefix is None:
+            return min(self.n_positions, spec.n_positions)
+        return min(self.n_positions, spec.n_positions, spec.prefix.n_positions)
+
+    def is_replaced_by(self, spec: SessionSpec) -> bool:
+        """Whether the new session has all that others could use of this one."""
+        return self.spec.session_id == spec.continues or self.n_shared(spec) + _N_SPARED >= self.n_positions
+
+    def can_become(self, spec: SessionSpec) -> bool:
+        """Whether the new session may have this one's very memory: nobody else needs it, and it is enough."""
+        return self.is_replaced_by(spec) and self.spec.n_positions >= spec.n_positions
+
 
 @dataclass(frozen=True, slots=True)
 class ParkingLot:
-    """All that is parked, oldest first."""
+    """All that is parked, what was used longest ago first."""
 
     parked: tuple[Parked, ...] = ()
 
@@ -48,7 +71,7 @@ class ParkingLot:
         return tuple(one for one in self.parked if now_s >= one.until_s)
 
     def in_the_way(self, n_missing_bytes: int) -> tuple[Parked, ...]:
-        """The oldest that have to go so that so many bytes are free; all, if that isn't enough."""
+        """The first that have to go so that so many bytes are free; all, if that isn't enough."""
         n_freed, going = 0, 0
         while n_freed < n_missing_bytes and going < len(self.parked):
             n_freed += self.parked[going].n_bytes
@@ -56,20 +79,22 @@ class ParkingLot:
         return self.parked[:going]
 
     def surplus(self) -> tuple[Parked, ...]:
-        """The oldest beyond `MAX_PARKED`."""
+        """The first beyond `MAX_PARKED`."""
         return self.parked[: max(0, len(self.parked) - MAX_PARKED)]
 
     def left_for(self, spec: SessionSpec) -> Parked | None:
-        """What the session may take over: its predecessor on the same blocks, if the cache has room enough."""
-        for one in self.parked:
-            if one.spec.session_id == spec.continues:
-                is_same_part = (one.spec.span, one.spec.blocks) == (spec.span, spec.blocks)
-                return one if is_same_part and one.spec.n_positions >= spec.n_positions else None
-        return None
+        """What the session may begin with: the one that it continues, else the one whose beginning it shares."""
+        earlier = (spec.continues, spec.prefix.session_id if spec.prefix is not None else None)
+        found = {
+            one.spec.session_id: one
+            for one in self.parked
+            if one.spec.session_id in earlier and (one.spec.span, one.spec.blocks) == (spec.span, spec.blocks)
+        }
+        return next((found[session_id] for session_id in earlier if session_id in found), None)
 
-    def with_one(self, newcomer: Parked) -> ParkingLot:
-        """The lot with one more."""
-        return ParkingLot((*self.parked, newcomer))
+    def with_last(self, one: Parked) -> ParkingLot:
+        """The lot with this one, new or used just now, as the last to go."""
+        return ParkingLot((*self.without(one.spec.session_id).parked, one))
 
     def without(self, session_id: SessionId) -> ParkingLot:
         """The lot without that session."""
@@ -78,7 +103,7 @@ class ParkingLot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenOver:
-    """What a session that continues another begins with."""
+    """What a session that goes on from another begins with."""
 
     n_cached: int
     """Positions in the cache."""
@@ -88,9 +113,9 @@ class TakenOver:
         """Positions that needn't be run again, if the text is the same.
 
         A head must know their tokens, and whoever hands on must have what came of them: the last step may have
-        been broken off between one and the other.
+        been broken off between one and the other. Guesses in it were maybe not the text.
         """
-        lengths = [self.n_cached]
+        lengths = [self.n_cached, self.history.n_settled]
         if is_head:
             lengths.append(len(self.history.token_ids))
         if not is_tail:

@@ -13,6 +13,7 @@ import structlog
 
 from protocol.codec import check_version
 from protocol.compatibility import VERSION_HEADER, spoken_version
+from protocol.control_messages import LinkReport
 from protocol.errors import BrigadeError, ConfigError, HopLostError, ProtocolError
 from protocol.frames import MAX_FRAME_BYTES, Frame
 from protocol.ids import WorkerId
@@ -21,6 +22,7 @@ from protocol.tls import client_context, worker_name
 from worker.config import checked_url
 from worker.connections import CLOSE_S, PING_S, Connection
 from worker.enrolment import Credentials, CredentialsHolder
+from worker.wire import WireChoice
 
 log = structlog.get_logger(__name__)
 
@@ -53,11 +55,13 @@ class Peers:
         *,
         credentials: CredentialsHolder,
         tasks: asyncio.TaskGroup,
+        wire: WireChoice = "auto",
     ) -> None:
         self.handle: Callable[[Connection, Frame], None] = _refuse_early
         """Takes the frames that come back; set once by the owner, before the first connection."""
         self._credentials = credentials
         self._tasks = tasks
+        self._wire = wire
         self._slots: dict[WorkerId, _Slot] = {}
         self._open: set[Connection] = set()
         self._is_closed = False
@@ -77,11 +81,20 @@ class Peers:
     def round_trips_s(self) -> dict[WorkerId, float]:
         """Measured seconds to the peers that there are connections to, at most `MAX_ROUND_TRIPS` of them."""
         measured = {
-            connection.peer: connection.round_trip_s
+            connection.peer: connection.meter.round_trip_s
             for connection in self._open
-            if connection.peer is not None and connection.round_trip_s is not None
+            if connection.peer is not None and connection.meter.round_trip_s is not None
         }
         return dict(list(measured.items())[:MAX_ROUND_TRIPS])
+
+    @property
+    def links(self) -> dict[WorkerId, LinkReport]:
+        """What went to the peers that there are connections to, at most `MAX_ROUND_TRIPS` of them."""
+        meters = {connection.peer: connection.meter for connection in self._open if connection.peer is not None}
+        return {
+            peer: LinkReport(n_bytes_sent=meter.n_bytes_sent, bytes_per_s=meter.bytes_per_s or 0.0)
+            for peer, meter in list(meters.items())[:MAX_ROUND_TRIPS]
+        }
 
     def measure(self) -> None:
         """Have the round trips measured; soon after they are in `round_trips_s`."""
@@ -167,7 +180,9 @@ class Peers:
         except BrigadeError as exc:  # nobody else would end the new connection
             await socket.close()
             raise HopLostError(exc.message) from exc
-        connection = Connection(socket, peer=worker_id, label=f"worker {worker_id}", version=version)
+        connection = Connection(
+            socket, peer=worker_id, label=f"worker {worker_id}", version=version, wire=self._wire
+        )
         self._open.add(connection)
         self._tasks.create_task(self._run(connection), name=f"peer {worker_id}")
         return connection

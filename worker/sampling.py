@@ -44,6 +44,21 @@ class Sampler:
         """Whether the token ends the generation."""
         return token_id in self._stop_token_ids
 
+    def verify(self, logits: torch.Tensor, position: int, drafts: Sequence[int]) -> list[int]:
+        """Choose the tokens from `position` on, as far as the `drafts` for them hold, and the one that follows.
+
+        Each is chosen as if the ones before had been run alone, so the answer is the same with drafts and without;
+        for a guess that is certain of itself this is the rejection rule of speculative sampling (Leviathan et al.
+        2023). Ends at a stop token. `logits` (1 + len(drafts), vocab_size) are of the positions from the one before
+        `position` on. Raises as `sample` does.
+        """
+        token_ids: list[int] = []
+        for index, row in enumerate(logits):
+            token_ids.append(self.sample(row, position + index))
+            if index == len(drafts) or token_ids[-1] != drafts[index] or self.is_stop(token_ids[-1]):
+                break
+        return token_ids
+
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, position: int) -> int:
         """Choose the token for `position` from `logits` (vocab_size,) of the position before it.

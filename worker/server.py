@@ -13,19 +13,22 @@ from aiohttp import web
 
 from protocol.codec import check_version
 from protocol.compatibility import VERSION_HEADER, spoken_version
+from protocol.control_messages import GenerationReport, LinkReport
 from protocol.errors import BrigadeError, DrainingError, OverloadedError, ProtocolVersionError, error_fields
 from protocol.frames import MAX_FRAME_BYTES, MAX_HEADER_BYTES, PREFIX_BYTES
 from protocol.ids import WorkerId
-from protocol.messages import PROTOCOL_VERSION, GenerationReport
+from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import peer_worker_id
 from worker.connections import CLOSE_S, PING_S, Connection
 from worker.engine import Engine
 from worker.enrolment import CredentialsHolder
 from worker.holdings import Holdings
 from worker.hop import Shared
+from worker.hop_times import HopTimes
 from worker.limits import Limits
 from worker.peers import DATA_PATH, Peers
 from worker.sessions import Sessions
+from worker.wire import WireChoice
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +53,8 @@ class DataPlane:
         on_generation: Callable[[GenerationReport], None],
         clock: Callable[[], float],
         limits: Limits | None = None,
+        *,
+        wire: WireChoice = "auto",
     ) -> None:
         self._engine = engine
         self._holdings = holdings
@@ -59,20 +64,23 @@ class DataPlane:
         self._on_generation = on_generation
         self._clock = clock
         self._limits = limits or Limits()
+        self._wire = wire
         self._tasks = asyncio.TaskGroup()
         self._incoming: set[Connection] = set()
+        self._hop_times = HopTimes()
         self._sessions: Sessions | None = None
         self._peers: Peers | None = None
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        self._peers = Peers(credentials=self._credentials, tasks=self._tasks)
+        self._peers = Peers(credentials=self._credentials, tasks=self._tasks, wire=self._wire)
         self._sessions = Sessions(
             shared=Shared(
                 engine=self._engine,
                 peers=self._peers,
                 worker_id=self._worker_id,
                 chunk_tokens=self._chunk_tokens,
+                hop_times=self._hop_times,
             ),
             holdings=self._holdings,
             credentials=self._credentials,
@@ -107,6 +115,15 @@ class DataPlane:
     def round_trips_s(self) -> dict[WorkerId, float]:
         """Measured seconds to the workers that this one has connections to."""
         return self._peers.round_trips_s if self._peers is not None else {}
+
+    @property
+    def links(self) -> dict[WorkerId, LinkReport]:
+        """What went to them, and how fast."""
+        return self._peers.links if self._peers is not None else {}
+
+    def hop_quantiles_s(self, *shares: float) -> tuple[float, ...]:
+        """How long tokens stay here, from their arrival to their being handed on."""
+        return self._hop_times.quantiles(*shares)
 
     def add_routes(self, app: web.Application) -> None:
         """Put the data plane into an application; whose shutdown, if it comes first, ends the connections."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 
 import structlog
+from msgspec import structs
 
+from protocol.control_messages import GenerationReport
 from protocol.errors import (
     BrigadeError,
     CancelledByClientError,
@@ -22,17 +24,7 @@ from protocol.errors import (
     ProtocolError,
 )
 from protocol.ids import WorkerId
-from protocol.messages import (
-    Backward,
-    CloseSession,
-    Credit,
-    FeedToken,
-    GenerationReport,
-    SessionEnded,
-    SessionOpened,
-    Step,
-    Token,
-)
+from protocol.messages import Backward, CloseSession, Credit, FeedToken, SessionEnded, SessionOpened, Step, Token
 from worker.connections import Connection
 from worker.ending import (
     CloseReason,
@@ -48,7 +40,8 @@ from worker.ending import (
     parties_to_tell,
 )
 from worker.flow import check_token_id
-from worker.hop import ArrivedStep, Hop, Opening, Shared
+from worker.hop import Hop, Opening, Shared
+from worker.step_inputs import ArrivedStep
 from worker.tail import Attachment
 
 log = structlog.get_logger(__name__)
@@ -89,7 +82,9 @@ class Session:
     def take_step(self, step: Step, payload: bytes | memoryview) -> None:
         """A step from the opener; one that may not come ends the session."""
         try:
-            self._hop.arrivals.take_step(step.position, step.n_tokens, is_last=step.is_last)
+            self._hop.arrivals.take_step(
+                step.position, step.n_tokens, is_last=step.is_last, n_drafts=len(step.drafts)
+            )
         except BrigadeError as exc:
             self.fail(exc, blame=self.ticket.previous)
             return
@@ -126,7 +121,8 @@ class Session:
             case SessionOpened():
                 if not self._is_opened:  # repeating it would only fill the opener's outbox
                     self._is_opened = True
-                    self.opener.post(message)
+                    self._hop.next_opened(message.n_cached)
+                    self.opener.post(structs.replace(message, n_cached=self._hop.n_cached))
             case Credit():
                 try:
                     self._hop.add_credit(message.n_steps)
@@ -184,7 +180,13 @@ class Session:
                     connection.remove_user(self.session_id)
             await self._free(ending)
         error_code = None if ending.reason == "finished" else ending.error.code
-        log.info("session_ended", session_id=self.session_id, reason=ending.reason, error_code=error_code)
+        log.info(
+            "session_ended",
+            session_id=self.session_id,
+            reason=ending.reason,
+            error_code=error_code,
+            **self._hop.rounds.figures(),
+        )
         return ending
 
     def report(self, ending: Ending) -> GenerationReport | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
+from protocol.control_messages import GenerationReport
 from protocol.errors import (
     BrigadeError,
     ConflictError,
@@ -30,7 +31,6 @@ from protocol.messages import (
     CloseSession,
     Credit,
     FeedToken,
-    GenerationReport,
     OpenSession,
     SessionEnded,
     SessionOpened,
@@ -38,6 +38,7 @@ from protocol.messages import (
     Token,
 )
 from protocol.tensors import tensor_from_bytes
+from protocol.tickets import Ticket
 from worker.connections import Connection
 from worker.ending import blamed
 from worker.enrolment import CredentialsHolder
@@ -175,7 +176,7 @@ class Sessions:
             span=span,
             opener=connection,
             deadline_at_s=asyncio.get_running_loop().time() + allowed_s,
-            predecessor_over=self._predecessor_over(ticket.continues),
+            predecessor_over=self._predecessor_over(ticket),
         )
         session = Session(opening, self._shared)
         attachment = self._waiting_clients.take(message.session_id) if ticket.next is None else None
@@ -186,13 +187,14 @@ class Sessions:
         self._none_left.clear()
         self._tasks.create_task(self._run(session), name=f"session {message.session_id}")
 
-    def _predecessor_over(self, session_id: SessionId | None) -> asyncio.Event | None:
-        """End the session that a new one continues, should it still run here; when that is done."""
-        predecessor = self._sessions.get(session_id) if session_id is not None else None
-        if predecessor is None:
-            return None
-        predecessor.continued()
-        return predecessor.over
+    def _predecessor_over(self, ticket: Ticket) -> asyncio.Event | None:
+        """When the session that a new one goes on from is over, should it still run here; a failed one is ended."""
+        failed = self._sessions.get(ticket.continues) if ticket.continues is not None else None
+        if failed is not None:
+            failed.continued()
+            return failed.over
+        earlier = self._sessions.get(ticket.prefix.session_id) if ticket.prefix is not None else None
+        return earlier.over if earlier is not None else None
 
     def _take_waiting(self, session: Session, attachment: Attachment) -> None:
         try:

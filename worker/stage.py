@@ -1,4 +1,4 @@
-"""A stage: the model cut to a range of blocks, called with tokens or hidden states of one session.
+"""A stage: the model cut to a range of blocks, called with tokens or hidden states of one session or of several.
 
 Masks, rotary embeddings, windows, experts and scalings are the library's own code; a stage only decides what goes
 into its first block and where its result is taken. Used by the engine thread alone.
@@ -9,18 +9,59 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange
-from worker.cut import cut_config, cut_modules, find_blocks, takes_position_ids
+from protocol.messages import Quantization
+from worker.attention import BatchCache, attending_apart, implementation_of, shorten
+from worker.cut import (
+    configs_of,
+    cut_config,
+    cut_modules,
+    find_blocks,
+    free_embedding,
+    rotates_by_longest,
+    takes_position_ids,
+)
+from worker.huge_pages import move_to_huge_pages
 from worker.kv_cache import KVCache
 from worker.loading import load_config, load_cut_model
+from worker.packed_linear import PackedLinear, pack_linear_layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageInput:
+    """New positions of one session."""
+
+    payload: torch.Tensor
+    """Token ids (n_tokens,) for the first stage, else hidden states (n_tokens, hidden_size)."""
+    position: int
+    """Of the first new token; everything before is in `cache`."""
+    cache: KVCache
+    """From `Stage.new_cache`; grows by n_tokens."""
+    n_logits: int = 0
+    """Of how many positions, the last ones, logits are wanted, rather than hidden states of all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """Whether several sessions can go through a stage in one forward, and how."""
+
+    joins_keys: bool = False
+    """Whether blocks have to be given all keys of all sessions end to end (see `worker.attention`)."""
+    because: str = ""
+    """Why sessions have to run one at a time; empty if they needn't."""
+
+
+UNTRIED = Batching(because="nobody has tried yet whether sessions can run together here")
 
 
 @dataclass(slots=True)
@@ -36,9 +77,12 @@ class _Taps:
 class Stage:
     """Blocks `blocks` of a model of `n_blocks`, with the embeddings if first, and norm and head if last."""
 
-    def __init__(self, model: PreTrainedModel, blocks: BlockRange, *, n_blocks: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, blocks: BlockRange, *, n_blocks: int, batching: Batching = UNTRIED
+    ) -> None:
         self.blocks = blocks
         self.n_blocks = n_blocks
+        self.batching = batching
         self.is_first = blocks.start == 0
         self.is_last = blocks.end == n_blocks
         parameter = next(find_blocks(model)[2].parameters())
@@ -48,7 +92,9 @@ class Stage:
         self.vocab_size: int = model.config.vocab_size
         self._model = model
         self._base: nn.Module = model.base_model
+        self._configs = configs_of(model)
         self._takes_position_ids = takes_position_ids(self._base)
+        self.rotates_by_longest = rotates_by_longest(model)
         self._taps = _Taps()
         self._hooks: list[Any] = []
         self._views: dict[BlockRange, Stage] = {}
@@ -59,29 +105,21 @@ class Stage:
         return KVCache(len(self.blocks), n_positions)
 
     @torch.inference_mode()
-    def hidden(self, payload: torch.Tensor, position: int, cache: KVCache) -> torch.Tensor:
-        """Run new positions; give hidden states (n_tokens, hidden_size), after the final norm if the stage is last.
+    def run(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
+        """Run new positions of different sessions, in one forward if the architecture allows it.
 
-        Args:
-            payload: token ids (n_tokens,) for the first stage, else hidden states (n_tokens, hidden_size).
-            position: of the first new token; everything before is in `cache`.
-            cache: from `new_cache`; grows by n_tokens.
+        For each input: hidden states (n_tokens, hidden_size), after the final norm if the stage is last; or, of
+        those that want logits, which only a last stage has, logits (n_logits, vocab_size).
         """
-        inputs = self._inputs(payload, position, cache)
-        result = self._base(**inputs)[0]
-        if not self.is_last:
-            result, self._taps.outgoing = self._taps.outgoing, None
-        assert result is not None
-        states: torch.Tensor = result[0]
-        return states
+        if len(inputs) == 1 or self.batching.because:
+            return [self._run_alone(one) for one in inputs]
+        return self._run_together(inputs)
 
-    @torch.inference_mode()
-    def logits(self, payload: torch.Tensor, position: int, cache: KVCache) -> torch.Tensor:
-        """Run new positions through the last stage; give the logits (vocab_size,) of the last of them."""
-        assert self.is_last
-        inputs = self._inputs(payload, position, cache)
-        result: torch.Tensor = self._model(**inputs, logits_to_keep=1).logits
-        return result[0, -1]
+    def batch(self, batching: Batching) -> None:
+        """Run sessions together from now on, or one at a time; views that are made from now on do likewise."""
+        self.batching = batching
+        if not batching.because:
+            shorten(self._configs)
 
     def view(self, blocks: BlockRange) -> Stage:
         """The part `blocks` of this stage as a stage, sharing its weights. Made once, then kept.
@@ -100,7 +138,8 @@ class Stage:
     def n_weight_bytes(self) -> int:
         """Bytes of parameters and buffers, shared ones counted once."""
         tensors = {t.data_ptr(): t.nbytes for t in (*self._model.parameters(), *self._model.buffers())}
-        return sum(tensors.values())
+        packed = {id(m): m.n_weight_bytes for m in self._model.modules() if isinstance(m, PackedLinear)}
+        return sum(tensors.values()) + sum(packed.values())
 
     def kv_bytes_by_block(self) -> tuple[int, ...]:
         """Bytes of cache that one position takes in each block, measured by a token; warms the stage up too."""
@@ -109,20 +148,75 @@ class Stage:
             payload = torch.zeros(1, dtype=torch.int32)
         else:
             payload = torch.zeros(1, self.hidden_size, dtype=self.dtype)
-        (self.logits if self.is_last else self.hidden)(payload, 0, cache)
+        self.run([StageInput(payload=payload, position=0, cache=cache, n_logits=int(self.is_last))])
         return tuple(block.n_bytes_per_position() for block in cache.blocks)
 
-    def _inputs(self, payload: torch.Tensor, position: int, cache: KVCache) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    def _run_alone(self, one: StageInput) -> torch.Tensor:
+        arguments = self._arguments(one.payload, (one,), one.cache)
+        if one.n_logits:
+            logits: torch.Tensor = self._model(**arguments, logits_to_keep=one.n_logits).logits
+            return logits[0]
+        return self._states(self._base(**arguments)[0])
+
+    def _run_together(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
+        n_tokens = [len(one.payload) for one in inputs]
+        batch = BatchCache(
+            [one.cache for one in inputs],
+            n_tokens,
+            implementation=implementation_of(self._configs[0]),
+            joins_keys=self.batching.joins_keys,
+        )
+        arguments = self._arguments(torch.cat([one.payload for one in inputs]), inputs, batch)
+        with attending_apart(batch, self._configs):
+            if not any(one.n_logits for one in inputs):
+                return list(self._states(self._base(**arguments)[0]).split_with_sizes(n_tokens))
+            return self._with_logits(arguments, inputs, n_tokens)
+
+    def _with_logits(
+        self, arguments: dict[str, Any], inputs: Sequence[StageInput], n_tokens: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Logits of the rows that want them; who wants none gets the states that the head saw."""
+        ends = list(accumulate(n_tokens))
+        rows = [row for one, end in zip(inputs, ends, strict=True) for row in range(end - one.n_logits, end)]
+        states: list[torch.Tensor] = []
+        # not of the base model: some heads call the decoder in it
+        decoder = find_blocks(self._model)[0]
+        hook = decoder.register_forward_hook(lambda _module, _inputs, output: states.append(output[0][0]))
+        try:
+            # 0 is all of them, without a copy
+            keep = 0 if len(rows) == ends[-1] else torch.tensor(rows, device=self.device)
+            logits = self._model(**arguments, logits_to_keep=keep).logits[0]
+        finally:
+            hook.remove()
+        shares = zip(
+            inputs,
+            logits.split_with_sizes([one.n_logits for one in inputs]),
+            states[0].split_with_sizes(n_tokens),
+            strict=True,
+        )
+        return [wanted if one.n_logits else own for one, wanted, own in shares]
+
+    def _states(self, result: torch.Tensor) -> torch.Tensor:
+        """(n_tokens, hidden_size): what the base model gave, or the last block if another stage owns the rest."""
+        if not self.is_last:
+            assert self._taps.outgoing is not None
+            result, self._taps.outgoing = self._taps.outgoing, None
+        states: torch.Tensor = result[0]
+        return states
+
+    def _arguments(self, payload: torch.Tensor, inputs: Sequence[StageInput], cache: Cache) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
         if self.is_first:
-            inputs["input_ids"] = payload.to(self.device, torch.long).unsqueeze(0)
+            arguments["input_ids"] = payload.to(self.device, torch.long).unsqueeze(0)
         else:
             incoming = payload.to(self.device, self.dtype).unsqueeze(0)
-            inputs["inputs_embeds"] = self._taps.incoming = incoming
+            arguments["inputs_embeds"] = self._taps.incoming = incoming
         if self._takes_position_ids:
-            n_tokens = payload.shape[0]
-            inputs["position_ids"] = torch.arange(position, position + n_tokens, device=self.device).unsqueeze(0)
-        return inputs
+            positions = [
+                torch.arange(one.position, one.position + len(one.payload), device=self.device) for one in inputs
+            ]
+            arguments["position_ids"] = (positions[0] if len(positions) == 1 else torch.cat(positions)).unsqueeze(0)
+        return arguments
 
     def _cut_view(self, blocks: BlockRange) -> Stage:
         kept = BlockRange(blocks.start - self.blocks.start, blocks.end - self.blocks.start)
@@ -134,7 +228,7 @@ class Stage:
             self._add_hooks()
         cut_modules(model, kept)
         cut_config(model, kept)
-        return Stage(model, blocks, n_blocks=self.n_blocks)
+        return Stage(model, blocks, n_blocks=self.n_blocks, batching=self.batching)
 
     def _add_hooks(self) -> None:
         blocks = find_blocks(self._model)[2]
@@ -164,6 +258,7 @@ def load_stage(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    quantization: Quantization | None = None,
 ) -> Stage:
     """Load `blocks` from their files (see `worker.loading`).
 
@@ -173,5 +268,9 @@ def load_stage(
     """
     config = load_config(config_folder)
     n_blocks = config.num_hidden_layers
-    model = load_cut_model(config, files, blocks, dtype=dtype, device=device)
+    model = load_cut_model(config, files, blocks, dtype=dtype, device=device, quantization=quantization)
+    if blocks.start > 0:
+        free_embedding(model)
+    pack_linear_layers(model)
+    move_to_huge_pages(model)
     return Stage(model, blocks, n_blocks=n_blocks)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from protocol.ids import BlockRange, Revision, SessionId
-from protocol.messages import Precision, SamplingParams
+from protocol.messages import Precision, Quantization, SamplingParams, SharedPrefix, WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,14 @@ class SpanKey:
     revision: Revision
     blocks: BlockRange
     precision: Precision
+    """Of the computing, and of the hidden states on the wire."""
+    quantization: Quantization | None = None
+    """What the weights are held in, if not in that."""
+
+    @property
+    def held_as(self) -> WeightFormat:
+        """What the weights are held in."""
+        return self.quantization or self.precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +50,8 @@ class LoadedSpan:
     hidden_bytes: int
     """Bytes of one position's hidden states."""
     load_s: float
+    unbatched_because: str = ""
+    """Why its sessions run one at a time; empty if they run together."""
 
     def kv_bytes_per_position(self, blocks: BlockRange) -> int:
         """Bytes that one position in `blocks`, a part of the span, takes: its cache, and what is sent onwards.
@@ -62,9 +72,13 @@ class SessionSpec:
     blocks: BlockRange
     n_positions: int
     continues: SessionId | None = None
-    """The session whose parked cache this one takes over, if it is here and fits."""
+    """The session that failed and goes on as this one: what it left here this one takes over."""
+    prefix: SharedPrefix | None = None
+    """What the text shares with another session: this one begins with a copy of that, if it is here."""
     sampling: SamplingParams | None = None
     prompt_token_ids: tuple[int, ...] = ()
+    n_hops: int = 1
+    """Hops of the session's route: so many groups of sessions keep all of them busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +90,16 @@ class StepInput:
     n_tokens: int
     payload: torch.Tensor
     """Token ids (n_tokens,) for a first stage, hidden states (n_tokens, hidden_size) for any other."""
+    drafts: tuple[int, ...] = ()
+    """The tokens at the last positions, if those are guesses: a last stage verifies them; the next step begins at
+    the first that does not hold, or after all."""
     wants_sample: bool = False
-    """Whether a last stage samples the token that follows the last position."""
+    """Whether a last stage samples the token that follows the last position, and those that verify the guesses."""
+
+    @property
+    def n_drafts(self) -> int:
+        """How many of the last positions are guesses."""
+        return len(self.drafts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +114,14 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
-    """What a step gave: hidden states unless the stage is last, a token if one was wanted."""
+    """What a step gave: hidden states unless the stage is last, tokens if they were wanted."""
 
     session_id: SessionId
     position: int
     hidden: torch.Tensor | None
     """(n_tokens, hidden_size), on the CPU, in the span's precision."""
-    token: SampledToken | None
-    compute_s: float
+    tokens: tuple[SampledToken, ...]
+    """In the order of their positions: the guesses that hold, and the one that follows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

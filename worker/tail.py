@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,38 +72,40 @@ class Tail:
         await engine.attach_sampler(self._session_id, self._attachment.sampling, self._attachment.prompt_token_ids)
         self._has_sampler = True
 
-    def take(self, token: SampledToken) -> Literal["stop", "length"] | None:
-        """Note a sampled token; why it is the last, if it is. Then `stream` it.
+    def take(self, tokens: Sequence[SampledToken]) -> Sequence[SampledToken]:
+        """Note the tokens of a step; those of them that the answer has room for. Then `stream` them.
+
+        The last one given ends the answer if `finish_reason` is set afterwards.
 
         Raises:
-            ProtocolError: its position isn't that which follows the prompt and the tokens so far.
+            ProtocolError: their position isn't that which follows the prompt and the tokens so far.
         """
         expected = self.n_prompt_tokens + self.n_sent
-        if token.position != expected:
+        if tokens[0].position != expected:
             raise ProtocolError(
-                f"a token for position {token.position}, but the prompt given to the tail and the {self.n_sent} "
-                f"tokens since end at {expected}: give head and tail the same prompt"
+                f"a token for position {tokens[0].position}, but the prompt given to the tail and the "
+                f"{self.n_sent} tokens since end at {expected}: give head and tail the same prompt"
             )
-        if token.is_stop:
+        kept = tokens[: self._n_allowed - self.n_sent]
+        if kept[-1].is_stop:  # the engine samples nothing behind one
             self.finish_reason = "stop"
-        elif self.n_sent + 1 >= self._n_allowed:
+        elif self.n_sent + len(kept) == self._n_allowed:
             self.finish_reason = "length"
-        return self.finish_reason
+        return kept
 
-    def stream(self, token: SampledToken) -> None:
-        """Queue a token for the client.
+    def stream(self, tokens: Sequence[SampledToken]) -> None:
+        """Queue what `take` gave for the client, one message a token.
 
         Raises:
             OverloadedError: the client reads too slowly.
         """
         assert self.client is not None
-        index = self.n_sent
-        self.n_sent += 1
-        self.client.post(
-            Token(
+        for token in tokens:
+            message = Token(
                 session_id=self._session_id,
-                index=index,
+                index=self.n_sent,
                 token_id=token.token_id,
-                finish_reason=self.finish_reason,
+                finish_reason=self.finish_reason if token is tokens[-1] else None,
             )
-        )
+            self.n_sent += 1
+            self.client.post(message)

@@ -18,14 +18,8 @@ import structlog
 
 from protocol.backoff import jittered_delay_s
 from protocol.codec import encode_message
-from protocol.errors import (
-    BrigadeError,
-    UnauthenticatedError,
-    UnreachableError,
-    error_fields,
-    error_from_body,
-)
-from protocol.messages import (
+from protocol.compatibility import has_field
+from protocol.control_messages import (
     HEARTBEAT_S,
     Announce,
     Assign,
@@ -37,8 +31,15 @@ from protocol.messages import (
     Leaving,
     WorkerToCoordinator,
 )
+from protocol.errors import (
+    BrigadeError,
+    UnauthenticatedError,
+    UnreachableError,
+    error_fields,
+    error_from_body,
+)
 from protocol.tls import client_context
-from worker.control_socket import is_final, opened_socket, received_order
+from worker.control_socket import is_final, opened_socket, received_order, spoken_by
 from worker.enrolment import Credentials, CredentialsHolder
 from worker.error_groups import most_telling
 from worker.holdings import Holdings
@@ -100,6 +101,9 @@ class Uplink:
         """Credentials that the coordinator no longer takes."""
         self.connected = asyncio.Event()
         """Set while the worker is announced on an open socket."""
+        self.disconnected = asyncio.Event()
+        """Set while it is not."""
+        self.disconnected.set()
 
     def report_generation(self, report: GenerationReport) -> None:
         """Have a generation reported, now or when the coordinator is back."""
@@ -109,13 +113,21 @@ class Uplink:
         self._has_generations.set()
         self._all_reported.clear()
 
-    async def leave(self, reason: str) -> None:
-        """Say that the worker drains and goes; nothing if the coordinator is away."""
-        if self._socket is not None and self.connected.is_set():
-            try:
-                await self._send(self._socket, Leaving(reason=reason))
-            except UnreachableError as exc:
-                log.info("leaving_unsaid", **error_fields(exc))
+    async def leave(self, reason: str, serves_on_s: float = 0.0) -> bool:
+        """Say that the worker goes, and takes new sessions for so long at most; nothing if the coordinator is away.
+
+        Returns:
+            Whether the coordinator will say `Drain` when others have taken this worker's place.
+        """
+        if self._socket is None or not self.connected.is_set():
+            return False
+        knows_it = has_field(spoken_by(self._socket), Leaving, "serves_on_s")
+        try:
+            await self._send(self._socket, Leaving(reason=reason, serves_on_s=serves_on_s if knows_it else 0.0))
+        except UnreachableError as exc:
+            log.info("leaving_unsaid", **error_fields(exc))
+            return False
+        return knows_it and serves_on_s > 0
 
     async def flush(self, deadline_s: float) -> None:
         """Wait until every generation is reported, if the coordinator is there, at most so long."""
@@ -205,6 +217,7 @@ class Uplink:
                 await self._talk(socket)
             finally:
                 self.connected.clear()
+                self.disconnected.set()
                 self._socket = None
                 await socket.close()
 
@@ -219,6 +232,7 @@ class Uplink:
         await self._send(socket, self._hooks.announce())
         self._socket = socket
         self.connected.set()
+        self.disconnected.clear()
         if self._n_failures:
             self._hooks.tell("back with the coordinator")
         async with asyncio.TaskGroup() as tasks:

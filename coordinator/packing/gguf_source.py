@@ -1,5 +1,8 @@
 """A GGUF file as a source of tensors under the names, shapes and values that transformers gives them.
 
+Matrices in an encoding that workers compute with stay in it, byte by byte, if all that transformers would do to
+them is to put their rows into another order; whatever else is unpacked to float32.
+
 Names and layouts are transformers' own work (its name map and the tensor processor of the architecture); unlike
 transformers, one tensor is unpacked at a time, when it is asked for. What each tensor must look like comes from the
 model built without memory (torch's meta device), so a file that doesn't fit its own description is refused.
@@ -8,6 +11,7 @@ model built without memory (torch's meta device), so a file that doesn't fit its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from coordinator.packing.gguf_header import GgufHeader, GgufTensor, read_gguf, type_name
-from coordinator.packing.tensors import PIECE_BYTES, TensorInfo
+from coordinator.packing.tensors import ENCODED_BYTES, PIECE_BYTES, TensorInfo
 from protocol.errors import InvalidRequestError, UntrustedFileError
 from protocol.ids import MAX_BLOCKS
 
@@ -41,7 +45,7 @@ _READER_ERRORS = (
 
 
 class GgufSource:
-    """The tensors of the GGUF file at `path`, as float32.
+    """The tensors of the GGUF file at `path`, encoded as they are or as float32.
 
     Raises:
         UntrustedFileError: the file is malformed, or its tensors aren't those of the model that it describes.
@@ -74,7 +78,13 @@ class GgufSource:
                 f"{path.name} lacks {len(missing)} of the {len(expected)} tensors of the {self.config.model_type} "
                 f"model that it describes, among them {', '.join(missing[:3])}"
             )
-        self._tensors = expected
+        self._rows = {
+            name: rows for name in expected if (rows := self._kept_rows(name, expected[name])) is not None
+        }
+        self._tensors = {
+            name: replace(info, dtype=type_name[self._origins[name][0].encoding]) if name in self._rows else info
+            for name, info in expected.items()
+        }
         self._data = np.memmap(path, mode="r", dtype=np.uint8)
 
     @property
@@ -83,11 +93,14 @@ class GgufSource:
         return self._tensors
 
     def pieces(self, name: str) -> Iterator[memoryview]:
-        """The tensor's float32 values. Holds this one tensor in memory, twice for a moment.
+        """The tensor's encoded rows or float32 values. Holds this one tensor in memory, twice for a moment.
 
         Raises:
             UntrustedFileError: its size isn't what the model needs.
         """
+        if name in self._rows:
+            yield from self._encoded(name)
+            return
         values = self._values(name)
         expected = self._tensors[name]
         if values.shape != expected.shape:
@@ -97,6 +110,38 @@ class GgufSource:
         flat = np.ascontiguousarray(values, dtype="<f4").reshape(-1).view(np.uint8)
         for start in range(0, flat.size, PIECE_BYTES):
             yield flat[start : start + PIECE_BYTES].data
+
+    def _kept_rows(self, name: str, expected: TensorInfo) -> np.ndarray[Any, Any] | None:
+        """The rows of the file's matrix in the order of the model's; None if the tensor can't stay encoded.
+
+        Found out by having the processor rearrange a matrix of two columns that number the rows.
+        """
+        origins = self._origins[name]
+        origin, n_rows = origins[0], expected.shape[0]
+        is_matrix = len(expected.shape) == 2 and origin.shape == expected.shape
+        if len(origins) > 1 or not is_matrix or type_name[origin.encoding] not in ENCODED_BYTES:
+            return None
+        numbers = np.arange(n_rows, dtype=np.float64)[:, None] + np.array([0.0, n_rows])
+        try:
+            result = self._processor.process(  # type: ignore[no-untyped-call]
+                weights=numbers, name=origin.name, tensor_key_mapping=self._names, parsed_parameters={"tensors": {}}
+            )
+        except _READER_ERRORS:
+            return None  # it looks at the columns too
+        if result.name is None or result.weights.shape != numbers.shape:
+            return None
+        rows: np.ndarray[Any, Any] = result.weights[:, 0].astype(np.int64)
+        is_order = np.array_equal(np.sort(rows), np.arange(n_rows)) and np.array_equal(
+            result.weights, numbers[rows]
+        )
+        return rows if is_order else None
+
+    def _encoded(self, name: str) -> Iterator[memoryview]:
+        origin, rows = self._origins[name][0], self._rows[name]
+        raw = self._data[origin.offset : origin.offset + origin.n_bytes].reshape(len(rows), -1)
+        n_at_once = max(1, PIECE_BYTES // raw.shape[1])
+        for start in range(0, len(rows), n_at_once):
+            yield raw[rows[start : start + n_at_once]].reshape(-1).data
 
     def _values(self, name: str) -> np.ndarray[Any, Any]:
         """Unpack and rearrange what becomes the tensor; the halves of a merged one come from two places."""

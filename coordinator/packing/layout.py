@@ -44,12 +44,8 @@ class Layout:
 
     def stored_heads(self, tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
         """Heads stored beside a tied embedding of the same shape: a copy of it, or a sign that it isn't tied."""
-        kinds = {(tensors[name].dtype, tensors[name].shape) for name in self.embedding}
-        return tuple(
-            name
-            for name in self.after
-            if _HEAD.search(name) and (tensors[name].dtype, tensors[name].shape) in kinds
-        )
+        shapes = {tensors[name].shape for name in self.embedding}
+        return tuple(name for name in self.after if _HEAD.search(name) and tensors[name].shape in shapes)
 
 
 def block_file(index: int) -> str:

@@ -220,7 +220,7 @@ class _Packing:
         """Copy `tensors` into one safetensors file, in order."""
         infos = [self._tensors[tensor] for tensor in tensors]
         with self._store.writer() as writer:
-            writer.write(build_header(infos))
+            writer.write(build_header([info.stored for info in infos]))
             for info in infos:
                 n_before = writer.size_bytes
                 for piece in self._opened.tensors.pieces(info.name):

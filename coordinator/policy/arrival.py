@@ -10,8 +10,8 @@ import msgspec
 from coordinator.policy.changes import Change, assign, save_assignment, save_worker
 from coordinator.policy.handover import reported_on
 from coordinator.policy.state import Assignment, ClusterState, WorkerRecord
+from protocol.control_messages import Announce, Drain, SpanAssignment, SpanStatus
 from protocol.ids import WorkerId
-from protocol.messages import Announce, Drain, SpanAssignment, SpanStatus
 
 _MAX_HOSTNAME = 255
 _MAX_WORDS = 1000
@@ -67,6 +67,7 @@ def _present(old: WorkerRecord, announce: Announce, now_s: float) -> WorkerRecor
         seen_s=now_s,
         has_said_leaving=old.has_said_leaving and is_same_process,
         drain_reason=old.drain_reason if is_same_process else None,
+        departure=old.departure if is_same_process else None,
         kept_until_s=old.kept_until_s if is_same_process else None,
         is_doubted=is_same_process and old.kept_until_s is not None and old.is_doubted,
         hostname=announce.hostname[:_MAX_HOSTNAME],
@@ -131,4 +132,5 @@ def _reports_of(assignment: Assignment, announce: Announce) -> tuple[SpanStatus,
 def sound(status: SpanStatus) -> SpanStatus:
     """What a worker said, without what isn't a share of work done, or is too long to be shown."""
     progress = min(max(status.progress, 0.0), 1.0) if math.isfinite(status.progress) else 0.0
-    return msgspec.structs.replace(status, progress=progress, reason=status.reason[:_MAX_WORDS])
+    reason, note = status.reason[:_MAX_WORDS], status.note[:_MAX_WORDS]
+    return msgspec.structs.replace(status, progress=progress, reason=reason, note=note)

@@ -12,8 +12,8 @@ from coordinator.policy.handover import breaks_a_route
 from coordinator.policy.measures import Measures
 from coordinator.policy.sizing import capacity_bytes, decode_s_per_block
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
+from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, ModelName, WorkerId
-from protocol.messages import SpanAssignment
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,9 +63,13 @@ class Board:
         return board
 
     def without_doubted(self) -> Self:
-        """A board on which workers that have been away for a while hold nothing."""
-        board = self.copy()
-        board.spans = {w: spans for w, spans in self.spans.items() if not self.state.workers[w].is_doubted}
+        """A board on which workers that have been away for a while, or are to leave, hold nothing."""
+        board, workers = self.copy(), self.state.workers
+        board.spans = {
+            w: spans
+            for w, spans in self.spans.items()
+            if not workers[w].is_doubted and workers[w].departure is None
+        }
         board.n_holders.clear()
         return board
 
@@ -177,9 +181,9 @@ class Board:
     ) -> Candidate:
         """The worker as one that could take blocks of the model."""
         assert worker.device is not None
-        precision = worker.device.precision
+        held_as = worker.device.held_as
         is_mixed = any(span.model != model.name for span in worker.assignment.spans)
-        sizes = self.measures.block_sizes(model, precision, kv_tokens)
+        sizes = self.measures.block_sizes(model, held_as, kv_tokens)
         room_bytes = self.room_bytes(worker, kv_tokens)
         if gently:
             room_bytes -= self._making_way_bytes(worker, model)
@@ -197,8 +201,8 @@ class Board:
     def room_bytes(self, worker: WorkerRecord, kv_tokens: int) -> int:
         """Bytes that the worker could hold beside its spans."""
         assert worker.device is not None
-        spans, precision = self.spans[worker.worker_id], worker.device.precision
-        return capacity_bytes(worker.device) - self.measures.spans_bytes(self.state, spans, precision, kv_tokens)
+        spans, held_as = self.spans[worker.worker_id], worker.device.held_as
+        return capacity_bytes(worker.device) - self.measures.spans_bytes(self.state, spans, held_as, kv_tokens)
 
     def _making_way_bytes(self, worker: WorkerRecord, model: ModelRecord) -> int:
         """Weights of what the worker would serve on beside another range of the model, for a while."""
@@ -209,7 +213,7 @@ class Board:
         if old.unwanted_bytes is None:
             return capacity_bytes(worker.device)
         taken_away = [span for span in old.spans if span not in spans or span.model == model.name]
-        taken_bytes = self.measures.spans_bytes(self.state, taken_away, worker.device.precision, 0)
+        taken_bytes = self.measures.spans_bytes(self.state, taken_away, worker.device.held_as, 0)
         return old.unwanted_bytes + taken_bytes
 
     def _drop(self, worker_id: WorkerId, model: ModelRecord) -> None:

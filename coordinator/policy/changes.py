@@ -16,8 +16,8 @@ from coordinator.policy.effects import (
 )
 from coordinator.policy.handover import handed_over
 from coordinator.policy.state import Assignment, ClusterState, ModelRecord, WorkerRecord
+from protocol.control_messages import Assign, CoordinatorToWorker, SpanAssignment, SpanStatus
 from protocol.ids import ModelName, WorkerId
-from protocol.messages import Assign, CoordinatorToWorker, SpanAssignment, SpanStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +130,9 @@ def _status_on(worker: WorkerRecord, span: SpanAssignment) -> SpanStatus | None:
 def _status(worker: WorkerRecord) -> WorkerStatus:
     if worker.presence == "gone":
         return "gone"
-    if worker.is_draining:
+    if worker.departure is not None and not worker.departure.is_own_wish:
+        return "departing"
+    # one that was stopped may be back, and is awaited after a restart of ours too
+    if worker.is_draining and worker.kept_until_s is None:
         return "draining"
     return "enrolled" if worker.device is None else "present"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from coordinator.policy.state import ModelRecord, WorkerRecord
+from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, WorkerId
-from protocol.messages import SpanAssignment
 
 Spans = Mapping[WorkerId, tuple[SpanAssignment, ...]]
 

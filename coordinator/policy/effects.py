@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from protocol.control_messages import CoordinatorToWorker, DeviceReport, SpanAssignment
 from protocol.ids import ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
-from protocol.messages import CoordinatorToWorker, DeviceReport, SpanAssignment
 
-WorkerStatus = Literal["enrolled", "present", "draining", "gone"]
+WorkerStatus = Literal["enrolled", "present", "departing", "draining", "gone"]
 """What is kept of a worker's life: whether it is silent or lost is known only while the coordinator runs."""
 
 AuditAction = Literal[

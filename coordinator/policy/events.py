@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.control_messages import Announce, Heartbeat, SpanReport
 from protocol.ids import FileHash, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
-from protocol.messages import Announce, Heartbeat, SpanReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,8 @@ class WorkerLeft:
 
     worker_id: WorkerId
     reason: str
+    serves_on_s: float = 0.0
+    """It takes new sessions for so long, or until it is told to drain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

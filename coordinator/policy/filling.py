@@ -32,6 +32,7 @@ def water_filled(n_blocks: int, stages: Sequence[Stage]) -> tuple[int, ...]:
     takers.sort(key=lambda i: ((stages[i].n_held + 1) * stages[i].seconds_per_block, i))
     for i in takers[:n_blocks]:
         given[i] = 1
+    _fill_up_to_level(n_blocks, stages, given)
     heap = [(_time_with_one_more(stage, given[i]), i) for i, stage in enumerate(stages) if given[i] < stage.cap]
     heapq.heapify(heap)
     for _ in range(n_blocks - sum(given)):
@@ -42,6 +43,26 @@ def water_filled(n_blocks: int, stages: Sequence[Stage]) -> tuple[int, ...]:
         if given[i] < stages[i].cap:
             heapq.heappush(heap, (_time_with_one_more(stages[i], given[i]), i))
     return tuple(given)
+
+
+def _fill_up_to_level(n_blocks: int, stages: Sequence[Stage], given: list[int]) -> None:
+    """Give at once what would come first one by one: all that is done by a time at which some blocks are left.
+
+    With each round the level rises as far as the stages that aren't full would take it if blocks could be split;
+    whole blocks make it less than one less for each of them.
+    """
+    level_s = 0.0
+    while True:
+        unfilled = [i for i, stage in enumerate(stages) if given[i] < stage.cap]
+        rest = n_blocks - sum(given) - len(unfilled)
+        if rest <= 0 or not unfilled:
+            return
+        level_s += rest / sum(1 / stages[i].seconds_per_block for i in unfilled)
+        for i in unfilled:
+            n_done = int(level_s / stages[i].seconds_per_block) - stages[i].n_held
+            given[i] = max(given[i], min(stages[i].cap, n_done))
+        if n_blocks - sum(given) - len(unfilled) >= rest:
+            return
 
 
 def _time_with_one_more(stage: Stage, n_given: int) -> float:

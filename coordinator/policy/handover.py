@@ -12,8 +12,8 @@ from dataclasses import replace
 from coordinator.policy.coverage import counts, ready_counts, spans_of
 from coordinator.policy.sizing import capacity_bytes, spans_bytes
 from coordinator.policy.state import Assignment, ClusterState, WorkerRecord
+from protocol.control_messages import SpanAssignment
 from protocol.ids import ModelName, WorkerId
-from protocol.messages import SpanAssignment
 
 Spans = tuple[SpanAssignment, ...]
 
@@ -31,15 +31,13 @@ def handed_over(
         return replace(assignment, leaving=(), unwanted_bytes=0)
     if worker.device is None or old.unwanted_bytes is None:
         return replace(assignment, leaving=(), unwanted_bytes=None)
-    precision = worker.device.precision
+    held_as = worker.device.held_as
     taken_back = [span for span in old.leaving if span in spans]
     taken_away = [span for span in old.spans if span not in spans]
     unwanted_bytes = (
-        old.unwanted_bytes
-        + spans_bytes(state, taken_away, precision, 0)
-        - spans_bytes(state, taken_back, precision, 0)
+        old.unwanted_bytes + spans_bytes(state, taken_away, held_as, 0) - spans_bytes(state, taken_back, held_as, 0)
     )
-    fits = unwanted_bytes + spans_bytes(state, spans, precision, 0) <= capacity_bytes(worker.device)
+    fits = unwanted_bytes + spans_bytes(state, spans, held_as, 0) <= capacity_bytes(worker.device)
     leaving = tuple(span for span in served if span not in spans and span.model != dropped)
     return replace(assignment, leaving=leaving if fits else (), unwanted_bytes=unwanted_bytes)
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from coordinator.policy.sizing import end_bytes, largest_block_bytes, span_bytes
 from coordinator.policy.state import ClusterState, ModelRecord
+from protocol.control_messages import SpanAssignment
 from protocol.ids import ModelName
-from protocol.messages import Precision, SpanAssignment
+from protocol.messages import WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,16 +27,16 @@ class BlockSizes:
 class Measures:
     """What was worked out so far, for one state of the cluster."""
 
-    _blocks: dict[tuple[ModelName, Precision, int], BlockSizes] = field(default_factory=dict)
-    _spans: dict[tuple[ModelName, int, int, Precision, int], int] = field(default_factory=dict)
+    _blocks: dict[tuple[ModelName, WeightFormat, int], BlockSizes] = field(default_factory=dict)
+    _spans: dict[tuple[ModelName, int, int, WeightFormat, int], int] = field(default_factory=dict)
 
-    def block_sizes(self, model: ModelRecord, precision: Precision, kv_tokens: int) -> BlockSizes:
-        """Of one model at one precision, with `kv_tokens` of cache."""
-        key = (model.name, precision, kv_tokens)
+    def block_sizes(self, model: ModelRecord, held_as: WeightFormat, kv_tokens: int) -> BlockSizes:
+        """Of one model held in one format, with `kv_tokens` of cache."""
+        key = (model.name, held_as, kv_tokens)
         if key not in self._blocks:
-            before, after, both = end_bytes(model.manifest, precision)
+            before, after, both = end_bytes(model.manifest, held_as)
             self._blocks[key] = BlockSizes(
-                largest_bytes=largest_block_bytes(model.manifest, precision, kv_tokens),
+                largest_bytes=largest_block_bytes(model.manifest, held_as, kv_tokens),
                 before_bytes=before,
                 after_bytes=after,
                 both_bytes=both,
@@ -43,14 +44,14 @@ class Measures:
         return self._blocks[key]
 
     def spans_bytes(
-        self, state: ClusterState, spans: Iterable[SpanAssignment], precision: Precision, kv_tokens: int
+        self, state: ClusterState, spans: Iterable[SpanAssignment], held_as: WeightFormat, kv_tokens: int
     ) -> int:
         """Bytes of all these spans; their models are there."""
-        return sum(self._span_bytes(state, span, precision, kv_tokens) for span in spans)
+        return sum(self._span_bytes(state, span, held_as, kv_tokens) for span in spans)
 
-    def _span_bytes(self, state: ClusterState, span: SpanAssignment, precision: Precision, kv_tokens: int) -> int:
-        key = (span.model, span.blocks.start, span.blocks.end, precision, kv_tokens)
+    def _span_bytes(self, state: ClusterState, span: SpanAssignment, held_as: WeightFormat, kv_tokens: int) -> int:
+        key = (span.model, span.blocks.start, span.blocks.end, held_as, kv_tokens)
         if key not in self._spans:
             manifest = state.models[span.model].manifest
-            self._spans[key] = span_bytes(manifest, span.blocks, precision, kv_tokens)
+            self._spans[key] = span_bytes(manifest, span.blocks, held_as, kv_tokens)
         return self._spans[key]

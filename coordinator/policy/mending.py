@@ -1,7 +1,8 @@
 """Blocks of a model that nobody holds: given to workers with room, by moving others, or by a layout made anew.
 
-What is served is only taken away where routes stay, or where there is no route anyway. Gently means that nobody
-loses anything: only workers with room beside what they serve now take part.
+A model of which nobody holds anything is planned as a whole (`laying_out`). What is served is only taken away
+where routes stay, or where there is no route anyway. Gently means that nobody loses anything: only workers with
+room beside what they serve now take part.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from coordinator.policy.board import Board
 from coordinator.policy.gap_filling import Candidate, Filling, filled
+from coordinator.policy.laying_out import laid_out
 from coordinator.policy.sizing import KV_TARGETS
 from coordinator.policy.state import ModelRecord
 from protocol.ids import BlockRange
@@ -73,6 +75,13 @@ def _attempts(board: Board, model: ModelRecord) -> Iterator[tuple[Board, Manner]
 
 
 def _fill_gaps(board: Board, model: ModelRecord, how: Manner) -> None:
+    placement = board.state.settings.placement
+    if placement != "spread" and board.gaps(model) == (BlockRange(0, model.manifest.n_blocks),):
+        free = board.free(model, how.kv_tokens, gently=how.is_gentle)
+        # with other models, pipelines beside the first come when all are held (`replicas.add_pipelines`)
+        has_others = len(board.state.models) > 1
+        for worker_id, blocks in laid_out(board.state, model, free, placement, is_sparing=has_others).items():
+            board.give(worker_id, model, blocks)
     for gap in board.gaps(model):
         for worker_id, blocks in _best_filling(board, model, gap, how).given.items():
             board.give(worker_id, model, blocks)

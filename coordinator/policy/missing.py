@@ -10,7 +10,7 @@ from coordinator.policy.sizing import KV_TARGETS, span_bytes
 from coordinator.policy.standing import span_words
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.ids import BlockRange, ModelName, WorkerId
-from protocol.messages import Precision
+from protocol.messages import WeightFormat
 
 _MAX_RUNS_IN_WORDS = 4
 
@@ -81,21 +81,21 @@ def _unheld(state: ClusterState, model: ModelRecord, run: BlockRange) -> str:
     if state.changed_s is not None:
         return f"{what}; they are given out once nothing has changed for {state.settings.settle_s:g} s"
     board = Board.of(state)
-    precision = _usual_precision(here)
+    held_as = _usual_format(here)
     room = sum(max(0, board.room_bytes(w, KV_TARGETS[-1])) for w in here if w.pinned_blocks is None)
-    needed = span_bytes(model.manifest, run, precision, KV_TARGETS[-1])
+    needed = span_bytes(model.manifest, run, held_as, KV_TARGETS[-1])
     if needed > room:
         return (
             f"{what}; {(needed - room) / 1e9:.2f} GB of memory more are needed (they take {needed / 1e9:.2f} GB in "
-            f"{precision}, {room / 1e9:.2f} GB are left); `worker join` on another machine"
+            f"{held_as}, {room / 1e9:.2f} GB are left); `worker join` on another machine"
         )
     return (
-        f"{what}; they take {needed / 1e9:.2f} GB in {precision}, and the {room / 1e9:.2f} GB left are on workers "
+        f"{what}; they take {needed / 1e9:.2f} GB in {held_as}, and the {room / 1e9:.2f} GB left are on workers "
         "that have other blocks, too little each, or failed; `worker join` on another machine"
     )
 
 
-def _usual_precision(workers: list[WorkerRecord]) -> Precision:
+def _usual_format(workers: list[WorkerRecord]) -> WeightFormat:
     device = workers[0].device
     assert device is not None
-    return device.precision
+    return device.held_as

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from coordinator.policy.changes import Change, save_worker
+from coordinator.policy.departure import why_now
 from coordinator.policy.placement import Placed, placement, take_overs
 from coordinator.policy.sizing import capacity_bytes
-from coordinator.policy.state import Assignment, PolicySettings, Presence, WorkerRecord
+from coordinator.policy.state import Assignment, Departure, PolicySettings, Presence, WorkerRecord
+from protocol.control_messages import Drain
 from protocol.ids import WorkerId
 
 
@@ -21,8 +23,40 @@ def time_passed(change: Change) -> Change:
     changed_s, settle_s = change.state.changed_s, change.state.settings.settle_s
     if changed_s is not None and change.now_s - changed_s >= settle_s:
         change = _all_placed(change, placement(change.state))
-        return replace(change, state=replace(change.state, changed_s=None))
-    return _all_placed(change, take_overs(change.state)) if _doubted(change) - doubted else change
+        change = replace(change, state=replace(change.state, changed_s=None))
+    elif _doubted(change) - doubted:
+        change = _all_placed(change, take_overs(change.state))
+    return let_go(change, is_placed=change.state.changed_s is None)
+
+
+def to_depart(change: Change, worker: WorkerRecord, departure: Departure) -> Change:
+    """Have others given the blocks of a worker that is to leave; it goes once they have them, or at once."""
+    worker = replace(worker, departure=departure, has_said_leaving=worker.has_said_leaving or departure.is_own_wish)
+    change = change.with_worker(worker).then(save_worker(worker))
+    return let_go(_all_placed(change, take_overs(change.state)), is_placed=True)
+
+
+def let_go(change: Change, *, is_placed: bool) -> Change:
+    """Have the workers drain that are to leave and that nothing is waited for any more.
+
+    `is_placed`: whether others have been given all that they could be.
+    """
+    for worker in change.state.workers.values():
+        if worker.departure is None or not worker.is_connected:
+            continue
+        reason = why_now(change.state, worker, change.now_s, is_placed=is_placed)
+        if reason is not None:
+            change = change.audited("worker_draining", worker.worker_id, reason)
+            change = departed(change, worker, worker.departure, reason).sent(worker.worker_id, Drain(reason=reason))
+    return change
+
+
+def departed(change: Change, worker: WorkerRecord, departure: Departure, reason: str) -> Change:
+    """The worker takes nothing new; its blocks are kept for it for a while if it may come back."""
+    kept_until_s = change.now_s + change.state.settings.lost_after_s if departure.is_own_wish else None
+    worker = replace(worker, departure=None, drain_reason=reason, kept_until_s=kept_until_s)
+    change = change.with_worker(worker).then(save_worker(worker))
+    return change if departure.is_own_wish else change.to_place()
 
 
 def _doubted(change: Change) -> set[WorkerId]:
@@ -44,11 +78,16 @@ def _clock_looked_at(change: Change) -> Change:
             # who was heard after the clock was set has the new time already
             seen_s=min(worker.seen_s + shift_s, now_s),
             kept_until_s=None if worker.kept_until_s is None else min(worker.kept_until_s + shift_s, latest_s),
+            departure=_shifted(worker.departure, shift_s, now_s + state.settings.longest_departure_s),
         )
         for worker_id, worker in state.workers.items()
     }
     changed_s = None if state.changed_s is None else min(state.changed_s + shift_s, now_s)
     return replace(change, state=replace(change.state, workers=workers, changed_s=changed_s))
+
+
+def _shifted(departure: Departure | None, shift_s: float, latest_s: float) -> Departure | None:
+    return None if departure is None else replace(departure, by_s=min(departure.by_s + shift_s, latest_s))
 
 
 def _judged(change: Change, worker: WorkerRecord) -> Change:
@@ -64,11 +103,12 @@ def _judged(change: Change, worker: WorkerRecord) -> Change:
         if presence == "gone" and silent_s > settings.forget_after_s:
             return change.without_worker(worker.worker_id)
         return _doubted_if_away(change, worker)
+    is_leaving = worker.is_draining or worker.departure is not None
     if presence in ("lost", "gone"):
-        worker = replace(worker, kept_until_s=None, is_doubted=False)
+        worker = replace(worker, kept_until_s=None, is_doubted=False, departure=None)
     worker = replace(worker, presence=presence)
     change = change.with_worker(worker)
-    if presence == "gone" or (presence == "lost" and worker.is_draining):
+    if presence == "gone" or (presence == "lost" and is_leaving):
         return gone(change, worker, f"silent for {silent_s:.0f} s")
     if presence == "lost":
         return change.audited("worker_lost", worker.worker_id, f"silent for {silent_s:.0f} s").to_place()
@@ -111,6 +151,7 @@ def gone(change: Change, worker: WorkerRecord, reason: str) -> Change:
         presence="gone",
         is_connected=False,
         drain_reason=reason,
+        departure=None,
         kept_until_s=None,
         is_doubted=False,
         files=frozenset(),

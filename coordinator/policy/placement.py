@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from coordinator.policy.board import Board
 from coordinator.policy.mending import fill_model, take_over
-from coordinator.policy.replicas import add_replicas, make_replica
+from coordinator.policy.replicas import add_pipelines, add_replicas, make_replica
 from coordinator.policy.sizing import KV_TARGETS
 from coordinator.policy.state import ClusterState, WorkerRecord
+from protocol.control_messages import SpanAssignment
 from protocol.ids import WorkerId
-from protocol.messages import SpanAssignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,8 @@ def placement(state: ClusterState) -> Mapping[WorkerId, Placed]:
     # a second pass stands on what the first has placed, and may complete what it left out
     is_complete = [fill_model(board, model) or fill_model(board, model) for model in state.models.values()]
     if all(is_complete):
+        if state.settings.placement != "spread":
+            add_pipelines(board)
         for model in state.models.values():
             add_replicas(board, model)
         for worker in board.assignable:

@@ -5,10 +5,36 @@ from __future__ import annotations
 from coordinator.policy.board import Board
 from coordinator.policy.coverage import runs, spans_of
 from coordinator.policy.gap_filling import Candidate, filled
+from coordinator.policy.laying_out import laid_out
 from coordinator.policy.mending import by_speed
 from coordinator.policy.sizing import KV_TARGETS
 from coordinator.policy.state import ModelRecord, WorkerRecord
-from protocol.ids import BlockRange
+from protocol.ids import BlockRange, WorkerId
+
+
+def add_pipelines(board: Board) -> None:
+    """Have workers that hold nothing run whole models beside what is there, each model with its share of them.
+
+    One plan for each model, so that a large fleet takes no longer: who is left becomes a replica of something.
+    """
+    models = sorted(
+        board.state.models.values(), key=lambda m: (min(board.counts(m)) - m.n_replicas, min(board.counts(m)))
+    )
+    idle = [worker.worker_id for worker in board.assignable if not board.spans[worker.worker_id]]
+    for i, model in enumerate(models):
+        share = frozenset(idle[i :: len(models)])
+        for worker_id, blocks in _pipelines_of(board, model, share).items():
+            board.give(worker_id, model, blocks)
+
+
+def _pipelines_of(board: Board, model: ModelRecord, workers: frozenset[WorkerId]) -> dict[WorkerId, BlockRange]:
+    """With room for long contexts if that is possible."""
+    for kv_tokens in KV_TARGETS:
+        free = [candidate for candidate in board.free(model, kv_tokens) if candidate.worker_id in workers]
+        ranges = laid_out(board.state, model, free, "many-streams", is_sparing=False)
+        if ranges:
+            return ranges
+    return {}
 
 
 def add_replicas(board: Board, model: ModelRecord) -> None:

@@ -6,21 +6,18 @@ wait. A range may be entered and left partway.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from coordinator.policy.coverage import ready_spans
+from coordinator.policy.coverage import counts, gaps
+from coordinator.policy.links import LINK_S
 from coordinator.policy.missing import MissingBlocks, missing_blocks
-from coordinator.policy.shortest_path import LINK_S, Segment, cheapest_legs
-from coordinator.policy.sizing import decode_s_per_block
-from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
+from coordinator.policy.ready_segments import ReadySegments
+from coordinator.policy.segments import Leg, Segment
+from coordinator.policy.shortest_path import cheapest_legs
+from coordinator.policy.state import ClusterState
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
 from protocol.messages import Precision
-
-MAX_LINK_S = 60.0
-"""A longer round trip is a mistake or a lie."""
-
-SESSION_SHARE = 0.25
-"""How much slower a session makes another: with four it counts as twice as slow. Less than 1: they are batched."""
 
 AVOIDED_S = 1e6
 """Added for a worker or link that is to be avoided: over all that work and links can cost, so that each is used
@@ -61,67 +58,84 @@ class Avoided:
 
 NOTHING_AVOIDED = Avoided()
 
+Held = Mapping[tuple[WorkerId, BlockRange], float]
+"""Stages that hold a session's prefix, and the seconds a token that each saves a route which runs exactly these
+blocks there: the prefill that it needn't do, over the tokens that are asked for."""
+
+NOTHING_HELD: Held = {}
+
 
 def cheapest_route(
     state: ClusterState,
     model_name: ModelName,
     exclude: frozenset[WorkerId] = frozenset(),
     avoided: Avoided = NOTHING_AVOIDED,
+    held: Held = NOTHING_HELD,
+    known: ReadySegments | None = None,
 ) -> Route | MissingBlocks:
-    """The route for one generation, or which blocks are missing for one without `exclude`, and why."""
+    """The route for one generation, or which blocks are missing for one without `exclude`, and why.
+
+    `known`: what the caller keeps from one route to the next, so that a large fleet isn't gone through each time.
+    """
     model = state.models.get(model_name)
     if model is None:
         message = f"no model is served as {model_name!r}; `coord model list` shows which are"
         return MissingBlocks(model=model_name, blocks=(), is_on_its_way=False, message=message)
-    missing = missing_blocks(state, model, exclude)
-    if missing is not None:
+    segments = _weighed((known or ReadySegments()).of(state, model), exclude, avoided, held)
+    if gaps(counts((segment.blocks for segment in segments), model.manifest.n_blocks)):
+        missing = missing_blocks(state, model, exclude)
+        assert missing is not None, "segments are what is ready"
         return missing
-    segments = _segments(state, model, exclude, avoided)
-    cost_s, legs = cheapest_legs(segments, model.manifest.n_blocks)
+    _, legs = cheapest_legs(segments, model.manifest.n_blocks)
     return Route(
         model=model.name,
         revision=model.revision,
         hops=tuple(_stage(state, segments[i].worker_id, BlockRange(start, end)) for i, start, end in legs),
-        cost_s=cost_s % AVOIDED_S,
+        cost_s=_seconds_per_token(segments, legs),
     )
 
 
-def _segments(
-    state: ClusterState, model: ModelRecord, exclude: frozenset[WorkerId], avoided: Avoided
-) -> list[Segment]:
-    segments = []
-    for worker in sorted(state.workers.values(), key=lambda w: w.worker_id):
-        if not worker.is_routable or worker.worker_id in exclude:
-            continue
-        has_others = any(span.model != model.name for span in worker.assignment.spans)
-        per_block = decode_s_per_block(worker, model.manifest, has_other_models=has_others)
-        links, entry_s = _links(worker, avoided), AVOIDED_S if worker.worker_id in avoided.workers else 0.0
-        segments += [
-            Segment(
-                worker_id=worker.worker_id,
-                blocks=span.blocks,
-                seconds_per_block=per_block * _load(worker),
-                link_s=links,
-                entry_s=entry_s,
-            )
-            for span in sorted(ready_spans(worker, model), key=lambda s: s.blocks)
+def _kept(segment: Segment, held: Held) -> list[Segment]:
+    """The parts of a segment that hold a session's prefix, as segments beside it."""
+    return [
+        replace(segment, blocks=blocks, entry_s=segment.entry_s - saved_s, is_whole=True)
+        for (worker_id, blocks), saved_s in held.items()
+        if worker_id == segment.worker_id and segment.blocks.contains(blocks)
+    ]
+
+
+def _seconds_per_token(segments: Sequence[Segment], legs: Sequence[Leg]) -> float:
+    """What work and links cost: nothing that is added for trust or taken off for what is saved."""
+    cost_s = 0.0
+    links: Mapping[WorkerId, float] = {}
+    for i, start, end in legs:
+        cost_s += links.get(segments[i].worker_id, LINK_S) % AVOIDED_S
+        cost_s += (end - start) * segments[i].seconds_per_block
+        links = segments[i].link_s
+    return cost_s
+
+
+def _weighed(segments: list[Segment], exclude: frozenset[WorkerId], avoided: Avoided, held: Held) -> list[Segment]:
+    """The segments that one request may use, with what it would rather not use, and what it would rather."""
+    touched = avoided.workers | {start for start, _ in avoided.links}
+    if exclude or touched:
+        segments = [
+            _avoiding(segment, avoided) if segment.worker_id in touched else segment
+            for segment in segments
+            if segment.worker_id not in exclude
         ]
-    return segments
+    holders = {worker_id for worker_id, _ in held}
+    kept = [part for segment in segments if segment.worker_id in holders for part in _kept(segment, held)]
+    return segments + kept
 
 
-def _load(worker: WorkerRecord) -> float:
-    beat = worker.heartbeat
-    return 1.0 if beat is None else 1.0 + SESSION_SHARE * (max(0, beat.n_sessions) + max(0, beat.n_queued))
-
-
-def _links(worker: WorkerRecord, avoided: Avoided) -> dict[WorkerId, float]:
-    """One way to others, in seconds; what can't be a round trip isn't taken for one."""
-    measured = worker.heartbeat.round_trips_s if worker.heartbeat is not None else {}
-    links = {peer: rtt / 2 for peer, rtt in measured.items() if 0 <= rtt < MAX_LINK_S}
+def _avoiding(segment: Segment, avoided: Avoided) -> Segment:
+    links = dict(segment.link_s)
     for start, end in avoided.links:
-        if start == worker.worker_id:
+        if start == segment.worker_id:
             links[end] = links.get(end, LINK_S) + AVOIDED_S
-    return links
+    entry_s = AVOIDED_S if segment.worker_id in avoided.workers else 0.0
+    return replace(segment, link_s=links, entry_s=entry_s)
 
 
 def _stage(state: ClusterState, worker_id: WorkerId, blocks: BlockRange) -> RouteStage:

@@ -9,36 +9,19 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from protocol.ids import BlockRange, WorkerId
-
-LINK_S = 0.0005
-"""One way to the next worker where no round trip was measured: a local network, and our own work for a hop."""
+from coordinator.policy.links import LINK_S
+from coordinator.policy.segments import Leg, Segment
+from coordinator.policy.shortlist import MAX_SHORTLIST, shortlist
+from protocol.ids import WorkerId
 
 MAX_STEPS = 50_000
 """Steps looked at to avoid a worker twice; far over what a real cluster needs, a fraction of a second."""
 
-MAX_BLOCKS_HELD = 4_000
-"""Blocks that all ranges have together, up to which a route may change workers anywhere: about 10 milliseconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """A ready range on a worker, with what it costs."""
-
-    worker_id: WorkerId
-    blocks: BlockRange
-    seconds_per_block: float
-    link_s: Mapping[WorkerId, float]
-    """One way to other workers, as measured from here."""
-    entry_s: float = 0.0
-    """Added wherever the worker is entered: what it costs in trust."""
-
-
-Leg = tuple[int, int, int]
-"""Which segment, from which block, to which."""
+MAX_BLOCKS_HELD = 1_000
+"""Blocks that all ranges have together, up to which a route may change workers anywhere: a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -78,7 +61,8 @@ class _CostsToGo:
             if segment.blocks.start <= cut < segment.blocks.end:
                 run_s = (after - cut) * segment.seconds_per_block + self._from[after, i]
                 self._staying[cut, i] = run_s
-                entering.append((run_s + segment.entry_s, i))
+                if segment.can_be_entered(cut):
+                    entering.append((run_s + segment.entry_s, i))
         entering.sort()
         self.onwards[cut] = entering
         for i, segment in enumerate(segments):
@@ -87,6 +71,8 @@ class _CostsToGo:
 
     def _cheapest_from(self, segments: Sequence[Segment], cut: int, i: int) -> float:
         best = self._staying.get((cut, i), math.inf)
+        if not segments[i].can_be_left(cut):
+            return best
         links = segments[i].link_s
         for enter_s, k in self.onwards[cut]:
             if enter_s >= best:
@@ -100,12 +86,29 @@ def cheapest_legs(segments: Sequence[Segment], n_blocks: int) -> tuple[float, li
 
     No worker comes twice in it, unless there is no other way (or finding one would take too long).
     """
+    if len(segments) > MAX_SHORTLIST:
+        numbers = shortlist(segments, n_blocks, lambda legs: _cost_s(segments, legs))
+        listed = [segments[i] for i in numbers]
+        found = _search(listed, n_blocks, _CostsToGo(listed, n_blocks), only_once=True)
+        if found is not None:
+            return found.cost_s, [(numbers[i], start, end) for i, start, end in found.legs]
     costs = _CostsToGo(segments, n_blocks)
     found = _search(segments, n_blocks, costs, only_once=True) or _search(
         segments, n_blocks, costs, only_once=False
     )
     assert found is not None, "the blocks are covered, so there is a way"
     return found.cost_s, list(found.legs)
+
+
+def _cost_s(segments: Sequence[Segment], legs: Sequence[Leg]) -> float:
+    """What these legs really cost; endless if a worker comes twice."""
+    workers = [segments[i].worker_id for i, _, _ in legs]
+    if len(set(workers)) < len(workers):
+        return math.inf
+    links_s = LINK_S + sum(
+        segments[i].link_s.get(to, LINK_S) for (i, _, _), to in zip(legs, workers[1:], strict=False)
+    )
+    return links_s + sum(segments[i].entry_s + (b - a) * segments[i].seconds_per_block for i, a, b in legs)
 
 
 def _search(segments: Sequence[Segment], n_blocks: int, costs: _CostsToGo, *, only_once: bool) -> _Label | None:
@@ -151,7 +154,10 @@ def _longer(
     links = segments[last].link_s if last is not None else {}
     cut = costs.cuts[bisect_right(costs.cuts, start)]
     longer = []
-    for _, i in costs.onwards[start]:
+    choices = [i for _, i in costs.onwards[start] if last is None or segments[last].can_be_left(start)]
+    if last is not None and start < segments[last].blocks.end and last not in choices:
+        choices.append(last)
+    for i in choices:
         segment = segments[i]
         if i == last:
             entered_s, n_hops = label.entered_s, label.n_hops

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from coordinator.policy.state import ClusterState, WorkerRecord
+from protocol.control_messages import DeviceReport, SpanAssignment
 from protocol.ids import BlockRange
 from protocol.manifest import Manifest, ModelFile
-from protocol.messages import DeviceReport, Precision, SpanAssignment
+from protocol.messages import WeightFormat
+from protocol.weight_sizes import block_weight_bytes, end_weight_bytes, kv_bytes, span_weight_bytes
 
 KV_TARGETS = (4096, 512)
 """Positions of cache that a worker should have room for beside its weights: one long session or a few short ones;
@@ -24,7 +26,6 @@ MAX_DECODE_S = 3600.0
 """Seconds for one token in one block: more is a mistake or a lie, and the estimate is taken instead."""
 
 _FLOPS_PER_PARAMETER = 2
-_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def capacity_bytes(device: DeviceReport) -> int:
@@ -33,33 +34,31 @@ def capacity_bytes(device: DeviceReport) -> int:
     return device.memory_bytes - max(int(device.memory_bytes * RESERVE_SHARE), cache_floor)
 
 
-def span_bytes(manifest: Manifest, blocks: BlockRange, precision: Precision, kv_tokens: int) -> int:
+def span_bytes(manifest: Manifest, blocks: BlockRange, held_as: WeightFormat, kv_tokens: int) -> int:
     """Bytes of a span: its weights, what comes before and after if it owns them, and `kv_tokens` of cache."""
-    weights = sum(file.n_parameters for file in manifest.weight_files(blocks))
     kv = len(blocks) * manifest.kv_elements_per_token * min(kv_tokens, manifest.context_length)
-    return (weights + kv) * _BYTES[precision]
+    return span_weight_bytes(manifest, blocks, held_as) + kv_bytes(kv, held_as)
 
 
-def largest_block_bytes(manifest: Manifest, precision: Precision, kv_tokens: int) -> int:
+def largest_block_bytes(manifest: Manifest, held_as: WeightFormat, kv_tokens: int) -> int:
     """Bytes of the largest block with its cache, at least 1."""
     n_parameters = max(block.n_parameters for block in manifest.blocks)
     kv = manifest.kv_elements_per_token * min(kv_tokens, manifest.context_length)
-    return (n_parameters + kv) * _BYTES[precision]
+    return block_weight_bytes(n_parameters, held_as) + kv_bytes(kv, held_as)
 
 
-def end_bytes(manifest: Manifest, precision: Precision) -> tuple[int, int, int]:
+def end_bytes(manifest: Manifest, held_as: WeightFormat) -> tuple[int, int, int]:
     """Bytes of what comes before the first block, of what comes after the last, and of both on one worker."""
-    both = {file.sha256: file for file in (*manifest.before, *manifest.after)}
-    before, after, together = (
-        sum(file.n_parameters for file in files) * _BYTES[precision]
-        for files in (manifest.before, manifest.after, both.values())
+    return (
+        end_weight_bytes(manifest.before, held_as),
+        end_weight_bytes(manifest.after, held_as),
+        end_weight_bytes((*manifest.before, *manifest.after), held_as),
     )
-    return before, after, together
 
 
-def spans_bytes(state: ClusterState, spans: Iterable[SpanAssignment], precision: Precision, kv_tokens: int) -> int:
+def spans_bytes(state: ClusterState, spans: Iterable[SpanAssignment], held_as: WeightFormat, kv_tokens: int) -> int:
     """Bytes of all these spans; their models are there."""
-    return sum(span_bytes(state.models[span.model].manifest, span.blocks, precision, kv_tokens) for span in spans)
+    return sum(span_bytes(state.models[span.model].manifest, span.blocks, held_as, kv_tokens) for span in spans)
 
 
 def decode_s_per_block(worker: WorkerRecord, manifest: Manifest, *, has_other_models: bool = False) -> float:
@@ -72,7 +71,7 @@ def decode_s_per_block(worker: WorkerRecord, manifest: Manifest, *, has_other_mo
         return beat.decode_s_per_block
     assert worker.device is not None
     n_parameters = _mean_parameters(manifest.blocks)
-    n_bytes = n_parameters * _BYTES[worker.device.precision]
+    n_bytes = block_weight_bytes(int(n_parameters), worker.device.held_as)
     return (
         n_bytes / max(worker.device.bandwidth_bytes_per_s, 1.0)
         + _FLOPS_PER_PARAMETER * n_parameters / max(worker.device.flops_per_s, 1.0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from coordinator.policy.departure import waits_for
 from coordinator.policy.state import ClusterState, WorkerRecord
+from protocol.control_messages import SpanAssignment, SpanStatus, WorkerState
 from protocol.ids import WorkerId
-from protocol.messages import SpanAssignment, SpanStatus, WorkerState
 
 
 def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[WorkerState, str]:
@@ -33,7 +34,7 @@ def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[Wo
                 f"{state.settings.lost_after_s:.0f} s"
             )
         case "here":
-            return _standing_here(state, worker)
+            return _standing_here(state, worker, now_s)
 
 
 def _suspicion(state: ClusterState, worker: WorkerRecord, silent_s: float) -> str:
@@ -45,7 +46,9 @@ def _suspicion(state: ClusterState, worker: WorkerRecord, silent_s: float) -> st
     )
 
 
-def _standing_here(state: ClusterState, worker: WorkerRecord) -> tuple[WorkerState, str]:
+def _standing_here(state: ClusterState, worker: WorkerRecord, now_s: float) -> tuple[WorkerState, str]:
+    if worker.departure is not None:
+        return "draining", waits_for(state, worker, now_s)
     if worker.drain_reason is not None:
         n_sessions = worker.heartbeat.n_sessions if worker.heartbeat is not None else 0
         return "draining", f"{worker.drain_reason}; {n_sessions} sessions still run, then it leaves"

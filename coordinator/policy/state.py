@@ -7,21 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from coordinator.policy.effects import WorkerStatus
+from protocol.control_messages import DeviceReport, Heartbeat, SpanAssignment, SpanStatus
+from protocol.errors import ConfigError
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
-from protocol.messages import DeviceReport, Heartbeat, SpanAssignment, SpanStatus
 
 Presence = Literal["expected", "here", "suspect", "lost", "gone"]
 """expected: enrolled or known from before a restart, no control socket yet. suspect: silent, or its socket closed;
 not routed. lost: so for longer; its blocks are given to others. gone: it left, or was lost for very long."""
 
+Placement = Literal["balance", "one-stream", "many-streams", "spread"]
+"""What blocks are given out for: as fast as can be for one stream, for many at once, or for both alike; or spread
+over all workers that are there, so that each holds as little as it can and has the more room for caches."""
+
+
+def checked_placement(text: str, name: str) -> Placement:
+    """The text, if it is one of these; `name` says where it was given.
+
+    Raises:
+        ConfigError: it isn't.
+    """
+    for known in get_args(Placement):
+        if text == known:
+            return cast(Placement, known)
+    raise ConfigError(f"{name} {text[:40]!r} isn't one of {', '.join(get_args(Placement))}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySettings:
-    """The numbers that decisions depend on."""
+    """What decisions depend on beside what happens."""
+
+    placement: Placement = "balance"
 
     suspect_after_s: float = 3.0
     failover_after_s: float = 2.0
@@ -31,6 +50,8 @@ class PolicySettings:
     """Placement waits until nobody joined or left, and no model changed, for this long."""
     forget_after_s: float = 3600.0
     """A lost worker is gone, and a gone one no longer shown, after this long."""
+    longest_departure_s: float = 60.0
+    """A worker that an operator drains serves on for so long at most, until others hold its blocks."""
     longest_sweep_s: float = 2.0
     """Between two looks at the clock. More, and the clock was set or we stood still, and nobody was silent."""
 
@@ -53,6 +74,17 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """That a worker is to leave as soon as others serve its blocks."""
+
+    reason: str
+    by_s: float
+    """When it leaves at the latest."""
+    is_own_wish: bool = False
+    """Whether it was stopped where it runs: then it may be started again, and its blocks are kept for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
     """One worker."""
 
@@ -64,6 +96,8 @@ class WorkerRecord:
     has_said_leaving: bool = False
     drain_reason: str | None = None
     """Set while the worker drains."""
+    departure: Departure | None = None
+    """Set while it is to drain and others are still to load its blocks: it serves until then."""
     kept_until_s: float | None = None
     """Set when it was stopped where it runs: its blocks are kept for it until then, in case that was a restart."""
     is_doubted: bool = False
@@ -101,7 +135,7 @@ class WorkerRecord:
     @property
     def can_be_assigned(self) -> bool:
         """Whether it may be given more."""
-        return self.is_routable and self.device is not None
+        return self.is_routable and self.departure is None and self.device is not None
 
     @property
     def served(self) -> tuple[SpanAssignment, ...]:
@@ -173,6 +207,9 @@ class StoredState:
     models: tuple[ModelRecord, ...] = ()
 
 
+_ASKED_BEFORE = "an operator asked for it before the coordinator was restarted"
+
+
 def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> ClusterState:
     """The state after a start. Workers keep their blocks while they have `lost_after_s` from now to connect."""
     models = {model.name: model for model in stored.models}
@@ -181,6 +218,12 @@ def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> Clu
             worker_id=worker.worker_id,
             presence="gone" if worker.status == "gone" else "expected",
             seen_s=worker.seen_s if worker.status == "gone" else now_s,
+            drain_reason=_ASKED_BEFORE if worker.status == "draining" else None,
+            departure=(
+                Departure(reason=_ASKED_BEFORE, by_s=now_s + settings.longest_departure_s)
+                if worker.status == "departing"
+                else None
+            ),
             hostname=worker.hostname,
             url=worker.url,
             device=worker.device,
@@ -228,6 +271,8 @@ def check_worker(worker: WorkerRecord) -> None:
     assert worker.presence != "gone" or not worker.is_connected
     assert not worker.is_doubted or worker.presence == "suspect" or worker.kept_until_s is not None
     assert worker.kept_until_s is None or (worker.has_said_leaving and worker.presence not in ("lost", "gone"))
+    assert worker.departure is None or not worker.departure.is_own_wish or worker.has_said_leaving
+    assert worker.departure is None or (not worker.is_draining and worker.presence not in ("lost", "gone"))
     assert not worker.is_connected or worker.device is not None
     assert not worker.is_connected or worker.presence in ("here", "suspect", "lost")
     assigned = {(span.model, span.revision, span.blocks) for span in worker.assignment.spans}

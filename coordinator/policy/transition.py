@@ -30,10 +30,10 @@ from coordinator.policy.events import (
     WorkerLeft,
 )
 from coordinator.policy.handover import reported_on
-from coordinator.policy.passing import gone, time_passed
-from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
+from coordinator.policy.passing import departed, gone, let_go, time_passed, to_depart
+from coordinator.policy.state import ClusterState, Departure, ModelRecord, WorkerRecord
+from protocol.control_messages import Drain, SpanReport
 from protocol.ids import ModelName
-from protocol.messages import Drain, SpanReport
 
 MAX_REASON = 1000
 """Characters of why a worker leaves that are kept."""
@@ -74,7 +74,7 @@ def _worker_changed(change: Change, worker: WorkerRecord, event: WorkerEvent) ->
         case FilesChanged():
             return change.with_worker(replace(_heard(change, worker), files=frozenset(event.files)))
         case WorkerLeft():
-            return _left(change, _heard(change, worker), event.reason[:MAX_REASON])
+            return _left(change, _heard(change, worker), event)
         case SocketLost():
             return _socket_lost(change, worker)
         case DrainAsked():
@@ -101,20 +101,29 @@ def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) ->
     newly_failed = any(has_failed(after, s) and not has_failed(worker, s) for s in worker.assignment.spans)
     # what is ready now may free what had to stay where it was until then
     newly_ready = len(after.ready) > len(worker.ready)
-    return change.to_place() if newly_failed or newly_ready else change
+    if newly_failed or newly_ready:
+        change = change.to_place()
+    return let_go(change, is_placed=False) if newly_ready else change
 
 
-def _left(change: Change, worker: WorkerRecord, reason: str) -> Change:
+def _left(change: Change, worker: WorkerRecord, event: WorkerLeft) -> Change:
     if worker.presence == "gone":
         return change
+    reason = event.reason[:MAX_REASON]
     # an operator who drains it wants its blocks elsewhere; who stops it where it runs may start it again
-    is_own_wish = not worker.is_draining and worker.presence != "lost"
+    is_own_wish = not worker.is_draining and worker.departure is None and worker.presence != "lost"
+    if is_own_wish and event.serves_on_s > 0 and worker.presence == "here":
+        serves_s = min(event.serves_on_s, change.state.settings.longest_departure_s)
+        departure = Departure(reason=reason, by_s=change.now_s + serves_s, is_own_wish=True)
+        return to_depart(change, worker, departure)
     kept_until_s = change.now_s + change.state.settings.lost_after_s if is_own_wish else worker.kept_until_s
-    worker = replace(worker, drain_reason=reason, has_said_leaving=True, kept_until_s=kept_until_s)
+    worker = replace(worker, drain_reason=reason, departure=None, has_said_leaving=True, kept_until_s=kept_until_s)
     change = change.with_worker(worker)
     if not worker.is_connected and kept_until_s is None:
         return gone(change, worker, f"left: {reason}")
     change = change.then(save_worker(worker)).audited("worker_draining", worker.worker_id, reason)
+    if event.serves_on_s > 0:
+        change = change.sent(worker.worker_id, Drain(reason=reason))
     return change if kept_until_s is not None else change.to_place()
 
 
@@ -122,6 +131,9 @@ def _socket_lost(change: Change, worker: WorkerRecord) -> Change:
     if not worker.is_connected:
         return change
     worker = replace(worker, is_connected=False)
+    if worker.departure is not None and worker.departure.is_own_wish:
+        change = departed(change, worker, worker.departure, worker.departure.reason)
+        worker = change.state.workers[worker.worker_id]
     if worker.has_said_leaving and worker.kept_until_s is None:
         return gone(change.with_worker(worker), worker, f"left: {worker.drain_reason}")
     presence = "suspect" if worker.presence == "here" else worker.presence
@@ -129,8 +141,11 @@ def _socket_lost(change: Change, worker: WorkerRecord) -> Change:
 
 
 def _drain_asked(change: Change, worker: WorkerRecord, reason: str) -> Change:
-    if worker.presence == "gone":
+    if worker.presence == "gone" or (worker.departure is not None and not worker.departure.is_own_wish):
         return change
+    if worker.presence == "here" and not worker.is_draining:
+        departure = Departure(reason=reason, by_s=change.now_s + change.state.settings.longest_departure_s)
+        return to_depart(change.audited("drain_asked", worker.worker_id, reason), worker, departure)
     is_doubted = worker.is_doubted and worker.presence == "suspect"
     worker = replace(worker, drain_reason=reason, kept_until_s=None, is_doubted=is_doubted)
     change = change.with_worker(worker).audited("drain_asked", worker.worker_id, reason)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from coordinator.policy import modelled
 from coordinator.policy.coverage import ready_counts, runs
 from coordinator.policy.missing import missing_blocks
+from coordinator.policy.plan import plan
 from coordinator.policy.redundancy import too_few_replicas
 from coordinator.policy.standing import standing
-from coordinator.policy.state import ClusterState, WorkerRecord
+from coordinator.policy.state import ClusterState, Placement, WorkerRecord
+from protocol.control_messages import LinkReport, SpanStatus
 from protocol.ids import FileHash, ModelName, WorkerId
-from protocol.messages import SpanStatus
+from protocol.plan_rest import LeftOut, ModelledSpeed, ModelPlan, PlanInfo, PlannedSpan
 from protocol.rest import BlockCoverage, ModelInfo, ModelState, WorkerInfo
 from protocol.worker_rest import Source
 
@@ -43,6 +46,45 @@ def model_info(state: ClusterState, name: ModelName, now_s: float) -> ModelInfo:
     )
 
 
+def plan_info(state: ClusterState, wanted: Placement, now_s: float) -> PlanInfo:
+    """What would be placed if nothing were yet."""
+    found = plan(state, wanted, now_s)
+
+    def hostname(worker_id: WorkerId) -> str:
+        return state.workers[worker_id].hostname
+
+    return PlanInfo(
+        placement=found.placement,
+        models=tuple(
+            ModelPlan(
+                model=of_model.model,
+                spans=tuple(
+                    PlannedSpan(
+                        worker_id=span.worker_id,
+                        hostname=hostname(span.worker_id),
+                        blocks=span.blocks,
+                        stage_s=span.stage_s,
+                    )
+                    for span in of_model.spans
+                ),
+                planned=_speed(of_model.planned),
+                now=_speed(of_model.now),
+            )
+            for of_model in found.models
+        ),
+        left_out=tuple(
+            LeftOut(worker_id=worker_id, hostname=hostname(worker_id), reason=reason)
+            for worker_id, reason in found.left_out
+        ),
+    )
+
+
+def _speed(found: modelled.ModelledSpeed | None) -> ModelledSpeed | None:
+    if found is None:
+        return None
+    return ModelledSpeed(one_stream_tokens_per_s=1 / found.step_s, many_streams_tokens_per_s=found.tokens_per_s)
+
+
 def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> WorkerInfo:
     """One worker; `worker_id` must be one of the state's."""
     worker = state.workers[worker_id]
@@ -55,7 +97,7 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         state=word,
         reason=reason,
         device=device.device if device is not None else "",
-        precision=device.precision if device is not None else "",
+        precision=device.held_as if device is not None else "",
         memory_bytes=device.memory_bytes if device is not None else 0,
         spans=_spans(worker),
         n_sessions=beat.n_sessions if beat is not None else 0,
@@ -64,7 +106,18 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         last_seen_s_ago=max(0.0, now_s - worker.seen_s),
         version=worker.version,
         pinned_blocks=worker.pinned_blocks,
+        hop_p50_s=_finite(beat.hop_p50_s) if beat is not None else 0.0,
+        hop_p99_s=_finite(beat.hop_p99_s) if beat is not None else 0.0,
+        round_trips_s={to: _finite(s) for to, s in beat.round_trips_s.items()} if beat is not None else {},
+        links=_links(beat.links) if beat is not None else {},
     )
+
+
+def _links(links: dict[WorkerId, LinkReport]) -> dict[WorkerId, LinkReport]:
+    return {
+        to: LinkReport(n_bytes_sent=link.n_bytes_sent, bytes_per_s=_finite(link.bytes_per_s))
+        for to, link in links.items()
+    }
 
 
 def _spans(worker: WorkerRecord) -> tuple[SpanStatus, ...]:

@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from protocol.codec import MAX_BODY_BYTES, MAX_CONTROL_BYTES, encode_message
+from protocol.control_messages import Dismiss
 from protocol.frames import MAX_PAYLOAD_BYTES, encode_frame
 from protocol.ids import SessionId
-from protocol.messages import PROTOCOL_VERSION, CloseSession, Dismiss
+from protocol.messages import PROTOCOL_VERSION, CloseSession
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
 from tests.support.coordinators import (
     ScriptedWorker,

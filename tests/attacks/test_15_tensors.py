@@ -35,7 +35,7 @@ def step(n_tokens: int, dtype: Any = "float32", *, position: int = 0) -> Step:
 
 
 def values(*shape: int, value: float = 0.5) -> bytes:
-    return bytes_from_tensor(torch.full(shape, value))[1]
+    return bytes(bytes_from_tensor(torch.full(shape, value))[1])
 
 
 @pytest.mark.parametrize(

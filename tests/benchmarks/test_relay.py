@@ -71,6 +71,18 @@ async def test_a_delay_holds_up_both_ways_and_keeps_the_order() -> None:
         assert took_s >= 0.4
 
 
+async def test_connections_share_the_links_speed_in_each_direction() -> None:
+    async with echoing() as (_, relay), through(relay) as one, through(relay) as two:
+        relay.bits_per_s = 8e6
+        began_s = asyncio.get_running_loop().time()
+        for _reader, writer in (one, two):
+            writer.write(bytes(100_000))
+        for reader, _writer in (one, two):
+            await reader.readexactly(100_000)
+        took_s = asyncio.get_running_loop().time() - began_s
+        assert took_s >= 0.2, "200 kB at 1 MB/s"
+
+
 async def test_a_held_connection_is_half_open_until_it_is_released() -> None:
     async with echoing() as (echo, relay), through(relay) as (reader, writer):
         writer.write(b"a")

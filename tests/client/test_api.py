@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,12 @@ from protocol.errors import (
     NotFoundError,
     ProtocolError,
     UnauthenticatedError,
+    UnreachableError,
     UntrustedFileError,
 )
 from protocol.frames import encode_frame
-from protocol.messages import CloseSession
+from protocol.ids import SessionId
+from protocol.messages import CloseSession, SharedPrefix
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
 from tests.support.tiny_tokenizer import ids_of, tiny_files
 
@@ -55,6 +58,32 @@ async def client(cluster: ScriptedCluster, tmp_path: Path) -> AsyncIterator[Clie
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up at the second failure in a row."""
     monkeypatch.setattr("client.failover.MAX_FRUITLESS_ATTEMPTS", 2)
+
+
+async def test_a_client_that_is_opened_while_the_coordinator_is_away_waits_for_it(
+    cluster: ScriptedCluster, tmp_path: Path
+) -> None:
+    (served,) = cluster.served
+    notices: asyncio.Queue[str] = asyncio.Queue()
+    await served.stop()
+
+    async def comes_back() -> None:
+        assert "coordinator away, trying again: no coordinator answers" in await notices.get()
+        await served.start()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(comes_back())
+        async with Client(config=config_of(cluster, tmp_path), on_notice=notices.put_nowait) as client:
+            assert await client.models()
+    assert notices.empty()
+
+
+async def test_a_client_gives_up_when_its_time_is_over(cluster: ScriptedCluster, tmp_path: Path) -> None:
+    await cluster.served[0].stop()
+    config = replace(config_of(cluster, tmp_path), connect_timeout_s=0.3)
+    with pytest.raises(UnreachableError):
+        async with Client(config=config):
+            pass
 
 
 async def test_generates_text_tokens_and_numbers(client: Client, cluster: ScriptedCluster) -> None:
@@ -98,6 +127,35 @@ async def test_the_tail_is_told_how_to_sample_and_where_to_stop(client: Client, 
 async def test_is_greedy_unless_the_model_says_that_it_samples(client: Client, cluster: ScriptedCluster) -> None:
     await client.generate("tiny", "x")
     assert cluster.sampling.temperature == 0.0  # generation_config.json has 0.5, but no do_sample
+
+
+LONG = list(range(4, 60))
+
+
+async def test_the_next_turn_names_the_session_whose_text_it_begins_with(
+    client: Client, cluster: ScriptedCluster
+) -> None:
+    first = await client.generate("tiny", LONG)
+    assert (cluster.route_requests[-1].prefix, first.cached_tokens) == (None, 0)
+    cluster.script.n_cached = 57
+    prompt = [*LONG, *first.token_ids, 7, 8, 9]
+    second = await client.generate("tiny", prompt)
+    n_run = len(LONG) + len(first.token_ids) - 1
+    assert cluster.route_requests[-1].prefix == SharedPrefix(session_id=SessionId("s-1"), n_positions=n_run)
+    assert second.cached_tokens == 57
+    assert cluster.prompt_ids == prompt, "the head compares it all"
+    cluster.script.n_cached = 0  # by now the workers have lost it
+    await client.generate("tiny", [*prompt[:50], 5, 5, 5])
+    assert cluster.route_requests[-1].prefix == SharedPrefix(session_id=SessionId("s-2"), n_positions=50)
+    await client.generate("tiny", [*prompt[:50], 6, 6, 6])
+    assert cluster.route_requests[-1].prefix == SharedPrefix(session_id=SessionId("s-3"), n_positions=50)
+
+
+async def test_without_a_prefix_cache_no_session_is_named(cluster: ScriptedCluster, tmp_path: Path) -> None:
+    async with Client(config=config_of(cluster, tmp_path), prefix_cache=False) as client:
+        for _ in range(2):
+            await client.generate("tiny", LONG)
+    assert [request.prefix for request in cluster.route_requests] == [None, None]
 
 
 async def test_connections_are_made_once(client: Client, cluster: ScriptedCluster) -> None:

@@ -116,10 +116,16 @@ async def test_options_reach_the_tail(program: Program, cluster: ScriptedCluster
     ended = await program.run(
         "generate", "x", *options, "--repetition-penalty", "1.2", "--seed", "3", "--stop", "zzz", "--stop", "is"
     )
+    assert cluster.route_requests[-1].speculate
     sampling = cluster.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (9, 0.5, 0.9, 4)
     assert (sampling.min_p, sampling.repetition_penalty, sampling.seed) == (0.1, 1.2, 3)
     assert ended.out == " Par\n"
+
+
+async def test_guessing_ahead_can_be_refused(program: Program, cluster: ScriptedCluster) -> None:
+    await program.run("generate", "x", "--no-speculate")
+    assert not cluster.route_requests[-1].speculate
 
 
 @pytest.mark.parametrize("arguments", [["generate", "-", "--raw"], ["generate", "--raw"]])
@@ -175,7 +181,7 @@ def test_nobody_at_the_address_is_exit_code_3(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRIGADE_API_KEY", new_api_key("client", "0" * 64).text())
-    assert main(["generate", "x", "--url", "https://127.0.0.1:1"]) == 3
+    assert main(["generate", "x", "--url", "https://127.0.0.1:1", "--connect-timeout", "0"]) == 3
     assert "no coordinator answers at https://127.0.0.1:1" in capsys.readouterr().err
 
 

@@ -61,6 +61,7 @@ def test_json_lines_have_the_fields_that_are_documented() -> None:
                 {"worker_id": "w-b", "start": 10, "end": 30, "precision": "bfloat16"},
             ],
             "failovers": 0,
+            "cached_tokens": 0,
             "seed": 4,
         }
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import struct
 from collections.abc import Iterator
@@ -10,12 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import deserialize
+import torch
+from safetensors import deserialize, safe_open
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from transformers import PreTrainedModel
 
 from coordinator.file_store import FileStore
+from coordinator.packing import PackedModel
 from protocol.manifest import Manifest
+from worker.gguf_blocks import with_encodings
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -76,6 +81,21 @@ def packed_tensors(store: FileStore, manifest: Manifest) -> dict[str, tuple[str,
             assert name not in found
             found[name] = (tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
     return found
+
+
+def check_tensors(store: FileStore, packed: PackedModel, model: PreTrainedModel) -> None:
+    """What was stored is every tensor of the whole model, bit by bit, and those that are tied only once."""
+    expected = model.state_dict()
+    found: dict[str, torch.Tensor] = {}
+    for file in packed.manifest.all_files():
+        if file.n_parameters:
+            with safe_open(store.path(file.sha256), framework="pt") as stored:
+                slices = with_encodings({name: stored.get_slice(name) for name in stored.keys()})  # noqa: SIM118
+                found |= {name: tensor[...] for name, tensor in slices.items()}
+            assert file.n_parameters == sum(math.prod(tensor.get_shape()) for tensor in slices.values())
+    tied = {name for name in expected if name not in dict(model.named_parameters())}
+    assert found.keys() == expected.keys() - tied
+    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
 
 
 @contextmanager

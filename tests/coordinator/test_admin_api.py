@@ -11,9 +11,10 @@ from coordinator.admin_api import named_worker
 from coordinator.app import RunningCoordinator
 from coordinator.file_store import FileStore
 from protocol.api_key import api_key_from_text
-from protocol.errors import InvalidRequestError
+from protocol.control_messages import Assign, Drain
+from protocol.errors import ConfigError, InvalidRequestError
 from protocol.ids import ModelName, Revision, WorkerId
-from protocol.messages import Assign, Drain
+from protocol.plan_rest import PlanInfo
 from protocol.rest import (
     AddModelRequest,
     ChangeModelRequest,
@@ -53,6 +54,20 @@ async def test_the_status_shows_models_and_workers(coordinator: RunningCoordinat
         assert [(info.worker_id, info.url) for info in status.workers] == [(worker.worker_id, worker.url)]
         assert worker.grant.session_token.encode() not in answer.body
         assert worker.grant.ticket_key.encode() not in answer.body
+
+
+async def test_a_plan_shows_who_would_hold_what(coordinator: RunningCoordinator, http: Http) -> None:
+    await add_model(coordinator)
+    async with joined_worker(coordinator) as worker:
+        await worker.receive(Assign)
+        plan = (await http.ask("GET", "/admin/v1/plan?placement=one-stream")).read(PlanInfo)
+        assert plan.placement == "one-stream"
+        assert [(span.worker_id, str(span.blocks)) for span in plan.models[0].spans] == [(worker.worker_id, "0:4")]
+        assert plan.models[0].planned is not None
+        assert (await http.ask("GET", "/admin/v1/plan")).read(PlanInfo).placement == "balance"
+        refused = await http.ask("GET", "/admin/v1/plan?placement=luck")
+        assert refused.status == ConfigError.status
+        assert "one-stream" in refused.read(ErrorAnswer).error.message
 
 
 async def test_a_model_is_added_shown_and_removed(coordinator: RunningCoordinator, http: Http) -> None:

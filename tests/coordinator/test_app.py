@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 from blockbuster import blockbuster_ctx
 
+from protocol.control_messages import Assign
 from protocol.errors import ConfigError, ConflictError, PortInUseError, StorageError
 from protocol.ids import ModelName
-from protocol.messages import Assign
 from protocol.rest import ClusterStatus, ModelList, RouteRequest
 from tests.support.coordinators import (
     WorkerKey,

@@ -17,6 +17,13 @@ def test_status(here: Coord, coordinator: Served) -> None:
     assert json.loads(out)["coordinator_id"] == (coordinator.state / "coordinator-id").read_text().strip()
 
 
+def test_a_plan(here: Coord) -> None:
+    code, out, _ = here("plan")
+    assert code == 0
+    assert "No models yet" in out
+    assert json.loads(here("plan", "--placement", "many-streams", "--json")[1])["placement"] == "many-streams"
+
+
 def test_keys_are_made_used_and_revoked(here: Coord, coord: Coord, coordinator: Served, tmp_path: Path) -> None:
     code, out, err = here("key", "create", "laptop", "--kind", "admin")
     key = api_key_from_text(out)

@@ -15,8 +15,8 @@ from sqlalchemy import make_url, text
 from coordinator.backup import CONTENTS
 from coordinator.database import create_engine, migrate
 from coordinator.table_copy import all_rows, fill
+from protocol.control_messages import Assign
 from protocol.errors import EXIT_STORAGE, EXIT_USAGE, ConflictError
-from protocol.messages import Assign
 from protocol.rest import ModelList, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
 from tests.support.coord_process import Coord

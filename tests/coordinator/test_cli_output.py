@@ -6,9 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, Group
 
-from coordinator.cli_output import coverage_text, human_bytes, model_table, print_status, printable, worker_table
+from coordinator.cli_output import (
+    coverage_text,
+    human_bytes,
+    model_table,
+    plan_table,
+    print_status,
+    printable,
+    worker_table,
+)
+from protocol.control_messages import SpanStatus
 from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, WorkerId
-from protocol.messages import SpanStatus
+from protocol.plan_rest import LeftOut, ModelledSpeed, ModelPlan, PlanInfo, PlannedSpan
 from protocol.rest import BlockCoverage, ClusterStatus, ModelInfo, WorkerInfo
 
 COVERAGE = (
@@ -63,6 +72,23 @@ def test_a_worker_is_shown_with_what_it_holds() -> None:
     assert "almost there" in text
     assert "box [bold] [31m" in text
     assert "\x1b" not in text
+
+
+def test_a_plan_is_shown_with_its_speeds_and_who_is_left_out() -> None:
+    speed = ModelledSpeed(one_stream_tokens_per_s=20.0, many_streams_tokens_per_s=61.25)
+    spans = (PlannedSpan(worker_id=WorkerId("w-abc"), hostname="box", blocks=BlockRange(0, 30), stage_s=0.05),)
+    plan = PlanInfo(
+        placement="balance",
+        models=(ModelPlan(model=ModelName("m"), spans=spans, planned=speed, now=None),),
+        left_out=(LeftOut(worker_id=WorkerId("w-far"), hostname="", reason="its hop costs too much"),),
+    )
+
+    text = shown(plan_table(plan))
+    assert "m, placed for balance: about 20.0 tokens/s for one stream, 61.2 for many" in text
+    assert "as it is now: not all blocks are held" in text
+    assert "0:30" in text
+    assert "50.00" in text
+    assert "w-far: its hop costs too much" in text
 
 
 def test_ids_of_workers_are_short_for_people() -> None:
@@ -121,3 +147,10 @@ def test_printable_text_has_no_control_characters(text: str) -> None:
 @given(st.integers(min_value=0, max_value=2**60))
 def test_sizes_have_few_digits(n_bytes: int) -> None:
     assert len(human_bytes(n_bytes)) <= 13
+
+
+def test_what_a_worker_notes_of_a_span_is_shown() -> None:
+    noted = span(BlockRange(0, 4), state="ready", note="its sessions run one at a time: why \x1b[31m")
+    text = shown(worker_table((msgspec.structs.replace(WORKER, spans=(noted,)),)))
+    assert "w-abc: blocks 0:4: its sessions run one at a time: why" in text
+    assert "\x1b[31m" not in text

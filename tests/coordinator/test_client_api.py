@@ -12,8 +12,8 @@ import pytest
 
 from coordinator.app import RunningCoordinator
 from protocol.api_key import api_key_from_text
+from protocol.control_messages import Assign
 from protocol.ids import BlockRange, ModelName, WorkerId
-from protocol.messages import Assign
 from protocol.pinned_http import pinned_session
 from protocol.rest import ErrorAnswer, Hello, ModelInfo, ModelList, RouteGrant, RouteRequest
 from protocol.tickets import AttachTicket, Ticket, verified_claims

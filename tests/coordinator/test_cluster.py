@@ -21,9 +21,9 @@ from coordinator.policy.events import (
 )
 from coordinator.policy.state import PolicySettings, check
 from coordinator.repository import Repository
+from protocol.control_messages import Assign, Dismiss, Drain
 from protocol.errors import StorageError
 from protocol.ids import ModelName, WorkerId
-from protocol.messages import Assign, Dismiss, Drain
 from tests.coordinator.policy.fleet import added, announce, heartbeat
 
 A = WorkerId("a")

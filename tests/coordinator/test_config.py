@@ -42,6 +42,14 @@ def test_options_go_before_the_environment(tmp_path: Path) -> None:
     assert config.database_url == "postgresql+asyncpg://u:p@h/d"
 
 
+def test_what_blocks_are_given_out_for_is_one_of_four() -> None:
+    assert CoordinatorConfig.from_env({}).placement == "balance"
+    assert CoordinatorConfig.from_env({"BRIGADE_PLACEMENT": "spread"}).placement == "spread"
+    assert CoordinatorConfig.from_env({"BRIGADE_PLACEMENT": "x"}, placement="one-stream").placement == "one-stream"
+    with pytest.raises(ConfigError, match="'luck' isn't one of balance, one-stream, many-streams, spread"):
+        CoordinatorConfig.from_env({}, placement="luck")
+
+
 def test_the_environment_is_read() -> None:
     environ = {"BRIGADE_STATE": "/srv/brigade", "BRIGADE_LISTEN": "0.0.0.0", "BRIGADE_SECRET": f" {SECRET}\n"}
     config = CoordinatorConfig.from_env(environ)

@@ -12,8 +12,8 @@ import pytest
 
 from coordinator import control_socket
 from coordinator.policy.events import TimePassed
+from protocol.control_messages import Assign, Dismiss, GenerationReport
 from protocol.ids import SessionId
-from protocol.messages import Assign, Dismiss, GenerationReport
 from protocol.tls import COORDINATOR_NAME
 from tests.support.coordinators import (
     WorkerKey,

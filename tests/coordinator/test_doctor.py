@@ -13,8 +13,8 @@ from coordinator.app import RunningCoordinator
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import Patient, address_finding, examine, versions_finding
 from protocol.checks import Check
+from protocol.control_messages import Assign
 from protocol.errors import StorageError
-from protocol.messages import Assign
 from protocol.tls import server_context
 from protocol.version import program_version
 from tests.coordinator.test_client_api import pinned_workers

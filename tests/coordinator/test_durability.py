@@ -20,9 +20,9 @@ import pytest
 
 from coordinator.file_store import FileStore
 from coordinator.state_folder import StateFolder
+from protocol.control_messages import GenerationReport, Heartbeat
 from protocol.errors import EXIT_STORAGE
 from protocol.ids import ModelName
-from protocol.messages import GenerationReport, Heartbeat
 from protocol.rest import (
     AddModelRequest,
     ClusterStatus,

@@ -13,8 +13,8 @@ from coordinator.background import running_beside
 from coordinator.database import opened
 from coordinator.generation_reports import GenerationReports
 from coordinator.repository import Repository
+from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
-from protocol.messages import GenerationReport
 from tests.support.coordinators import eventually
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

@@ -117,7 +117,7 @@ async def test_a_challenge_ends_after_30_s(door: Door) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"version": "1.2"},
+        {"version": "1.1"},
         {"purpose": "POST /v1/other"},
         {"coordinator_id": CoordinatorId("c-other")},
         {"tls_fingerprint": b"\0" * 32},

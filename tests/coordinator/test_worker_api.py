@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from protocol.control_messages import Assign, Dismiss, FilesHeld, GenerationReport, Leaving
 from protocol.errors import error_from_body
 from protocol.handshake import PROOF_HEADER, Transcript, is_proof_valid, join_key
 from protocol.ids import FileHash, SessionId
-from protocol.messages import Assign, Dismiss, FilesHeld, GenerationReport, Leaving
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
 from protocol.worker_rest import BadSource, SourcesAnswer, SourcesRequest

@@ -38,30 +38,36 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 # ------------------------------------------------------------------ what can't be served
 
 
-def wait_for_the_stopped(cluster: LocalCluster) -> None:
-    """The blocks of workers that a test before this one stopped are kept for a while, then placement settles."""
+@pytest.fixture
+def untouched(tmp_path: Path) -> Iterator[LocalCluster]:
+    """One that never had a worker: the blocks of those that left are kept for them for a while."""
+    with cluster_without_workers(tmp_path) as running:
+        yield running
+
+
+def wait_for_placement(cluster: LocalCluster) -> None:
+    """It settles a moment after somebody has joined."""
     for _ in polls(40):
         reasons = [one["reason"] for one in cluster.status()["models"] if one["name"] == TINY]
         if all("nobody" in reason and "worker join" in reason for reason in reasons):
             return
 
 
-def test_without_workers_it_says_how_to_get_one(cluster: LocalCluster) -> None:
-    wait_for_the_stopped(cluster)
-    error_line(generate(cluster), errors.EXIT_UNAVAILABLE, f"0:{N_BLOCKS}", TINY, "worker join")
-    shown = cluster.run("coord", "status")
+def test_without_workers_it_says_how_to_get_one(untouched: LocalCluster) -> None:
+    error_line(generate(untouched), errors.EXIT_UNAVAILABLE, f"0:{N_BLOCKS}", TINY, "worker join")
+    shown = untouched.run("coord", "status")
     assert shown.returncode == 0
     assert b"worker join" in shown.stdout.replace(b"\n", b" ")
 
 
-def test_without_full_coverage_it_says_what_is_missing(cluster: LocalCluster) -> None:
-    with worker(cluster, "--blocks", "0:2"):
-        until(cluster, lambda one: one["state"] == "ready")
-        wait_for_the_stopped(cluster)
+def test_without_full_coverage_it_says_what_is_missing(untouched: LocalCluster) -> None:
+    with worker(untouched, "--blocks", "0:2"):
+        until(untouched, lambda one: one["state"] == "ready")
+        wait_for_placement(untouched)
         error_line(
-            generate(cluster), errors.EXIT_UNAVAILABLE, f"blocks 2:{N_BLOCKS}", TINY, "nobody", "worker join"
+            generate(untouched), errors.EXIT_UNAVAILABLE, f"blocks 2:{N_BLOCKS}", TINY, "nobody", "worker join"
         )
-        model = next(one for one in cluster.status()["models"] if one["name"] == TINY)
+        model = next(one for one in untouched.status()["models"] if one["name"] == TINY)
         assert model["state"] != "ready"
         assert f"2:{N_BLOCKS}" in model["reason"]
 

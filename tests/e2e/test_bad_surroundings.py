@@ -22,12 +22,11 @@ from protocol.api_key import new_api_key
 from protocol.tls import COORDINATOR_NAME, server_context
 from tests.support.certificates import TestAuthority
 from tests.support.coordinators import join_secret_of, running_coordinator
+from tests.support.forked_program import forked_done
 from tests.support.tiny_cluster import (
-    TINY,
     Done,
     cluster_without_workers,
     error_line,
-    generate,
     reason_of,
     until,
     worker,
@@ -66,7 +65,6 @@ def test_a_full_disk_is_the_spans_reason_and_the_worker_goes_on_when_there_is_ro
         shown = until(cluster, lambda one: "free some space" in reason_of(one))
         assert str(disk) in reason_of(shown)
         assert not list((disk / "worker" / "cache").glob("files/??/*.safetensors"))
-        error_line(generate(cluster), errors.EXIT_UNAVAILABLE, TINY)
         subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
         until(cluster, lambda one: one["state"] == "ready")
         assert not list((disk / "worker" / "cache" / "parts").iterdir())
@@ -96,8 +94,7 @@ def without_privileges(command: list[str], environment: dict[str, str]) -> Done:
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root needs setpriv for this")
-@pytest.mark.parametrize("program", ["coord", "worker"])
-@pytest.mark.parametrize("mode", [0o500, 0o000])
+@pytest.mark.parametrize(("program", "mode"), [("coord", 0o500), ("coord", 0o000), ("worker", 0o500)])
 def test_a_state_folder_without_permission(cluster: LocalCluster, tmp_path: Path, program: str, mode: int) -> None:
     closed = tmp_path / "closed"
     closed.mkdir()
@@ -129,10 +126,11 @@ def test_a_database_of_a_newer_version(cluster: LocalCluster, tmp_path: Path) ->
 
 def test_an_unreachable_coordinator(cluster: LocalCluster, tmp_path: Path) -> None:
     nowhere = "https://127.0.0.1:9"
-    error_line(join(cluster, tmp_path / "worker", url=nowhere), errors.EXIT_UNREACHABLE, nowhere, "coord serve")
+    done = join(cluster, tmp_path / "worker", "--join-timeout", "0", url=nowhere)
+    error_line(done, errors.EXIT_UNREACHABLE, nowhere, "coord serve")
     done = cluster.run("coord", "status", "--url", nowhere)
     error_line(done, errors.EXIT_UNREACHABLE, nowhere, "coord serve")
-    done = cluster.run("client", "generate", "x", "--url", nowhere)
+    done = cluster.run("client", "generate", "x", "--url", nowhere, "--connect-timeout", "0")
     error_line(done, errors.EXIT_UNREACHABLE, nowhere, "coord serve")
 
 
@@ -186,9 +184,7 @@ async def test_a_clock_off_by_an_hour(tmp_path: Path, off_s: float) -> None:
     """The coordinator's is the one that is off here; the worker can't know, and names both."""
     async with running_coordinator(tmp_path, clock=lambda: utc_now_s() + off_s) as coordinator:
         environment = os.environ | {"BRIGADE_SECRET": join_secret_of(coordinator)}
-        command = [str(BIN / "worker"), "join", coordinator.url, "--state", str(tmp_path / "worker")]
-        done = await asyncio.to_thread(
-            subprocess.run, command, env=environment, capture_output=True, check=False, timeout=60
-        )
+        arguments = ("join", coordinator.url, "--state", str(tmp_path / "worker"))
+        done = await asyncio.to_thread(forked_done, "worker", arguments, environment)
     line = error_line(done, errors.EXIT_CLOCK, "clock", "300 s", "set the one that is wrong")
     assert line.count("UTC") == 2

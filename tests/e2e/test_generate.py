@@ -126,7 +126,7 @@ def settled(cluster: LocalCluster, n_sessions: int) -> list[dict[str, Any]]:
         (["x", "--model", MODEL, "--temperature", "-1"], errors.EXIT_USAGE, "temperature"),
         (["x", "--model", MODEL, "--temperature", "nan"], errors.EXIT_USAGE, "temperature"),
         (["x " * 9000, "--model", MODEL], errors.EXIT_USAGE, "context"),
-        (["x", "--model", MODEL, "--url", "https://127.0.0.1:9"], errors.EXIT_UNREACHABLE, "127.0.0.1:9"),
+        (["x", "--url", "https://127.0.0.1:9", "--connect-timeout", "0"], errors.EXIT_UNREACHABLE, "127.0.0.1:9"),
     ],
 )
 def test_bad_input_gets_a_sentence_and_its_exit_code(

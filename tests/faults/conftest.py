@@ -1,4 +1,4 @@
-"""Real processes, the real SmolLM2, two workers for each third of it. What a test breaks is mended for the next."""
+"""Processes, the real SmolLM2, two workers for each third of it. What a test breaks is mended for the next."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from benchmarks.replicated import ReplicatedCluster
 from benchmarks.streams import WatchedStream
 from client.api import Client
 from demo.local_cluster import LocalCluster
+from tests.support.forked_program import ForkedCluster
 from tests.support.smollm2 import NAME, add_packed, scratch, smollm2, smollm2_reference
 from tests.support.whole_cluster import Packed
 
@@ -24,7 +25,7 @@ STAGES = tuple(RANGES)
 WITHIN_S = 90.0
 """For any generation, whatever is done to it: a machine with two busy cores has its time."""
 PROMPT = "Here is the complete history of the lighthouse, from the first fires on the cliffs to our day:"
-LONG_PROMPT = tuple(1000 + 7 * index % 9000 for index in range(1200))
+LONG_PROMPT = tuple(1000 + 7 * index % 9000 for index in range(800))
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ def failovers(streams: list[WatchedStream]) -> list[int]:
     return [stream.result.failovers for stream in streams]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_cluster(scratch: Path, smollm2: Packed) -> Iterator[Faulty]:
     """Two workers for each range, in float32."""
-    with LocalCluster(scratch / "faults") as local:
+    with ForkedCluster(scratch / "faults") as local:
         local.start_coordinator()
         add_packed(local, smollm2)
         faulty = Faulty(local)

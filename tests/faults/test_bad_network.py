@@ -119,11 +119,12 @@ async def test_half_a_second_of_delay_is_no_failure(relayed: RelayedCluster) -> 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-async def test_two_seconds_of_delay_before_a_worker_cost_no_token(relayed: RelayedCluster, stage: str) -> None:
-    """There and back it is more than a ping may take: slow at best, lost at worst, never wrong."""
+async def test_two_seconds_of_delay_before_a_worker_that_last_cost_no_token(
+    relayed: RelayedCluster, stage: str
+) -> None:
+    """There and back it is more than a ping may take: the generation goes on elsewhere, and ends in its time."""
     async with broken(relayed) as stream:
         relay = relayed.relays_of(stream.result)[STAGES.index(stage)]
         async with relayed.delayed(2.0, relay):
-            n_tokens = len(stream.token_ids)
-            await eventually(lambda: stream.result.failovers or len(stream.token_ids) > n_tokens + 40, 60.0)
-    assert stream.result.failovers <= 3
+            await stream.ended()
+    assert 1 <= stream.result.failovers <= 3

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.app import RunningCoordinator, utc_now_s
+from protocol.control_messages import Assign
 from protocol.errors import StorageError, UnreachableError
-from protocol.messages import Assign
 from protocol.tls import server_context
 from tests.support.bad_file_server import (
     DATA,

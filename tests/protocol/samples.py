@@ -9,31 +9,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from protocol.codec import encode_json, encode_message
-from protocol.errors import ErrorBody
-from protocol.frames import encode_frame
-from protocol.ids import BlockRange, FileHash, SessionId, WorkerId
-from protocol.messages import (
+from protocol.control_messages import (
     Announce,
     Assign,
-    AttachTail,
-    CloseSession,
-    Credit,
     DeviceReport,
     Dismiss,
     Drain,
-    FeedToken,
     FilesHeld,
     GenerationReport,
     Heartbeat,
     Leaving,
+    SpanAssignment,
+    SpanReport,
+    SpanStatus,
+)
+from protocol.errors import ErrorBody
+from protocol.ids import BlockRange, FileHash, SessionId, WorkerId
+from protocol.messages import (
+    AttachTail,
+    CloseSession,
+    Credit,
+    FeedToken,
     OpenSession,
     SamplingParams,
     SessionEnded,
     SessionOpened,
-    SpanAssignment,
-    SpanReport,
-    SpanStatus,
     Step,
     Token,
 )
@@ -54,7 +54,7 @@ from protocol.rest import (
     RouteRequest,
     WorkerInfo,
 )
-from protocol.tickets import AttachTicket, SessionToken, Ticket, sign_claims
+from protocol.tickets import AttachTicket, SessionToken, Ticket
 from protocol.worker_rest import (
     Challenge,
     ChallengeRequest,
@@ -64,8 +64,8 @@ from protocol.worker_rest import (
     SourcesAnswer,
     SourcesRequest,
 )
+from tests.protocol.recording import Samples
 
-KEY = b"a key that signs nothing but the samples"
 HASH = "ab" * 32
 SESSION = SessionId("5e55" * 8)
 ONE, OTHER = WorkerId("w-" + "1" * 26), WorkerId("w-" + "2" * 26)
@@ -260,15 +260,8 @@ BODIES: dict[str, Any] = {
 }
 """Of requests and answers over HTTP."""
 
-
-def encoded() -> dict[str, bytes]:
-    """Every sample by file name, as this side sends it."""
-    frames = {f"frame-{name}.bin": encode_frame(*sample) for name, sample in FRAMES.items()}
-    control = {f"control-{name}.bin": encode_message(m) for name, m in (TO_COORDINATOR | TO_WORKER).items()}
-    tokens = {f"token-{name}.bin": sign_claims(claims, [KEY]).encode() for name, claims in CLAIMS.items()}
-    return frames | control | tokens | {f"body-{name}.json": encode_json(body) for name, body in BODIES.items()}
-
+SAMPLES = Samples(frames=FRAMES, to_coordinator=TO_COORDINATOR, to_worker=TO_WORKER, claims=CLAIMS, bodies=BODIES)
+"""All that 1.0 has."""
 
 if __name__ == "__main__":
-    for file_name, data in encoded().items():
-        (Path(sys.argv[1]) / file_name).write_bytes(data)
+    SAMPLES.write(Path(sys.argv[1]))

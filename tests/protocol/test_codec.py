@@ -10,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec import check_version, decode_json, decode_message, encode_json, encode_message
+from protocol.control_messages import WorkerToCoordinator
 from protocol.errors import InvalidRequestError, ProtocolError, ProtocolVersionError, TooLargeError
-from protocol.messages import (
-    PROTOCOL_VERSION,
-    DataMessage,
-    SamplingParams,
-    SessionOpened,
-    WorkerToCoordinator,
-)
+from protocol.messages import MAX_DRAFTS, PROTOCOL_VERSION, DataMessage, SamplingParams, SessionOpened
 from protocol.rest import AddModelRequest, CreateKeyRequest, Hello, RouteRequest
 from tests.protocol.strategies import data_messages
 
@@ -114,6 +109,17 @@ def test_a_body_comes_back_as_it_was() -> None:
 def test_sampling_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field.replace("stop_token_ids", "stop tokens")):
         SamplingParams(**{"max_tokens": 1, field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "n_drafts", "is_last"), [(3, 3, True), (3, 2, False), (100, MAX_DRAFTS + 1, True)]
+)
+def test_steps_of_more_guesses_than_make_sense_are_refused(n_tokens: int, n_drafts: int, is_last: bool) -> None:
+    step = {"type": "step", "session_id": "s", "position": 4, "n_tokens": n_tokens, "dtype": "float32"}
+    said = {**step, "is_last": is_last, "drafts": [7] * n_drafts}
+    with pytest.raises(ProtocolError, match=f"{n_drafts} drafts in a step of {n_tokens}"):
+        decode_message(msgspec.msgpack.encode(said), DataMessage)
+    assert decode_message(msgspec.msgpack.encode({**said, "is_last": True, "drafts": [7, 7]}), DataMessage)
 
 
 def test_another_major_version_is_refused_and_both_are_named() -> None:

@@ -1,16 +1,18 @@
-"""What programs of protocol 1.0 say is understood, and what is said to them they understand."""
+"""What programs of older protocols say is understood, and what is said to them they understand."""
 
 from __future__ import annotations
 
 import base64
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
-from protocol import messages, rest, tickets, worker_rest
+from protocol import control_messages, messages, plan_rest, rest, tickets, worker_rest
 from protocol.codec import decode_json, decode_message
 from protocol.compatibility import (
     ADDED,
@@ -20,6 +22,7 @@ from protocol.compatibility import (
     spoken_version,
     understood_by,
 )
+from protocol.control_messages import CoordinatorToWorker, WorkerToCoordinator
 from protocol.errors import (
     BrigadeError,
     ModelLoadingError,
@@ -29,13 +32,13 @@ from protocol.errors import (
 )
 from protocol.frames import decode_frame, encode_frame
 from protocol.ids import SessionId
-from protocol.messages import PROTOCOL_VERSION, CoordinatorToWorker, WorkerToCoordinator
+from protocol.messages import PROTOCOL_VERSION, DataMessage
 from protocol.rest import HopFailure, RouteRequest
 from protocol.tickets import Ticket, sign_claims, verified_claims
-from tests.protocol import samples
-from tests.protocol.recorded import bodies_1_0, sockets_1_0
+from tests.protocol import samples, samples_1_1
+from tests.protocol.recorded import bodies_1_0, bodies_1_1, sockets_1_0, sockets_1_1
+from tests.protocol.recording import KEY, Samples
 
-RECORDED = Path(__file__).parent / "recorded" / "1.0"
 NOW_S = 1.8e9
 ERRORS_1_0 = frozenset(
     [
@@ -68,122 +71,185 @@ ERRORS_1_0 = frozenset(
     ]
 )
 """The codes that 1.0 knows."""
-OLD: dict[str, Any] = {
-    name: value
-    for module in (sockets_1_0, bodies_1_0)
-    for name, value in vars(module).items()
-    if isinstance(value, type) and issubclass(value, msgspec.Struct)
-}
-NEW: dict[str, Any] = {
-    name: value
-    for module in (messages, tickets, rest, worker_rest)
-    for name, value in vars(module).items()
-    if isinstance(value, type) and issubclass(value, msgspec.Struct)
-}
+ERRORS_OF_1_1 = frozenset(["lease", "model_loading"])
+"""The codes that 1.1 knows beside them."""
 
 
-def recorded(name: str) -> bytes:
-    return (RECORDED / name).read_bytes()
+def structs(*modules: ModuleType) -> dict[str, Any]:
+    """By name, what these modules can read."""
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, msgspec.Struct)
+    }
 
 
-def same(old: Any, new: Any) -> bool:
-    """Whether a strict peer of 1.0 read what was meant, apart from what it can't know."""
-    meant = msgspec.convert(answer_understood_by(new, "1.0"), type(old))
-    return bool(msgspec.to_builtins(old) == msgspec.to_builtins(meant))
+@dataclass(frozen=True, kw_only=True)
+class Older:
+    """What a version before ours said, and what it can read."""
+
+    version: str
+    samples: Samples
+    sockets: Any
+    structs: dict[str, Any]
+    errors: frozenset[str]
+
+    def recorded(self, name: str) -> bytes:
+        return (RECORDED / self.version / name).read_bytes()
+
+    def means(self, old: Any, new: Any) -> bool:
+        """Whether a peer of that version read what was meant, apart from what it can't know."""
+        meant = msgspec.convert(answer_understood_by(new, self.version), type(old))
+        return bool(old == meant)
 
 
-# ------------------------------------------------------------------ what 1.0 says
+RECORDED = Path(__file__).parent / "recorded"
+V1_0 = Older(
+    version="1.0",
+    samples=samples.SAMPLES,
+    sockets=sockets_1_0,
+    structs=structs(sockets_1_0, bodies_1_0),
+    errors=ERRORS_1_0,
+)
+V1_1 = Older(
+    version="1.1",
+    samples=samples_1_1.SAMPLES,
+    sockets=sockets_1_1,
+    structs=structs(sockets_1_1, bodies_1_1),
+    errors=ERRORS_1_0 | ERRORS_OF_1_1,
+)
+OLDER = (V1_0, V1_1)
+NEW = structs(messages, control_messages, tickets, rest, plan_rest, worker_rest)
+SOCKET_MESSAGES = (*get_args(DataMessage), *get_args(CoordinatorToWorker))
+"""Said in the version of the worker that gets them; what coordinators are told is passed over where it is new."""
 
 
-def test_every_sample_is_recorded_and_nothing_else() -> None:
-    assert {path.name for path in RECORDED.iterdir()} == set(samples.encoded())
+def of_every_version(*kinds: str) -> Any:
+    """The test, once for each sample of these kinds in each version."""
+    return pytest.mark.parametrize(
+        ("older", "name"),
+        [
+            pytest.param(older, name, id=f"{older.version}-{name}")
+            for older in OLDER
+            for kind in kinds
+            for name in getattr(older.samples, kind)
+        ],
+    )
 
 
-@pytest.mark.parametrize("name", samples.FRAMES)
-def test_frames_of_1_0_are_understood(name: str) -> None:
-    frame = decode_frame(recorded(f"frame-{name}.bin"))
-    assert (frame.message, bytes(frame.payload)) == samples.FRAMES[name]
+each_version = pytest.mark.parametrize("older", OLDER, ids=lambda older: older.version)
 
 
-@pytest.mark.parametrize("name", samples.TO_COORDINATOR)
-def test_what_workers_of_1_0_say_is_understood(name: str) -> None:
-    assert decode_message(recorded(f"control-{name}.bin"), WorkerToCoordinator) == samples.TO_COORDINATOR[name]
+# ------------------------------------------------------------------ what older programs say
 
 
-@pytest.mark.parametrize("name", samples.TO_WORKER)
-def test_what_coordinators_of_1_0_say_is_understood(name: str) -> None:
-    assert decode_message(recorded(f"control-{name}.bin"), CoordinatorToWorker) == samples.TO_WORKER[name]
+@each_version
+def test_every_sample_is_recorded_and_nothing_else(older: Older) -> None:
+    assert {path.name for path in (RECORDED / older.version).iterdir()} == set(older.samples.encoded())
 
 
-@pytest.mark.parametrize("name", samples.CLAIMS)
-def test_tokens_of_1_0_verify(name: str) -> None:
-    claims = samples.CLAIMS[name]
-    text = recorded(f"token-{name}.bin").decode()
-    assert verified_claims(text, type(claims), [samples.KEY], NOW_S) == claims
+@of_every_version("frames")
+def test_frames_of_older_programs_are_understood(older: Older, name: str) -> None:
+    frame = decode_frame(older.recorded(f"frame-{name}.bin"))
+    assert (frame.message, bytes(frame.payload)) == older.samples.frames[name]
 
 
-@pytest.mark.parametrize("name", samples.BODIES)
-def test_bodies_of_1_0_are_understood(name: str) -> None:
-    body = samples.BODIES[name]
-    assert decode_json(recorded(f"body-{name}.json"), type(body)) == body
+@of_every_version("to_coordinator")
+def test_what_older_workers_say_is_understood(older: Older, name: str) -> None:
+    data = older.recorded(f"control-{name}.bin")
+    assert decode_message(data, WorkerToCoordinator) == older.samples.to_coordinator[name]
 
 
-# ------------------------------------------------------------------ what is said to 1.0
+@of_every_version("to_worker")
+def test_what_older_coordinators_say_is_understood(older: Older, name: str) -> None:
+    data = older.recorded(f"control-{name}.bin")
+    assert decode_message(data, CoordinatorToWorker) == older.samples.to_worker[name]
 
 
-@pytest.mark.parametrize("name", samples.FRAMES)
-def test_a_peer_of_1_0_understands_our_frames(name: str) -> None:
-    message, payload = samples.FRAMES[name]
-    data = encode_frame(understood_by(message, "1.0"), payload)
+@of_every_version("claims")
+def test_tokens_of_older_programs_verify(older: Older, name: str) -> None:
+    claims = older.samples.claims[name]
+    text = older.recorded(f"token-{name}.bin").decode()
+    assert verified_claims(text, type(claims), [KEY], NOW_S) == claims
+
+
+@of_every_version("bodies")
+def test_bodies_of_older_programs_are_understood(older: Older, name: str) -> None:
+    body = older.samples.bodies[name]
+    assert decode_json(older.recorded(f"body-{name}.json"), type(body)) == body
+
+
+# ------------------------------------------------------------------ what is said to older programs
+
+
+@of_every_version("frames")
+def test_an_older_peer_understands_our_frames(older: Older, name: str) -> None:
+    message, payload = older.samples.frames[name]
+    data = encode_frame(understood_by(message, older.version), payload)
     magic, n_header, n_payload = struct.unpack(">4sIQ", data[:16])
     assert (magic, n_payload, data[16 + n_header :]) == (b"BG\x01\x00", len(payload), payload)
     header = data[16 : 16 + n_header]
-    assert same(msgspec.msgpack.decode(header, type=sockets_1_0.DataMessage), message)
+    assert older.means(msgspec.msgpack.decode(header, type=older.sockets.DataMessage), message)
 
 
-@pytest.mark.parametrize("name", samples.TO_COORDINATOR | samples.TO_WORKER)
-def test_a_peer_of_1_0_understands_our_control_messages(name: str) -> None:
-    message = (samples.TO_COORDINATOR | samples.TO_WORKER)[name]
-    kind = sockets_1_0.WorkerToCoordinator | sockets_1_0.CoordinatorToWorker
-    data = msgspec.msgpack.encode(understood_by(message, "1.0"))
-    assert same(msgspec.msgpack.decode(data, type=kind), message)
+@of_every_version("to_worker")
+def test_an_older_worker_understands_our_control_messages(older: Older, name: str) -> None:
+    message = older.samples.to_worker[name]
+    data = msgspec.msgpack.encode(understood_by(message, older.version))
+    assert older.means(msgspec.msgpack.decode(data, type=older.sockets.CoordinatorToWorker), message)
 
 
-@pytest.mark.parametrize("name", samples.CLAIMS)
-def test_a_worker_of_1_0_understands_our_tokens(name: str) -> None:
-    claims = samples.CLAIMS[name]
-    kind = OLD[type(claims).__name__]
-    data = msgspec.msgpack.encode(understood_by(claims, "1.0"))
-    assert same(msgspec.msgpack.decode(data, type=kind), claims)
+@pytest.mark.parametrize("name", V1_1.samples.to_coordinator)
+def test_an_older_coordinator_understands_our_control_messages(name: str) -> None:
+    message = V1_1.samples.to_coordinator[name]  # 1.0 is two minors back and refuses fields that are new to it
+    data = msgspec.msgpack.encode(message)
+    assert V1_1.means(msgspec.msgpack.decode(data, type=V1_1.sockets.WorkerToCoordinator), message)
 
 
-@pytest.mark.parametrize("name", samples.BODIES)
-def test_a_peer_of_1_0_understands_our_bodies(name: str) -> None:
-    body = samples.BODIES[name]
+@of_every_version("claims")
+def test_an_older_worker_understands_our_tokens(older: Older, name: str) -> None:
+    claims = older.samples.claims[name]
+    kind = older.structs[type(claims).__name__]
+    data = msgspec.msgpack.encode(understood_by(claims, older.version))
+    assert older.means(msgspec.msgpack.decode(data, type=kind), claims)
+
+
+@of_every_version("bodies")
+def test_an_older_peer_understands_our_bodies(older: Older, name: str) -> None:
+    body = older.samples.bodies[name]
     adapted = understood_by if isinstance(body, rest._Request) else answer_understood_by
-    data = msgspec.json.encode(adapted(body, "1.0"))
-    assert same(msgspec.json.decode(data, type=OLD[type(body).__name__]), body)
+    data = msgspec.json.encode(adapted(body, older.version))
+    assert older.means(msgspec.json.decode(data, type=older.structs[type(body).__name__]), body)
 
 
 # ------------------------------------------------------------------ the rule of minors
 
 
-def test_every_field_that_was_added_is_listed_and_may_be_left_out() -> None:
-    listed = {(kind.__name__, name) for kinds in ADDED.values() for kind, names in kinds.items() for name in names}
+@each_version
+def test_every_field_that_was_added_is_listed_and_may_be_left_out(older: Older) -> None:
+    minor = int(older.version.split(".")[1])
+    listed = {
+        (kind.__name__, name)
+        for added_in, kinds in ADDED.items()
+        for kind, names in kinds.items()
+        for name in names
+        if added_in > minor and kind.__name__ in older.structs
+    }
     added = set()
-    for name, old in OLD.items():
+    for name, old in older.structs.items():
         if name not in NEW:
             continue
         fields = {field.name: field for field in msgspec.structs.fields(NEW[name])}
         old_fields = {field.name: field for field in msgspec.structs.fields(old)}
-        assert set(old_fields) <= set(fields), f"{name} lost a field that 1.0 sends"
+        assert set(old_fields) <= set(fields), f"{name} lost a field that {older.version} sends"
         for field_name in set(fields) - set(old_fields):
             assert not fields[field_name].required, f"{name}.{field_name} is new: it needs a default"
-            is_answer = issubclass(NEW[name], rest.Body) and not issubclass(NEW[name], rest._Request)
-            assert is_answer or NEW[name].__struct_config__.omit_defaults, f"{name}: omit_defaults=True"
+            is_adapted = NEW[name] in SOCKET_MESSAGES or issubclass(NEW[name], (tickets.Claims, rest._Request))
+            assert NEW[name].__struct_config__.omit_defaults or not is_adapted, f"{name}: omit_defaults=True"
             added.add((name, field_name))
         for field_name, field in old_fields.items():
-            assert fields[field_name].required <= field.required, f"{name}.{field_name} could be left out in 1.0"
+            assert fields[field_name].required <= field.required, f"{name}.{field_name} could be left out before"
     assert added == listed
 
 
@@ -201,13 +267,13 @@ def test_what_is_newer_than_the_peer_is_left_out() -> None:
     msgspec.json.decode(msgspec.json.encode(understood_by(wanted, "1.0")), type=bodies_1_0.RouteRequest)
 
 
-def test_every_error_that_was_added_is_listed_and_is_a_kind_of_an_older_one() -> None:
-    added = {kind.code for kinds in ADDED_ERRORS.values() for kind in kinds}
-    known = set(_leaf_classes(BrigadeError))
-    assert known - added == ERRORS_1_0
-    for kinds in ADDED_ERRORS.values():
-        for kind in kinds:
-            assert error_understood_by(kind("why"), "1.0").code in ERRORS_1_0
+@each_version
+def test_every_error_that_was_added_is_listed_and_is_a_kind_of_an_older_one(older: Older) -> None:
+    minor = int(older.version.split(".")[1])
+    added = [kind for added_in, kinds in ADDED_ERRORS.items() for kind in kinds if added_in > minor]
+    assert set(_leaf_classes(BrigadeError)) - {kind.code for kind in added} == older.errors
+    for kind in added:
+        assert error_understood_by(kind("why"), older.version).code in older.errors
 
 
 def test_an_error_that_is_newer_than_the_peer_is_said_as_the_older_one() -> None:
@@ -221,11 +287,13 @@ def test_an_error_that_is_newer_than_the_peer_is_said_as_the_older_one() -> None
 
 
 def test_a_worker_of_1_0_gets_tickets_that_it_can_read() -> None:
-    ticket = msgspec.structs.replace(samples.CLAIMS["route-ticket"], continues=SessionId("s"))
-    text = sign_claims(understood_by(ticket, "1.0"), [samples.KEY])
-    assert verified_claims(text, Ticket, [samples.KEY], NOW_S) == samples.CLAIMS["route-ticket"]
+    ticket = msgspec.structs.replace(samples.SAMPLES.claims["route-ticket"], continues=SessionId("s"))
+    text = sign_claims(understood_by(ticket, "1.0"), [KEY])
+    assert verified_claims(text, Ticket, [KEY], NOW_S) == samples.SAMPLES.claims["route-ticket"]
     signed = base64.urlsafe_b64decode(text.rpartition(".")[0])
-    assert same(msgspec.msgpack.decode(signed, type=bodies_1_0.Ticket), samples.CLAIMS["route-ticket"])
+    assert V1_0.means(
+        msgspec.msgpack.decode(signed, type=bodies_1_0.Ticket), samples.SAMPLES.claims["route-ticket"]
+    )
 
 
 def test_a_peer_that_does_not_say_speaks_1_0() -> None:

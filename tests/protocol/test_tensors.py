@@ -86,6 +86,13 @@ def test_nothing_but_zeros_is_refused_when_that_is_checked(dtype: str) -> None:
     assert tensor_from_bytes(bytes_from_tensor(rows)[1], dtype, (3, 4), are_states=True).shape == (3, 4)
 
 
+@pytest.mark.parametrize("values", [(3e38, 3e38, 1.0), (1.0, -1.0, 0.0), (0.0, 0.0, 1e-40)])
+def test_states_whose_sum_overflows_or_vanishes_pass(values: tuple[float, ...]) -> None:
+    rows = torch.tensor([values])
+    _, data = bytes_from_tensor(rows)
+    assert torch.equal(tensor_from_bytes(data, "float32", (1, 3), are_states=True), rows)
+
+
 def test_whole_numbers_are_finite_and_may_be_zero() -> None:
     assert tensor_from_bytes(bytes(4), "int32", (1,), are_states=True).tolist() == [0]
     assert tensor_from_bytes(b"\xff" * 4, "int32", (1,), are_states=True).tolist() == [-1]

@@ -28,11 +28,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.file_store import FileStore
 from protocol.codec import decode_json, decode_message, encode_json, encode_message
 from protocol.compatibility import VERSION_HEADER
-from protocol.handshake import JOIN_PURPOSE, NONCE_BYTES, PROOF_HEADER, Transcript, join_key, join_proof
-from protocol.ids import ModelName, Revision, WorkerId
-from protocol.manifest import FORMAT_VERSION, Manifest, ModelFile, encode_manifest, revision_of
-from protocol.messages import (
-    PROTOCOL_VERSION,
+from protocol.control_messages import (
     Announce,
     Assign,
     CoordinatorToWorker,
@@ -41,6 +37,10 @@ from protocol.messages import (
     SpanReport,
     SpanStatus,
 )
+from protocol.handshake import JOIN_PURPOSE, NONCE_BYTES, PROOF_HEADER, Transcript, join_key, join_proof
+from protocol.ids import ModelName, Revision, WorkerId
+from protocol.manifest import FORMAT_VERSION, Manifest, ModelFile, encode_manifest, revision_of
+from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import AddModelRequest
 from protocol.tls import COORDINATOR_NAME, client_context, fingerprint, first_contact_context, worker_id_of_key
 from protocol.worker_rest import Challenge, ChallengeRequest, JoinGrant, JoinRequest

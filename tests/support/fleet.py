@@ -12,8 +12,8 @@ from pathlib import Path
 from coordinator.app import utc_now_s
 from coordinator.authority import Authority
 from coordinator.state_folder import StateFolder
+from protocol.control_messages import Announce, Heartbeat
 from protocol.ids import WorkerId
-from protocol.messages import Announce, Heartbeat
 from protocol.tickets import SessionToken, sign_claims, ticket_key
 from tests.support.coordinators import WorkerKey, announcement, eventually
 from worker.enrolment import Credentials, CredentialsHolder

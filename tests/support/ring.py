@@ -16,6 +16,7 @@ import aiohttp
 import torch
 from aiohttp import web
 
+from protocol.control_messages import GenerationReport
 from protocol.frames import MAX_FRAME_BYTES, Frame, decode_frame, encode_frame
 from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import (
@@ -23,7 +24,6 @@ from protocol.messages import (
     AttachTail,
     CloseSession,
     DataMessage,
-    GenerationReport,
     OpenSession,
     SamplingParams,
     SessionEnded,
@@ -179,7 +179,7 @@ class Ring:
 
 
 def ids_payload(ids: Sequence[int]) -> bytes:
-    return bytes_from_tensor(torch.tensor(ids, dtype=torch.int32))[1]
+    return bytes(bytes_from_tensor(torch.tensor(ids, dtype=torch.int32))[1])
 
 
 def prompt_step(session_id: str, ids: Sequence[int], position: int = 0, *, is_last: bool = True) -> Step:

@@ -49,6 +49,8 @@ class Script:
     """What the workers do in an attempt at a generation; the tail's tokens have the numbers 0, 1, 2..."""
 
     answer: tuple[int, ...] = ()
+    n_cached: int = 0
+    """Positions that the head says it has."""
     finish: FinishReason = "stop"
     stop_short: bool = False
     """After the answer say no more, as a worker does that hangs."""
@@ -301,7 +303,7 @@ class ScriptedCluster:
         match message:
             case OpenSession():
                 session.opening = message
-                await _send(socket, SessionOpened(session_id=message.session_id))
+                await _send(socket, SessionOpened(session_id=message.session_id, n_cached=script.n_cached))
             case Step():
                 session.prompt_step = frame
                 if script.head_ends_with is not None:

@@ -1,4 +1,4 @@
-"""Real processes that serve a model of a few kilobytes: as fast as processes get."""
+"""Processes that serve a model of a few kilobytes: as fast as processes get."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.local_cluster import LocalCluster, polls
+from tests.support.forked_program import ForkedCluster
 from tests.support.tiny_models import TINY_CONFIGS, save_tiny_model
 from tests.support.tiny_tokenizer import tiny_files, tiny_tokenizer
 
@@ -38,7 +39,7 @@ def add_tiny_model(cluster: LocalCluster, name: str = TINY, *, seed: int = 0) ->
 @contextmanager
 def cluster_without_workers(folder: Path) -> Iterator[LocalCluster]:
     """A coordinator with a tiny model; workers come and go with the tests."""
-    with LocalCluster(folder) as cluster:
+    with ForkedCluster(folder) as cluster:
         cluster.environment["BRIGADE_CACHE"] = str(cluster.folder / "cache")
         cluster.start_coordinator()
         add_tiny_model(cluster)

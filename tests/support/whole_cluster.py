@@ -27,8 +27,8 @@ from coordinator.app import RunningCoordinator
 from coordinator.file_store import FileStore
 from coordinator.packing.pack import PackedModel, pack_model
 from protocol.api_key import api_key_from_text
+from protocol.control_messages import SpanStatus
 from protocol.ids import BlockRange, ModelName
-from protocol.messages import SpanStatus
 from tests.support.coordinators import eventually, join_secret_of, key_of, running_coordinator
 from tests.support.tiny_models import TINY_CONFIGS, save_tiny_model
 from worker.app import RunningWorker, running
@@ -81,7 +81,6 @@ class Member:
         self.task: asyncio.Task[None] | None = None
         self._worker: RunningWorker | None = None
         self._is_up = asyncio.Event()
-        self._may_stop = asyncio.Event()
 
     @property
     def worker(self) -> RunningWorker:
@@ -96,7 +95,7 @@ class Member:
         async with running(self.config, tell=self.lines.append) as worker:
             self._worker = worker
             self._is_up.set()
-            await self._may_stop.wait()
+            await worker.departure.asked.wait()
 
     async def until_up(self) -> None:
         async with asyncio.timeout(READY_WITHIN_S):
@@ -104,16 +103,17 @@ class Member:
 
     async def stop(self) -> None:
         """Drain and leave, as at SIGTERM."""
-        self._may_stop.set()
-        await self._ended()
+        self.worker.departure.ask("the worker was stopped")
+        await self.ended()
 
     async def vanish(self) -> None:
         """Be gone without a word, as far as a process can that others live in."""
         assert self.task is not None
         self.task.cancel()
-        await self._ended()
+        await self.ended()
 
-    async def _ended(self) -> None:
+    async def ended(self) -> None:
+        """Wait until it has left, for whatever reason."""
         assert self.task is not None
         async with asyncio.timeout(STOP_WITHIN_S):
             await asyncio.wait([self.task])

@@ -72,7 +72,7 @@ def epochs(cluster: WholeCluster) -> dict[WorkerId, Any]:
 async def test_a_vanished_workers_blocks_are_given_to_others_and_its_generation_goes_on(tmp_path: Path) -> None:
     packed, whole = packed_tiny(tmp_path, "llama", intermediate_size=2048, **LONG)
     half, all_of_it = (span_bytes(packed.model.manifest, BlockRange(0, n), "float32", 512) for n in (2, 4))
-    async with whole_cluster(tmp_path, **QUICK, settle_s=1.0) as cluster:
+    async with whole_cluster(tmp_path, **QUICK, settle_s=1.0, placement="spread") as cluster:
         for name in ("a", "b", "c"):  # none of which can hold it all
             await cluster.join(name, memory_bytes=int((half + all_of_it) / 2 / 0.9))
         await cluster.add_model("tiny", packed)

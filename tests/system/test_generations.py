@@ -61,7 +61,7 @@ async def test_prompts_around_the_chunk_and_contexts_filled_to_the_last_position
 async def test_two_models_on_the_same_workers_at_once_and_twenty_generations(tmp_path: Path) -> None:
     tiny, whole_tiny = packed_tiny(tmp_path, "llama")
     other, whole_other = packed_tiny(tmp_path, "gpt2", seed=3)
-    async with whole_cluster(tmp_path, settle_s=1.5) as cluster:
+    async with whole_cluster(tmp_path, settle_s=1.5, placement="spread") as cluster:
         for name in ("one", "two"):
             await cluster.join(name)
         await cluster.add_model("tiny", tiny)

@@ -27,7 +27,7 @@ def ready_blocks(cluster: WholeCluster) -> list[str]:
 async def test_workers_grow_into_replicas_while_generations_go_on_and_one_may_die(tmp_path: Path) -> None:
     packed, whole = packed_tiny(tmp_path, "llama")
     expected = greedy_ids(whole, PROMPT, 8)
-    async with whole_cluster(tmp_path, settle_s=1.0) as cluster:
+    async with whole_cluster(tmp_path, settle_s=1.0, placement="spread") as cluster:
         for name in ("one", "two"):
             await cluster.join(name)
         await cluster.add_model("tiny", packed)

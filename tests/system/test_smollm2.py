@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.results import Generation
+from tests.coordinator.packing_support import check_tensors
 from tests.support.smollm2 import CHAT, N_BLOCKS, N_TOKENS, NAME, PLAIN, Answer, Reference
 from tests.support.whole_cluster import Packed, WholeCluster, hop_ranges, whole_cluster
 
@@ -46,6 +47,12 @@ def check(got: Generation, expected: Answer) -> None:
 def sampled() -> dict[str, tuple[int, ...]]:
     """The seeded answer of the split that was tried first; that of all others has to be the same."""
     return {}
+
+
+def test_packed_tensors_are_those_of_transformers(smollm2: Packed, smollm2_reference: Reference) -> None:
+    check_tensors(smollm2.store, smollm2.model, smollm2_reference.whole)
+    manifest = smollm2.model.manifest
+    assert (manifest.n_blocks, manifest.is_chat, manifest.kv_elements_per_token) == (N_BLOCKS, True, 384)
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)

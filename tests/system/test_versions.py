@@ -12,8 +12,9 @@ import pytest
 
 from coordinator.app import utc_now_s
 from protocol.compatibility import VERSION_HEADER
+from protocol.control_messages import Assign
 from protocol.ids import ModelName
-from protocol.messages import PROTOCOL_VERSION, Assign
+from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import ErrorAnswer, Hello, RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
 from protocol.tls import COORDINATOR_NAME
@@ -32,7 +33,7 @@ from tests.support.coordinators import (
 from tests.support.ring import generated, running_ring
 from tests.support.tiny_checkpoint import TinyCheckpoint
 
-SPOKEN = ["1.0", PROTOCOL_VERSION, "1.2"]
+SPOKEN = ["1.0", "1.1", PROTOCOL_VERSION, "1.3"]
 REFUSED = ["2.0", "0.9", "1", "one"]
 Checkpoints = Callable[[str], TinyCheckpoint]
 

@@ -4,19 +4,20 @@ import asyncio
 import os
 import secrets
 import signal
-import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import pytest
 import torch
 
 from protocol.errors import EXIT_AUTH, EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE
 from tests.support.coordinators import join_secret_of, running_coordinator
+from tests.support.forked_program import ForkedProgram, program_server
 from worker.cli import main
 
-ROOT = Path(__file__).resolve().parents[2]
 SECRET = secrets.token_urlsafe(32)
 
 
@@ -88,46 +89,58 @@ def test_a_secret_as_an_argument_is_warned_of(capsys: pytest.CaptureFixture[str]
 
 
 class Process:
-    """`python -m worker join` for real."""
+    """`worker join` in a process of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: ForkedProgram, lines: asyncio.StreamReader, errors: IO[bytes]) -> None:
         self.process = process
+        self._lines = lines
+        self._errors = errors
 
     async def line(self, containing: str) -> str:
-        assert self.process.stdout is not None
         async with asyncio.timeout(40):
-            while line := (await self.process.stdout.readline()).decode():
+            while line := (await self._lines.readline()).decode():
                 if containing in line:
                     return line
         raise AssertionError(f"it ended without {containing!r}: {await self.errors()}")
 
     async def errors(self) -> str:
-        assert self.process.stderr is not None
-        return (await self.process.stderr.read()).decode()
+        """All that it complained of, at its end."""
+        await self.code()
+        self._errors.seek(0)
+        return self._errors.read().decode()
 
     async def code(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), 40)
+        return await asyncio.to_thread(self.process.wait, 40)
+
+
+def started(
+    command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
+) -> tuple[ForkedProgram, IO[bytes]]:
+    """The process, and where to read what it prints."""
+    reading, writing = os.pipe()
+    with open(os.devnull, "rb") as nothing, open(writing, "wb") as out:
+        process = program_server().start("worker", command, environment, (nothing, out, errors))
+    return process, open(reading, "rb")
 
 
 @asynccontextmanager
 async def joining(
-    url: str, tmp_path: Path, secret: str, *, device: str = "cpu", **environ: str
+    url: str, tmp_path: Path, secret: str, *more: str, device: str = "cpu", **environ: str
 ) -> AsyncIterator[Process]:
     options = ("--state", str(tmp_path / "worker"), "--precision", "float32", "--threads", "1", "--device", device)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "worker", "join", url, *options),
-        cwd=ROOT,
-        env={**os.environ, "BRIGADE_SECRET": secret, **environ},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield Process(process)
-    finally:
-        if process.returncode is None:
+    command, environment = ("join", url, *options, *more), {**os.environ, "BRIGADE_SECRET": secret, **environ}
+    lines = asyncio.StreamReader()
+    with TemporaryFile() as errors:
+        process, printed = await asyncio.to_thread(started, command, environment, errors)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), printed
+        )
+        try:
+            yield Process(process, lines, errors)
+        finally:
             process.kill()
-        await process.communicate()
+            await asyncio.to_thread(process.wait)
+            transport.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -155,10 +168,19 @@ async def test_a_gpu_that_is_left_unused_is_warned_of_at_the_start(tmp_path: Pat
 
 
 async def test_nobody_there_is_one_line_and_its_exit_code(tmp_path: Path) -> None:
-    async with joining("https://127.0.0.1:1", tmp_path, SECRET) as worker:
+    async with joining("https://127.0.0.1:1", tmp_path, SECRET, "--join-timeout", "0") as worker:
         assert await worker.code() == EXIT_UNREACHABLE
         (line,) = (await worker.errors()).splitlines()
         assert line.startswith("error: nobody answers")
+
+
+async def test_a_worker_waits_for_a_coordinator_that_is_away(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        url, port, secret = coordinator.url, coordinator.port, join_secret_of(coordinator)
+    async with joining(url, tmp_path, secret) as worker:
+        assert "nobody answers" in await worker.line("the coordinator is away, trying again")
+        async with running_coordinator(tmp_path, listen_port=port):
+            await worker.line("joined")
 
 
 async def test_a_wrong_secret_is_one_line_and_its_exit_code(tmp_path: Path) -> None:

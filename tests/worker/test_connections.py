@@ -124,19 +124,19 @@ async def test_round_trips_are_measured_and_smoothed_at_either_end() -> None:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(other.run(side.take))
             await eventually(lambda: other._reader is not None)
-            assert other.round_trip_s is None
+            assert other.meter.round_trip_s is None
             other.measure()
-            await eventually(lambda: other.round_trip_s is not None)
-            assert other.round_trip_s is not None
-            first_s, other.round_trip_s = other.round_trip_s, 100.0
+            await eventually(lambda: other.meter.round_trip_s is not None)
+            assert other.meter.round_trip_s is not None
+            first_s, other.meter.round_trip_s = other.meter.round_trip_s, 100.0
             assert 0 < first_s < WAIT_S
             other.measure()
-            await eventually(lambda: other.round_trip_s != 100.0)
-            assert 80.0 < other.round_trip_s < 90.0
+            await eventually(lambda: other.meter.round_trip_s != 100.0)
+            assert 80.0 < other.meter.round_trip_s < 90.0
             assert side.connection is not None
             await side.connection._socket.ping(b"hello")  # answered, though nothing does that by itself
             other.measure()
-            await eventually(lambda: other._pinged_at_s is None)
+            await eventually(lambda: not other.meter.is_pinging)
             other.abort()
             await running
             other.measure()
@@ -145,8 +145,8 @@ async def test_round_trips_are_measured_and_smoothed_at_either_end() -> None:
 async def test_an_older_peer_is_told_nothing_that_it_doesnt_know() -> None:
     async with connected() as (_side, socket, connection):
         closing = CloseSession(session_id=SESSION, reason="failed", worker_id=WorkerId("w-to-blame"))
-        for version, expected in (("1.1", closing), ("1.0", CLOSE), ("1.2", closing)):
-            connection._version = version
+        for version, expected in (("1.1", closing), ("1.0", CLOSE), ("1.3", closing)):
+            connection.version = version
             connection.post(closing)
             async with asyncio.timeout(WAIT_S):
                 assert decode_frame(await socket.receive_bytes()).message == expected

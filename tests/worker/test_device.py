@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from worker.device import (
     DeviceProfile,
     PrecisionSpeed,
     chosen_precision,
+    chosen_quantization,
     find_device,
     free_memory_bytes,
     measure_device,
@@ -53,6 +55,16 @@ def test_the_machine_is_measured_quickly_and_plausibly() -> None:
 )
 def test_auto_takes_bfloat16_unless_float32_is_clearly_faster(bfloat16: PrecisionSpeed, expected: str) -> None:
     assert chosen_precision("auto", profile(float32=speed(1e11, 1e10), bfloat16=bfloat16)) == expected
+
+
+@pytest.mark.parametrize("choice", ["int8", "int4"])
+def test_fewer_bits_compute_in_bfloat16_and_on_the_cpu_only(choice: Literal["int8", "int4"]) -> None:
+    cpu = profile(float32=speed(1e11, 1e10), bfloat16=speed(1.0, 1.0))
+    assert chosen_precision(choice, cpu) == "bfloat16"
+    assert chosen_quantization(choice) == choice
+    assert chosen_quantization("auto") is None
+    with pytest.raises(ConfigError, match=rf"--precision {choice}.*CPU only.*float32, bfloat16"):
+        chosen_precision(choice, replace(cpu, device=torch.device("mps")))
 
 
 def test_an_explicit_precision_is_taken_or_refused() -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, FileHash, ModelName, Revision
 from protocol.manifest import ModelFile
-from protocol.messages import SpanAssignment
 from worker.duties import (
     RETIRE_AFTER_S,
     Download,

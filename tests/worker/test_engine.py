@@ -74,12 +74,12 @@ async def generated(engine: Engine, name: str, prompt: list[int], n_tokens: int)
         chunk = prompt[start : start + 4]
         output = await engine.run(tokens(start, *chunk, name=name, wants_sample=start + len(chunk) == len(prompt)))
     assert output is not None
-    assert output.token is not None
-    found = [output.token.token_id]
+    assert output.tokens
+    found = [output.tokens[0].token_id]
     while len(found) < n_tokens:
         output = await engine.run(tokens(len(prompt) + len(found) - 1, found[-1], name=name, wants_sample=True))
-        assert output.token is not None
-        found.append(output.token.token_id)
+        assert output.tokens
+        found.append(output.tokens[0].token_id)
     return found
 
 
@@ -95,14 +95,14 @@ async def test_two_spans_hand_hidden_states_on(engine: Engine, llama: TinyCheckp
     await engine.open_session(spec(tail, "tail", blocks=BlockRange(2, 4), sampling=None), deadline_s=5)
     await engine.attach_sampler(SessionId("tail"), GREEDY, (5, 9, 30))
     between = await engine.run(tokens(0, 5, 9, 30, name="head"))
-    assert between.token is None
+    assert not between.tokens
     assert between.hidden is not None
     step = replace(tokens(0, 5, 9, 30, name="tail", wants_sample=True), payload=between.hidden)
     output = await engine.run(step)
     assert output.hidden is None
-    assert output.token is not None
-    assert [output.token.token_id] == llama.greedy([5, 9, 30], 1)
-    assert (output.token.position, output.token.is_stop) == (3, False)
+    assert output.tokens
+    assert [output.tokens[0].token_id] == llama.greedy([5, 9, 30], 1)
+    assert (output.tokens[0].position, output.tokens[0].is_stop) == (3, False)
 
 
 async def test_twenty_sessions_at_once_say_what_each_says_alone(engine: Engine, llama: TinyCheckpoint) -> None:
@@ -176,8 +176,8 @@ async def test_rolling_back_takes_the_position_again(engine: Engine, llama: Tiny
     first = await generated(engine, "s", prompt, 5)
     await engine.truncate(SessionId("s"), 2)
     output = await engine.run(tokens(2, 30, 4, wants_sample=True))
-    assert output.token is not None
-    assert output.token.token_id == first[0]
+    assert output.tokens
+    assert output.tokens[0].token_id == first[0]
     with pytest.raises(ProtocolError, match="can't go back to position 9"):
         await engine.truncate(SessionId("s"), 9)
 
@@ -377,8 +377,15 @@ async def parked(engine: Engine, llama: TinyCheckpoint, **changes: Any) -> Loade
     """A session of 4 positions, broken off."""
     loaded = await opened(engine, llama, sampling=None, **changes)
     await engine.run(tokens(0, 5, 9, 30, 4))
-    assert engine.park_session(SessionId("s"), History())
+    assert engine.park_session(SessionId("s"), ran(4))
     return loaded
+
+
+def ran(n_positions: int) -> History:
+    """The history of a session on all blocks."""
+    history = History()
+    history.n_settled = n_positions
+    return history
 
 
 async def test_a_session_goes_on_with_what_another_left(engine: Engine, llama: TinyCheckpoint) -> None:
@@ -392,8 +399,8 @@ async def test_a_session_goes_on_with_what_another_left(engine: Engine, llama: T
     assert engine.stats().kv_free_bytes == (10_000 - 40) * KV_PER_POSITION
     await engine.attach_sampler(new.session_id, GREEDY, (5, 9, 30, 4, 77))
     output = await engine.run(tokens(4, 77, name="new", wants_sample=True))
-    assert output.token is not None
-    assert [output.token.token_id] == llama.greedy([5, 9, 30, 4, 77], 1)
+    assert output.tokens
+    assert [output.tokens[0].token_id] == llama.greedy([5, 9, 30, 4, 77], 1)
     assert await engine.open_session(replace(new, session_id=SessionId("late")), deadline_s=5) is None
     await engine.close_session(new.session_id)
     await engine.close_session(SessionId("late"))
@@ -409,10 +416,11 @@ async def test_what_is_parked_gives_way_to_sessions_that_would_wait(engine: Engi
         engine.open_session(spec(loaded, "second", n_positions=9_000), deadline_s=30)
     )
     await asyncio.sleep(0)
-    assert not engine.park_session(SessionId("new"), History())  # somebody waits for its memory
+    assert not engine.park_session(SessionId("new"), ran(4))  # somebody waits for its memory
     await engine.close_session(SessionId("new"))
     await waiting
-    assert engine.park_session(SessionId("second"), History())
+    assert not engine.park_session(SessionId("second"), ran(0)), "there is nothing to keep"
+    assert engine.park_session(SessionId("second"), ran(4))
     engine.resize_kv_budget(100 * KV_PER_POSITION)
     assert await engine._link.post(lambda core: list(core.sessions)) == []
 
@@ -427,14 +435,14 @@ async def test_what_is_parked_goes_with_its_time_and_with_its_span(engine: Engin
     await parked(engine, llama)
     await engine.unload(loaded.key)
     assert engine.loaded() == ()
-    assert not engine.park_session(SessionId("never there"), History())
+    assert not engine.park_session(SessionId("never there"), ran(4))
 
 
 async def test_parking_fails_what_is_pending(engine: Engine, llama: TinyCheckpoint) -> None:
     loaded = await opened(engine, llama, sampling=None)
     steps = [asyncio.ensure_future(engine.run(tokens(p, 5))) for p in range(30)]  # noqa: TID251
     await asyncio.sleep(0)
-    assert engine.park_session(SessionId("s"), History())
+    assert engine.park_session(SessionId("s"), ran(30))
     taken = await engine.open_session(spec(loaded, "new", continues=SessionId("s"), sampling=None), deadline_s=5)
     results = await asyncio.gather(*steps, return_exceptions=True)
     n_run = sum(isinstance(result, StepOutput) for result in results)
@@ -458,7 +466,7 @@ async def test_what_is_parked_is_nobodys_to_open_close_or_park_by_its_own_name(
     stats = engine.stats()
     with pytest.raises(ConflictError):
         await engine.open_session(spec(loaded), deadline_s=5)
-    assert not engine.park_session(SessionId("s"), History())
+    assert not engine.park_session(SessionId("s"), ran(4))
     await engine.close_session(SessionId("s"))
     assert engine.stats() == stats
     taken = await engine.open_session(spec(loaded, "new", continues=SessionId("s"), sampling=None), deadline_s=5)

@@ -51,6 +51,47 @@ def test_what_is_taken_has_no_gaps_and_stays_in_the_budget(steps: list[tuple[int
     assert len(taken) <= 10
 
 
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5), st.integers(0, 4)), max_size=20))
+def test_only_guesses_are_taken_back(steps: list[tuple[int, int, int]]) -> None:
+    arrivals = Arrivals(max_positions=12, is_fed=False)
+    settled = taken = 0
+    for position, n_tokens, n_drafts in steps:
+        try:
+            arrivals.take_step(position, n_tokens, is_last=True, n_drafts=min(n_drafts, n_tokens - 1))
+        except BrigadeError:
+            continue
+        arrivals.step_consumed()
+        assert settled <= position <= taken
+        taken = position + n_tokens
+        settled = taken - min(n_drafts, n_tokens - 1)
+    assert arrivals.next_position == taken <= 12
+
+
+def test_a_head_is_fed_where_a_guess_was_or_after_all_and_nowhere_else() -> None:
+    def drafted() -> Arrivals:
+        arrivals = Arrivals(max_positions=20, is_fed=True)
+        arrivals.take_step(0, 4, is_last=True)
+        arrivals.take_fed(4)
+        arrivals.drafted(3)
+        arrivals.fed_consumed()
+        return arrivals
+
+    for position in (5, 6, 7, 8):
+        arrivals = drafted()
+        arrivals.take_fed(position)
+        assert (arrivals.next_position, arrivals.n_drafts) == (position + 1, 0)
+        with pytest.raises(StaleEpochError):
+            arrivals.take_fed(position)
+    for position in (0, 4, 9):
+        with pytest.raises(StaleEpochError, match="next is 8"):
+            drafted().take_fed(position)
+
+
+def test_a_client_makes_no_guesses() -> None:
+    with pytest.raises(ProtocolError, match="2 drafts"):
+        Arrivals(max_positions=9, is_fed=True).take_step(0, 3, is_last=True, n_drafts=2)
+
+
 def test_a_step_beyond_the_credit_is_refused() -> None:
     arrivals = Arrivals(max_positions=100, is_fed=False)
     for position in range(STEP_CREDIT):

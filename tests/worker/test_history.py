@@ -50,3 +50,20 @@ def test_tokens_of_a_long_answer_dont_become_as_many_tensors() -> None:
         history.add_states(torch.full((1, 2), float(index)))
     assert len(history._parts) < 100
     assert history.states(999, 1000).tolist() == [[999.0, 999.0]]
+
+
+def test_a_beginning_is_independent_of_what_it_was_taken_from() -> None:
+    history = History()
+    history.put_ids(0, [1, 2, 3, 4])
+    for row in range(4):
+        history.add_states(torch.full((1, 2), float(row)))
+    history.n_settled = 4
+    beginning = history.beginning(3)
+    beginning.settle()
+    history.forget_states(1)
+    assert beginning.token_ids == [1, 2, 3]
+    assert (beginning.n_states, beginning.n_settled) == (3, 3)
+    assert beginning.states(0, 3)[:, 0].tolist() == [0.0, 1.0, 2.0]
+    longer = history.beginning(9)
+    longer.settle()
+    assert (longer.token_ids, longer.n_states, longer.n_settled) == ([1, 2, 3, 4], 1, 4)

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+from protocol.control_messages import Assign, SpanAssignment
 from protocol.ids import BlockRange, FileHash, ModelName, Revision
-from protocol.messages import Assign, SpanAssignment
 from worker.holdings import Holdings
 from worker.steps import LoadedSpan, SpanKey
 
@@ -93,3 +94,16 @@ async def test_a_status_said_again_is_no_change() -> None:
     version = holdings.version
     assert not holdings.set_status(holdings.wanted[0], "loading", "x")
     assert holdings.version == version
+
+
+async def test_a_span_whose_sessions_run_one_at_a_time_says_so() -> None:
+    holdings = Holdings()
+    for span in (loaded(0, 2), replace(loaded(2, 4), unbatched_because="it attends by code of its own")):
+        holdings.add(MODEL, span)
+    assert holdings.note_of(loaded(0, 2).key) == ""
+    note = holdings.note_of(loaded(2, 4).key)
+    assert note == "its sessions run one at a time: it attends by code of its own"
+    wanted = assignment(1, BlockRange(2, 4))
+    holdings.assign(wanted)
+    holdings.set_status(wanted.spans[0], "ready", "", 1.0, note)
+    assert holdings.statuses[0].note == note

@@ -13,7 +13,7 @@ from protocol.errors import StorageError, UntrustedFileError
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.loading import load_config
-from worker.stage import Stage, load_stage
+from worker.stage import Stage, StageInput, load_stage
 
 Checkpoints = Callable[[str], TinyCheckpoint]
 BLOCKS = BlockRange(1, 2)
@@ -113,7 +113,8 @@ def test_the_files_can_go_once_the_stage_is_loaded(checkpoint: Checkpoints, tmp_
     ids = torch.arange(3, 9, dtype=torch.int32)
     for file in files:
         file.write_bytes(b"\0" * file.stat().st_size)
-    torch.testing.assert_close(stage.hidden(ids, 0, stage.new_cache(6)), whole.expected(ids)[0])
+    got = stage.run([StageInput(payload=ids, position=0, cache=stage.new_cache(6))])[0]
+    torch.testing.assert_close(got, whole.expected(ids)[0])
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.ids import BlockRange, Revision, SessionId
+from protocol.messages import SharedPrefix
 from worker.history import History
 from worker.parking import MAX_PARKED, Parked, ParkingLot, TakenOver, n_rows_held
 from worker.steps import SessionSpec, SpanKey
@@ -19,8 +21,10 @@ def spec(name: str, **changes: object) -> SessionSpec:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def parked(name: str, n_bytes: int = 10, until_s: float = 30.0, **changes: object) -> Parked:
-    return Parked(spec=spec(name, **changes), n_bytes=n_bytes, until_s=until_s, history=History())
+def parked(name: str, n_bytes: int = 10, until_s: float = 30.0, n_run: int = 20, **changes: object) -> Parked:
+    history = History()
+    history.n_settled = n_run
+    return Parked(spec=spec(name, **changes), n_bytes=n_bytes, until_s=until_s, history=history)
 
 
 def names(some: tuple[Parked, ...]) -> list[str]:
@@ -31,7 +35,7 @@ def lot(*some: Parked) -> ParkingLot:
     return ParkingLot(some)
 
 
-def test_only_the_successor_on_the_same_blocks_finds_what_was_left() -> None:
+def test_only_who_goes_on_from_it_on_the_same_blocks_finds_what_was_left() -> None:
     left = lot(parked("a"), parked("b"))
     new = spec("new", continues=SessionId("b"))
     found = left.left_for(new)
@@ -42,10 +46,29 @@ def test_only_the_successor_on_the_same_blocks_finds_what_was_left() -> None:
         {"continues": SessionId("c")},
         {"span": OTHER_SPAN},
         {"blocks": BlockRange(1, 4)},
-        {"n_positions": 41},
     ):
         assert left.left_for(replace(new, **change)) is None  # type: ignore[arg-type]
-    assert left.left_for(replace(new, n_positions=39)) is found
+    also = replace(new, prefix=SharedPrefix(session_id=SessionId("a"), n_positions=5))
+    assert left.left_for(also) is found, "what failed has more of the text"
+    assert left.without(SessionId("b")).left_for(also) is left.parked[0]
+
+
+@pytest.mark.parametrize(
+    ("n_shared", "n_positions", "is_replaced", "can_become"),
+    [(20, 40, True, True), (12, 40, True, True), (20, 41, True, False), (11, 40, False, False)],
+    ids=["all of it", "nearly all", "a longer one", "a part"],
+)
+def test_what_goes_into_a_longer_text_gives_way_and_what_others_share_stays(
+    n_shared: int, n_positions: int, is_replaced: bool, can_become: bool
+) -> None:
+    left = parked("a", n_run=20)
+    prefix = SharedPrefix(session_id=SessionId("a"), n_positions=n_shared)
+    new = spec("new", n_positions=n_positions, prefix=prefix)
+    assert (left.is_replaced_by(new), left.can_become(new)) == (is_replaced, can_become)
+    assert left.n_shared(new) == n_shared
+    assert left.n_shared(replace(new, prefix=SharedPrefix(session_id=SessionId("a"), n_positions=99))) == 20
+    failed = replace(new, continues=SessionId("a"))
+    assert (left.is_replaced_by(failed), left.n_shared(failed)) == (True, 20)
 
 
 @given(st.lists(st.integers(1, 50), max_size=8), st.integers(-10, 300))
@@ -69,18 +92,24 @@ def test_what_is_parked_goes_with_its_time_and_with_its_span() -> None:
 def test_the_lot_is_bounded() -> None:
     left = ParkingLot()
     for index in range(MAX_PARKED + 2):
-        left = left.with_one(parked(f"s{index}"))
+        left = left.with_last(parked(f"s{index}"))
     assert names(left.surplus()) == ["s0", "s1"]
+    used = left.with_last(left.parked[0])
+    assert names(used.surplus()) == ["s1", "s2"]
+    assert used.n_bytes == left.n_bytes
 
 
 def test_held_is_what_every_part_of_it_agrees_on() -> None:
     history = History()
     history.token_ids = [1] * 7
     history.n_states = 5
+    history.n_settled = 9
     taken = TakenOver(n_cached=9, history=history)
     assert taken.n_held(is_head=True, is_tail=False) == 5
     assert taken.n_held(is_head=True, is_tail=True) == 7
     assert taken.n_held(is_head=False, is_tail=True) == 9
+    history.n_settled = 3
+    assert taken.n_held(is_head=True, is_tail=False) == 3
 
 
 @given(st.integers(0, 50), st.integers(1, 20), st.integers(0, 80), st.booleans())

@@ -164,7 +164,7 @@ async def test_after_the_close_no_connection_is_made(checkpoint: Checkpoints, tm
             await peers.connection(second.worker_id, second.url)
 
 
-async def test_round_trips_to_the_peers_that_are_connected_are_told(
+async def test_links_to_the_peers_that_are_connected_and_the_time_of_a_hop_are_told(
     checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_ring(checkpoint("llama"), tmp_path, (1, 3), limits=Limits(sweep_s=0.02)) as ring:
@@ -174,6 +174,9 @@ async def test_round_trips_to_the_peers_that_are_connected_are_told(
             following = ring.workers[(index + 1) % 3].worker_id
             await eventually(lambda it=worker_, peer=following: set(it.plane.round_trips_s) == {peer})  # type: ignore[misc]
             assert all(0 < seconds < 10 for seconds in worker_.plane.round_trips_s.values())
+            assert worker_.plane.links[following].n_bytes_sent > 0
+            middle_s, most_s = worker_.plane.hop_quantiles_s(0.5, 0.99)
+            assert 0 < middle_s <= most_s
         monkeypatch.setattr(worker.peers, "MAX_ROUND_TRIPS", 0)
         assert ring.workers[0].plane.round_trips_s == {}
 
@@ -197,8 +200,8 @@ async def test_a_neighbour_that_falls_silent_is_noticed_and_named_on_both_sides(
             for ended, silent in ((from_head.result(), tail), (from_tail.result(), head)):
                 assert (ended.worker_id, ended.error.code) == (silent.worker_id, "hop_lost")
             await ring.until_clean()
-            assert head.engine._lot.parked
-            assert tail.engine._lot.parked
+            assert head.engine._kept.lot.parked
+            assert tail.engine._kept.lot.parked
 
 
 async def test_each_end_of_a_connection_knows_the_others_version(checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ async def test_each_end_of_a_connection_knows_the_others_version(checkpoint: Che
         await generated(ring, PROMPT, 4)
         for worker_ in ring.workers:
             (outgoing,) = peers_of(worker_.plane)._open
-            assert outgoing._version == PROTOCOL_VERSION
+            assert outgoing.version == PROTOCOL_VERSION
         old = await ring.connect(ring.workers[0], **{"Brigade-Protocol": "1.0"})
-        await eventually(lambda: any(one._version == "1.0" for one in ring.workers[0].plane._incoming))
+        await eventually(lambda: any(one.version == "1.0" for one in ring.workers[0].plane._incoming))
         await old.socket.close()

@@ -90,6 +90,53 @@ def test_a_position_that_was_rolled_back_is_drawn_again_the_same() -> None:
     assert [sampler.sample(logits(i), len(PROMPT) + i) for i in range(2, 5)] == first[2:]
 
 
+def one_by_one(wanted: SamplingParams, rows: torch.Tensor, n_tokens: int) -> list[int]:
+    sampler = Sampler(wanted, PROMPT)
+    return [sampler.sample(rows[i], len(PROMPT) + i) for i in range(n_tokens)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(values=PARAMS, seed=st.integers(0, 50), n_right=st.integers(0, 4), n_drafts=st.integers(0, 4))
+def test_guesses_change_no_token(values: dict[str, Any], seed: int, n_right: int, n_drafts: int) -> None:
+    rows = torch.stack([logits(seed + i) for i in range(n_drafts + 1)])
+    wanted = params(seed=seed, **values)
+    expected = one_by_one(wanted, rows, n_drafts + 1)
+    n_right = min(n_right, n_drafts)
+    drafts = [token if i < n_right else (token + 1) % VOCAB_SIZE for i, token in enumerate(expected[:n_drafts])]
+    sampler = Sampler(wanted, PROMPT)
+    found = sampler.verify(rows, len(PROMPT), drafts)
+    assert found == expected[: n_right + 1]
+    # and what comes after it is as if there had been no guesses
+    more = logits(99)
+    again = Sampler(wanted, (*PROMPT, *found))
+    position = len(PROMPT) + len(found)
+    assert sampler.sample(more, position) == again.sample(more, position)
+
+
+def test_nothing_is_sampled_behind_a_stop_token() -> None:
+    rows = torch.stack([logits(i) for i in range(4)])
+    expected = one_by_one(params(), rows, 4)
+    sampler = Sampler(params(stop_token_ids=(expected[1],)), PROMPT)
+    assert sampler.verify(rows, len(PROMPT), expected[:3]) == expected[:2]
+
+
+def test_speculated_tokens_have_the_models_own_frequencies() -> None:
+    """Pairs of tokens, the second of them after a guess of the first: as often as the chain rule says."""
+    first, after = logits(1)[:4] / 2, [logits(20 + token_id)[:4] / 2 for token_id in range(4)]
+    expected = (first.softmax(-1)[:, None] * torch.stack(after).softmax(-1)).flatten()
+    guess, n_draws = int(first.argmax()), 4000
+    counts = torch.zeros(16)
+    for seed in range(n_draws):
+        sampler = Sampler(params(temperature=1.0, seed=seed), ())
+        # the second row is the model's after the guess: of use only if that holds
+        token_ids = sampler.verify(torch.stack([first, after[guess]]), 9, [guess])
+        if len(token_ids) == 1:
+            token_ids.append(sampler.sample(after[token_ids[0]], 10))
+        counts[token_ids[0] * 4 + token_ids[1]] += 1
+    chi_squared = ((counts - n_draws * expected) ** 2 / (n_draws * expected)).sum()
+    assert chi_squared < 44.3  # 15 degrees of freedom, p = 0.0001; the seeds are fixed, so it never flakes
+
+
 def test_zero_temperature_takes_the_best_whatever_else_is_set() -> None:
     assert Sampler(params(top_k=5, top_p=0.1, seed=9), ()).sample(logits(2), 0) == int(logits(2).argmax())
 

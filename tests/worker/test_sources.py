@@ -8,9 +8,9 @@ from pathlib import Path
 import aiohttp
 
 from coordinator.app import RunningCoordinator, utc_now_s
+from protocol.control_messages import Assign
 from protocol.ids import FileHash
 from protocol.manifest import ModelFile
-from protocol.messages import Assign
 from tests.support.coordinators import (
     WorkerKey,
     announcement,

@@ -10,8 +10,9 @@ from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, VOCAB_SIZE
+from worker.batching_trial import settle_batching
 from worker.kv_cache import KVCache
-from worker.stage import Stage
+from worker.stage import Stage, StageInput
 
 Checkpoints = Callable[[str], TinyCheckpoint]
 CHUNKS = ((0, 7), (7, 12), (12, 13), (13, 14), (14, 20))  # prefill in chunks, decode, and a chunk again
@@ -32,7 +33,7 @@ def hidden_through(
     stages: Sequence[Stage], caches: Sequence[KVCache], payload: torch.Tensor, position: int
 ) -> torch.Tensor:
     for stage, cache in zip(stages, caches, strict=True):
-        payload = stage.hidden(payload, position, cache)
+        payload = stage.run([StageInput(payload=payload, position=position, cache=cache)])[0]
     return payload
 
 
@@ -40,7 +41,7 @@ def logits_through(
     stages: Sequence[Stage], caches: Sequence[KVCache], payload: torch.Tensor, position: int
 ) -> torch.Tensor:
     payload = hidden_through(stages[:-1], caches[:-1], payload, position)
-    return stages[-1].logits(payload, position, caches[-1])
+    return stages[-1].run([StageInput(payload=payload, position=position, cache=caches[-1], n_logits=1)])[0][0]
 
 
 def check_equal(stages: Sequence[Stage], whole: TinyCheckpoint) -> None:
@@ -83,11 +84,46 @@ def test_a_rolled_back_position_runs_again_the_same(checkpoint: Checkpoints, nam
     stage = checkpoint(name).load(WHOLE)
     ids = token_ids()
     cache = stage.new_cache(20)
-    first = stage.hidden(ids, 0, cache)
+    first = hidden_through([stage], [cache], ids, 0)
     cache.truncate(11)
-    stage.hidden(token_ids(5, seed=2), 11, cache)  # another continuation, which must leave no trace
+    hidden_through([stage], [cache], token_ids(5, seed=2), 11)  # another continuation, which must leave no trace
     cache.truncate(11)
-    torch.testing.assert_close(stage.hidden(ids[11:], 11, cache), first[11:], **TOLERANCE)
+    torch.testing.assert_close(hidden_through([stage], [cache], ids[11:], 11), first[11:], **TOLERANCE)
+
+
+ROUNDS = ((7, 1, 12, 3), (1, 1, 1, 1), (5, 1, 0, 1), (1, 4, 1, 6), (0, 1, 1, 1))
+"""New tokens of four sessions: prompts in chunks and decode, together in every mixture."""
+
+
+@pytest.mark.parametrize("name", TINY_CONFIGS)
+def test_sessions_that_run_together_equal_the_whole_model(checkpoint: Checkpoints, name: str) -> None:
+    whole = checkpoint(name)
+    stages = [whole.load(blocks) for blocks in ranges((0, 2, 4))]
+    for stage in stages:
+        settle_batching(stage)
+    ids = [token_ids(n_tokens, seed) for seed, n_tokens in enumerate(map(sum, zip(*ROUNDS, strict=True)))]
+    expected = [whole.expected(of_session) for of_session in ids]
+    caches = [[stage.new_cache(len(of_session)) for stage in stages] for of_session in ids]
+    for n_tokens in ROUNDS:
+        running = [i for i, n_new in enumerate(n_tokens) if n_new]
+        starts = [cache[0].length for cache in caches]
+        passed = {i: ids[i][starts[i] : starts[i] + n_tokens[i]] for i in running}
+        for k, stage in enumerate(stages):
+            inputs = [
+                # the first of them wants hidden states where the others want logits, of all new positions
+                StageInput(
+                    payload=passed[i],
+                    position=starts[i],
+                    cache=caches[i][k],
+                    n_logits=n_tokens[i] if stage.is_last and i != running[0] else 0,
+                )
+                for i in running
+            ]
+            passed = dict(zip(running, stage.run(inputs), strict=True))
+        for i in running:
+            rows = slice(starts[i], starts[i] + n_tokens[i])
+            hidden, logits = expected[i][0][rows], expected[i][1][rows]
+            torch.testing.assert_close(passed[i], hidden if i == running[0] else logits, **TOLERANCE)
 
 
 def test_a_view_is_made_once_and_shares_the_weights(checkpoint: Checkpoints) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks.relay import Relay
 from coordinator.app import RunningCoordinator, utc_now_s
+from protocol.control_messages import Announce, Assign, GenerationReport, Heartbeat
 from protocol.errors import ConflictError, RequestError
 from protocol.ids import FileHash, SessionId
-from protocol.messages import Announce, Assign, GenerationReport, Heartbeat
+from protocol.messages import PROTOCOL_VERSION
 from tests.support.coordinators import (
     add_model,
     announcement,
@@ -132,6 +133,19 @@ async def test_it_says_that_it_leaves(tmp_path: Path) -> None:
         await eventually(lambda: link.record is not None and link.record.is_connected)
         await uplink.leave("test is over")
         await eventually(lambda: link.record.has_said_leaving)
+
+
+@pytest.mark.parametrize(("version", "is_awaited"), [("1.1", False), (PROTOCOL_VERSION, True)])
+async def test_it_serves_on_if_the_coordinator_will_say_until_when(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, is_awaited: bool
+) -> None:
+    monkeypatch.setattr("coordinator.worker_api.PROTOCOL_VERSION", version)
+    async with running_coordinator(tmp_path) as coordinator, linked(coordinator, tmp_path) as (link, uplink):
+        await uplink.connected.wait()
+        await eventually(lambda: link.record is not None and link.record.is_connected)
+        assert await uplink.leave("stopped", 10.0) is is_awaited
+        await eventually(lambda: link.record.is_draining)
+        await eventually(lambda: link.drains == (["stopped"] if is_awaited else []))
 
 
 async def test_the_operator_s_drain_reaches_the_worker(tmp_path: Path) -> None:

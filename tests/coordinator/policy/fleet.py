@@ -15,10 +15,12 @@ from coordinator.policy.events import (
 from coordinator.policy.sizing import CACHE_FLOOR_SHARE, spans_bytes
 from coordinator.policy.state import ClusterState, PolicySettings, check, check_step
 from coordinator.policy.transition import apply
+from protocol.control_messages import Announce, Assign, DeviceReport, Heartbeat, SpanReport, SpanState, SpanStatus
 from protocol.ids import FileHash, ModelName, WorkerId
 from protocol.manifest import Manifest, ModelFile, encode_manifest, revision_of
-from protocol.messages import Announce, Assign, DeviceReport, Heartbeat, SpanReport, SpanState, SpanStatus
 
+SPREAD = PolicySettings(placement="spread")
+"""So that fleets with all the memory there is share a model, and there is something to lose and to mend."""
 BLOCK_PARAMETERS = 1000
 KV_ELEMENTS = 1
 
@@ -98,7 +100,7 @@ class Fleet:
     """A cluster under a clock of its own; every step is checked against every invariant."""
 
     def __init__(self, state: ClusterState | None = None, now_s: float = 1000.0) -> None:
-        self.state = ClusterState(settings=PolicySettings()) if state is None else state
+        self.state = ClusterState(settings=SPREAD) if state is None else state
         self.now_s = now_s
         self.effects: tuple[Effect, ...] = ()
         self.last_assign: dict[WorkerId, Assign] = {}

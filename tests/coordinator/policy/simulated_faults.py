@@ -14,8 +14,8 @@ from coordinator.policy.events import (
     WorkerJoined,
     WorkerLeft,
 )
+from protocol.control_messages import SpanReport
 from protocol.ids import ModelName
-from protocol.messages import SpanReport
 from tests.coordinator.policy.fleet import added
 from tests.coordinator.policy.simulated_worker import SimulatedWorker
 from tests.coordinator.policy.simulation import Simulation
@@ -75,7 +75,10 @@ class Faults:
     def _stopped(self, worker: SimulatedWorker) -> None:
         if worker.is_connected:
             worker.heard_s = self.simulation.true_s
-            self.simulation.do(WorkerLeft(worker_id=worker.worker_id, reason="interrupted"))
+            serves_on_s = self.rng.choice([0.0, 10.0])
+            self.simulation.do(
+                WorkerLeft(worker_id=worker.worker_id, reason="interrupted", serves_on_s=serves_on_s)
+            )
             self.simulation.later(self.rng.random() * 20, lambda: self._killed(worker))
 
     def _cut_off(self, worker: SimulatedWorker) -> None:

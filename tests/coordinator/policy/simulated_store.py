@@ -57,6 +57,9 @@ class SimulatedStore:
         for worker_id, worker in state.workers.items():
             self.check_worker(state, worker_id)
             assert (self.workers[worker_id].status == "gone") == (worker.presence == "gone")
+            assert (self.workers[worker_id].status == "departing") == (
+                worker.departure is not None and not worker.departure.is_own_wish
+            )
 
     def check_worker(self, state: ClusterState, worker_id: WorkerId) -> None:
         """Assert the same of one worker."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coordinator.policy.sizing import span_bytes
+from protocol.control_messages import Announce, Assign, SpanAssignment, SpanReport, SpanState, SpanStatus
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
-from protocol.messages import Announce, Assign, SpanAssignment, SpanReport, SpanState, SpanStatus
 from tests.coordinator.policy.fleet import announce
 
 

@@ -38,9 +38,9 @@ from coordinator.policy.state import (
     restored,
 )
 from coordinator.policy.transition import apply
+from protocol.control_messages import Assign, SpanReport
 from protocol.ids import BlockRange, Revision, WorkerId
 from protocol.manifest import Manifest
-from protocol.messages import Assign, SpanReport
 from tests.coordinator.policy.fleet import heartbeat, memory_for
 from tests.coordinator.policy.simulated_store import SimulatedStore
 from tests.coordinator.policy.simulated_worker import SimulatedWorker

@@ -9,8 +9,8 @@ from coordinator.policy.routing import Route, cheapest_route
 from coordinator.policy.sizing import spans_bytes
 from coordinator.policy.state import Assignment, PolicySettings, StoredState, StoredWorker, restored
 from coordinator.policy.views import model_info, worker_info
+from protocol.control_messages import SpanAssignment, SpanReport, SpanState, SpanStatus
 from protocol.ids import BlockRange, ModelName, WorkerId
-from protocol.messages import SpanAssignment, SpanReport, SpanState, SpanStatus
 from tests.coordinator.policy.fleet import Fleet, added, announce, memory_for
 
 A, B = WorkerId("a"), WorkerId("b")

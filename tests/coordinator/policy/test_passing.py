@@ -16,8 +16,8 @@ from coordinator.policy.events import (
     WorkerLeft,
 )
 from coordinator.policy.views import model_info, worker_info
+from protocol.control_messages import SpanStatus
 from protocol.ids import ModelName, WorkerId
-from protocol.messages import SpanStatus
 from tests.coordinator.policy.fleet import Fleet, added, announce, heartbeat, memory_for
 
 A, B = WorkerId("a"), WorkerId("b")

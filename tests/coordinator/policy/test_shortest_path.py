@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.policy import shortest_path
-from coordinator.policy.shortest_path import LINK_S, Segment, cheapest_legs
+from coordinator.policy.links import LINK_S
+from coordinator.policy.segments import Segment
+from coordinator.policy.shortest_path import cheapest_legs
 from protocol.ids import BlockRange, WorkerId
 
 N_BLOCKS = 6

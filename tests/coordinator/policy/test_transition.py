@@ -35,8 +35,8 @@ from coordinator.policy.state import (
     restored,
 )
 from coordinator.policy.views import file_sources, model_info, worker_info
+from protocol.control_messages import Assign, Drain, SpanAssignment, SpanReport, SpanStatus
 from protocol.ids import BlockRange, ModelName, WorkerId
-from protocol.messages import Assign, Drain, SpanAssignment, SpanReport, SpanStatus
 from tests.coordinator.policy.fleet import Fleet, added, announce, file_hash, heartbeat, memory_for
 
 A, B = WorkerId("a"), WorkerId("b")
@@ -217,8 +217,9 @@ def test_leaving_is_draining_while_the_socket_is_open_and_gone_after() -> None:
 
 def test_a_drain_is_told_saved_and_told_again_to_the_same_process() -> None:
     fleet = ready_pair()
-    effects = fleet.do(DrainAsked(worker_id=A, reason="maintenance"))
-    assert SendToWorker(worker_id=A, message=Drain(reason="maintenance")) in effects
+    fleet.do(DrainAsked(worker_id=A, reason="maintenance"))
+    fleet.report("b")
+    assert SendToWorker(worker_id=A, message=Drain(reason="maintenance")) in fleet.effects
 
     fleet.do(SocketLost(worker_id=A))
     again = fleet.do(WorkerConnected(worker_id=A, announce=announce("a", epoch=1)))
@@ -243,7 +244,7 @@ def test_events_of_unknown_workers_change_nothing() -> None:
     fleet = Fleet()
 
     assert fleet.do(SocketLost(worker_id=A)) == ()
-    assert fleet.state == ClusterState()
+    assert fleet.state == Fleet().state
 
 
 # ------------------------------------------------------------------ models

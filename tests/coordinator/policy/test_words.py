@@ -3,8 +3,8 @@ from __future__ import annotations
 from coordinator.policy.events import SocketLost, SpansReported, WorkerBeat, WorkerConnected
 from coordinator.policy.views import model_info, worker_info
 from protocol.codec import decode_json, encode_json
+from protocol.control_messages import SpanReport, SpanStatus
 from protocol.ids import BlockRange, ModelName, WorkerId
-from protocol.messages import SpanReport, SpanStatus
 from protocol.rest import WorkerInfo
 from tests.coordinator.policy.fleet import Fleet, added, announce, heartbeat, memory_for
 

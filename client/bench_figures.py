@@ -1,0 +1,144 @@
+"""What a benchmark of a cluster measured: when tokens came, and the figures made of that. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One generation while it runs and afterwards. Times are the loop's."""
+
+    began_s: float
+    came_at_s: list[float] = field(default_factory=list)
+    """Of each token."""
+    is_whole: bool = False
+    """Whether it came to its end with all the tokens that were asked for."""
+    failure: str = ""
+    """Why it ended early; empty if it didn't, or was only interrupted."""
+    n_failovers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelFigures:
+    """What so many streams at once gave. Seconds; 0 where nothing could be measured."""
+
+    n_streams: int
+    n_whole: int
+    """Generations that came to their end."""
+    n_failed: int
+    n_interrupted: int
+    n_failovers: int
+    n_tokens: int
+    """That came, those of unfinished generations too."""
+    seconds: float
+    """From the start of the first generation to the last token."""
+    tokens_per_s: float
+    """Of all streams together, waiting for first tokens included."""
+    stream_tokens_per_s: float
+    """Of one stream after its first token: the median."""
+    ttft_p50_s: float
+    ttft_p95_s: float
+    inter_token_p50_s: float
+    inter_token_p95_s: float
+    failures: dict[str, int]
+    """How often each reason was given."""
+
+
+def level_figures(n_streams: int, attempts: Sequence[Attempt]) -> LevelFigures:
+    """The figures of one level, as far as it came."""
+    firsts = [attempt.came_at_s[0] - attempt.began_s for attempt in attempts if attempt.came_at_s]
+    gaps = [after - before for attempt in attempts for before, after in pairwise(attempt.came_at_s)]
+    speeds = [speed for attempt in attempts if (speed := _tokens_per_s(attempt.came_at_s)) > 0]
+    n_tokens = sum(len(attempt.came_at_s) for attempt in attempts)
+    ends_s = [attempt.came_at_s[-1] for attempt in attempts if attempt.came_at_s]
+    seconds = max(ends_s) - min(attempt.began_s for attempt in attempts) if ends_s else 0.0
+    failures = Counter(attempt.failure for attempt in attempts if attempt.failure)
+    n_whole = sum(attempt.is_whole for attempt in attempts)
+    return LevelFigures(
+        n_streams=n_streams,
+        n_whole=n_whole,
+        n_failed=failures.total(),
+        n_interrupted=len(attempts) - n_whole - failures.total(),
+        n_failovers=sum(attempt.n_failovers for attempt in attempts),
+        n_tokens=n_tokens,
+        seconds=seconds,
+        tokens_per_s=n_tokens / seconds if seconds > 0 else 0.0,
+        stream_tokens_per_s=quantile(speeds, 0.5),
+        ttft_p50_s=quantile(firsts, 0.5),
+        ttft_p95_s=quantile(firsts, 0.95),
+        inter_token_p50_s=quantile(gaps, 0.5),
+        inter_token_p95_s=quantile(gaps, 0.95),
+        failures=dict(failures),
+    )
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value seen that at least this share of all don't exceed; 0 if there are none."""
+    if not values:
+        return 0.0
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """All that a benchmark gave."""
+
+    model: str
+    revision: str
+    n_prompt_tokens: int
+    max_tokens: int
+    route: tuple[str, ...]
+    """The hops of the last generation that came through: worker, blocks and precision of each."""
+    levels: tuple[LevelFigures, ...]
+    is_interrupted: bool
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How often each reason was given, on all levels."""
+        return dict(sum((Counter(level.failures) for level in self.levels), Counter()))
+
+    @property
+    def n_tokens(self) -> int:
+        """That came in all."""
+        return sum(level.n_tokens for level in self.levels)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report for programs."""
+        return asdict(self)
+
+
+def figures_table(report: BenchReport) -> Table:
+    """The report for people; times in milliseconds."""
+    table = Table(
+        title=f"{report.model}, prompts of {report.n_prompt_tokens} tokens, answers of {report.max_tokens}",
+        caption=f"via {' -> '.join(report.route)}" if report.route else None,
+    )
+    for column in ("streams", "tokens/s", "tokens/s a stream", "first token ms p50", "p95"):
+        table.add_column(column, justify="right")
+    for column in ("next token ms p50", "p95", "done", "failed"):
+        table.add_column(column, justify="right")
+    for level in report.levels:
+        is_cut = level.n_interrupted > 0
+        table.add_row(
+            f"{level.n_streams}{' (interrupted)' if is_cut else ''}",
+            *(f"{level.tokens_per_s:.1f}", f"{level.stream_tokens_per_s:.1f}"),
+            *(f"{1000 * level.ttft_p50_s:.0f}", f"{1000 * level.ttft_p95_s:.0f}"),
+            *(f"{1000 * level.inter_token_p50_s:.1f}", f"{1000 * level.inter_token_p95_s:.1f}"),
+            *(str(level.n_whole), str(level.n_failed)),
+        )
+    return table
+
+
+def _tokens_per_s(came_at_s: Sequence[float]) -> float:
+    """After the first token; 0 if there are fewer than two."""
+    if len(came_at_s) < 2 or came_at_s[-1] <= came_at_s[0]:
+        return 0.0
+    return (len(came_at_s) - 1) / (came_at_s[-1] - came_at_s[0])

@@ -1,0 +1,85 @@
+"""What the commands of `client` have in common: their options, running them, writing to standard output."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from client.api import Client
+from client.interrupts import Interruption, cancelled_by_signals
+from client.output import printable
+from protocol.errors import InvalidRequestError, NotFoundError
+from protocol.rest import ModelInfo
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="The coordinator, https://host:port; several by commas (or BRIGADE_URL)."),
+]
+KeyFile = Annotated[
+    Path | None, typer.Option("--api-key-file", help="File that holds the API key (or BRIGADE_API_KEY).")
+]
+ConnectTimeout = Annotated[
+    float, typer.Option("--connect-timeout", help="Seconds that the coordinator may be away at the start.", min=0.0)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+def tell(notice: str) -> None:
+    """A line for people on standard error."""
+    sys.stderr.write(printable(" ".join(notice.split())) + "\n")
+    sys.stderr.flush()
+
+
+def run(work: Coroutine[Any, Any, int]) -> int:
+    """Run a command to its end or to the first signal; the exit code."""
+
+    async def interruptible() -> int:
+        with cancelled_by_signals() as interruption:
+            try:
+                return await work
+            except asyncio.CancelledError:
+                return _interrupted(interruption)
+
+    return asyncio.run(interruptible())
+
+
+async def chosen_model(client: Client, name: str | None) -> ModelInfo:
+    """The model of this name; without one, the only model that there is.
+
+    Raises:
+        NotFoundError: there is none.
+        InvalidRequestError: there are several.
+    """
+    if name is not None:
+        return await client.model(name)
+    found = await client.models()
+    if not found:
+        raise NotFoundError(
+            "the cluster has no models: add one with `coord model add` on the coordinator's machine"
+        )
+    if len(found) > 1:
+        names = ", ".join(model.name for model in found)
+        raise InvalidRequestError(f"the cluster has {len(found)} models ({names}): choose one with --model")
+    return found[0]
+
+
+async def write(text: str) -> None:
+    """Write to standard output; in a thread, since a pager that isn't read may block for hours."""
+    await asyncio.to_thread(write_now, text)
+
+
+def write_now(text: str) -> None:
+    """Write to standard output, as UTF-8 whatever the terminal says."""
+    sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
+    sys.stdout.buffer.flush()
+
+
+def _interrupted(interruption: Interruption) -> int:
+    if interruption.signal_number is None:
+        raise asyncio.CancelledError
+    return interruption.exit_code

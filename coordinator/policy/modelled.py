@@ -1,0 +1,70 @@
+"""How fast a model would run if blocks were held so and so: the figures that placements are compared by.
+
+One stream takes the cheapest way, and back to its first worker with each token. Of many streams each worker does
+one token in the time of its whole range; for each block the holders' tokens a second add up, and the least counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from coordinator.policy.coverage import gaps
+from coordinator.policy.links import LINK_S, links_among
+from coordinator.policy.segments import Leg, Segment
+from coordinator.policy.shortest_path import cheapest_legs
+from coordinator.policy.sizing import decode_s_per_block
+from coordinator.policy.state import ClusterState, ModelRecord
+from protocol.ids import BlockRange, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelledSpeed:
+    """Of a model whose blocks are all held."""
+
+    step_s: float
+    """Seconds for one token of one stream."""
+    tokens_per_s: float
+    """Of many streams together."""
+    stages: tuple[tuple[WorkerId, BlockRange], ...]
+    """The way of one stream."""
+
+
+def modelled_speed(
+    state: ClusterState, model: ModelRecord, ranges: Mapping[WorkerId, BlockRange]
+) -> ModelledSpeed | None:
+    """If these workers, and no others, held these ranges; None if blocks are left out."""
+    workers = [state.workers[worker_id] for worker_id in sorted(ranges)]
+    links = links_among(workers)
+    segments = [
+        Segment(
+            worker_id=worker.worker_id,
+            blocks=ranges[worker.worker_id],
+            seconds_per_block=decode_s_per_block(worker, model.manifest),
+            link_s={other.worker_id: links[i][k] for k, other in enumerate(workers) if links[i][k] != LINK_S},
+        )
+        for i, worker in enumerate(workers)
+    ]
+    return speed_of(segments, model.manifest.n_blocks)
+
+
+def speed_of(segments: Sequence[Segment], n_blocks: int) -> ModelledSpeed | None:
+    """Of these ranges; None if they leave blocks out."""
+    rates = [0.0] * n_blocks
+    for segment in segments:
+        for i in range(segment.blocks.start, segment.blocks.end):
+            rates[i] += 1 / (len(segment.blocks) * segment.seconds_per_block)
+    if gaps([int(rate > 0) for rate in rates]):
+        return None
+    cost_s, legs = cheapest_legs(segments, n_blocks)
+    return ModelledSpeed(
+        step_s=cost_s - LINK_S + _back_s(segments, legs),
+        tokens_per_s=min(rates),
+        stages=tuple((segments[i].worker_id, BlockRange(start, end)) for i, start, end in legs),
+    )
+
+
+def _back_s(segments: Sequence[Segment], legs: Sequence[Leg]) -> float:
+    """From the last worker to the first: nothing if that is the same."""
+    first, last = segments[legs[0][0]], segments[legs[-1][0]]
+    return 0.0 if first.worker_id == last.worker_id else last.link_s.get(first.worker_id, LINK_S)

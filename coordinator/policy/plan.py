@@ -1,0 +1,132 @@
+"""What placement would choose if nothing were placed yet, beside what is placed now, and how fast both would be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from coordinator.policy.board import Board
+from coordinator.policy.coverage import spans_of
+from coordinator.policy.links import links_among
+from coordinator.policy.modelled import ModelledSpeed, modelled_speed
+from coordinator.policy.pipelines import Task, pipelines_of
+from coordinator.policy.placement import placement
+from coordinator.policy.planning import one_more
+from coordinator.policy.sizing import KV_TARGETS, decode_s_per_block
+from coordinator.policy.standing import standing
+from coordinator.policy.state import Assignment, ClusterState, ModelRecord, Placement, WorkerRecord
+from protocol.control_messages import SpanAssignment
+from protocol.ids import BlockRange, ModelName, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSpan:
+    """A range on a worker."""
+
+    worker_id: WorkerId
+    blocks: BlockRange
+    stage_s: float
+    """Seconds for one token in all of these blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """What one model would get."""
+
+    model: ModelName
+    spans: tuple[PlannedSpan, ...]
+    """By first block, then worker."""
+    planned: ModelledSpeed | None
+    """None where blocks would be left out."""
+    now: ModelledSpeed | None
+    """Of what is assigned at the moment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """For all models, and why workers would hold nothing, or nothing that the quickest way leads over."""
+
+    placement: Placement
+    models: tuple[ModelPlan, ...]
+    left_out: tuple[tuple[WorkerId, str], ...]
+
+
+def plan(state: ClusterState, wanted: Placement, now_s: float) -> Plan:
+    """A plan on all that is known now: memory, speeds, round trips, files. It changes nothing."""
+    empty = _emptied(state, wanted)
+    placed = placement(empty)
+    held = {
+        worker.worker_id: placed[worker.worker_id].spans if worker.worker_id in placed else ()
+        for worker in empty.workers.values()
+        if worker.can_be_assigned
+    }
+    models = tuple(_model_plan(state, model, held) for model in state.models.values())
+    used = {worker_id for found in models if found.planned for worker_id, _ in found.planned.stages}
+    left_out = []
+    for worker in state.workers.values():
+        if worker.worker_id in used or worker.presence == "gone":
+            continue
+        if not worker.can_be_assigned:
+            left_out.append((worker.worker_id, standing(state, worker.worker_id, now_s)[1]))
+            continue
+        reason = placed[worker.worker_id].reason if worker.worker_id in placed else ""
+        hops = [_hop_words(empty, state.models[m.model], m.planned, worker) for m in models if m.planned]
+        left_out.append((worker.worker_id, "; ".join(filter(None, (reason, *hops)))))
+    return Plan(placement=wanted, models=models, left_out=tuple(left_out))
+
+
+def _emptied(state: ClusterState, wanted: Placement) -> ClusterState:
+    """The state with nothing assigned to those who could be given something."""
+    workers = {
+        worker_id: replace(worker, assignment=Assignment(epoch=worker.assignment.epoch), reported=())
+        if worker.can_be_assigned
+        else worker
+        for worker_id, worker in state.workers.items()
+    }
+    return replace(state, workers=workers, settings=replace(state.settings, placement=wanted))
+
+
+def _model_plan(
+    state: ClusterState, model: ModelRecord, held: dict[WorkerId, tuple[SpanAssignment, ...]]
+) -> ModelPlan:
+    planned = _ranges(model, held.items())
+    now = _ranges(model, ((w.worker_id, w.assignment.spans) for w in state.workers.values() if w.is_routable))
+    spans = [
+        PlannedSpan(
+            worker_id=worker_id,
+            blocks=blocks,
+            stage_s=len(blocks) * decode_s_per_block(state.workers[worker_id], model.manifest),
+        )
+        for worker_id, blocks in planned.items()
+    ]
+    return ModelPlan(
+        model=model.name,
+        spans=tuple(sorted(spans, key=lambda span: (span.blocks.start, span.worker_id))),
+        planned=modelled_speed(state, model, planned) if planned else None,
+        now=modelled_speed(state, model, now) if now else None,
+    )
+
+
+def _ranges(
+    model: ModelRecord, held: Iterable[tuple[WorkerId, tuple[SpanAssignment, ...]]]
+) -> dict[WorkerId, BlockRange]:
+    return {worker_id: span.blocks for worker_id, spans in held for span in spans_of(model, spans)}
+
+
+def _hop_words(state: ClusterState, model: ModelRecord, speed: ModelledSpeed, worker: WorkerRecord) -> str:
+    """What the quickest way would take with this worker as one more stage; empty if it has no room for a block."""
+    board = Board.of(state)
+    workers = [*(state.workers[worker_id] for worker_id, _ in speed.stages), worker]
+    candidates = [board.candidate(each, model, KV_TARGETS[-1]) for each in workers]
+    if candidates[-1].cap() == 0 or len(workers) > model.manifest.n_blocks:
+        return ""
+    task = Task(n_blocks=model.manifest.n_blocks, candidates=candidates, links=links_among(workers))
+    found = list(pipelines_of(task, one_more(task, tuple(range(len(workers) - 1)), len(workers) - 1)))
+    if not found:
+        return ""
+    with_it = min(found, key=lambda pipeline: pipeline.step_s)
+    return (
+        f"as one more stage of the way of one stream of {model.name} it would make that "
+        f"{1000 * with_it.step_s:.1f} ms a token, {1000 * with_it.ring_s:.1f} of them on links, instead of "
+        f"{1000 * speed.step_s:.1f}"
+    )

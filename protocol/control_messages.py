@@ -1,0 +1,178 @@
+"""Every message of the control socket between a worker and its coordinator, filed by receiver.
+
+Frozen, tagged structs, checked as those of the data plane (`protocol.messages`) are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from protocol.errors import ErrorBody
+from protocol.ids import BlockRange, FileHash, ModelName, Revision, SessionId, WorkerId
+from protocol.messages import Precision, Quantization, WeightFormat
+
+HEARTBEAT_S = 1.0
+"""How often a worker says `Heartbeat`."""
+
+MAX_SERVES_ON_S = 3600.0
+"""A worker that leaves so late has no need to say so yet."""
+
+SpanState = Literal["downloading", "loading", "ready", "failed"]
+WorkerState = Literal[
+    "enrolling", "idle", "downloading", "loading", "ready", "draining", "suspect", "lost", "gone", "quarantined"
+]
+
+
+# ------------------------------------------------------------------ to the coordinator
+
+
+class SpanStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of one assigned span."""
+
+    model: ModelName
+    revision: Revision
+    blocks: BlockRange
+    state: SpanState
+    reason: str
+    """Why it is in this state and what happens next, for people; empty when ready."""
+    progress: float = 0.0
+    """Share of the state's work that is done, 0 to 1."""
+    note: str = ""
+    """What an operator should know of a span that is ready, e.g. why its sessions run one at a time."""
+
+
+class DeviceReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker measured of itself when it joined."""
+
+    device: str
+    """torch's name of the device: cpu, cuda:0, mps."""
+    precision: Precision
+    n_threads: int
+    memory_bytes: int
+    """Most bytes that weights and KV may take here together."""
+    bandwidth_bytes_per_s: float
+    """Streaming reads of weights: what bounds decode."""
+    flops_per_s: float
+    """Matrix products at `precision`: what bounds prefill."""
+    quantization: Quantization | None = None
+    """What the weights of blocks are held in, if not in `precision`, which is then computed in. Since 1.2."""
+
+    @property
+    def held_as(self) -> WeightFormat:
+        """What the weights of blocks are held in."""
+        return self.quantization or self.precision
+
+
+class Announce(msgspec.Struct, frozen=True, kw_only=True, tag="announce"):
+    """First message of a control socket: who I am, where I listen, what I have, what was asked of me here."""
+
+    url: str
+    """Where others reach this worker's data plane, https://host:port."""
+    hostname: str
+    version: str
+    device: DeviceReport
+    epoch: int
+    """Epoch of the assignment that the spans below come from; 0 if none."""
+    spans: tuple[SpanStatus, ...]
+    files: tuple[FileHash, ...]
+    pinned_model: ModelName | None = None
+    pinned_blocks: BlockRange | None = None
+    """Blocks that the operator fixed by `worker join --blocks`."""
+
+
+class SpanReport(msgspec.Struct, frozen=True, kw_only=True, tag="spans"):
+    """The spans' states changed. Of a stale epoch: ignored."""
+
+    epoch: int
+    spans: tuple[SpanStatus, ...]
+
+
+class FilesHeld(msgspec.Struct, frozen=True, kw_only=True, tag="files"):
+    """Model files that this worker can now serve to others, all of them."""
+
+    files: tuple[FileHash, ...]
+
+
+class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of its connection to another one. Since 1.2."""
+
+    n_bytes_sent: int
+    """Since the connection was made."""
+    bytes_per_s: float = 0.0
+    """What the link lets through, by the time that big frames take beyond a round trip; 0.0 until measured."""
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="heartbeat"):
+    """Every `HEARTBEAT_S`: how loaded the worker is. Times are 0.0 until measured."""
+
+    n_sessions: int
+    n_queued: int
+    free_kv_bytes: int
+    decode_s_per_block: float
+    """Measured seconds that one token takes in one block."""
+    prefill_s_per_token_block: float
+    round_trips_s: dict[WorkerId, float] = {}
+    hop_p50_s: float = 0.0
+    """From a token's arrival to its being handed on, the stage's compute included: the middle of the latest ones.
+    Since 1.2."""
+    hop_p99_s: float = 0.0
+    links: dict[WorkerId, LinkReport] = {}
+
+
+class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
+    """From the tail, when a generation is over: what it used."""
+
+    session_id: SessionId
+    n_prompt_tokens: int
+    n_completion_tokens: int
+    outcome: Literal["stop", "length", "cancelled", "failed", "deadline"]
+
+
+class Leaving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="leaving"):
+    """The worker drains (no new sessions, please) and then goes."""
+
+    reason: str
+    serves_on_s: float = 0.0
+    """It takes new sessions for so long, or until it is told `Drain`: others may take its place. Since 1.2."""
+
+    def __post_init__(self) -> None:
+        """Refuse times that nobody waits. ValueError: msgspec reports it as invalid."""
+        if not 0.0 <= self.serves_on_s <= MAX_SERVES_ON_S:
+            raise ValueError(f"serves_on_s is {self.serves_on_s}; it must be between 0 and {MAX_SERVES_ON_S:g}")
+
+
+# ------------------------------------------------------------------ to a worker
+
+
+class SpanAssignment(msgspec.Struct, frozen=True, kw_only=True):
+    """A range of blocks that a worker is to hold."""
+
+    model: ModelName
+    revision: Revision
+    blocks: BlockRange
+
+
+class Assign(msgspec.Struct, frozen=True, kw_only=True, tag="assign"):
+    """Hold exactly these spans. Replaces every assignment of a lower epoch."""
+
+    epoch: int
+    spans: tuple[SpanAssignment, ...]
+    reason: str
+
+
+class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
+    """Finish what runs, take nothing new, then leave."""
+
+    reason: str
+
+
+class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
+    """The coordinator closes this control socket; `error` says why and whether to come back."""
+
+    error: ErrorBody
+
+
+WorkerToCoordinator = Announce | SpanReport | FilesHeld | Heartbeat | GenerationReport | Leaving
+CoordinatorToWorker = Assign | Drain | Dismiss

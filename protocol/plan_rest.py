@@ -1,0 +1,51 @@
+"""Bodies of the answer that shows a placement: what the coordinator would choose, and why it leaves workers out.
+
+JSON on the wire.
+"""
+
+from __future__ import annotations
+
+from protocol.ids import BlockRange, ModelName, WorkerId
+from protocol.rest import Body
+
+
+class PlannedSpan(Body, frozen=True, kw_only=True):
+    """A range of blocks that a worker would be given."""
+
+    worker_id: WorkerId
+    hostname: str
+    blocks: BlockRange
+    stage_s: float
+    """Seconds that one token would take in all of them."""
+
+
+class ModelledSpeed(Body, frozen=True, kw_only=True):
+    """How fast a model would run, as far as measured times tell."""
+
+    one_stream_tokens_per_s: float
+    many_streams_tokens_per_s: float
+
+
+class ModelPlan(Body, frozen=True, kw_only=True):
+    """Who would hold what of a model; and its speed so, and as blocks are held now (None: not all of them are)."""
+
+    model: ModelName
+    spans: tuple[PlannedSpan, ...]
+    planned: ModelledSpeed | None
+    now: ModelledSpeed | None
+
+
+class LeftOut(Body, frozen=True, kw_only=True):
+    """A worker that single streams wouldn't go over, and why."""
+
+    worker_id: WorkerId
+    hostname: str
+    reason: str
+
+
+class PlanInfo(Body, frozen=True, kw_only=True):
+    """`GET /admin/v1/plan`: what would be placed if nothing were yet. `?placement=` as in `coord serve`."""
+
+    placement: str
+    models: tuple[ModelPlan, ...]
+    left_out: tuple[LeftOut, ...]

@@ -1,0 +1,54 @@
+"""How many bytes a model's weights take in memory, by the format that a worker holds them in.
+
+Coordinator and worker reckon alike: one gives as many blocks as the other then accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from protocol.ids import BlockRange
+from protocol.manifest import Manifest, ModelFile
+from protocol.messages import WeightFormat
+
+_BLOCK_BITS: Mapping[WeightFormat, int] = {
+    "float32": 32,
+    "bfloat16": 16,
+    "float16": 16,
+    "int8": 10,
+    "int4": 5,
+}
+"""Bits of a weight in a block. Quantised: its code, and for each 32 codes (twice for int8) two numbers of 16."""
+_END_BITS: Mapping[WeightFormat, int] = {**_BLOCK_BITS, "int4": 10}
+"""Bits of one weight outside the blocks: the embedding and the head keep 8 bits."""
+_KV_BYTES: Mapping[WeightFormat, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2, "int4": 2}
+"""Bytes of one key or value: it is of the precision that is computed in."""
+
+
+def block_weight_bytes(n_parameters: int, held_as: WeightFormat) -> int:
+    """Bytes of so many weights of a block."""
+    return -(-n_parameters * _BLOCK_BITS[held_as] // 8)
+
+
+def end_weight_bytes(files: Iterable[ModelFile], held_as: WeightFormat) -> int:
+    """Bytes of the weights before or after the blocks; each file once, wherever it is named."""
+    unique = {file.sha256: file.n_parameters for file in files}
+    return -(-sum(unique.values()) * _END_BITS[held_as] // 8)
+
+
+def span_weight_bytes(manifest: Manifest, blocks: BlockRange, held_as: WeightFormat) -> int:
+    """Bytes of the weights that a stage of `blocks` holds.
+
+    Raises:
+        ValueError: the range ends after the last block.
+    """
+    inside = manifest.blocks[blocks.start : blocks.end]
+    in_blocks = {file.sha256 for file in inside}
+    ends = [file for file in manifest.weight_files(blocks) if file.sha256 not in in_blocks]
+    unique = {file.sha256: file.n_parameters for file in inside}
+    return block_weight_bytes(sum(unique.values()), held_as) + end_weight_bytes(ends, held_as)
+
+
+def kv_bytes(n_elements: int, held_as: WeightFormat) -> int:
+    """Bytes of so many keys and values."""
+    return n_elements * _KV_BYTES[held_as]

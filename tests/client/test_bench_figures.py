@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.bench_figures import Attempt, BenchReport, level_figures, quantile
+
+WHOLE = Attempt(began_s=10.0, came_at_s=[11.0, 11.5, 12.0], is_whole=True)
+FAILED = Attempt(began_s=10.0, came_at_s=[13.0], failure="worker w-1 is gone", n_failovers=2)
+CUT = Attempt(began_s=12.0, came_at_s=[12.5, 14.0])
+
+
+def test_a_level_counts_what_came_of_every_generation() -> None:
+    figures = level_figures(2, [WHOLE, FAILED, CUT])
+    assert (figures.n_whole, figures.n_failed, figures.n_interrupted, figures.n_failovers) == (1, 1, 1, 2)
+    assert (figures.n_tokens, figures.seconds) == (6, 4.0)
+    assert figures.tokens_per_s == pytest.approx(1.5)
+    assert figures.stream_tokens_per_s == pytest.approx(1 / 1.5)
+    assert (figures.ttft_p50_s, figures.ttft_p95_s) == (1.0, 3.0)
+    assert (figures.inter_token_p50_s, figures.inter_token_p95_s) == (0.5, 1.5)
+    assert figures.failures == {"worker w-1 is gone": 1}
+
+
+def test_nothing_measured_is_zeros() -> None:
+    figures = level_figures(1, [Attempt(began_s=3.0)])
+    assert (figures.tokens_per_s, figures.ttft_p95_s, figures.inter_token_p50_s, figures.seconds) == (0, 0, 0, 0)
+
+
+def test_a_report_adds_up_its_levels() -> None:
+    levels = (level_figures(1, [WHOLE, FAILED]), level_figures(2, [FAILED]))
+    report = BenchReport(
+        model="m",
+        revision="r",
+        n_prompt_tokens=1,
+        max_tokens=3,
+        route=(),
+        levels=levels,
+        is_interrupted=False,
+    )
+    assert (report.n_tokens, report.failures) == (5, {"worker w-1 is gone": 2})
+    assert report.as_json()["levels"][0]["n_whole"] == 1
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1.0))
+def test_a_quantile_is_a_value_that_so_many_do_not_exceed(values: list[float], share: float) -> None:
+    found = quantile(values, share)
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values) * (1 - 1e-9)
+    assert sum(value < found for value in values) < max(1.0, share * len(values))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from coordinator.policy.events import FilesChanged, WorkerBeat
+from coordinator.policy.state import ClusterState, PolicySettings
+from protocol.ids import BlockRange, WorkerId
+from tests.coordinator.policy.fleet import Fleet, added, file_hash, heartbeat, memory_for
+
+
+def planned() -> Fleet:
+    return Fleet(ClusterState(settings=PolicySettings()))
+
+
+def test_the_fastest_holds_it_all_alone_and_others_make_a_pipeline_beside_it() -> None:
+    fleet = planned()
+    fleet.do(added())
+    fleet.join("a", memory=memory_for(8, ends=2))
+    fleet.join("b", memory=memory_for(8, ends=2), speed=2.0)
+    fleet.join("c", memory=memory_for(3, ends=1))
+    fleet.wait(2)
+
+    assert fleet.blocks() == {"a": "0:5", "b": "0:8", "c": "5:8"}
+
+
+def test_who_is_first_and_who_is_last_is_settled_by_files_on_disk() -> None:
+    fleet = planned()
+    fleet.do(added())
+    fleet.join("a", memory=memory_for(5, ends=1))
+    fleet.join("b", memory=memory_for(5, ends=1))
+    fleet.do(FilesChanged(worker_id=WorkerId("a"), files=tuple(file_hash(f"m-{i}") for i in range(4, 8))))
+    fleet.wait(2)
+
+    assert fleet.blocks() == {"a": "4:8", "b": "0:4"}
+
+
+def test_workers_near_each_other_make_a_pipeline() -> None:
+    fleet = planned()
+    fleet.do(added())
+    names = [WorkerId(name) for name in "abcd"]
+    for name in names:
+        fleet.join(name, memory=memory_for(5, ends=1))
+        near = {"a": "c", "c": "a", "b": "d", "d": "b"}[name]
+        trips = {other: 0.0001 if other == near else 0.5 for other in names if other != name}
+        fleet.do(WorkerBeat(worker_id=name, heartbeat=heartbeat(round_trips_s=trips)))
+    fleet.wait(2)
+
+    blocks = fleet.blocks()
+    assert {blocks["a"], blocks["c"]} == {"0:4", "4:8"} == {blocks["b"], blocks["d"]}
+
+
+def test_with_two_models_neither_takes_the_room_of_the_other() -> None:
+    fleet = planned()
+    fleet.do(added())
+    fleet.do(added("n", 8))
+    fleet.join("a", memory=memory_for(8, ends=2))
+    fleet.join("b", memory=memory_for(8, ends=2))
+    fleet.wait(2)
+
+    assert len(fleet.blocks("m")) == len(fleet.blocks("n")) == 1
+
+
+def test_what_comes_later_moves_nothing() -> None:
+    fleet = planned()
+    fleet.do(added())
+    fleet.join("a", memory=memory_for(5, ends=1))
+    fleet.join("b", memory=memory_for(5, ends=1))
+    fleet.wait(2)
+    fleet.all_ready()
+    before = fleet.blocks()
+    fleet.join("c", memory=memory_for(8, ends=2), speed=50.0)
+    fleet.wait(3)
+
+    assert fleet.blocks() == {**before, "c": str(BlockRange(0, 8))}

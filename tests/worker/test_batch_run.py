@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from protocol.errors import BrigadeError, InternalError, ProtocolError
+from protocol.ids import SessionId
+from protocol.messages import SamplingParams
+from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
+from worker.batch_run import Measures
+from worker.engine_core import EngineCore
+from worker.steps import SessionSpec, StepInput, StepOutput
+
+PROMPTS = {"a": [5, 9, 30, 4], "b": [77, 12], "c": [8, 40, 41]}
+
+
+@pytest.fixture
+def llama(checkpoint: Callable[[str], TinyCheckpoint]) -> TinyCheckpoint:
+    return checkpoint("llama")
+
+
+@pytest.fixture
+def core(llama: TinyCheckpoint) -> EngineCore:
+    core = EngineCore(CPU)
+    loaded = core.load(llama.request(WHOLE))
+    for name, prompt in PROMPTS.items():
+        core.open(
+            SessionSpec(
+                session_id=SessionId(name),
+                span=loaded.key,
+                blocks=WHOLE,
+                n_positions=40,
+                sampling=SamplingParams(max_tokens=9),
+                prompt_token_ids=tuple(prompt),
+            )
+        )
+    return core
+
+
+def step(name: str, position: int, ids: list[int]) -> StepInput:
+    payload = torch.tensor(ids, dtype=torch.int32)
+    return StepInput(
+        session_id=SessionId(name), position=position, n_tokens=len(ids), payload=payload, wants_sample=True
+    )
+
+
+def run(core: EngineCore, steps: list[StepInput]) -> list[StepOutput | BrigadeError]:
+    return [result for _, result in sorted(core.run_batch(steps), key=lambda found: found[0])]
+
+
+def first_tokens(results: list[StepOutput | BrigadeError]) -> list[int]:
+    assert all(isinstance(result, StepOutput) for result in results), results
+    return [result.tokens[0].token_id for result in results if isinstance(result, StepOutput)]
+
+
+def test_the_steps_of_a_batch_run_in_one_forward(core: EngineCore, llama: TinyCheckpoint) -> None:
+    ((stage, _),) = core.spans.values()
+    n_rows = []
+    stage._model.register_forward_pre_hook(
+        lambda _model, _args, kwargs: n_rows.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = first_tokens(run(core, [step(name, 0, prompt) for name, prompt in PROMPTS.items()]))
+    following = [step(name, len(PROMPTS[name]), [token]) for name, token in zip(PROMPTS, found, strict=True)]
+    then = first_tokens(run(core, following))
+    assert n_rows == [9, 3]
+    assert [list(pair) for pair in zip(found, then, strict=True)] == [
+        llama.greedy(prompt, 2) for prompt in PROMPTS.values()
+    ]
+
+
+def test_a_step_that_cannot_be_taken_fails_alone(core: EngineCore, llama: TinyCheckpoint) -> None:
+    results = run(core, [step("a", 0, PROMPTS["a"]), step("b", 7, [5]), step("c", 0, [999])])
+    assert first_tokens(results[:1]) == llama.greedy(PROMPTS["a"], 1)
+    assert [type(result) for result in results[1:]] == [ProtocolError, ProtocolError]
+
+
+def test_a_forward_that_fails_is_run_again_step_by_step(core: EngineCore, llama: TinyCheckpoint) -> None:
+    core.sessions[SessionId("b")].cache.blocks[2].capacity = 0  # as memory that can't be written to
+    results = run(core, [step(name, 0, prompt) for name, prompt in PROMPTS.items()])
+    assert isinstance(results[1], InternalError)
+    assert first_tokens([results[0], results[2]]) == [llama.greedy(PROMPTS[n], 1)[0] for n in "ac"]
+    assert core.sessions[SessionId("b")].cache.length == 0
+
+
+def test_a_batch_of_decode_steps_counts_as_what_each_stream_waits_for() -> None:
+    measures = Measures()
+    measures.note([step("a", 4, [5]), step("b", 2, [5])], 0.08, n_blocks=4)
+    measures.note([step("a", 0, [1] * 9), step("b", 2, [5])], 0.4, n_blocks=4)
+    measures.note([step("a", 0, [1] * 9), step("b", 2, [5])], 0.4, n_blocks=4)
+    assert measures.decode_s_per_block.value == pytest.approx(0.02)
+    assert measures.prefill_s_per_token_per_block.value == pytest.approx(0.01)
+    assert measures.n_positions_run == 22

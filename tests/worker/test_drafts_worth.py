@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.drafts_worth import MIN_GAIN, Acceptance, RoundTimes, best_n_drafts
+
+
+def times(base_s: float, draft_s: float) -> RoundTimes:
+    return RoundTimes(base_s=base_s, draft_s=draft_s)
+
+
+def after(outcomes: list[tuple[int, bool]]) -> Acceptance:
+    acceptance = Acceptance()
+    for n_matched, has_held in outcomes:
+        acceptance.add(n_matched, has_held=has_held)
+    return acceptance
+
+
+OUTCOMES = st.lists(st.tuples(st.integers(1, 20), st.booleans()), max_size=60)
+
+
+@given(
+    OUTCOMES,
+    st.integers(1, 20),
+    st.integers(0, 16),
+    st.floats(1e-3, 1.0),
+    st.floats(0.0, 1.0),
+    st.integers(0, 9),
+)
+def test_no_other_number_promises_more(
+    outcomes: list[tuple[int, bool]], n_matched: int, n_allowed: int, base_s: float, share: float, n_others: int
+) -> None:
+    acceptance, measured = after(outcomes), times(base_s, share * base_s)
+
+    def promised(n_drafts: int) -> float:
+        chance, n_expected = 1.0, 1.0
+        for index in range(n_drafts):
+            chance *= acceptance.rate(n_matched + index)
+            n_expected += chance
+        gain = n_expected / MIN_GAIN if n_drafts else 1.0
+        return (n_others + gain) / measured.seconds(n_drafts)
+
+    best = best_n_drafts(n_matched, n_allowed, acceptance, measured, n_others=n_others)
+    assert 0 <= best <= n_allowed
+    assert promised(best) == pytest.approx(max(promised(k) for k in range(n_allowed + 1)))
+    dearer = times(base_s, 2 * share * base_s)
+    assert best_n_drafts(n_matched, n_allowed, acceptance, dearer, n_others=n_others) <= best
+    assert best_n_drafts(n_matched, n_allowed, acceptance, measured, n_others=n_others + 1) <= best
+
+
+def test_nothing_is_guessed_before_a_round_was_measured() -> None:
+    assert best_n_drafts(16, 16, Acceptance(), RoundTimes(), n_others=0) == 0
+
+
+@given(OUTCOMES, st.integers(1, 30))
+def test_rates_are_shares_that_follow_what_was_seen(outcomes: list[tuple[int, bool]], n_matched: int) -> None:
+    acceptance = after(outcomes)
+    before = acceptance.rate(n_matched)
+    assert 0.0 <= before <= 1.0
+    for _ in range(100):
+        acceptance.add(n_matched, has_held=True)
+    assert acceptance.rate(n_matched) > 0.9
+    for _ in range(100):
+        acceptance.add(n_matched, has_held=False)
+    assert acceptance.rate(n_matched) < 0.1
+
+
+@pytest.mark.parametrize("prior_share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize(("base_s", "draft_s"), [(0.3, 0.002), (0.05, 0.0135), (0.004, 0.004)])
+def test_times_are_learned_whatever_was_believed(prior_share: float, base_s: float, draft_s: float) -> None:
+    rng = random.Random(1)
+    learned = RoundTimes(prior_share)
+    for index in range(60):
+        n_drafts = index % 9
+        learned.add(n_drafts, (base_s + n_drafts * draft_s) * rng.gauss(1.0, 0.1))
+        if index == 30:
+            learned.add(n_drafts, 100.0)  # held up by something else
+    assert learned.base_s == pytest.approx(base_s, rel=0.25)
+    assert learned.draft_s == pytest.approx(draft_s, abs=0.06 * base_s, rel=0.2)

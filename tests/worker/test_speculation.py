@@ -1,0 +1,94 @@
+"""A head's rounds against texts that are known beforehand."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.ids import SessionId
+from protocol.messages import MAX_DRAFTS, FeedToken
+from worker.speculation import DraftPrior, Rounds
+
+
+@dataclass
+class Played:
+    """What came of playing a text."""
+
+    settled: list[int] = field(default_factory=list)
+    n_drafts: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    figures: dict[str, int] = field(default_factory=dict)
+
+
+def play(
+    text: list[int], n_prompt: int, *, base_s: float = 1.0, share: float = 0.25, prior: DraftPrior | None = None
+) -> Played:
+    """Feed `text` from `n_prompt` on to its last token, as a tail does that samples just that."""
+    rng = random.Random(2)
+    rounds = Rounds(prior or DraftPrior(), max_positions=len(text))
+    played, position = Played(), n_prompt
+    while position < len(text) - 1:
+        fed = FeedToken(session_id=SessionId("s"), position=position, token_id=text[position])
+        turn = rounds.next(fed, text[:n_prompt], n_others=0, now_s=played.seconds)
+        played.settled += turn.settled
+        played.n_drafts.append(len(turn.drafts))
+        played.seconds += base_s * (1 + share * len(turn.drafts)) * rng.gauss(1.0, 0.05)
+        assert position + 1 + len(turn.drafts) < len(text)
+        n_held = 0
+        while n_held < len(turn.drafts) and turn.drafts[n_held] == text[position + 1 + n_held]:
+            n_held += 1
+        position += n_held + 1
+    played.figures = rounds.figures()
+    return played
+
+
+@given(st.lists(st.integers(0, 3), min_size=3, max_size=80), st.sampled_from([0.0, 0.1, 1.0]))
+def test_every_token_is_settled_once_and_in_order(text: list[int], share: float) -> None:
+    played = play(text, 1, share=share)
+    assert played.settled == text[1 : 1 + len(played.settled)]
+    assert len(played.settled) >= len(text) - 2 - MAX_DRAFTS
+    assert max(played.n_drafts) <= MAX_DRAFTS
+
+
+@pytest.mark.parametrize("share", [0.005, 0.25, 1.0])
+def test_a_text_that_does_not_repeat_itself_is_left_alone(share: float) -> None:
+    rng = random.Random(3)
+    text = [rng.randrange(40_000) for _ in range(600)]
+    assert sum(play(text, 100, share=share).n_drafts) == 0
+
+
+def test_a_text_that_only_seems_to_repeat_itself_costs_little() -> None:
+    rng = random.Random(4)
+    pairs = [(i, i + 1) for i in range(0, 40, 2)]
+    text = [token_id for _ in range(300) for token_id in rng.choice(pairs)]  # every other token is anybody's guess
+    n_plain = len(text) - 101
+    assert play(text, 100, share=0.3).seconds < 1.02 * n_plain
+
+
+@pytest.mark.parametrize(("share", "at_least"), [(0.01, 8.0), (0.1, 4.0), (0.25, 2.0)])
+def test_a_text_that_goes_round_pays_the_more_the_cheaper_guesses_are(share: float, at_least: float) -> None:
+    text = [5, 9, 30, 4, 77, 12, 8, 61, 33, 20] * 16
+    played = play(text, 30, share=share)
+    assert (len(text) - 31) / played.seconds > at_least
+    assert played.figures["n_accepted"] <= played.figures["n_drafted"]
+
+
+def test_sessions_tell_later_ones_what_a_guess_costs() -> None:
+    prior = DraftPrior()
+    text = [5, 9, 30, 4] * 40
+    play(text, 12, share=0.01, prior=prior)
+    assert prior.draft_share < 0.05
+    assert max(play(text, 12, share=0.01, prior=prior).n_drafts[:3]) >= 8
+
+
+def test_without_a_prior_nothing_is_guessed() -> None:
+    rounds = Rounds(None, max_positions=100)
+    for position in range(20, 40):
+        fed = FeedToken(session_id=SessionId("s"), position=position, token_id=7)
+        turn = rounds.next(fed, [7] * 20, n_others=0, now_s=float(position))
+        assert (turn.settled, turn.drafts) == ((7,), ())
+    assert rounds.figures() == {}

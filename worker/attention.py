@@ -1,0 +1,215 @@
+"""Attention over several sessions at once: their new tokens lie side by side, and each attends to its own cache.
+
+Everything else in a model works on each token alone, so its own `forward` runs once for all of them. Only where it
+asks transformers' attention interface for a mask or for attention does it get here; both are then the library's
+own, called once for each session. One call for all of them was slower: caches of different lengths have to be
+padded and copied first (docs/decisions/0009).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from worker.kv_cache import KVCache
+
+_SESSIONS = "brigade_sessions"
+_ALONE = "brigade_sdpa"
+
+_Parts = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of each session, (1, heads, positions, width) each."""
+
+_batch: ContextVar[BatchCache] = ContextVar("brigade_batch")
+"""The batch that is running: neither a mask nor an attention function is told."""
+
+
+class BatchCache(Cache):
+    """What a model takes for its cache while it runs the tokens of several sessions, one after the other in a row.
+
+    With `joins_keys` a block is given all keys of all sessions, end to end, because it works on them before it
+    attends (DeepSeek's latents); without, only the new ones, and attention finds the rest here.
+    """
+
+    def __init__(
+        self, caches: Sequence[KVCache], n_tokens: Sequence[int], *, implementation: str, joins_keys: bool
+    ) -> None:
+        super().__init__(layers=list(caches[0].blocks))
+        self.n_tokens = list(n_tokens)
+        self.starts = [cache.length for cache in caches]
+        self.implementation = implementation
+        """Of attention, by the library's name, that the model would use alone."""
+        self.no_masks = (None,) * len(n_tokens) if max(n_tokens) == 1 else ()
+        """The masks of sessions that have one new token each, if none of them needs one."""
+        self._caches = caches
+        self._joins_keys = joins_keys
+        self._parts: _Parts = []
+        """Of the block that is running."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give each session its share of the new positions."""
+        shares = zip(
+            key_states.split_with_sizes(self.n_tokens, 2),
+            value_states.split_with_sizes(self.n_tokens, 2),
+            strict=True,
+        )
+        self._parts = [
+            cache.blocks[layer_idx].update(keys, values)
+            for cache, (keys, values) in zip(self._caches, shares, strict=True)
+        ]
+        if not self._joins_keys:
+            return key_states, value_states
+        return torch.cat([keys for keys, _ in self._parts], 2), torch.cat([values for _, values in self._parts], 2)
+
+    def parts(self, keys: torch.Tensor, values: torch.Tensor) -> _Parts:
+        """Keys and values of each session, out of what the block has made of those that `update` gave."""
+        if not self._joins_keys:
+            return self._parts
+        ends = [start + n_new for start, n_new in zip(self.starts, self.n_tokens, strict=True)]
+        return list(zip(keys.split_with_sizes(ends, 2), values.split_with_sizes(ends, 2), strict=True))
+
+    def get_seq_length(self, _layer_idx: int = 0) -> int:
+        """No position is the first of all: a model must go by the positions that it is told."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, _layer_idx: int) -> tuple[int, int]:
+        """Whatever the model asks for, the masks are made for each session."""
+        return query_length, 0
+
+    def get_query_offset(self, _layer_idx: int = 0) -> int:
+        """Likewise."""
+        return 0
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """No block forgets."""
+        return self._caches[0].is_sliding
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """No block has recurrent state."""
+        return self._caches[0].is_linear
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        """Every block attends."""
+        return self._caches[0].is_dummy
+
+
+@contextmanager
+def attending_apart(batch: BatchCache, configs: Sequence[PreTrainedConfig]) -> Iterator[None]:
+    """While this is open, the models of these configs attend session by session, as they would do alone."""
+    token = _batch.set(batch)
+    try:
+        _set_implementation(configs, _SESSIONS)
+        yield
+    finally:
+        _set_implementation(configs, batch.implementation)
+        _batch.reset(token)
+
+
+def shorten(configs: Sequence[PreTrainedConfig]) -> None:
+    """Have models that attend by torch's kernel reach it the short way for one new token (`_attend_alone`)."""
+    _set_implementation([config for config in configs if implementation_of(config) == "sdpa"], _ALONE)
+
+
+def implementation_of(config: PreTrainedConfig) -> str:
+    """The library's name of the attention that a model of this config uses."""
+    name: str = config._attn_implementation  # noqa: SLF001 - the library has no public name for it
+    return name
+
+
+def _set_implementation(configs: Sequence[PreTrainedConfig], name: str) -> None:
+    for config in configs:  # its setter would go through the parts of a config that aren't used here
+        config._attn_implementation_internal = name  # noqa: SLF001
+
+
+def _masks(*, batch_size: int, q_length: int, kv_length: int, q_offset: int, kv_offset: int, **rule: Any) -> Any:  # noqa: ARG001
+    """The mask of each session by the model's own `rule`; None for those that need none."""
+    batch = _batch.get()
+    make: Callable[..., Any] = ALL_MASK_ATTENTION_FUNCTIONS[batch.implementation]
+    return tuple(
+        make(batch_size=1, q_length=n_new, kv_length=start + n_new, q_offset=start, kv_offset=0, **rule)
+        for start, n_new in zip(batch.starts, batch.n_tokens, strict=True)
+    )
+
+
+def _attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, masks: Any, **arguments: Any
+) -> tuple[torch.Tensor, None]:
+    """What the model's own attention gives for each session, (1, n_tokens, heads, width), end to end."""
+    batch = _batch.get()
+    parts = batch.parts(key, value)
+    if masks is None:
+        masks = (None,) * len(parts)
+    attention = _own_attention(module, batch.implementation)
+    if attention in _OF_KERNEL and masks == batch.no_masks and _is_plain(arguments):
+        return _attend_with_one_token_each(module, query, parts, arguments.get("scaling")), None
+    queries = query.split_with_sizes(batch.n_tokens, 2)
+    attended = [
+        attention(module, part, keys, values, mask, **arguments)[0]
+        for part, (keys, values), mask in zip(queries, parts, masks, strict=True)
+    ]
+    return torch.cat(attended, 1), None
+
+
+def _attend_alone(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **arguments: Any
+) -> tuple[torch.Tensor, None]:
+    """The library's attention by torch's kernel; for one new token without what the library does around it."""
+    if query.shape[2] == 1 and mask is None and _is_plain(arguments):
+        return _attend_with_one_token_each(module, query, [(key, value)], arguments.get("scaling")), None
+    attended: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **arguments)
+    return attended
+
+
+def _attend_with_one_token_each(
+    module: nn.Module, query: torch.Tensor, parts: _Parts, scaling: float | None
+) -> torch.Tensor:
+    """Attention of sessions that have one new token each, (1, n_sessions, heads, width).
+
+    The heads that share keys and values become the rows of one query: the kernel's own way of sharing them takes
+    four times as long in bfloat16.
+    """
+    n_groups: int = getattr(module, "num_key_value_groups", 1)
+    _, n_heads, n_sessions, width = query.shape
+    queries = query.view(1, n_heads // n_groups, n_groups, n_sessions, width).unbind(3)
+    attended = [
+        scaled_dot_product_attention(rows, keys, values, scale=scaling)
+        for rows, (keys, values) in zip(queries, parts, strict=True)
+    ]  # each (1, key heads, groups, width)
+    together = torch.cat(attended) if len(attended) > 1 else attended[0]
+    return together.reshape(1, n_sessions, n_heads, -1)
+
+
+def _is_plain(arguments: dict[str, Any]) -> bool:
+    """Whether attention is to do nothing that only the library's function knows of (or refuses)."""
+    return arguments.get("softcap") is None and arguments.get("position_bias") is None
+
+
+def _own_attention(module: nn.Module, implementation: str) -> Callable[..., tuple[torch.Tensor, Any]]:
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    own: Callable[..., tuple[torch.Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    return own
+
+
+_OF_KERNEL = (sdpa_attention_forward, _attend_alone)
+
+AttentionInterface.register(_SESSIONS, _attend)
+AttentionMaskInterface.register(_SESSIONS, _masks)
+AttentionInterface.register(_ALONE, _attend_alone)
+AttentionMaskInterface.register(_ALONE, sdpa_mask)
