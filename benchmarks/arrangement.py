@@ -31,6 +31,8 @@ class Arrangement:
     n_workers: int = 2
     has_relays: bool = False
     """Whether workers are reached, by each other and by clients, through relays only."""
+    is_unquantized: bool = False
+    """Whether they get the model in float32, whatever its file holds: codes of fewer bits stay what they are."""
 
     @property
     def name(self) -> str:

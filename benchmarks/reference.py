@@ -40,6 +40,15 @@ def reference_model(source: Path, precision: str) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval()
 
 
+def unquantized(source: Path, folder: Path) -> Path:
+    """The model as a folder of float32 safetensors, written into `folder`; a folder is what it is. Blocks."""
+    if source.suffix != ".gguf":
+        return source
+    reference_model(source, "float32").save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    return folder
+
+
 def vocab_size(source: Path) -> int:
     """How many token ids the model of `source` has."""
     if source.suffix == ".gguf":

@@ -29,12 +29,13 @@ from rich.console import Console
 from benchmarks import links, measures
 from benchmarks.arrangement import Arranged, Arrangement, arranged, coordinator_with
 from benchmarks.measures import SMALL, Bench, Figures, Scale
+from benchmarks.reference import unquantized
 from benchmarks.targets import Outcome, Target, outcomes_json, outcomes_table
 from demo.local_cluster import ClusterError, LocalCluster, smollm2_gguf
 from protocol.errors import BrigadeError
 
 FLOAT32, BFLOAT16 = Arrangement(precision="float32"), Arrangement(precision="bfloat16")
-INT8, INT4 = Arrangement(precision="int8"), Arrangement(precision="int4")
+INT8, INT4 = Arrangement(precision="int8", is_unquantized=True), Arrangement(precision="int4")
 RELAYED = Arrangement(precision="float32", n_workers=links.N_WORKERS, has_relays=True)
 
 
@@ -107,13 +108,6 @@ MEASUREMENTS = (
         is_least=False,
     ),
     _measurement(
-        "int8-one",
-        "int8, one stream / transformers in float32, one thread",
-        1.6,
-        INT8,
-        partial(measures.one_stream, is_exact=False),
-    ),
-    _measurement(
         "int4-one",
         "int4, one stream / transformers in float32, one thread",
         2.4,
@@ -141,6 +135,13 @@ MEASUREMENTS = (
         2.0,
         RELAYED,
         links.speculation,
+    ),
+    _measurement(
+        "int8-one",
+        "int8, one stream / transformers in float32, one thread",
+        1.6,
+        INT8,
+        partial(measures.one_stream, is_exact=False),
     ),
 )
 """Those on the same workers follow each other."""
@@ -173,9 +174,13 @@ def main() -> None:
 async def measured(bench: Bench, chosen: Sequence[Measurement], folder: Path) -> list[Outcome]:
     """The outcomes of all, arrangement by arrangement."""
     outcomes: list[Outcome] = []
-    with coordinator_with(bench.source, folder) as cluster:
-        for arrangement, group in groupby(chosen, key=lambda measurement: measurement.arrangement):
-            outcomes += await _on_workers(cluster, arrangement, list(group), bench)
+    for is_unquantized, part in groupby(chosen, key=lambda measurement: measurement.arrangement.is_unquantized):
+        source = bench.source
+        if is_unquantized:
+            source = await asyncio.to_thread(unquantized, source, folder / "unquantized")
+        with coordinator_with(source, folder / f"cluster-{len(outcomes)}") as cluster:
+            for arrangement, group in groupby(part, key=lambda measurement: measurement.arrangement):
+                outcomes += await _on_workers(cluster, arrangement, list(group), bench)
     return outcomes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -34,6 +35,18 @@ def pytest_collection_finish() -> None:
     torch, transformers and the tests are a million objects that live until the end, and a worker that loads blocks
     collects garbage, which would walk through all of them every time.
     """
+    collect_and_freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """The same at the end of each file, which may have imported more; of its garbage it is warned itself."""
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        collect_and_freeze()
+
+
+def collect_and_freeze() -> None:
     gc.collect()
     gc.freeze()
 

@@ -72,13 +72,16 @@ class QuantisedMatrix(nn.Module):
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (..., n_columns) times the matrix, transposed: (..., n_rows)."""
+        shape = x.shape
         rows = x.reshape(-1, self.n_columns)
-        if len(rows) <= _MOST_KERNEL_ROWS[self.n_bits]:
+        if rows.shape[0] <= _MOST_KERNEL_ROWS[self.n_bits]:
             inputs = rows if self.n_bits == 4 else torch.cat((rows, rows), dim=1)
             result: torch.Tensor = _packed_product(inputs, self.packed, GROUP, self.scales_and_zeros)
         else:
             result = self._unpacked_product(rows)
-        return result[:, : self.n_rows].view(*x.shape[:-1], self.n_rows)
+        if result.shape[1] != self.n_rows:
+            result = result[:, : self.n_rows]
+        return result.view(*shape[:-1], self.n_rows)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows of these numbers, (*ids.shape, n_columns)."""

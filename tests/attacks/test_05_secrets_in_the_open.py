@@ -16,6 +16,7 @@ from protocol.api_key import api_key_from_text
 from protocol.errors import EXIT_AUTH
 from protocol.ids import WorkerId
 from protocol.tickets import SessionToken, ticket_key
+from tests.support.forked_program import ForkedCommands
 from tests.support.tiny_cluster import TINY, add_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -24,7 +25,7 @@ PROMPT = "the very secret prompt"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with LocalCluster(tmp_path_factory.mktemp("secrets")) as cluster:
+    with ForkedCommands(tmp_path_factory.mktemp("secrets")) as cluster:
         cluster.start_coordinator("--verbose")
         add_tiny_model(cluster)
         cluster.start_worker("worker", "--precision", "float32", "--verbose")

@@ -19,6 +19,7 @@ from client.config import ClientConfig
 from demo.local_cluster import BIN, LocalCluster, polls
 from protocol.api_key import api_key_from_text
 from protocol.ids import BlockRange
+from tests.support.forked_program import ForkedCommands
 from tests.support.smollm2 import NAME, add_packed
 from tests.support.whole_cluster import Packed
 
@@ -61,7 +62,7 @@ def join(cluster: LocalCluster, name: str) -> float:
 @pytest.fixture(scope="module")
 def halves(scratch: Path, smollm2: Packed) -> Iterator[LocalCluster]:
     """Two workers with a half each, which find their files in their caches."""
-    with LocalCluster(scratch / "processes") as cluster:
+    with ForkedCommands(scratch / "processes") as cluster:
         cluster.start_coordinator()
         add_packed(cluster, smollm2)
         for name in SPLIT:

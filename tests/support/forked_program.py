@@ -129,11 +129,15 @@ def forked_done(
         return subprocess.CompletedProcess([program, *arguments], code, stdout=out.read(), stderr=errors.read())
 
 
-class ForkedCluster(LocalCluster):
-    """A cluster whose programs start in no time."""
+class ForkedCommands(LocalCluster):
+    """A cluster whose commands start in no time; what runs for long is started as an operator does."""
 
     def run(self, program: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         return forked_done(program, arguments, self.environment, stdin)
+
+
+class ForkedCluster(ForkedCommands):
+    """A cluster all of whose programs start in no time."""
 
     def _launch(self, program: str, arguments: Sequence[str], log: IO[bytes]) -> ForkedProgram:
         with open(os.devnull, "rb") as nothing:

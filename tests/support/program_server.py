@@ -19,6 +19,11 @@ import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
+import torch
+
+from tests.support.measured_once import measure_once
+from worker import assembly
+
 MAX_MESSAGE_BYTES = 2**18
 PROGRAMS = {"coord": "coordinator.cli", "worker": "worker.cli", "client": "client.cli"}
 IMPORTED = (
@@ -32,6 +37,7 @@ def main() -> None:
     """Serve until the other end of the socket, whose number is the only argument, is closed."""
     for module in (*PROGRAMS.values(), *IMPORTED):
         import_module(module)
+    measure()
     gc.collect()
     gc.freeze()  # so that a collection in a fork doesn't copy all of this
     with socket.socket(fileno=int(sys.argv[1])) as asked:
@@ -42,6 +48,13 @@ def main() -> None:
             asked.send(str(_forked(json.loads(message), descriptors, asked)).encode())
             for descriptor in descriptors:
                 os.close(descriptor)
+
+
+def measure() -> None:
+    """Measure the device as every worker does; on one thread, since others wouldn't be there in a fork."""
+    torch.set_num_threads(1)
+    measure_once()
+    assembly.measure_device(torch.device("cpu"))
 
 
 def _forked(request: dict[str, Any], descriptors: list[int], asked: socket.socket) -> int:

@@ -30,6 +30,7 @@ from protocol.api_key import api_key_from_text
 from protocol.control_messages import SpanStatus
 from protocol.ids import BlockRange, ModelName
 from tests.support.coordinators import eventually, join_secret_of, key_of, running_coordinator
+from tests.support.measured_once import measure_once
 from tests.support.tiny_models import TINY_CONFIGS, save_tiny_model
 from worker.app import RunningWorker, running
 from worker.config import WorkerConfig
@@ -224,6 +225,7 @@ class WholeCluster:
 @asynccontextmanager
 async def whole_cluster(folder: Path, **settings: Any) -> AsyncIterator[WholeCluster]:
     """A coordinator without models and workers yet; everything is stopped at the end, the coordinator last."""
+    measure_once()
     async with asyncio.TaskGroup() as tasks:
         cluster = WholeCluster(folder=folder, tasks=tasks, settings=settings)
         await cluster.start_coordinator()

@@ -66,7 +66,11 @@ async def attempt(
         sampling=sampling or {},
         **({"continues": SessionId(continues)} if continues is not None else {}),
     )
-    await generation.begin()
+    await generation.open()
+    await generation.attach()
+    # a client hears of a step that breaks before the tail has the session from the head alone; here, from the tail
+    await eventually(lambda: all(worker.plane.n_sessions for worker in ring.workers))
+    await generation.step()
     found: list[int] = []
     while True:
         message = await generation.tail.receive((Token, SessionEnded))

@@ -25,6 +25,7 @@ from protocol.errors import (
 )
 from protocol.ids import BlockRange
 from tests.support.coordinators import eventually, http_session, join_secret_of, key_of, running_coordinator
+from tests.support.measured_once import measure_once
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, save_tiny_model
 from tests.support.tiny_tokenizer import tiny_files
 from worker.app import RunningWorker, running
@@ -71,6 +72,7 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    measure_once()
     async with running_coordinator(tmp_path) as coordinator, AsyncExitStack() as stack:
         made = Cluster(coordinator, tmp_path, stack)
         await made.add_model("tiny")

@@ -63,9 +63,7 @@ def test_codes_of_a_gguf_give_what_its_values_give_in_bfloat16(
     expected = logits([packed.load(TINY, torch.float32)])
     bfloat16 = off_by(logits([packed.load(TINY, torch.bfloat16)]), expected)
     whole = packed.load(TINY, torch.bfloat16, quantization)
-    assert (
-        off_by(logits([whole]), expected) < 5 * bfloat16
-    )  # one product is as close as bfloat16's; rounded anew: 20
+    assert off_by(logits([whole]), expected) < 5 * bfloat16  # scales are bfloat16 as well, and they add up
     parts = [BlockRange(0, 1), BlockRange(1, 2)]
     for cut in ([packed.load(b, torch.bfloat16, quantization) for b in parts], [whole.view(b) for b in parts]):
         torch.testing.assert_close(logits(cut), logits([whole]))
