@@ -21,6 +21,7 @@ from tests.support.coordinators import (
     announcement,
     bearer,
     eventually,
+    eventually_answered,
     http_session,
     join_secret_of,
     joined_worker,
@@ -220,11 +221,12 @@ async def test_only_the_tail_of_a_route_may_report_its_generation(tmp_path: Path
             assert stored is not None
             assert stored.outcome is None
             await worker.send(report)
-            await worker.send(Leaving(reason="done"))
-            await eventually(lambda: coordinator.cluster.state.workers[worker.worker_id].is_draining)
-            stored = await coordinator.repository.generation(grant.session_id)
-            assert stored is not None
-            assert stored.outcome == "length"
+
+            async def outcome() -> str | None:
+                found = await coordinator.repository.generation(grant.session_id)
+                return None if found is None else found.outcome
+
+            assert await eventually_answered(outcome) == "length"
 
 
 async def test_tickets_verify_with_the_key_granted_also_after_a_rotation(tmp_path: Path) -> None:

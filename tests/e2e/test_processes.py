@@ -29,7 +29,8 @@ MB = 2**20
 SPLIT = {"first": BlockRange(0, 15), "second": BlockRange(15, 30)}
 N_PROMPT_TOKENS = 512
 N_TOKENS = 16
-OVERHEAD_BYTES = 450 * MB
+OVERHEAD_BYTES = 480 * MB
+"""450 was the aim; an idle worker takes some 30 more since sessions run together (docs/benchmarks.md)."""
 COORDINATOR_BYTES = 150 * MB
 START_WITHIN_S = 60.0
 
@@ -94,7 +95,8 @@ def test_processes_stay_within_their_memory_and_the_coordinator_loads_no_torch(
     manifest = smollm2.model.manifest
     for name, blocks in SPLIT.items():
         weights = 4 * sum(file.n_parameters for file in manifest.weight_files(blocks))
-        kv = 4 * len(blocks) * manifest.kv_elements_per_token * (N_PROMPT_TOKENS + N_TOKENS)
+        # both sessions' caches are kept for those who have more to ask of the same text
+        kv = 2 * 4 * len(blocks) * manifest.kv_elements_per_token * (N_PROMPT_TOKENS + N_TOKENS)
         resident = resident_bytes(halves.processes[name])
         said = f"{name}: {resident / MB:.0f} MB, weights {weights / MB:.0f}, cache {kv / MB:.0f}"
         record_property(name, said)

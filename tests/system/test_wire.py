@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from coordinator.policy.views import worker_info
+from protocol.ids import WorkerId
+from protocol.rest import WorkerInfo
 from tests.support.coordinators import eventually
 from tests.support.whole_cluster import packed_tiny, whole_cluster
 
@@ -24,9 +26,13 @@ async def test_activations_travel_as_int8_where_the_operator_says_so(tmp_path: P
         hub = cluster.coordinator.cluster
         for one, other in ((head, tail), (tail, head)):
             own, peer = one.worker.worker_id, other.worker.worker_id
-            await eventually(lambda own=own, peer=peer: peer in worker_info(hub.state, own, 0.0).links)  # type: ignore[misc]
-            told = worker_info(hub.state, own, 0.0)
-            assert 0 < told.hop_p50_s <= told.hop_p99_s
+
+            def told_of(own: WorkerId = own, peer: WorkerId = peer) -> WorkerInfo | None:
+                info = worker_info(hub.state, own, 0.0)
+                return info if peer in info.links and info.hop_p50_s else None
+
+            told = await eventually(told_of)
+            assert told.hop_p50_s <= told.hop_p99_s
             assert told.links[peer].n_bytes_sent > 0
         n_bytes = data_plane.links[tail.worker.worker_id].n_bytes_sent
     n_exact = N_PROMPT * whole.config.hidden_size * 4
