@@ -44,7 +44,11 @@ def unquantized(source: Path, folder: Path) -> Path:
     """The model as a folder of float32 safetensors, written into `folder`; a folder is what it is. Blocks."""
     if source.suffix != ".gguf":
         return source
-    reference_model(source, "float32").save_pretrained(folder)
+    read = reference_model(source, "float32")
+    config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # one that may be saved
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
     return folder
 
