@@ -26,6 +26,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measures import PLAIN
 from benchmarks.reference import reference_decode, reference_model, reference_prefill_s
 from client.api import Client
 from demo.local_cluster import LocalCluster, polls, smollm2_gguf
@@ -117,17 +118,19 @@ async def run_streams(figures: Figures, reference: Any, n_tokens: int, repeats: 
     async with Client() as client:
         for repeat in range(-1, repeats):
             _, theirs = await asyncio.to_thread(reference_decode, reference, list(range(1000, 1020)), n_tokens)
-            ours = await client.generate(MODEL, PROMPT, max_tokens=n_tokens, temperature=0.0, ignore_eos=True)
+            ours = await client.generate(
+                MODEL, PROMPT, max_tokens=n_tokens, temperature=0.0, ignore_eos=True, **PLAIN
+            )
             prompt = [1000 + repeat, *range(1001, 1000 + N_PREFILL)]  # none that a worker still knows
             prefill_s = await asyncio.to_thread(reference_prefill_s, reference, prompt, 1)
-            first = await client.generate(MODEL, prompt, max_tokens=1, temperature=0.0)
+            first = await client.generate(MODEL, prompt, max_tokens=1, temperature=0.0, **PLAIN)
             if repeat >= 0:
                 figures.decode_ratio.append(ours.tokens_per_s / theirs)
                 figures.ours_tokens_per_s.append(ours.tokens_per_s)
                 figures.ttft_ratio.append(first.ttft_s / prefill_s)
                 figures.ours_ttft_s.append(first.ttft_s)
         # leaves decode times in the workers' averages
-        last = await client.generate(MODEL, PROMPT, max_tokens=n_tokens, temperature=0.0)
+        last = await client.generate(MODEL, PROMPT, max_tokens=n_tokens, temperature=0.0, **PLAIN)
         figures.last_step_s = 1 / last.tokens_per_s
 
 

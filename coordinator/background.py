@@ -1,4 +1,4 @@
-"""Work beside the caller's own: loops as long as a context is open, waits, and steps that no cancellation cuts."""
+"""Work beside the caller's own: loops as long as a context is open, and steps that no cancellation cuts."""
 
 from __future__ import annotations
 
@@ -29,15 +29,6 @@ async def running_beside(**loops: Coroutine[Any, Any, None]) -> AsyncIterator[No
         if len(group.exceptions) == 1:
             raise group.exceptions[0] from None
         raise
-
-
-async def until_set(*events: asyncio.Event, timeout_s: float) -> None:
-    """Wait until one of the events is set, at most so long."""
-    async with asyncio.TaskGroup() as tasks:
-        waits = [tasks.create_task(event.wait(), name="until-set") for event in events]
-        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in waits:
-            task.cancel()
 
 
 async def uninterrupted(step: Coroutine[Any, Any, T]) -> T:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from coordinator.background import until_set
 from protocol.errors import DrainingError, OverloadedError
 from protocol.ids import KeyId
+from protocol.waits import until_set
 
 MAX_WAITING = 1000
 MAX_WAITING_PER_KEY = 50

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 
+from protocol.waits import until_set
 from worker.assembly import Parts, Surroundings, assembled
 from worker.config import WorkerConfig
 from worker.error_groups import most_telling
@@ -53,11 +54,7 @@ class RunningWorker:
     async def _handed_over(self) -> None:
         """Serve on until the coordinator says that others do, is gone, or there is a hurry; for a while at most."""
         enough = (self.departure.is_released, self.departure.is_urgent, self.uplink.disconnected)
-        async with asyncio.TaskGroup() as tasks:
-            waits = [tasks.create_task(event.wait(), name="handover") for event in enough]
-            await asyncio.wait(waits, timeout=self._handover_s, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+        await until_set(*enough, timeout_s=self._handover_s)
 
     async def _end_sessions(self) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -226,13 +226,18 @@ class Engine:
         self._memory.resize(kv_budget_bytes)
         self._kept.make_room()
 
+    @property
+    def n_sessions(self) -> int:
+        """Sessions that are open, not those that are kept."""
+        return len(self._memory.plan.granted) - len(self._kept.lot.parked)
+
     def stats(self) -> EngineStats:
         """How busy the engine is now."""
         plan = self._memory.plan
         return EngineStats(
             kv_budget_bytes=plan.budget_bytes,
             kv_free_bytes=max(0, plan.budget_bytes - plan.reserved_bytes + self._kept.lot.n_bytes),
-            n_sessions=len(plan.granted) - len(self._kept.lot.parked),
+            n_sessions=self.n_sessions,
             n_waiting_sessions=len(plan.waiting),
             n_pending_steps=self._link.n_pending_steps,
             n_positions_run=self._core.measures.n_positions_run,

@@ -198,7 +198,7 @@ class Hop:
                     await self._opening.predecessor_over.wait()
 
     async def _run_fed(self, fed: FeedToken) -> bool:
-        n_others = self._shared.engine.stats().n_sessions - 1
+        n_others = self._shared.engine.n_sessions - 1
         now_s = asyncio.get_running_loop().time()
         turn = self.rounds.next(fed, self.history.token_ids, n_others=n_others, now_s=now_s)
         self.history.put_ids(fed.position + 1 - len(turn.settled), turn.settled)

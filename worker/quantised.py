@@ -139,14 +139,11 @@ class QuantisedMatrix(nn.Module):
         return scales, zeros
 
 
-class QuantisedLinear(nn.Module):
-    """`nn.Linear` over a quantised matrix."""
+class _OverMatrix(nn.Module):
+    """Stands where a library's module stood; `matrix` is set when the weights are there."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        """Stands where `linear` stood, whose bias it takes; `matrix` is set when the weights are there."""
+    def __init__(self) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias: nn.Parameter | None = linear.bias
         self.matrix: QuantisedMatrix | None = None
 
     @property
@@ -154,6 +151,16 @@ class QuantisedLinear(nn.Module):
         """The values, unpacked: slow, for the rare model code that looks at them."""
         assert self.matrix is not None
         return self.matrix.dense()
+
+
+class QuantisedLinear(_OverMatrix):
+    """`nn.Linear` over a quantised matrix."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Stands where `linear` stood, whose bias it takes."""
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias: nn.Parameter | None = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As a linear layer's."""
@@ -162,19 +169,12 @@ class QuantisedLinear(nn.Module):
         return result if self.bias is None else result + self.bias
 
 
-class QuantisedEmbedding(nn.Module):
+class QuantisedEmbedding(_OverMatrix):
     """`nn.Embedding` over a quantised matrix, which may be a tied head's too."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        self.matrix: QuantisedMatrix | None = None
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The values, unpacked: slow, for the rare model code that looks at them."""
-        assert self.matrix is not None
-        return self.matrix.dense()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """As an embedding's."""

@@ -175,3 +175,14 @@ def fits(state: ClusterState, worker_id: WorkerId, kv_tokens: int) -> bool:
     if assignment.capacity_bytes is None:
         return True
     return spans_bytes(state, assignment.spans, "float32", kv_tokens) <= assignment.capacity_bytes
+
+
+def ready_pair() -> Fleet:
+    """Workers a and b, which share the model m."""
+    fleet = Fleet()
+    fleet.do(added())
+    fleet.join("a")
+    fleet.join("b")
+    fleet.wait(2)
+    fleet.all_ready()
+    return fleet

@@ -8,7 +8,7 @@ from coordinator.policy.state import ClusterState, PolicySettings, restored
 from coordinator.policy.views import worker_info
 from protocol.control_messages import Drain, SpanStatus
 from protocol.ids import WorkerId
-from tests.coordinator.policy.fleet import Fleet, added, announce, memory_for
+from tests.coordinator.policy.fleet import Fleet, added, announce, memory_for, ready_pair
 from tests.coordinator.policy.simulated_store import SimulatedStore
 
 A, B = WorkerId("a"), WorkerId("b")
@@ -16,12 +16,7 @@ A, B = WorkerId("a"), WorkerId("b")
 
 def departing_pair() -> Fleet:
     """A pair whose first worker is to leave and whose second has room for it all, and is told to load it."""
-    fleet = Fleet()
-    fleet.do(added())
-    fleet.join("a")
-    fleet.join("b")
-    fleet.wait(2)
-    fleet.all_ready()
+    fleet = ready_pair()
     fleet.do(DrainAsked(worker_id=A, reason="maintenance"))
     return fleet
 
@@ -106,12 +101,7 @@ def test_a_worker_that_goes_by_itself_meanwhile_leaves_nothing_behind() -> None:
 
 def stopped_pair() -> Fleet:
     """As `departing_pair`, but the first worker was stopped where it runs and serves on for a while."""
-    fleet = Fleet()
-    fleet.do(added())
-    fleet.join("a")
-    fleet.join("b")
-    fleet.wait(2)
-    fleet.all_ready()
+    fleet = ready_pair()
     fleet.do(WorkerLeft(worker_id=A, reason="interrupted", serves_on_s=10.0))
     return fleet
 

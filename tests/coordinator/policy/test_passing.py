@@ -18,20 +18,10 @@ from coordinator.policy.events import (
 from coordinator.policy.views import model_info, worker_info
 from protocol.control_messages import SpanStatus
 from protocol.ids import ModelName, WorkerId
-from tests.coordinator.policy.fleet import Fleet, added, announce, heartbeat, memory_for
+from tests.coordinator.policy.fleet import Fleet, added, announce, heartbeat, memory_for, ready_pair
 
 A, B = WorkerId("a"), WorkerId("b")
 M = ModelName("m")
-
-
-def ready_pair() -> Fleet:
-    fleet = Fleet()
-    fleet.do(added())
-    fleet.join("a")
-    fleet.join("b")
-    fleet.wait(2)
-    fleet.all_ready()
-    return fleet
 
 
 def stopped_pair() -> Fleet:

@@ -37,20 +37,10 @@ from coordinator.policy.state import (
 from coordinator.policy.views import file_sources, model_info, worker_info
 from protocol.control_messages import Assign, Drain, SpanAssignment, SpanReport, SpanStatus
 from protocol.ids import BlockRange, ModelName, WorkerId
-from tests.coordinator.policy.fleet import Fleet, added, announce, file_hash, heartbeat, memory_for
+from tests.coordinator.policy.fleet import Fleet, added, announce, file_hash, heartbeat, memory_for, ready_pair
 
 A, B = WorkerId("a"), WorkerId("b")
 M = ModelName("m")
-
-
-def ready_pair() -> Fleet:
-    fleet = Fleet()
-    fleet.do(added())
-    fleet.join("a")
-    fleet.join("b")
-    fleet.wait(2)
-    fleet.all_ready()
-    return fleet
 
 
 def statuses(spans: tuple[SpanAssignment, ...], state: str = "ready") -> tuple[SpanStatus, ...]:
