@@ -31,13 +31,16 @@ class Arrangement:
     n_workers: int = 2
     has_relays: bool = False
     """Whether workers are reached, by each other and by clients, through relays only."""
+    compiles: bool = False
+    """Whether torch compiles the step of one token (`--compile`)."""
     is_unquantized: bool = False
     """Whether they get the model in float32, whatever its file holds: codes of fewer bits stay what they are."""
 
     @property
     def name(self) -> str:
         """For people, and for folders."""
-        return f"{self.precision}-{self.n_workers}{'-relayed' if self.has_relays else ''}"
+        how = f"{'-compiled' if self.compiles else ''}{'-relayed' if self.has_relays else ''}"
+        return f"{self.precision}-{self.n_workers}{how}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,8 @@ async def arranged(cluster: LocalCluster, arrangement: Arrangement) -> AsyncIter
                 relays.append(relay)
             await asyncio.to_thread(cluster.share_files, name)
             pinned = ("--blocks", f"{own.start}:{own.stop}", "--precision", arrangement.precision)
-            cluster.start_worker(name, *pinned, *address)
+            compiling = ("--compile",) if arrangement.compiles else ()
+            cluster.start_worker(name, *pinned, *address, *compiling)
             stack.push_async_callback(asyncio.to_thread, cluster.stop, name)
         await _until_ready(cluster)
         rss = tuple(psutil.Process(cluster.processes[name].pid).memory_info().rss for name in names)

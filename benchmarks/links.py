@@ -30,8 +30,6 @@ from demo.local_cluster import smollm2_gguf
 
 N_WORKERS = 3
 TARGET_DELAY_S = 0.05
-N_REPEATED = 8
-"""Tokens that a repetitive prompt says again and again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,20 +97,6 @@ async def plain_ring(bench: Bench, ready: Arranged) -> Figures:
     """Steps per second beside the bound, with `TARGET_DELAY_S` one way on each link."""
     found = await link_figures(bench, ready, Link(delay_s=TARGET_DELAY_S))
     return Figures(ratios=found.shares, details={"steps/s": found.steps_per_s, "bound": found.bound_per_s})
-
-
-async def speculation(bench: Bench, ready: Arranged) -> Figures:
-    """A repetitive text with guessed tokens beside the same one token by token, on links of `TARGET_DELAY_S`."""
-    scale = bench.scale
-    ratios, ours, plain = [], [], []
-    for _ in range(scale.n_repeats):
-        prompt = bench.prompt(N_REPEATED) * max(2, scale.n_prefill // (8 * N_REPEATED))
-        with linked(ready, Link(delay_s=TARGET_DELAY_S)):
-            plain.append(await step_s(ready, prompt, scale.n_tokens, **PLAIN))
-            ours.append(await step_s(ready, prompt, scale.n_tokens))
-        ratios.append(plain[-1] / ours[-1])
-    details = {"tokens/s": 1 / statistics.median(ours), "plain": 1 / statistics.median(plain)}
-    return Figures(ratios=tuple(ratios), details=details)
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.perplexity [--text FILE] [--threads N]
 
-The first rows hold the values of the GGUF file (Q4_1, the embedding Q8_0) in float32 and in bfloat16, and its codes
-as they are. For the rows after them the values are taken as full-precision weights and rounded anew to 8 and 4
-bits, as a worker does with a model from safetensors. The text is benchmarks/alice.txt, the beginning of Alice's
-Adventures in Wonderland (Lewis Carroll, 1865).
+The first rows hold the values of the GGUF file (Q4_1, the embedding Q8_0) in float32 and bfloat16, with key-value
+caches of that precision and of others, and its codes as they are. For the rows after them the values are taken as
+full-precision weights and rounded anew to 8 and 4 bits, as a worker does with a model from safetensors. The text is
+benchmarks/alice.txt, the beginning of Alice's Adventures in Wonderland (Lewis Carroll, 1865).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from coordinator.packing.pack import pack_model
 from demo.local_cluster import smollm2_gguf
 from protocol.ids import BlockRange
 from protocol.manifest import Manifest
-from protocol.messages import Quantization
+from protocol.messages import KvPrecision, Quantization
+from worker.file_tensors import file_tensors
 from worker.gguf_blocks import with_encodings
 from worker.stage import Stage, StageInput, load_stage
 
@@ -45,11 +46,16 @@ class Arrangement:
     dtype: torch.dtype
     quantization: Quantization | None = None
     is_rounded_anew: bool = False
+    kv_precision: KvPrecision | None = None
+    """What keys and values are kept in, if not in what is computed in."""
 
 
 ARRANGEMENTS = (
     Arrangement(name="float32", dtype=torch.float32),
+    Arrangement(name="float32, caches in bfloat16", dtype=torch.float32, kv_precision="bfloat16"),
+    Arrangement(name="float32, caches in int8", dtype=torch.float32, kv_precision="int8"),
     Arrangement(name="bfloat16", dtype=torch.bfloat16),
+    Arrangement(name="bfloat16, caches in int8", dtype=torch.bfloat16, kv_precision="int8"),
     Arrangement(name="int4, the file's own codes", dtype=torch.bfloat16, quantization="int4"),
     Arrangement(name="int8, rounded anew", dtype=torch.bfloat16, quantization="int8", is_rounded_anew=True),
     Arrangement(name="int4, rounded anew", dtype=torch.bfloat16, quantization="int4", is_rounded_anew=True),
@@ -70,7 +76,7 @@ def main() -> None:
         reference = 0.0
         for arrangement in ARRANGEMENTS:
             stage = model.stage(arrangement)
-            found = perplexity(stage, ids)
+            found = perplexity(stage, ids, arrangement.kv_precision)
             reference = reference or found
             table.add_row(
                 arrangement.name,
@@ -115,17 +121,19 @@ class PackedModel:
 def _as_values(source: Path, target: Path) -> Path:
     """The file with float32 values in place of codes, as an older coordinator wrote it."""
     with safe_open(source, framework="pt") as file:
-        tensors = with_encodings({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
+        tensors = with_encodings(file_tensors(file, source.name))
         save_file({name: tensor[...].contiguous() for name, tensor in tensors.items()}, target)
     return target
 
 
-def perplexity(stage: Stage, ids: list[int]) -> float:
+def perplexity(stage: Stage, ids: list[int], kv_precision: KvPrecision | None = None) -> float:
     """Of all tokens but the first of each window."""
     n_predicted, loss = 0, 0.0
     for start in range(0, len(ids) - 1, WINDOW):
         window = torch.tensor(ids[start : start + WINDOW], dtype=torch.int32)
-        one = StageInput(payload=window, position=0, cache=stage.new_cache(WINDOW), n_logits=len(window))
+        one = StageInput(
+            payload=window, position=0, cache=stage.new_cache(WINDOW, kv_precision), n_logits=len(window)
+        )
         logits = stage.run([one])[0][:-1].float()
         loss += float(torch.nn.functional.cross_entropy(logits, window[1:].long(), reduction="sum"))
         n_predicted += len(window) - 1

@@ -26,7 +26,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from benchmarks import links, measures
+from benchmarks import guesses, links, measures
 from benchmarks.arrangement import Arranged, Arrangement, arranged, coordinator_with
 from benchmarks.measures import SMALL, Bench, Figures, Scale
 from benchmarks.reference import unquantized
@@ -36,6 +36,7 @@ from protocol.errors import BrigadeError
 
 FLOAT32, BFLOAT16 = Arrangement(precision="float32"), Arrangement(precision="bfloat16")
 INT8, INT4 = Arrangement(precision="int8", is_unquantized=True), Arrangement(precision="int4")
+INT4_COMPILED = Arrangement(precision="int4", compiles=True)
 RELAYED = Arrangement(precision="float32", n_workers=links.N_WORKERS, has_relays=True)
 
 
@@ -93,6 +94,13 @@ MEASUREMENTS = (
         is_least=False,
     ),
     _measurement(
+        "speculation-cost",
+        "float32, one stream of a text that doesn't repeat, guessing / token by token",
+        0.98,
+        FLOAT32,
+        guesses.cost,
+    ),
+    _measurement(
         "bfloat16-sixteen",
         "bfloat16, 16 streams / our one",
         8.0,
@@ -123,6 +131,13 @@ MEASUREMENTS = (
         is_least=False,
     ),
     _measurement(
+        "int4-compiled",
+        "int4 with --compile, one stream / transformers in float32, one thread",
+        2.4,
+        INT4_COMPILED,
+        partial(measures.one_stream, is_exact=False),
+    ),
+    _measurement(
         "links",
         "three workers, 50 ms one way on each link, steps/s / the bound",
         0.93,
@@ -134,7 +149,7 @@ MEASUREMENTS = (
         "the same on a repetitive text, guessing / token by token",
         2.0,
         RELAYED,
-        links.speculation,
+        guesses.speculation,
     ),
     _measurement(
         "int8-one",

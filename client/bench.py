@@ -156,6 +156,7 @@ class Bench:
         result = stream.result
         attempt.is_whole = len(attempt.came_at_s) == n_tokens
         attempt.n_failovers = result.failovers
+        attempt.n_drafted, attempt.n_accepted = result.drafted_tokens, result.accepted_tokens
         self._route = tuple(stage_text(stage) for stage in result.route)
 
     def _tell(self, n_streams: int, attempts: list[Attempt]) -> None:

@@ -24,6 +24,10 @@ class Attempt:
     failure: str = ""
     """Why it ended early; empty if it didn't, or was only interrupted."""
     n_failovers: int = 0
+    n_drafted: int = 0
+    """Tokens that the workers guessed."""
+    n_accepted: int = 0
+    """Guesses that held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,10 @@ class LevelFigures:
     n_failed: int
     n_interrupted: int
     n_failovers: int
+    n_drafted: int
+    """Tokens that the workers guessed."""
+    n_accepted: int
+    """Guesses that held."""
     n_tokens: int
     """That came, those of unfinished generations too."""
     seconds: float
@@ -68,6 +76,8 @@ def level_figures(n_streams: int, attempts: Sequence[Attempt]) -> LevelFigures:
         n_failed=failures.total(),
         n_interrupted=len(attempts) - n_whole - failures.total(),
         n_failovers=sum(attempt.n_failovers for attempt in attempts),
+        n_drafted=sum(attempt.n_drafted for attempt in attempts),
+        n_accepted=sum(attempt.n_accepted for attempt in attempts),
         n_tokens=n_tokens,
         seconds=seconds,
         tokens_per_s=n_tokens / seconds if seconds > 0 else 0.0,
@@ -123,7 +133,7 @@ def figures_table(report: BenchReport) -> Table:
     )
     for column in ("streams", "tokens/s", "tokens/s a stream", "first token ms p50", "p95"):
         table.add_column(column, justify="right")
-    for column in ("next token ms p50", "p95", "done", "failed"):
+    for column in ("next token ms p50", "p95", "guesses", "done", "failed"):
         table.add_column(column, justify="right")
     for level in report.levels:
         is_cut = level.n_interrupted > 0
@@ -132,6 +142,7 @@ def figures_table(report: BenchReport) -> Table:
             *(f"{level.tokens_per_s:.1f}", f"{level.stream_tokens_per_s:.1f}"),
             *(f"{1000 * level.ttft_p50_s:.0f}", f"{1000 * level.ttft_p95_s:.0f}"),
             *(f"{1000 * level.inter_token_p50_s:.1f}", f"{1000 * level.inter_token_p95_s:.1f}"),
+            f"{level.n_accepted}/{level.n_drafted}",
             *(str(level.n_whole), str(level.n_failed)),
         )
     return table

@@ -16,10 +16,11 @@ import typer
 from typer.exceptions import TyperException
 
 from client import cli_bench
+from client import cli_options as given
 from client.api import Client, Prompt, TokenStream
 from client.command import ConnectTimeout, Json, KeyFile, Url, chosen_model, run, tell, write, write_now
 from client.config import CONNECT_TIMEOUT_S, ClientConfig
-from client.options import DEFAULT_MAX_TOKENS, DEFAULT_TIMEOUT_S, GenerationOptions
+from client.options import DEFAULT_TIMEOUT_S, GenerationOptions
 from client.output import done_line, models_line, models_table, piece_line, printable, summary_line
 from protocol.errors import (
     EXIT_CANCELLED,
@@ -93,29 +94,20 @@ def client(
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; '-' or nothing: from standard input.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name; needed if there are several.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help=f"Most tokens of the answer. [default: {DEFAULT_MAX_TOKENS}]")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this share together.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only this many likeliest tokens; 0: all.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Only tokens of this share of the likeliest's.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens. [default: random]")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
-    system: Annotated[str | None, typer.Option(help="System message, for chat models.")] = None,
-    is_chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--raw", help="Lay the prompt out as a chat, or take it as it is. [default: the model's]"
-        ),
-    ] = None,
-    speculate: Annotated[
-        bool, typer.Option(help="Let the workers guess tokens ahead where that pays; the text is the same.")
-    ] = True,
-    timeout: Annotated[float, typer.Option(help="Seconds that the whole generation may take.")] = DEFAULT_TIMEOUT_S,
+    prompt: given.PromptText = None,
+    model: given.Model = None,
+    max_tokens: given.MaxTokens = None,
+    temperature: given.Temperature = None,
+    top_p: given.TopP = None,
+    top_k: given.TopK = None,
+    min_p: given.MinP = None,
+    repetition_penalty: given.RepetitionPenalty = None,
+    seed: given.Seed = None,
+    stop: given.Stop = None,
+    system: given.System = None,
+    is_chat: given.IsChat = None,
+    speculate: given.Speculate = True,
+    timeout: given.Timeout = DEFAULT_TIMEOUT_S,
     is_json: Json = False,
     url: Url = None,
     api_key_file: KeyFile = None,
@@ -137,9 +129,8 @@ def generate(
     options.check()
     if system is not None and is_chat is False:
         raise InvalidRequestError("--system is for chats: it can't go with --raw")
-    asked = _Asked(
-        prompt=_given_prompt(prompt), system=system, is_chat=is_chat, model=model, options=options, is_json=is_json
-    )
+    text = _given_prompt(prompt)
+    asked = _Asked(prompt=text, system=system, is_chat=is_chat, model=model, options=options, is_json=is_json)
     config = ClientConfig.from_env(url=url, api_key_file=api_key_file, connect_timeout_s=connect_timeout)
     return run(_generate(config, asked))
 

@@ -174,6 +174,8 @@ class _Run:
         token = await self._limited(attempt.token(), attempt)
         if self._progress.n_failovers == 0:
             self._progress.n_cached = attempt.n_cached
+        self._progress.n_drafted += token.n_drafted
+        self._progress.n_accepted += token.n_accepted
         self._pace.add(asyncio.get_running_loop().time() - began_s, is_first=attempt.n_tokens == 1)
         return token
 
@@ -220,6 +222,12 @@ class _Run:
 
 def _stages(grant: RouteGrant) -> tuple[RouteStage, ...]:
     return tuple(
-        RouteStage(worker_id=hop.worker_id, start=hop.blocks.start, end=hop.blocks.end, precision=hop.precision)
+        RouteStage(
+            worker_id=hop.worker_id,
+            start=hop.blocks.start,
+            end=hop.blocks.end,
+            precision=hop.precision,
+            quantization=hop.quantization,
+        )
         for hop in grant.hops
     )

@@ -33,6 +33,8 @@ def summary_line(result: Generation) -> str:
         parts.append(f"{result.tokens_per_s:.1f} tokens/s")
     if n_tokens > 0:
         parts.append(f"first after {result.ttft_s:.2f} s")
+    if result.drafted_tokens > 0:
+        parts.append(f"{result.accepted_tokens} of {result.drafted_tokens} guesses held")
     if result.failovers > 0:
         parts.append("1 failover" if result.failovers == 1 else f"{result.failovers} failovers")
     if result.route:
@@ -78,8 +80,8 @@ def printable(text: str) -> str:
 
 
 def stage_text(stage: RouteStage) -> str:
-    """A hop of a route: `w-ab 0:10 float32`."""
-    return f"{stage.worker_id} {stage.start}:{stage.end} {stage.precision}"
+    """A hop of a route: `w-ab 0:10 float32`, or what the weights are held in: `w-ab 0:10 int4`."""
+    return f"{stage.worker_id} {stage.start}:{stage.end} {stage.quantization or stage.precision}"
 
 
 def _json(value: Any) -> str:

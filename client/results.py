@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.ids import SessionId, WorkerId
-from protocol.messages import FinishReason, Precision
+from protocol.messages import FinishReason, Precision, Quantization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,9 @@ class RouteStage:
     start: int
     end: int
     precision: Precision
+    """What it computed in."""
+    quantization: Quantization | None = None
+    """What it held the weights in, if not in `precision`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,10 @@ class Generation:
     """How often a route failed and another was gone on with."""
     cached_tokens: int = 0
     """Tokens of the prompt that weren't run, as workers had them from an earlier generation."""
+    drafted_tokens: int = 0
+    """Tokens that the workers guessed, to be verified several at a time."""
+    accepted_tokens: int = 0
+    """Those of them that are tokens of the answer: so many rounds through all workers were saved."""
 
 
 class Progress:
@@ -68,6 +75,8 @@ class Progress:
         self.n_failovers = 0
         self.n_cached = 0
         """Of the prompt, that the first route had already."""
+        self.n_drafted = 0
+        self.n_accepted = 0
         self.session_id: SessionId | None = None
         """The latest that a worker has heard of."""
         self.waits_for = ""
@@ -110,4 +119,6 @@ class Progress:
             seed=self.seed,
             failovers=self.n_failovers,
             cached_tokens=self.n_cached,
+            drafted_tokens=self.n_drafted,
+            accepted_tokens=self.n_accepted,
         )

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Collection
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 from aiohttp import web
@@ -23,12 +24,14 @@ from coordinator.keys import (
     VERSION,
 )
 from coordinator.middleware import add_route, json_answer, read_json
-from coordinator.policy.events import DrainAsked
+from coordinator.policy.events import DrainAsked, ImprovementFound
+from coordinator.policy.improvement import improvement
+from coordinator.policy.outlook import moving_words
 from coordinator.policy.state import checked_placement
 from coordinator.policy.views import model_info, plan_info, worker_info
 from coordinator.repository import StoredKey
 from protocol.api_key import new_api_key, secret_hash
-from protocol.errors import InvalidRequestError, NotFoundError, repeated
+from protocol.errors import ConflictError, InvalidRequestError, NotFoundError, repeated
 from protocol.ids import KeyId, ModelName, WorkerId
 from protocol.rest import (
     AddModelRequest,
@@ -50,6 +53,7 @@ def add_admin_routes(app: web.Application) -> None:
     """Put the operators' routes in."""
     add_route(app, "admin", "GET", "/admin/v1/status", status)
     add_route(app, "admin", "GET", "/admin/v1/plan", plan)
+    add_route(app, "admin", "POST", "/admin/v1/plan", apply_plan)
     add_route(app, "admin", "GET", "/admin/v1/models", models)
     add_route(app, "admin", "POST", "/admin/v1/models", add_model)
     add_route(app, "admin", "GET", "/admin/v1/models/{name}", model)
@@ -71,6 +75,7 @@ async def status(request: web.Request) -> web.Response:
             url=request.app[PUBLIC_URL][0],
             database=request.app[REPOSITORY].kind,
             database_problem=request.app[REPOSITORY].problem,
+            moving=moving_words(state),
             models=model_infos(request),
             workers=tuple(
                 _with_note(worker_info(state, worker_id, now_s), request.app[ROUTE_DESK].note(worker_id))
@@ -89,6 +94,19 @@ async def plan(request: web.Request) -> web.Response:
     state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
     wanted = checked_placement(request.query.get("placement") or state.settings.placement, "placement")
     return json_answer(await asyncio.to_thread(plan_info, state, wanted, now_s))
+
+
+async def apply_plan(request: web.Request) -> web.Response:
+    """-> `PlanInfo`, once the first workers were told."""
+    cluster = request.app[CLUSTER]
+    basis = cluster.state
+    better = await asyncio.to_thread(partial(improvement, basis, is_asked=True))
+    if not better.is_worth_it:
+        raise ConflictError(f"nothing is moved: {better.reason}")
+    await cluster.handle(ImprovementFound(basis=basis, improvement=better, is_asked=True))
+    if cluster.state.moving is None:
+        raise ConflictError("nothing is moved: a worker or a model changed meanwhile; ask again once all is ready")
+    return await plan(request)
 
 
 async def add_model(request: web.Request) -> web.Response:

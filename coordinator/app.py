@@ -60,7 +60,7 @@ from coordinator.policy.state import PolicySettings
 from coordinator.repository import Repository
 from coordinator.route_desk import RouteDesk
 from coordinator.state_folder import StateFolder
-from coordinator.sweeps import sweep_forever
+from coordinator.sweeps import look_forever, sweep_forever
 from coordinator.ticket_desk import TicketDesk
 from coordinator.worker_api import add_worker_routes
 from protocol.codec import MAX_BODY_BYTES
@@ -142,6 +142,10 @@ def _policy_settings(config: CoordinatorConfig) -> PolicySettings:
         lost_after_s=config.lost_after_s,
         settle_s=config.settle_s,
         placement=config.placement,
+        replan=config.replan,
+        replan_every_s=config.replan_every_s,
+        replan_margin=config.replan_margin,
+        auto_quantize=config.auto_quantize,
     )
 
 
@@ -183,7 +187,8 @@ def _application(
 @asynccontextmanager
 async def _working(cluster: Cluster, reports: GenerationReports) -> AsyncIterator[None]:
     """Have time pass for the cluster, and reports saved; at the end, those that are left."""
-    async with running_beside(sweep=sweep_forever(cluster), reports=reports.save_forever()):
+    loops = {"sweep": sweep_forever(cluster), "look": look_forever(cluster), "reports": reports.save_forever()}
+    async with running_beside(**loops):
         yield
         await reports.saved(SHUTDOWN_S)
 

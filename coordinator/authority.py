@@ -22,15 +22,13 @@ from coordinator import state_folder as names
 from coordinator.certificates import (
     ca_certificate,
     certificate_for,
-    key_from_pem,
-    key_to_pem,
-    new_key,
     subject_names,
 )
 from coordinator.state_folder import StateFolder
 from protocol.errors import StorageError, WrongSecretError
 from protocol.handshake import checked_secret, join_key
 from protocol.ids import CoordinatorId, WorkerId
+from protocol.private_keys import key_from_pem, key_to_pem, new_key, public_key_der
 from protocol.tls import COORDINATOR_NAME, fingerprint, worker_id_of_key, worker_name
 
 SERVER_LIFE = timedelta(days=365)
@@ -115,8 +113,7 @@ class Authority:
             raise refused from exc
         if not is_signed or not isinstance(public_key, ec.EllipticCurvePublicKey):
             raise refused
-        der = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        if worker_id_of_key(der) != worker_id:
+        if worker_id_of_key(public_key_der(public_key)) != worker_id:
             raise refused
         certificate = certificate_for(
             public_key,

@@ -96,20 +96,7 @@ def write_backup(
         hashes={name: hashlib.sha256(data).hexdigest() for name, data in parts.items()},
         n_rows={name: len(rows) for name, rows in tables.items()},
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                _write_archive(file, {CONTENTS: msgspec.json.format(msgspec.json.encode(contents))} | parts, now)
-            os.link(temporary, path)  # never over a file that is there
-        finally:
-            temporary.unlink(missing_ok=True)
-    except FileExistsError as exc:
-        raise InvalidRequestError(f"{path} is there already; a backup is never written over: name another") from exc
-    except OSError as exc:
-        raise StorageError(
-            f"the backup {path} can't be written ({exc.strerror or exc}): choose another folder or make room"
-        ) from exc
+    _write_new(path, {CONTENTS: msgspec.json.format(msgspec.json.encode(contents))} | parts, now)
     return contents
 
 
@@ -136,6 +123,23 @@ def read_backup(path: Path) -> Backup:
     if {name: len(rows) for name, rows in tables.items()} != contents.n_rows:
         raise _damaged(path, "it has other numbers of rows than it says")
     return Backup(contents=contents, state=state, tables=tables)
+
+
+def _write_new(path: Path, parts: Mapping[str, bytes], now: datetime) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                _write_archive(file, parts, now)
+            os.link(temporary, path)  # never over a file that is there
+        finally:
+            temporary.unlink(missing_ok=True)
+    except FileExistsError as exc:
+        raise InvalidRequestError(f"{path} is there already; a backup is never written over: name another") from exc
+    except OSError as exc:
+        raise StorageError(
+            f"the backup {path} can't be written ({exc.strerror or exc}): choose another folder or make room"
+        ) from exc
 
 
 def _write_archive(file: Any, parts: Mapping[str, bytes], now: datetime) -> None:

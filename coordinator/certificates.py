@@ -7,36 +7,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_LIFE = timedelta(days=3653)
 CLOCK_LEEWAY = timedelta(hours=1)
 """Certificates begin so much earlier, for machines whose clocks are behind."""
-
-
-def new_key() -> ec.EllipticCurvePrivateKey:
-    """A fresh P-256 key."""
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def key_to_pem(key: ec.EllipticCurvePrivateKey) -> str:
-    """The private key as unencrypted PKCS#8; keep it in a 0600 file."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-
-
-def key_from_pem(pem: str) -> ec.EllipticCurvePrivateKey:
-    """Read a private key; ValueError if it isn't one of ours."""
-    try:
-        key = serialization.load_pem_private_key(pem.encode(), password=None)
-    except TypeError as exc:
-        raise ValueError("the key is encrypted") from exc
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError("the key isn't an elliptic-curve key")  # noqa: TRY004 - the file is wrong, not a type
-    return key
 
 
 def subject_names(hosts: Iterable[str]) -> tuple[x509.GeneralName, ...]:

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_admin import JsonOption, KeyFileOption, StateOption, UrlOption
 from coordinator.cli_output import console, print_json
+from coordinator.cli_target import JsonOption, KeyFileOption, StateOption, UrlOption
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import Patient, examine
 from protocol.checks import exit_code_of, report_table

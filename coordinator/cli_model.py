@@ -12,8 +12,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from coordinator import state_folder as names
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_admin import JsonOption, KeyFileOption, StateOption, UrlOption
 from coordinator.cli_output import console, human_bytes, model_table, notes, print_json, printable, short_ids
+from coordinator.cli_target import JsonOption, for_coordinator
 from coordinator.file_store import FileStore
 from coordinator.state_folder import StateFolder, read_state_file
 from protocol.errors import ConfigError, ConflictError
@@ -30,7 +30,9 @@ model_commands = typer.Typer(no_args_is_help=True, help="The models that the clu
 
 
 @model_commands.command("add")
+@for_coordinator
 def add_model(
+    target: AdminTarget,
     name: Annotated[str, typer.Argument(help="What the model will be called: letters, digits, '.', '_', '-'.")],
     source: Annotated[
         str, typer.Argument(help="A folder of safetensors, a GGUF file, or a Hugging Face id (owner/name).")
@@ -38,16 +40,12 @@ def add_model(
     *,
     replicas: ReplicasOption = 1,
     as_json: JsonOption = False,
-    url: UrlOption = None,
-    admin_key_file: KeyFileOption = None,
-    state: StateOption = None,
 ) -> None:
     """Split a model into files by hash, in the coordinator's store, and have the cluster serve it.
 
     Runs on the coordinator's machine, while the coordinator runs.
     """
     model_name = checked_model_name(name)
-    target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
     status = target.ask(lambda session: session.get("/admin/v1/status", ClusterStatus))
     _check_is_here(target, status)
     _check_is_free(model_name, status)
@@ -67,15 +65,9 @@ def add_model(
 
 
 @model_commands.command("list")
-def list_models(
-    *,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
-    admin_key_file: KeyFileOption = None,
-    state: StateOption = None,
-) -> None:
+@for_coordinator
+def list_models(target: AdminTarget, *, as_json: JsonOption = False) -> None:
     """List the models: state, reason, and how many workers hold which blocks."""
-    target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
     models = target.ask(lambda session: session.get("/admin/v1/models", ModelList))
     if as_json:
         print_json(models)
@@ -84,16 +76,14 @@ def list_models(
 
 
 @model_commands.command("show")
+@for_coordinator
 def show_model(
+    target: AdminTarget,
     name: Annotated[str, typer.Argument(help="The model's name.")],
     *,
     as_json: JsonOption = False,
-    url: UrlOption = None,
-    admin_key_file: KeyFileOption = None,
-    state: StateOption = None,
 ) -> None:
     """Show one model."""
-    target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
     path = _model_path(checked_model_name(name))
     model = target.ask(lambda session: session.get(path, ModelInfo))
     if as_json:
@@ -103,20 +93,18 @@ def show_model(
 
 
 @model_commands.command("replicas")
+@for_coordinator
 def set_replicas(
+    target: AdminTarget,
     name: Annotated[str, typer.Argument(help="The model's name.")],
     replicas: Annotated[int, typer.Argument(min=1, max=MAX_REPLICAS, help="Workers that hold each block.")],
     *,
     as_json: JsonOption = False,
-    url: UrlOption = None,
-    admin_key_file: KeyFileOption = None,
-    state: StateOption = None,
 ) -> None:
     """Say how many workers are to hold each block of a model, as far as there is room.
 
     With two or more, a worker that dies is replaced by one that has its blocks loaded.
     """
-    target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
     path, request = _model_path(checked_model_name(name)), ChangeModelRequest(n_replicas=replicas)
     info = target.ask(lambda session: session.patch(path, request, ModelInfo))
     if as_json:
@@ -127,19 +115,17 @@ def set_replicas(
 
 
 @model_commands.command("remove")
+@for_coordinator
 def remove_model(
+    target: AdminTarget,
     name: Annotated[str, typer.Argument(help="The model's name.")],
     *,
     as_json: JsonOption = False,
-    url: UrlOption = None,
-    admin_key_file: KeyFileOption = None,
-    state: StateOption = None,
 ) -> None:
     """Stop serving a model, at once.
 
     Workers drop its blocks; files that no other model has are removed from the coordinator.
     """
-    target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
     path = _model_path(checked_model_name(name))
     model = target.ask(lambda session: session.delete(path, ModelInfo))
     if as_json:

@@ -105,7 +105,7 @@ def worker_table(workers: tuple[WorkerInfo, ...]) -> Group:
             _cell(worker.hostname),
             _state(worker.state),
             _cell(_spans(worker)),
-            _cell(f"{worker.device} {worker.precision}"),
+            _cell(_device(worker)),
             str(worker.n_sessions),
             f"{worker.last_seen_s_ago:.0f} s ago",
         )
@@ -116,6 +116,11 @@ def worker_table(workers: tuple[WorkerInfo, ...]) -> Group:
         if span.note
     )
     return Group(table, *_reasons((worker.worker_id, worker.reason) for worker in workers), *_reasons(notes))
+
+
+def _device(worker: WorkerInfo) -> str:
+    text = f"{worker.device} {worker.precision}"
+    return f"{text}, caches {worker.kv_precision}" if worker.kv_precision is not None else text
 
 
 def plan_table(plan: PlanInfo) -> Group:
@@ -129,15 +134,18 @@ def plan_table(plan: PlanInfo) -> Group:
             table.add_row(
                 _cell(span.worker_id[:_ID_CHARS]),
                 _cell(span.hostname),
-                str(span.blocks),
+                f"{span.blocks} in {span.quantization}" if span.quantization else str(span.blocks),
                 f"{1000 * span.stage_s:.2f}",
             )
         parts.append(Text(f"{printable(model.model)}, placed for {plan.placement}: {_tokens_per_s(model.planned)}"))
         parts.append(Text(f"  as it is now: {_tokens_per_s(model.now)}", style="dim"))
+        if model.note:
+            parts.append(Text(f"  {printable(model.note)}", style="dim"))
         parts.append(table)
     if plan.left_out:
         parts.append(Text("Not on the way of one stream:"))
-    return Group(*parts, *_reasons((worker.worker_id, worker.reason) for worker in plan.left_out))
+    outlook = [Text(short_ids(printable(plan.outlook)))] if plan.outlook else []
+    return Group(*parts, *_reasons((worker.worker_id, worker.reason) for worker in plan.left_out), *outlook)
 
 
 def _tokens_per_s(speed: ModelledSpeed | None) -> str:
@@ -165,6 +173,8 @@ def print_status(status: ClusterStatus) -> None:
     if status.database_problem:
         out.print(Text(f"The database can't be used: {printable(status.database_problem)}"), soft_wrap=True)
         out.print("What runs goes on; what would have to be kept is refused until it is back.", soft_wrap=True)
+    if status.moving:
+        out.print(Text(short_ids(printable(status.moving))), soft_wrap=True)
     out.print(model_table(status.models))
     if status.workers:
         out.print(worker_table(status.workers))
@@ -177,7 +187,8 @@ def _spans(worker: WorkerInfo) -> str:
     for span in worker.spans:
         progress = "" if span.state in ("ready", "failed") else f" {100 * span.progress:.0f}%"
         state = "" if span.state == "ready" else f" ({span.state}{progress})"
-        parts.append(f"{span.model} {span.blocks}{state}")
+        held_as = f" in {span.quantization}" if span.quantization else ""
+        parts.append(f"{span.model} {span.blocks}{held_as}{state}")
     return ", ".join(parts)
 
 

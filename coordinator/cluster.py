@@ -78,6 +78,10 @@ class Cluster:
         """
         return self._routes_changed
 
+    def now_s(self) -> float:
+        """What time it is for the cluster."""
+        return self._clock()
+
     async def restore(self) -> None:
         """Take up what was saved.
 

@@ -11,7 +11,7 @@ import platformdirs
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from coordinator.policy.state import Placement, checked_placement
+from coordinator.policy.state import Placement, Replan, checked_placement, checked_replan
 from protocol.errors import ConfigError
 from protocol.handshake import checked_secret
 from protocol.pinned_http import checked_coordinator_url
@@ -46,6 +46,14 @@ class CoordinatorConfig:
     """Placement waits until no worker has joined or left for this long."""
     placement: Placement = "balance"
     """What blocks are given out for."""
+    replan: Replan = "auto"
+    """Whether what is served is moved to something much better by itself."""
+    replan_every_s: float = 60.0
+    """How long nothing else must have changed before."""
+    replan_margin: float = 1.2
+    """How many times as fast it must be."""
+    auto_quantize: bool = True
+    """Whether workers with `--precision auto` hold blocks in int8 or int4 where a model doesn't fit otherwise."""
 
     @classmethod
     def from_env(
@@ -60,6 +68,8 @@ class CoordinatorConfig:
         public_url: str | None = None,
         take_over: bool = False,
         placement: str | None = None,
+        replan: str | None = None,
+        auto_quantize: str | None = None,
     ) -> CoordinatorConfig:
         """Settle every setting: the argument, else `BRIGADE_STATE`, `_LISTEN`, `_DATABASE_URL`, `_SECRET`, ...
 
@@ -79,7 +89,15 @@ class CoordinatorConfig:
             public_url=checked_coordinator_url(public_url) if public_url else None,
             take_over=take_over,
             placement=checked_placement(placement or environ.get("BRIGADE_PLACEMENT") or "balance", "--placement"),
+            replan=checked_replan(replan or environ.get("BRIGADE_REPLAN") or "auto", "--replan"),
+            auto_quantize=_is_on(auto_quantize or environ.get("BRIGADE_AUTO_QUANTIZE") or "on", "--auto-quantize"),
         )
+
+
+def _is_on(text: str, option: str) -> bool:
+    if text not in ("on", "off"):
+        raise ConfigError(f"{option} {text[:40]!r} isn't one of on, off")
+    return text == "on"
 
 
 def default_state(environ: Mapping[str, str] | None = None) -> Path:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from coordinator.disk_errors import storage_error, storage_errors
+from protocol.disk import storage_error, storage_errors
 from protocol.errors import ConflictError, NotFoundError, repeated
 from protocol.file_locks import HeldLock, try_lock
 from protocol.ids import FileHash

@@ -25,6 +25,7 @@ from protocol.control_messages import DeviceReport, SpanAssignment
 from protocol.errors import StorageError
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest, ModelFile, decode_manifest, encode_manifest
+from protocol.messages import Quantization
 
 
 async def persist(session: AsyncSession, effect: Persistent) -> None:
@@ -59,7 +60,12 @@ async def load_stored_state(session: AsyncSession) -> StoredState:
     query = select(AssignmentRow).order_by(AssignmentRow.worker_id, AssignmentRow.position)
     for row in await session.scalars(query):
         blocks = BlockRange(row.start, row.end)
-        span = SpanAssignment(model=ModelName(row.model), revision=Revision(row.revision), blocks=blocks)
+        span = SpanAssignment(
+            model=ModelName(row.model),
+            revision=Revision(row.revision),
+            blocks=blocks,
+            quantization=_quantization(row.quantization),
+        )
         spans[row.worker_id].append(span)
     workers = [
         _worker(row, tuple(spans[row.worker_id]))
@@ -94,6 +100,7 @@ async def _save_assignment(session: AsyncSession, effect: SaveAssignment) -> Non
             revision=span.revision,
             start=span.blocks.start,
             end=span.blocks.end,
+            quantization=span.quantization,
         )
         session.add(row)
 
@@ -154,6 +161,14 @@ def _status(text: str) -> WorkerStatus:
     except msgspec.ValidationError as exc:
         raise StorageError(f"the database holds a worker in state {text[:40]!r}, which isn't known here") from exc
     return status
+
+
+def _quantization(text: str | None) -> Quantization | None:
+    try:
+        quantization: Quantization | None = msgspec.convert(text, Quantization | None)
+    except msgspec.ValidationError as exc:
+        raise StorageError(f"the database holds blocks in {str(text)[:40]!r}, which isn't known here") from exc
+    return quantization
 
 
 def _device(stored: dict[str, Any] | None) -> DeviceReport | None:

@@ -12,13 +12,12 @@ Everything here blocks: call it from a thread where there is an event loop.
 
 from __future__ import annotations
 
-import errno
-import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from protocol.disk import storage_errors, write_atomically
 from protocol.errors import ConflictError, StorageError
 from protocol.file_locks import try_lock
 
@@ -48,7 +47,7 @@ class StateFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
-        with _storage_errors(self.root):
+        with storage_errors(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if (self.root / COORDINATOR_ID).is_file():
                 self.root.chmod(0o700)  # ours; a folder that held something else before is left as it is
@@ -84,18 +83,8 @@ class StateFolder:
             StorageError: the disk is full or the folder can't be written.
         """
         path = self.path(name)
-        with _storage_errors(path):
-            fd, temporary = tempfile.mkstemp(dir=self.root, prefix=f".{name}-")  # 0600 from the beginning
-            try:
-                with os.fdopen(fd, "w", encoding="utf-8") as file:
-                    file.write(text if text.endswith("\n") else text + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(temporary).replace(path)
-            except BaseException:
-                with suppress(OSError):
-                    Path(temporary).unlink()
-                raise
+        with storage_errors(path):
+            write_atomically(path, (text if text.endswith("\n") else text + "\n").encode())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -104,7 +93,7 @@ class StateFolder:
         Raises:
             ConflictError: another coordinator runs on this folder.
         """
-        with _storage_errors(self.path(LOCK)):
+        with storage_errors(self.path(LOCK)):
             held = try_lock(self.path(LOCK))
         if held is None:
             raise ConflictError(
@@ -119,7 +108,7 @@ class StateFolder:
 
 def read_state_file(path: Path) -> str | None:
     """The text of a small file of ours without surrounding white space; None if it isn't there."""
-    with _storage_errors(path):
+    with storage_errors(path):
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
@@ -131,30 +120,3 @@ def read_state_file(path: Path) -> str | None:
         return data.decode("utf-8").strip()
     except UnicodeDecodeError as exc:
         raise StorageError(f"{path} isn't text: restore it from a backup, or remove it") from exc
-
-
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise _storage_error(path, exc) from exc
-
-
-def _storage_error(path: Path, exc: OSError) -> StorageError:
-    match exc.errno:
-        case errno.EEXIST | errno.ENOTDIR:
-            return StorageError(
-                f"{path} can't be a state folder: there is a file in its place; name another (--state)"
-            )
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return StorageError(
-                f"{path} can't be used ({exc.strerror}): change its owner or permissions, or name another state "
-                "folder (--state)"
-            )
-        case errno.ENOSPC | errno.EDQUOT:
-            return StorageError(
-                f"no room on the disk of {path} ({exc.strerror}): make room, or name another folder"
-            )
-        case _:
-            return StorageError(f"{path} can't be used: {exc.strerror or exc}")

@@ -121,6 +121,8 @@ class AssignmentRow(Base):
     revision: Mapped[str] = mapped_column(String(64))
     start: Mapped[int] = mapped_column(Integer)
     end: Mapped[int] = mapped_column(Integer)
+    quantization: Mapped[str | None] = mapped_column(String(16))
+    """What the weights are to be held in, if not as the worker holds weights otherwise."""
 
 
 class ApiKeyRow(Base):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from coordinator.policy.routing import RouteStage
 from protocol.compatibility import knows, understood_by
@@ -68,33 +69,23 @@ class TicketDesk:
         Raises:
             ModelUnavailableError: a worker's socket closed this very moment.
         """
-        head, tail = stages[0], stages[-1]
-        speculates = speculate and all(self._can_speculate(stage.worker_id) for stage in stages)
-        hops = []
-        for i, stage in enumerate(stages):
-            following = stages[i + 1] if i + 1 < len(stages) else None
-            ticket = Ticket(
-                expires_at_s=now_s + TICKET_LIFE_S,
-                worker_id=stage.worker_id,
-                session_id=session_id,
-                model=model,
-                revision=revision,
-                blocks=stage.blocks,
-                epoch=stage.epoch,
-                previous=stages[i - 1].worker_id if i > 0 else None,
-                next=following.worker_id if following is not None else None,
-                next_url=following.url if following is not None else None,
-                head=head.worker_id,
-                head_url=head.url,
-                tail=tail.worker_id,
-                max_positions=max_positions,
-                continues=continues,
-                prefix=prefix,
-                n_hops=len(stages),
-                speculates=speculates,
-            )
-            hops.append(_hop(stage, self._signed(ticket)))
-        return tuple(hops)
+        common = partial(
+            Ticket,
+            expires_at_s=now_s + TICKET_LIFE_S,
+            session_id=session_id,
+            model=model,
+            revision=revision,
+            head=stages[0].worker_id,
+            head_url=stages[0].url,
+            tail=stages[-1].worker_id,
+            max_positions=max_positions,
+            continues=continues,
+            prefix=prefix,
+            n_hops=len(stages),
+            speculates=speculate and all(self._can_speculate(stage.worker_id) for stage in stages),
+        )
+        tickets = (_ticket(common, stages, i) for i in range(len(stages)))
+        return tuple(_hop(stage, self._signed(ticket)) for stage, ticket in zip(stages, tickets, strict=True))
 
     def attach_ticket(
         self, stages: Sequence[RouteStage], *, session_id: SessionId, max_positions: int, now_s: float
@@ -128,7 +119,25 @@ class TicketDesk:
         return sign_claims(understood_by(ticket, served.version), [served.key])
 
 
+def _ticket(common: partial[Ticket], stages: Sequence[RouteStage], i: int) -> Ticket:
+    """The ticket of hop `i`: what it has in common with the others, and its place among them."""
+    stage, following = stages[i], stages[i + 1] if i + 1 < len(stages) else None
+    return common(
+        worker_id=stage.worker_id,
+        blocks=stage.blocks,
+        epoch=stage.epoch,
+        previous=stages[i - 1].worker_id if i > 0 else None,
+        next=following.worker_id if following is not None else None,
+        next_url=following.url if following is not None else None,
+    )
+
+
 def _hop(stage: RouteStage, ticket: str) -> RouteHop:
     return RouteHop(
-        worker_id=stage.worker_id, url=stage.url, blocks=stage.blocks, precision=stage.precision, ticket=ticket
+        worker_id=stage.worker_id,
+        url=stage.url,
+        blocks=stage.blocks,
+        precision=stage.precision,
+        quantization=stage.quantization,
+        ticket=ticket,
     )

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from protocol.control_messages import DeviceReport, Heartbeat, Leaving, SpanStatus
+from protocol.control_messages import DeviceReport, Heartbeat, Leaving, SpanAssignment, SpanStatus
 from protocol.errors import BrigadeError, LeaseError, ModelLoadingError
-from protocol.messages import CloseSession, SessionOpened, Step
-from protocol.rest import AddModelRequest, ClusterStatus, ModelInfo, RouteRequest, WorkerInfo
+from protocol.messages import CloseSession, SessionOpened, Step, Token
+from protocol.rest import AddModelRequest, ClusterStatus, ModelInfo, RouteHop, RouteRequest, WorkerInfo
 from protocol.tickets import Ticket
 
 VERSION_HEADER = "Brigade-Protocol"
@@ -36,14 +36,18 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
     },
     2: {
         Leaving: ("serves_on_s",),
-        DeviceReport: ("quantization",),
+        DeviceReport: ("quantization", "quantizations", "is_precision_open", "kv_precision"),
         Heartbeat: ("hop_p50_s", "hop_p99_s", "links"),
-        SpanStatus: ("note",),
+        SpanAssignment: ("quantization",),
+        SpanStatus: ("note", "quantization"),
+        ClusterStatus: ("moving",),
         RouteRequest: ("prefix", "speculate"),
+        RouteHop: ("quantization",),
         SessionOpened: ("n_cached",),
         Step: ("drafts", "group"),
         Ticket: ("n_hops", "prefix", "speculates"),
-        WorkerInfo: ("hop_p50_s", "hop_p99_s", "links", "round_trips_s"),
+        Token: ("n_drafted", "n_accepted"),
+        WorkerInfo: ("hop_p50_s", "hop_p99_s", "kv_precision", "links", "round_trips_s"),
     },
 }
 """By minor version: the fields that it added."""

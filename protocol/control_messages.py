@@ -11,7 +11,7 @@ import msgspec
 
 from protocol.errors import ErrorBody
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, SessionId, WorkerId
-from protocol.messages import Precision, Quantization, WeightFormat
+from protocol.messages import KvPrecision, Precision, Quantization, WeightFormat
 
 HEARTBEAT_S = 1.0
 """How often a worker says `Heartbeat`."""
@@ -41,6 +41,8 @@ class SpanStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the state's work that is done, 0 to 1."""
     note: str = ""
     """What an operator should know of a span that is ready, e.g. why its sessions run one at a time."""
+    quantization: Quantization | None = None
+    """As it was assigned. Since 1.2."""
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -58,6 +60,12 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Matrix products at `precision`: what bounds prefill."""
     quantization: Quantization | None = None
     """What the weights of blocks are held in, if not in `precision`, which is then computed in. Since 1.2."""
+    quantizations: tuple[Quantization, ...] = ()
+    """What the device could hold them in besides. Since 1.2."""
+    is_precision_open: bool = False
+    """Whether its operator left it to the coordinator to have blocks held so where nothing else fits. Since 1.2."""
+    kv_precision: KvPrecision | None = None
+    """What keys and values are kept in, if not in what is computed in. Since 1.2."""
 
     @property
     def held_as(self) -> WeightFormat:
@@ -146,12 +154,14 @@ class Leaving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 # ------------------------------------------------------------------ to a worker
 
 
-class SpanAssignment(msgspec.Struct, frozen=True, kw_only=True):
+class SpanAssignment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A range of blocks that a worker is to hold."""
 
     model: ModelName
     revision: Revision
     blocks: BlockRange
+    quantization: Quantization | None = None
+    """What their weights are to be held in, if not as the worker holds weights otherwise. Since 1.2."""
 
 
 class Assign(msgspec.Struct, frozen=True, kw_only=True, tag="assign"):

@@ -1,4 +1,4 @@
-"""Frames of the data plane: a message and, with some, raw tensor bytes. Sans-I/O: feed bytes, get frames.
+"""Frames of the data plane: a message and, with some, raw tensor bytes. Bytes in, a frame out; no I/O.
 
 Layout, all integers big-endian: magic `BG`, format version (1 byte), zero (1 byte), header length (4 bytes),
 payload length (8 bytes), header (msgpack), payload. Lengths are checked before anything is allocated.
@@ -7,7 +7,6 @@ payload length (8 bytes), header (msgpack), payload. Lengths are checked before 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protocol.codec import decode_message, encode_message
@@ -58,38 +57,6 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Frame:
     if len(view) != end:
         raise ProtocolError(f"a frame of {end} bytes came as {len(view)}")
     return _frame(view, header_end, end)
-
-
-class FrameDecoder:
-    """Frames out of a stream of bytes that is cut anywhere."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take more bytes; yield the frames that are complete now, each with a payload of its own.
-
-        Raises:
-            ProtocolError: the stream is no stream of frames; close the connection.
-            TooLargeError: likewise, for a length over its limit.
-        """
-        self._buffer += data
-        while len(self._buffer) >= PREFIX_BYTES:
-            header_end, end = _boundaries(memoryview(self._buffer)[:PREFIX_BYTES])
-            if len(self._buffer) < end:
-                return
-            whole = bytes(self._buffer[:end])
-            del self._buffer[:end]
-            yield _frame(memoryview(whole), header_end, end)
-
-    def close(self) -> None:
-        """Say that no more bytes will come.
-
-        Raises:
-            ProtocolError: in the middle of a frame.
-        """
-        if self._buffer:
-            raise ProtocolError(f"the stream ended {len(self._buffer)} bytes into a frame")
 
 
 def _check_lengths(n_header: int, n_payload: int) -> None:

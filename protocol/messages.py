@@ -33,6 +33,10 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
 WeightFormat = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 """What weights are held in: a precision, or codes of fewer bits."""
+KvPrecision = Literal["float32", "bfloat16", "float16", "int8"]
+"""What keys and values are kept in; int8: codes, with a scale for each few."""
+QUANTISED_PRECISION: Precision = "bfloat16"
+"""What is computed in where weights are held in fewer bits: the kernels have no other fast one."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,13 +183,22 @@ class SessionEnded(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
     error: ErrorBody
 
 
-class Token(msgspec.Struct, frozen=True, kw_only=True, tag="token"):
+class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="token"):
     """Tail to client: the generation's token number `index` (from 0); the last one carries a reason."""
 
     session_id: SessionId
     index: int
     token_id: int
     finish_reason: FinishReason | None = None
+    n_drafted: int = 0
+    """On the first token of a round with guesses: how many there were. Since 1.2."""
+    n_accepted: int = 0
+    """Likewise: how many of them are tokens of the answer. Since 1.2."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no round can have. ValueError: msgspec reports it as invalid."""
+        if not 0 <= self.n_accepted <= self.n_drafted <= MAX_DRAFTS:
+            raise ValueError(f"{self.n_accepted} of {self.n_drafted} drafts accepted; at most {MAX_DRAFTS}")
 
 
 ToWorker = OpenSession | AttachTail | Step | FeedToken | CloseSession

@@ -26,14 +26,13 @@ from protocol.errors import (
     ConfigError,
     InternalError,
     InvalidRequestError,
-    TooLargeError,
     UnauthenticatedError,
     UnreachableError,
-    error_from_body,
 )
+from protocol.http_answers import error_of, read_body
 from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
 from protocol.messages import PROTOCOL_VERSION
-from protocol.rest import ErrorAnswer, Hello
+from protocol.rest import Hello
 from protocol.tls import COORDINATOR_NAME, client_context, fingerprint, first_contact_context
 
 CONNECT_TIMEOUT_S = 10.0
@@ -161,9 +160,9 @@ class CoordinatorSession:
                 allow_redirects=False,
                 server_hostname=COORDINATOR_NAME,  # whatever its address
             ) as response:
-                data = await _limited_body(response, max_bytes)
+                data = await read_body(response, max_bytes)
                 if response.status >= 300:
-                    raise _error(url, response.status, data)
+                    raise error_of(response, data)
                 return data
 
     def _decoded(self, path: str, data: bytes, kind: type[T]) -> T:
@@ -224,16 +223,6 @@ def _put_first(urls: deque[str], url: str) -> None:
     urls.rotate(-urls.index(url))
 
 
-def _error(url: str, status: int, data: bytes) -> BrigadeError:
-    try:
-        return error_from_body(decode_json(data, ErrorAnswer).error)
-    except (InvalidRequestError, TooLargeError):
-        return UnreachableError(
-            f"{url} answered with HTTP status {status}, not as a Brigade coordinator does: "
-            "check the address, and whether a proxy is in between"
-        )
-
-
 async def _pinned_ca(url: str, ca_fingerprint: str) -> str:
     """Fetch the CA that `url` shows and compare it with the pinned fingerprint."""
     connector = aiohttp.TCPConnector(ssl=first_contact_context())
@@ -243,7 +232,7 @@ async def _pinned_ca(url: str, ca_fingerprint: str) -> str:
             aiohttp.ClientSession(connector=connector, timeout=timeout) as http,
             http.get(f"{url}/v1/ca", allow_redirects=False) as response,
         ):
-            data = await _limited_body(response, MAX_CA_BYTES)
+            data = await read_body(response, MAX_CA_BYTES)
     try:
         certificate = ssl.PEM_cert_to_DER_cert(data.decode("ascii").strip())
     except ValueError as exc:
@@ -258,17 +247,6 @@ async def _pinned_ca(url: str, ca_fingerprint: str) -> str:
         )
     # Encoded anew from the bytes that were compared, so that nothing beside them is trusted.
     return ssl.DER_cert_to_PEM_cert(certificate)
-
-
-async def _limited_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    n_bytes = 0
-    async for part in response.content.iter_chunked(2**18):
-        n_bytes += len(part)
-        if n_bytes > max_bytes:
-            raise TooLargeError(f"{response.url} answered more than {max_bytes} bytes")
-        parts.append(part)
-    return b"".join(parts)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ JSON on the wire.
 from __future__ import annotations
 
 from protocol.ids import BlockRange, ModelName, WorkerId
+from protocol.messages import Quantization
 from protocol.rest import Body
 
 
@@ -17,6 +18,8 @@ class PlannedSpan(Body, frozen=True, kw_only=True):
     blocks: BlockRange
     stage_s: float
     """Seconds that one token would take in all of them."""
+    quantization: Quantization | None = None
+    """What their weights would be held in, if not as the worker holds weights otherwise."""
 
 
 class ModelledSpeed(Body, frozen=True, kw_only=True):
@@ -33,6 +36,8 @@ class ModelPlan(Body, frozen=True, kw_only=True):
     spans: tuple[PlannedSpan, ...]
     planned: ModelledSpeed | None
     now: ModelledSpeed | None
+    note: str = ""
+    """Why blocks would be held in fewer bits, or what precision would make the model fit."""
 
 
 class LeftOut(Body, frozen=True, kw_only=True):
@@ -44,8 +49,13 @@ class LeftOut(Body, frozen=True, kw_only=True):
 
 
 class PlanInfo(Body, frozen=True, kw_only=True):
-    """`GET /admin/v1/plan`: what would be placed if nothing were yet. `?placement=` as in `coord serve`."""
+    """`GET /admin/v1/plan`: what would be placed if nothing were yet. `?placement=` as in `coord serve`.
+
+    The same after `POST /admin/v1/plan`, which moves to it now, for a gain below the margin too; 409 says why not.
+    """
 
     placement: str
     models: tuple[ModelPlan, ...]
     left_out: tuple[LeftOut, ...]
+    outlook: str = ""
+    """Whether what is served will be moved to that, and why or why not; empty for another placement."""

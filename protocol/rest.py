@@ -23,7 +23,7 @@ from protocol.ids import (
     SessionId,
     WorkerId,
 )
-from protocol.messages import Precision, SharedPrefix
+from protocol.messages import KvPrecision, Precision, Quantization, SharedPrefix
 
 KeyKind = Literal["client", "admin"]
 MAX_ROUTE_WAIT_S = 30.0
@@ -140,6 +140,8 @@ class RouteHop(Body, frozen=True, kw_only=True):
     url: str
     blocks: BlockRange
     precision: Precision
+    quantization: Quantization | None = None
+    """What the weights are held in, if not in `precision`, which is computed in. Since 1.2."""
     ticket: str
 
 
@@ -184,6 +186,8 @@ class WorkerInfo(Body, frozen=True, kw_only=True):
     round_trips_s: dict[WorkerId, float] = {}
     """To the workers that it has connections to."""
     links: dict[WorkerId, LinkReport] = {}
+    kv_precision: KvPrecision | None = None
+    """What its keys and values are kept in, if not in what is computed in."""
 
 
 class ClusterStatus(Body, frozen=True, kw_only=True):
@@ -198,6 +202,8 @@ class ClusterStatus(Body, frozen=True, kw_only=True):
     """Why the database can't be used now; empty while it can."""
     models: tuple[ModelInfo, ...]
     workers: tuple[WorkerInfo, ...]
+    moving: str = ""
+    """How far a move to something better is: who, why, what next; empty while there is none. Since 1.2."""
 
 
 class AddModelRequest(_Request, frozen=True, kw_only=True):

@@ -5,11 +5,12 @@ Coordinator and worker reckon alike: one gives as many blocks as the other then 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from protocol.ids import BlockRange
 from protocol.manifest import Manifest, ModelFile
-from protocol.messages import WeightFormat
+from protocol.messages import QUANTISED_PRECISION, KvPrecision, Precision, WeightFormat
 
 _BLOCK_BITS: Mapping[WeightFormat, int] = {
     "float32": 32,
@@ -21,8 +22,15 @@ _BLOCK_BITS: Mapping[WeightFormat, int] = {
 """Bits of a weight in a block. Quantised: its code, and for each 32 codes (twice for int8) two numbers of 16."""
 _END_BITS: Mapping[WeightFormat, int] = {**_BLOCK_BITS, "int4": 10}
 """Bits of one weight outside the blocks: the embedding and the head keep 8 bits."""
-_KV_BYTES: Mapping[WeightFormat, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2, "int4": 2}
-"""Bytes of one key or value: it is of the precision that is computed in."""
+_KV_BITS: Mapping[KvPrecision, float] = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8.5}
+"""Bits of one key or value; 32 codes share a scale of 16."""
+_COMPUTED_IN: Mapping[WeightFormat, Precision] = {
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "int8": QUANTISED_PRECISION,
+    "int4": QUANTISED_PRECISION,
+}
 
 
 def block_weight_bytes(n_parameters: int, held_as: WeightFormat) -> int:
@@ -49,6 +57,6 @@ def span_weight_bytes(manifest: Manifest, blocks: BlockRange, held_as: WeightFor
     return block_weight_bytes(sum(unique.values()), held_as) + end_weight_bytes(ends, held_as)
 
 
-def kv_bytes(n_elements: int, held_as: WeightFormat) -> int:
-    """Bytes of so many keys and values."""
-    return n_elements * _KV_BYTES[held_as]
+def kv_bytes(n_elements: int, held_as: WeightFormat, kv_precision: KvPrecision | None = None) -> int:
+    """Bytes of so many keys and values; they are kept in what is computed in, unless something else is said."""
+    return math.ceil(n_elements * _KV_BITS[kv_precision or _COMPUTED_IN[held_as]] / 8)

@@ -5,39 +5,32 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import aiohttp
-import torch
 from aiohttp import web
 
 from protocol.codec import MAX_BODY_BYTES
-from protocol.control_messages import Announce, DeviceReport, Heartbeat
-from protocol.messages import Precision, Quantization
+from protocol.control_messages import Announce, Heartbeat
 from protocol.version import program_version
-from worker import duties
 from worker.config import WorkerConfig
 from worker.device import (
-    DeviceProfile,
-    chosen_precision,
-    chosen_quantization,
     fallback_warning,
-    find_device,
-    measure_device,
 )
 from worker.downloads import Downloader
-from worker.duties import KeeperLimits
+from worker.draft_model import weight_files
 from worker.engine import Engine
-from worker.enrolment import CredentialsHolder, enrol, waited_for
+from worker.enrolment import Credentials, CredentialsHolder, enrol, waited_for
 from worker.fetching import Fetching
 from worker.file_server import FileServer
 from worker.files import FileCache
 from worker.holdings import Holdings
 from worker.identity import Identity, load_identity, opened_state
 from worker.keeper import Keeper
+from worker.machine import Machine, beside_draft_model, engine_on, keeper_limits, measured
 from worker.model_folders import ModelFolders
 from worker.server import DataPlane
 from worker.site import Site, bound_socket, errors_to_answers, facing_address, url_of
@@ -61,34 +54,24 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The device, and what of it the worker uses."""
-
-    profile: DeviceProfile
-    precision: Precision
-    memory_bytes: int
-    quantization: Quantization | None = None
-
-    def report(self) -> DeviceReport:
-        """What the coordinator is told of it."""
-        speed = self.profile.speeds[self.precision]
-        return DeviceReport(
-            device=str(self.profile.device),
-            precision=self.precision,
-            n_threads=self.profile.n_threads,
-            memory_bytes=self.memory_bytes,
-            bandwidth_bytes_per_s=speed.decode_bytes_per_s,
-            flops_per_s=speed.prefill_flops_per_s,
-            quantization=self.quantization,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     """Where the worker listens, and what others call that."""
 
     bound: socket.socket
     url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footing:
+    """What a worker stands on once it is let in."""
+
+    identity: Identity
+    cache: FileCache
+    address: Address
+    machine: Machine
+    renew: Callable[[], Awaitable[Credentials]]
+    """Enrol anew."""
+    credentials: CredentialsHolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +94,36 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
         ConfigError, StorageError: a setting or the state folder can't be used.
         UnreachableError, WrongSecretError, ProtocolVersionError, ClockSkewError: the worker can't enrol.
     """
+    footing = await _footing(around, stack)
+    holdings = Holdings()
+    engine = await stack.enter_async_context(engine_on(around.config, footing.machine, footing.cache.quantised))
+    machine = await beside_draft_model(around.config, footing.machine, engine, around.tell)
+    footing = replace(footing, machine=machine)
+    data_plane, uplink = _planes(around, footing, engine, holdings)
+    await stack.enter_async_context(data_plane)
+    application = _application(data_plane, footing.cache)
+    await stack.enter_async_context(Site(application, footing.address.bound, footing.credentials))
+    http = await stack.enter_async_context(_file_session())
+    return Parts(
+        identity=footing.identity,
+        address=footing.address,
+        engine=engine,
+        holdings=holdings,
+        data_plane=data_plane,
+        keeper=_keeper(around, footing, engine, holdings, http),
+        uplink=uplink,
+    )
+
+
+async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     config = around.config
+    if config.draft_model is not None:
+        await asyncio.to_thread(weight_files, config.draft_model)
     stack.enter_context(opened_state(config.state))
     identity = await asyncio.to_thread(load_identity, config.state)
     cache = await asyncio.to_thread(FileCache, config.state / "cache", limit_bytes=config.cache_bytes)
     address = await _address(around, stack)
-    machine = await asyncio.to_thread(_measured, config)
+    machine = await asyncio.to_thread(measured, config)
     if warning := await asyncio.to_thread(fallback_warning, config.device):
         around.tell(warning)
     around.tell(f"worker {identity.worker_id}: enrolling at {', '.join(config.coordinator_urls)}")
@@ -124,53 +131,53 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     first = await waited_for(renew, at_most_s=config.join_timeout_s, tell=around.tell)
     credentials = CredentialsHolder(first, config.coordinator_urls)
     around.tell(f"enrolled at {credentials.current.coordinator_url}; others reach this worker at {address.url}")
+    return Footing(
+        identity=identity, cache=cache, address=address, machine=machine, renew=renew, credentials=credentials
+    )
 
-    holdings = Holdings()
-    engine = await stack.enter_async_context(_engine(config, machine))
+
+def _planes(around: Surroundings, footing: Footing, engine: Engine, holdings: Holdings) -> tuple[DataPlane, Uplink]:
+    """Each needs the other: one reports what the other served, which tells with each heartbeat how busy it is."""
+    config = around.config
     hooks = UplinkHooks(
-        announce=lambda: _announce(config, address.url, machine, holdings),
+        announce=lambda: _announce(config, footing.address.url, footing.machine, holdings),
         heartbeat=lambda: _heartbeat(engine, data_plane),
-        renew=renew,
+        renew=footing.renew,
         on_drain=around.on_drain,
         tell=around.tell,
     )
-    uplink = Uplink(credentials=credentials, holdings=holdings, hooks=hooks, clock=around.clock)
+    uplink = Uplink(credentials=footing.credentials, holdings=holdings, hooks=hooks, clock=around.clock)
     data_plane = DataPlane(
         engine,
         holdings,
-        credentials,
-        identity.worker_id,
+        footing.credentials,
+        footing.identity.worker_id,
         config.chunk_tokens,
         uplink.report_generation,
         around.clock,
         wire=config.wire,
     )
-    await stack.enter_async_context(data_plane)
-    await stack.enter_async_context(Site(_application(data_plane, cache), address.bound, credentials))
-    http = await stack.enter_async_context(_file_session())
+    return data_plane, uplink
+
+
+def _keeper(
+    around: Surroundings, footing: Footing, engine: Engine, holdings: Holdings, http: aiohttp.ClientSession
+) -> Keeper:
     rng = random.SystemRandom()
-    keeper = Keeper(
+    return Keeper(
         engine=engine,
         holdings=holdings,
-        folders=ModelFolders(config.state / "models", cache),
+        folders=ModelFolders(around.config.state / "models", footing.cache),
         fetching=Fetching(
-            cache=cache,
-            downloader=Downloader(http, cache, around.clock),
-            sources=Sources(http, credentials, identity.worker_id, rng),
+            cache=footing.cache,
+            downloader=Downloader(http, footing.cache, around.clock),
+            sources=Sources(http, footing.credentials, footing.identity.worker_id, rng),
             clock=around.clock,
         ),
-        limits=_limits(config, machine),
+        limits=keeper_limits(around.config, footing.machine),
         rng=rng,
         tell=around.tell,
-    )
-    return Parts(
-        identity=identity,
-        address=address,
-        engine=engine,
-        holdings=holdings,
-        data_plane=data_plane,
-        keeper=keeper,
-        uplink=uplink,
+        compile_folder=around.config.state / "compiled" if around.config.compiles else None,
     )
 
 
@@ -181,36 +188,6 @@ async def _address(around: Surroundings, stack: AsyncExitStack) -> Address:
     )
     bound = stack.enter_context(bound_socket(config.listen_host or facing, config.listen_port))
     return Address(bound=bound, url=(config.advertise_url or url_of(bound, facing)).rstrip("/"))
-
-
-def _measured(config: WorkerConfig) -> Machine:
-    """Find and measure the device. Blocks, for most of a second."""
-    device = find_device(config.device)
-    if config.n_threads is not None:
-        torch.set_num_threads(config.n_threads)  # this thread's: the engine's sets its own
-    profile = measure_device(device)
-    memory = config.memory_bytes or duties.default_memory_bytes(profile.free_memory_bytes)
-    return Machine(
-        profile=profile,
-        precision=chosen_precision(config.precision, profile),
-        memory_bytes=memory,
-        quantization=chosen_quantization(config.precision),
-    )
-
-
-def _engine(config: WorkerConfig, machine: Machine) -> Engine:
-    kv_bytes = duties.kv_budget_bytes(machine.memory_bytes, 0, config.kv_memory_bytes)
-    return Engine(device=machine.profile.device, kv_budget_bytes=kv_bytes, n_threads=config.n_threads)
-
-
-def _limits(config: WorkerConfig, machine: Machine) -> KeeperLimits:
-    return KeeperLimits(
-        precision=machine.precision,
-        memory_bytes=machine.memory_bytes,
-        kv_memory_bytes=config.kv_memory_bytes,
-        drain_s=config.drain_s,
-        quantization=machine.quantization,
-    )
 
 
 def _application(data_plane: DataPlane, cache: FileCache) -> web.Application:

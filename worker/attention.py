@@ -9,7 +9,7 @@ padded and copied first (docs/decisions/0009).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -24,13 +24,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from worker.kv_cache import KVCache
+from worker.kv_cache import BlockKV, KVCache
 
 _SESSIONS = "brigade_sessions"
 _ALONE = "brigade_sdpa"
 
-_Parts = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each session, (1, heads, positions, width) each."""
+_Parts = Iterable[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of each session, (1, heads, positions, width) each; maybe made one after the other."""
 
 _batch: ContextVar[BatchCache] = ContextVar("brigade_batch")
 """The batch that is running: neither a mask nor an attention function is told."""
@@ -55,8 +55,8 @@ class BatchCache(Cache):
         """The masks of sessions that have one new token each, if none of them needs one."""
         self._caches = caches
         self._joins_keys = joins_keys
-        self._parts: _Parts = []
-        """Of the block that is running."""
+        self._blocks: list[BlockKV] = []
+        """Of each session, the one that is running."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
@@ -67,20 +67,23 @@ class BatchCache(Cache):
             value_states.split_with_sizes(self.n_tokens, 2),
             strict=True,
         )
-        self._parts = [
-            cache.blocks[layer_idx].update(keys, values)
-            for cache, (keys, values) in zip(self._caches, shares, strict=True)
-        ]
+        self._blocks = [cache.blocks[layer_idx] for cache in self._caches]
+        for block, (keys, values) in zip(self._blocks, shares, strict=True):
+            block.write(keys, values)
         if not self._joins_keys:
             return key_states, value_states
-        return torch.cat([keys for keys, _ in self._parts], 2), torch.cat([values for _, values in self._parts], 2)
+        parts = [block.filled() for block in self._blocks]
+        return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
 
     def parts(self, keys: torch.Tensor, values: torch.Tensor) -> _Parts:
-        """Keys and values of each session, out of what the block has made of those that `update` gave."""
+        """Keys and values of each session, out of what the block has made of those that `update` gave.
+
+        Made one session at a time: of caches in fewer bits, all together may be more than there is memory for.
+        """
         if not self._joins_keys:
-            return self._parts
+            return (block.filled() for block in self._blocks)
         ends = [start + n_new for start, n_new in zip(self.starts, self.n_tokens, strict=True)]
-        return list(zip(keys.split_with_sizes(ends, 2), values.split_with_sizes(ends, 2), strict=True))
+        return zip(keys.split_with_sizes(ends, 2), values.split_with_sizes(ends, 2), strict=True)
 
     def get_seq_length(self, _layer_idx: int = 0) -> int:
         """No position is the first of all: a model must go by the positions that it is told."""
@@ -115,16 +118,16 @@ def attending_apart(batch: BatchCache, configs: Sequence[PreTrainedConfig]) -> I
     """While this is open, the models of these configs attend session by session, as they would do alone."""
     token = _batch.set(batch)
     try:
-        _set_implementation(configs, _SESSIONS)
+        set_implementation(configs, _SESSIONS)
         yield
     finally:
-        _set_implementation(configs, batch.implementation)
+        set_implementation(configs, batch.implementation)
         _batch.reset(token)
 
 
 def shorten(configs: Sequence[PreTrainedConfig]) -> None:
     """Have models that attend by torch's kernel reach it the short way for one new token (`_attend_alone`)."""
-    _set_implementation([config for config in configs if implementation_of(config) == "sdpa"], _ALONE)
+    set_implementation([config for config in configs if implementation_of(config) == "sdpa"], _ALONE)
 
 
 def implementation_of(config: PreTrainedConfig) -> str:
@@ -133,7 +136,8 @@ def implementation_of(config: PreTrainedConfig) -> str:
     return name
 
 
-def _set_implementation(configs: Sequence[PreTrainedConfig], name: str) -> None:
+def set_implementation(configs: Sequence[PreTrainedConfig], name: str) -> None:
+    """Have the models of these configs ask the library for the attention of this name."""
     for config in configs:  # its setter would go through the parts of a config that aren't used here
         config._attn_implementation_internal = name  # noqa: SLF001
 
@@ -141,11 +145,31 @@ def _set_implementation(configs: Sequence[PreTrainedConfig], name: str) -> None:
 def _masks(*, batch_size: int, q_length: int, kv_length: int, q_offset: int, kv_offset: int, **rule: Any) -> Any:  # noqa: ARG001
     """The mask of each session by the model's own `rule`; None for those that need none."""
     batch = _batch.get()
-    make: Callable[..., Any] = ALL_MASK_ATTENTION_FUNCTIONS[batch.implementation]
     return tuple(
-        make(batch_size=1, q_length=n_new, kv_length=start + n_new, q_offset=start, kv_offset=0, **rule)
+        mask_of(batch.implementation, start, n_new, rule)
         for start, n_new in zip(batch.starts, batch.n_tokens, strict=True)
     )
+
+
+def mask_of(implementation: str, start: int, n_new: int, rule: dict[str, Any]) -> torch.Tensor | None:
+    """The mask of one session's `n_new` tokens from position `start` on; None if it needs none."""
+    make: Callable[..., torch.Tensor | None] = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
+    return make(batch_size=1, q_length=n_new, kv_length=start + n_new, q_offset=start, kv_offset=0, **rule)
+
+
+def attend_in_cache(
+    implementation: str,
+    module: nn.Module,
+    query: torch.Tensor,
+    filled: tuple[torch.Tensor, torch.Tensor],
+    mask: torch.Tensor | None,
+    **arguments: Any,
+) -> torch.Tensor:
+    """What attention of this name gives for one session, (1, n_tokens, heads, width).
+
+    `filled`: the keys and values of all positions, the new ones included.
+    """
+    return _own_attention(module, implementation)(module, query, *filled, mask, **arguments)[0]
 
 
 def _attend(
@@ -155,7 +179,7 @@ def _attend(
     batch = _batch.get()
     parts = batch.parts(key, value)
     if masks is None:
-        masks = (None,) * len(parts)
+        masks = (None,) * len(batch.n_tokens)
     attention = _own_attention(module, batch.implementation)
     if attention in _OF_KERNEL and masks == batch.no_masks and _is_plain(arguments):
         return _attend_with_one_token_each(module, query, parts, arguments.get("scaling")), None

@@ -14,7 +14,7 @@ from worker.stage import Batching, Stage, StageInput
 
 _ROUNDS = ((4, 2, 6), (1, 1, 1), (1, 5, 1))
 """Tokens of each session: prompts, decode alone, and decode beside a chunk that continues a prompt."""
-_TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Share of the result's norm by which it may differ: products of more rows are summed in another order."""
 
 
@@ -30,15 +30,15 @@ def _found(stage: Stage) -> Batching:
     for batching in (Batching(), Batching(joins_keys=True)):
         stage.batching = batching
         try:
-            difference = _largest_difference(stage)
+            differs_by = _largest_difference(stage)
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError) as exc:
             if isinstance(exc, (torch.OutOfMemoryError, torch.AcceleratorError)):
                 raise
             failure = f"its code can't run several sessions at once ({type(exc).__name__})"
             continue
-        if difference <= _TOLERANCES[stage.dtype]:
+        if differs_by <= TOLERANCES[stage.dtype]:
             return batching
-        failure = f"sessions that run together differ by {difference:.1g} from each alone"
+        failure = f"sessions that run together differ by {differs_by:.1g} from each alone"
     return Batching(because=failure)
 
 
@@ -51,18 +51,24 @@ def _largest_difference(stage: Stage) -> float:
     largest = 0.0
     for n_tokens in _ROUNDS:
         inputs = [
-            StageInput(payload=_payload(stage, n_new, generator), position=cache.length, cache=cache)
+            StageInput(payload=trial_payload(stage, n_new, generator), position=cache.length, cache=cache)
             for n_new, cache in zip(n_tokens, together, strict=True)
         ]
         expected = [stage.run([replace(one, cache=cache)])[0] for one, cache in zip(inputs, alone, strict=True)]
         got = stage.run(inputs)
         for one, other in zip(got, expected, strict=True):
-            difference = float((one - other).float().norm() / other.float().norm())
-            largest = max(largest, difference if difference == difference else float("inf"))
+            largest = max(largest, difference(one, other))
     return largest
 
 
-def _payload(stage: Stage, n_tokens: int, generator: torch.Generator) -> torch.Tensor:
+def difference(got: torch.Tensor, right: torch.Tensor) -> float:
+    """By how much a result differs from the right one, as a share of that one's norm."""
+    share = float((got - right).float().norm() / right.float().norm())
+    return share if share == share else float("inf")
+
+
+def trial_payload(stage: Stage, n_tokens: int, generator: torch.Generator) -> torch.Tensor:
+    """What a stage takes for `n_tokens` tokens, at random."""
     if stage.is_first:
         return torch.randint(stage.vocab_size, (n_tokens,), generator=generator, dtype=torch.int32)
     return torch.randn(n_tokens, stage.hidden_size, generator=generator).to(stage.dtype)

@@ -11,6 +11,15 @@ from dataclasses import dataclass, field, replace
 
 from protocol.errors import ConflictError, OverloadedError
 from protocol.ids import SessionId
+from protocol.messages import KvPrecision
+
+_FEWER: Mapping[KvPrecision, str] = {
+    "float32": ", or with --kv-precision bfloat16 or int8",
+    "bfloat16": ", or with --kv-precision int8",
+    "float16": ", or with --kv-precision int8",
+    "int8": "",
+}
+"""What makes positions smaller, by what keys and values are kept in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +29,8 @@ class Reservation:
     session_id: SessionId
     n_positions: int
     bytes_per_position: int
+    held_as: KvPrecision
+    """What keys and values are kept in."""
 
     @property
     def n_bytes(self) -> int:
@@ -53,6 +64,19 @@ class CachePlan:
         wanted = sum(request.n_bytes for request in self.waiting)
         return max(0, self.reserved_bytes + wanted - self.budget_bytes)
 
+    def missing_bytes_for(self, request: Reservation, old: SessionId) -> int | None:
+        """Bytes that others would have to give back for the request to be granted in place of what `old` was.
+
+        None: it can't have them, since somebody waits already, or its session isn't new.
+        """
+        if self.waiting or self.knows(request.session_id):
+            return None
+        return max(0, self.reserved_bytes - self.granted[old] + request.n_bytes - self.budget_bytes)
+
+    def knows(self, session_id: SessionId) -> bool:
+        """Whether the session has a reservation, or waits for one."""
+        return session_id in self.granted or any(request.session_id == session_id for request in self.waiting)
+
 
 def reserve(plan: CachePlan, request: Reservation) -> CachePlan:
     """The plan with the request granted or, if it has to wait, queued.
@@ -61,12 +85,14 @@ def reserve(plan: CachePlan, request: Reservation) -> CachePlan:
         ConflictError: the session has a reservation or waits for one.
         OverloadedError: it can never fit, or too many wait already; the message has the numbers.
     """
-    if request.session_id in plan.granted or any(w.session_id == request.session_id for w in plan.waiting):
+    if plan.knows(request.session_id):
         raise ConflictError(f"session {request.session_id} is open on this worker already")
     if request.n_bytes > plan.budget_bytes:
         raise OverloadedError(
-            f"{request.n_positions} positions need {request.n_bytes} bytes of key-value cache; this worker has "
-            f"{plan.budget_bytes} in all: ask for fewer tokens, or give the worker more memory"
+            f"{request.n_positions} positions need {request.n_bytes:,} bytes of key-value cache in "
+            f"{request.held_as}; this worker has {plan.budget_bytes:,} in all, room for "
+            f"{plan.budget_bytes // request.bytes_per_position} positions: ask for fewer tokens, or join with more "
+            f"--memory (or --kv-memory){_FEWER[request.held_as]}"
         )
     if not plan.waiting and request.n_bytes <= plan.free_bytes:
         return replace(plan, granted={**plan.granted, request.session_id: request.n_bytes})
@@ -85,16 +111,17 @@ def release(plan: CachePlan, session_id: SessionId) -> CachePlan:
     return _grant_waiting(replace(plan, granted=granted, waiting=waiting))
 
 
-def hand_over(plan: CachePlan, old: SessionId, new: SessionId) -> CachePlan:
-    """The plan with what `old` was granted in the name of `new`.
+def shrink(plan: CachePlan, session_id: SessionId, n_bytes: int) -> CachePlan:
+    """The plan with no more than so many bytes left to the session, and with whoever now fits granted."""
+    assert n_bytes <= plan.granted[session_id]
+    return _grant_waiting(replace(plan, granted={**plan.granted, session_id: n_bytes}))
 
-    Raises:
-        ConflictError: `new` has a reservation or waits for one.
-    """
-    if new in plan.granted or any(request.session_id == new for request in plan.waiting):
-        raise ConflictError(f"session {new} is open on this worker already")
-    granted = {new if key == old else key: n_bytes for key, n_bytes in plan.granted.items()}
-    return replace(plan, granted=granted)
+
+def exchange(plan: CachePlan, old: SessionId, request: Reservation) -> CachePlan:
+    """The plan with the request granted in place of what `old` was; nothing may be missing for it."""
+    assert plan.missing_bytes_for(request, old) == 0
+    granted = {key: n_bytes for key, n_bytes in plan.granted.items() if key != old}
+    return replace(plan, granted={**granted, request.session_id: request.n_bytes})
 
 
 def resize(plan: CachePlan, budget_bytes: int) -> CachePlan:

@@ -6,40 +6,36 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import msgspec
 import typer
 from rich.console import Console
 
 from protocol.checks import exit_code_of, report_table
+from worker import cli_options as options
 from worker.config import checked_url, default_state, listed_urls, listen_address, settled_secret
 from worker.doctor import Patient, examine
 from worker.doctor_network import Doorway
+
+if TYPE_CHECKING:  # it imports torch
+    from worker.device import PrecisionChoice
 
 _Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def doctor(
-    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="The coordinator, https://HOST:PORT.")],
+    urls: options.Urls,
     *,
     secret_file: Annotated[
         Path | None,
         typer.Option(help="File with the join secret. Without it: BRIGADE_SECRET.", show_default=False),
     ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help="The worker's folder. Else BRIGADE_WORKER_STATE, else the user's own.", show_default=False
-        ),
-    ] = None,
-    listen: Annotated[
-        str | None, typer.Option(help="As for `worker join`: HOST or HOST:PORT.", show_default=False)
-    ] = None,
-    advertise: Annotated[
-        str | None, typer.Option(help="As for `worker join`: https://HOST:PORT.", show_default=False)
-    ] = None,
+    state: options.State = None,
+    listen: options.Listen = None,
+    advertise: options.Advertise = None,
     device: Annotated[_Device, typer.Option(help="As for `worker join`.")] = "auto",
+    precision: options.Precision = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check this machine, the way to the coordinator and the way back, and say what to mend. Changes nothing.
@@ -55,6 +51,7 @@ def doctor(
         state=state or default_state(),
         doorway=Doorway(listen_host=host, listen_port=port, advertise_url=advertise),
         device=device,
+        precision=cast("PrecisionChoice", precision),
         clock=lambda: datetime.now(UTC).timestamp(),
     )
     checks = asyncio.run(examine(patient))

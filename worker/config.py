@@ -17,7 +17,7 @@ from protocol.handshake import checked_secret
 from protocol.ids import BlockRange, ModelName
 
 if TYPE_CHECKING:  # `worker --help` needs no torch
-    from worker.device import DeviceChoice, PrecisionChoice
+    from worker.device import DeviceChoice, KvPrecisionChoice, PrecisionChoice
     from worker.wire import WireChoice
 
 MAX_SECRET_FILE_BYTES = 65_536
@@ -44,6 +44,8 @@ class WorkerConfig:
     memory_bytes: int | None = None
     """Most bytes for weights and key-value caches together."""
     kv_memory_bytes: int | None = None
+    kv_precision: KvPrecisionChoice = "auto"
+    """What keys and values are kept in; auto: what is computed in."""
     cache_bytes: int | None = None
     """Most bytes of model files on disk; None: what the disk has, least recently used files going first."""
     pinned_model: ModelName | None = None
@@ -51,6 +53,10 @@ class WorkerConfig:
     chunk_tokens: int = 128
     wire: WireChoice = "auto"
     """How hidden states go to the next worker."""
+    draft_model: Path | None = None
+    """A folder with a small model that guesses what the served ones will say."""
+    compiles: bool = False
+    """Whether steps of one token run by compiled code, where that can be."""
     drain_s: float = 30.0
     handover_s: float = 10.0
     """A worker that is stopped takes new sessions for so long at most, until others have its blocks."""

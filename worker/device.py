@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,13 +12,14 @@ import structlog
 import torch
 
 from protocol.errors import ConfigError
-from protocol.messages import Precision, Quantization
+from protocol.messages import QUANTISED_PRECISION, KvPrecision, Precision, Quantization
 from worker.hardware import Accelerator, TorchBuild, installed_accelerator, unused_because
 
 log = structlog.get_logger(__name__)
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
+KvPrecisionChoice = Literal["auto", "bfloat16", "int8"]
 
 _STREAM_BYTES = 128 * 2**20
 """Well over any cache, so that reading it measures memory."""
@@ -121,38 +122,68 @@ def usable_precisions(device: torch.device) -> tuple[Precision, ...]:
     return ("float32", "bfloat16", "float16")
 
 
+def usable_quantizations(precisions: Collection[Precision]) -> tuple[Quantization, ...]:
+    """In which fewer bits a device can hold weights that can compute in these precisions."""
+    return ("int8", "int4") if QUANTISED_PRECISION in precisions else ()
+
+
+def check_precision(choice: PrecisionChoice, name: str, precisions: Collection[Precision]) -> None:
+    """Refuse what a device of this name, which can compute in `precisions`, can't do.
+
+    Raises:
+        ConfigError: with what it can.
+    """
+    possible = (*precisions, *usable_quantizations(precisions))
+    if choice == "auto" or choice in possible:
+        return
+    why = f" computes in {QUANTISED_PRECISION}" if chosen_quantization(choice) is not None else ""
+    raise ConfigError(
+        f"--precision {choice}{why}: {name} can do {', '.join(possible)}; say one of these or auto, or name "
+        "another --device"
+    )
+
+
 def chosen_precision(choice: PrecisionChoice, profile: DeviceProfile) -> Precision:
     """The precision asked for; with `auto` bfloat16, unless float32 was measured to be clearly faster.
 
     bfloat16 takes half the memory, and a choice between equals mustn't change from one start to the next. Faster is
     what takes less time for a typical answer: its decode steps count four times its prefill.
 
-    int8 and int4, which have to be asked for, compute in bfloat16: the kernels have no other fast one.
+    With int8 and int4 it is what they compute in; here they have to be asked for, since only the coordinator knows
+    whether a model fits otherwise.
 
     Raises:
         ConfigError: the device can't do the one that was asked for.
     """
+    check_precision(choice, profile.name, profile.speeds)
     if choice == "int8" or choice == "int4":
-        if profile.device.type != "cpu" or "bfloat16" not in profile.speeds:
-            raise ConfigError(
-                f"--precision {choice} is for the CPU only so far; {profile.name} can do "
-                f"{', '.join(profile.speeds)}: say one of these, auto, or --device cpu"
-            )
-        return "bfloat16"
+        return QUANTISED_PRECISION
     if choice == "auto":
         if "bfloat16" not in profile.speeds:
             return "float32"
         full, half = profile.speeds["float32"], profile.speeds["bfloat16"]
         is_clear = _relative_time("bfloat16", half, full) > _CLEARLY * _relative_time("float32", full, full)
         return "float32" if is_clear else "bfloat16"
-    if choice not in profile.speeds:
-        raise ConfigError(f"--precision {choice}: {profile.name} can do {', '.join(profile.speeds)}, or say auto")
     return choice
 
 
 def chosen_quantization(choice: PrecisionChoice) -> Quantization | None:
     """What weights are held in, if not in the precision that is computed in."""
     return choice if choice == "int8" or choice == "int4" else None
+
+
+def chosen_kv_precision(choice: KvPrecisionChoice, profile: DeviceProfile) -> KvPrecision | None:
+    """What keys and values are kept in; None: what is computed in.
+
+    Raises:
+        ConfigError: the device can't do the one that was asked for.
+    """
+    if choice == "bfloat16" and "bfloat16" not in profile.speeds:
+        raise ConfigError(
+            f"--kv-precision bfloat16: {profile.name} can do {', '.join(profile.speeds)}; say int8, which takes "
+            "half of what bfloat16 takes, or auto"
+        )
+    return None if choice == "auto" else choice
 
 
 def free_memory_bytes(device: torch.device) -> int:

@@ -21,12 +21,13 @@ from protocol.checks import Check, Finding, broken, checked, doubtful, fine, in_
 from protocol.errors import BrigadeError
 from protocol.file_locks import try_lock
 from protocol.version import program_version
+from protocol.weight_sizes import block_weight_bytes
 from worker.doctor_network import Doorway, coordinator_checks, doorway_checks
 from worker.hardware import Accelerator, installed_accelerator, unused_because
 from worker.identity import load_identity
 
 if TYPE_CHECKING:  # torch may be missing here
-    from worker.device import DeviceChoice
+    from worker.device import DeviceChoice, PrecisionChoice
 
 _IMPORT_S = 60.0
 """For torch: from a cold disk it takes longer than anything else here."""
@@ -34,7 +35,6 @@ _LITTLE_MEMORY, _NO_MEMORY = 4 * 10**9, 10**9
 _LITTLE_DISK, _NO_DISK = 10 * 10**9, 10**9
 _WEIGHTS_SHARE = 0.7
 """Of the free memory: the rest is the worker's reserve and key-value caches."""
-_BFLOAT16_BYTES = 2
 _INSTALL = "pip install 'brigade[worker]'"
 
 
@@ -48,6 +48,7 @@ class Patient:
     state: Path
     doorway: Doorway
     device: DeviceChoice = "auto"
+    precision: PrecisionChoice = "auto"
     clock: Callable[[], float]
     """Seconds since 1970, UTC."""
 
@@ -59,6 +60,12 @@ async def examine(patient: Patient) -> list[Check]:
         await checked("versions", _versions, _INSTALL),
         await checked(
             "device", lambda: in_thread(lambda: device_finding(patient.device)), _INSTALL, deadline_s=_IMPORT_S
+        ),
+        await checked(
+            "precision",
+            lambda: in_thread(lambda: precision_finding(patient.device, patient.precision)),
+            "say --precision auto, or name one that the device can do",
+            deadline_s=_IMPORT_S,
         ),
         await checked("memory", lambda: in_thread(memory_finding), "close other programs, or use another machine"),
         await checked(
@@ -103,11 +110,37 @@ def device_finding(choice: DeviceChoice, look: Callable[[], Accelerator | None] 
     return fine(f"{chosen.type}, {os.cpu_count()} CPUs, {_gb(free)} of its memory free")
 
 
+def precision_finding(choice: DeviceChoice, precision: PrecisionChoice) -> Finding:
+    """What weights would be held in, and who decides that. Imports torch.
+
+    Raises:
+        ConfigError: the device can't do it.
+    """
+    from worker import device  # noqa: PLC0415 - as above
+
+    chosen = device.find_device(choice)
+    precisions = device.usable_precisions(chosen)
+    device.check_precision(precision, chosen.type, precisions)
+    if precision != "auto":
+        return fine(f"{precision}, whatever the models need: only --precision auto leaves room for less")
+    full = " or ".join(p for p in precisions if p != "float16")
+    fewer = " or ".join(device.usable_quantizations(precisions))
+    if not fewer:
+        return fine(f"auto: {full}; {chosen.type} can't do int8 or int4")
+    return fine(
+        f"auto: {full}, whichever is faster; where a model doesn't fit into the cluster's memory so, {fewer}, if "
+        "the coordinator was started with --auto-quantize on, the default"
+    )
+
+
 def memory_finding(free_bytes: int | None = None) -> Finding:
     """Free main memory, and how large a part of a model that is enough for."""
     free = int(psutil.virtual_memory().available) if free_bytes is None else free_bytes
-    billions = free * _WEIGHTS_SHARE / _BFLOAT16_BYTES / 1e9
-    seen = f"{_gb(free)} free: enough for about {billions:.1f} billion parameters in bfloat16 and their caches"
+    full, least = (free * _WEIGHTS_SHARE / block_weight_bytes(10**9, held_as) for held_as in ("bfloat16", "int4"))
+    seen = (
+        f"{_gb(free)} free: enough for about {full:.1f} billion parameters in bfloat16 and their caches, or "
+        f"{least:.1f} in int4"
+    )
     if free < _NO_MEMORY:
         return broken(seen, "close other programs, or use a machine with more memory")
     if free < _LITTLE_MEMORY:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import aiohttp
 import structlog
 
+from protocol.disk import storage_errors
 from protocol.errors import (
     BrigadeError,
     StorageError,
@@ -28,10 +29,10 @@ from protocol.errors import (
     UntrustedFileError,
     error_fields,
 )
+from protocol.http_answers import error_of, read_body
 from protocol.ids import WorkerId
 from protocol.manifest import ModelFile
-from worker.files import FileCache, storage_errors
-from worker.http_answers import error_of, read_body
+from worker.files import FileCache
 
 log = structlog.get_logger(__name__)
 

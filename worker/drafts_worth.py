@@ -7,7 +7,12 @@ repeats itself is left alone from its first token on, and one that begins to is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
+from typing import NamedTuple
+
+from protocol.messages import MAX_DRAFTS
 
 MIN_GAIN = 1.05
 """Tokens per second are to be better by so much: the measured times are not exact."""
@@ -26,6 +31,13 @@ _CLASSES = (
     (1, 0.05),
 )
 """From how many matched tokens on, and how often a guess after so many is taken to hold until that was seen."""
+
+_MODEL_RATE = 0.6
+"""How often a draft model's guess is taken to hold until that was seen."""
+_MODEL_FADING = 0.98
+"""What was seen of it counts so much with each round in which it isn't asked: it is tried again after a while."""
+_TIME_WEIGHT = 0.2
+"""Of a new measurement of the draft model's times."""
 
 _TIME_NOISE = 0.1
 _BASE_DRIFT = 0.02
@@ -93,23 +105,103 @@ class RoundTimes:
         self._covariance -= with_base * with_draft / variance
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTimes:
+    """What a draft model takes, measured."""
+
+    guess_s: float
+    prompt_token_s: float
+    """For each token of a text that it is to go on from."""
+
+
+@dataclass(slots=True)
+class ModelWorth:
+    """How often the guesses of a draft model hold in one session, and what they take."""
+
+    times: ModelTimes
+    _n_held: float = 0.0
+    _n_seen: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """The share of its guesses that hold, if those before them have."""
+        return (self._n_held + _MODEL_RATE * _PRIOR_WEIGHT) / (self._n_seen + _PRIOR_WEIGHT)
+
+    def setup_s(self, n_behind: int) -> float:
+        """What it takes to read so many tokens; as few as a round brings are a part of its first guess."""
+        return n_behind * self.times.prompt_token_s if n_behind > MAX_DRAFTS + 1 else 0.0
+
+    def add(self, n_drafts: int, n_held: int) -> None:
+        """Count guesses: the first `n_held` have held, the next one hasn't, those behind it tell nothing."""
+        n_seen = min(n_drafts, n_held + 1)
+        fading = _MEMORY**n_seen
+        self._n_held = self._n_held * fading + n_held
+        self._n_seen = self._n_seen * fading + n_seen
+
+    def fade(self) -> None:
+        """Count a round in which it wasn't asked."""
+        self._n_held *= _MODEL_FADING
+        self._n_seen *= _MODEL_FADING
+
+    def took(self, n_drafts: int, seconds: float) -> None:
+        """Count what so many guesses took, without reading a long text before."""
+        guess_s = self.times.guess_s + _TIME_WEIGHT * (seconds / n_drafts - self.times.guess_s)
+        self.times = ModelTimes(guess_s=guess_s, prompt_token_s=self.times.prompt_token_s)
+
+
+class Promise(NamedTuple):
+    """So many guesses, and what they promise: tokens a second of all sessions together."""
+
+    n_drafts: int
+    tokens_per_s: float
+
+
 def best_n_drafts(
     n_matched: int, n_allowed: int, acceptance: Acceptance, times: RoundTimes, *, n_others: int
-) -> int:
-    """The number of guesses, up to `n_allowed`, that promises the most tokens a second; 0 if that is hardly more.
+) -> Promise:
+    """The number of guesses, up to `n_allowed`, that promises the most; 0 if that is hardly more than without.
 
     Of all sessions together: what a guess costs, `n_others` that run along pay too.
     """
+    return _best((acceptance.rate(n_matched + index) for index in range(n_allowed)), times, n_others=n_others)
+
+
+def best_n_model_drafts(
+    n_allowed: int, worth: ModelWorth, times: RoundTimes, *, n_others: int, n_behind: int, n_left: int
+) -> Promise:
+    """Likewise of a draft model's guesses, which take its time too.
+
+    The `n_behind` tokens that it has to read first are paid for by the `n_left` that may still come.
+    """
+    return _best(
+        repeat(worth.rate, n_allowed),
+        times,
+        n_others=n_others,
+        guess_s=worth.times.guess_s,
+        setup_s_per_token=worth.setup_s(n_behind) / max(1, n_left),
+    )
+
+
+def _best(
+    chances: Iterable[float],
+    times: RoundTimes,
+    *,
+    n_others: int,
+    guess_s: float = 0.0,
+    setup_s_per_token: float = 0.0,
+) -> Promise:
+    """The best number of guesses, which hold with these chances one after the other."""
     if times.base_s == 0.0:
-        return 0
-    best, best_rate = 0, (n_others + 1) / times.base_s
-    chance = n_expected = 1.0
-    for n_drafts in range(1, n_allowed + 1):
-        chance *= acceptance.rate(n_matched + n_drafts - 1)
-        n_expected += chance
-        rate = (n_others + n_expected / MIN_GAIN) / times.seconds(n_drafts)
-        if rate > best_rate:
-            best, best_rate = n_drafts, rate
+        return Promise(0, 0.0)
+    best = Promise(0, (n_others + 1) / times.base_s)
+    reached = n_expected = 1.0
+    for n_drafts, chance in enumerate(chances, 1):
+        reached *= chance
+        n_expected += reached
+        seconds = times.seconds(n_drafts) + n_drafts * guess_s + n_expected * setup_s_per_token
+        tokens_per_s = (n_others + n_expected / MIN_GAIN) / seconds
+        if tokens_per_s > best.tokens_per_s:
+            best = Promise(n_drafts, tokens_per_s)
     return best
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, FileHash
 from protocol.manifest import Manifest, ModelFile
-from protocol.messages import Precision, Quantization, WeightFormat
+from protocol.messages import QUANTISED_PRECISION, Precision, Quantization
 from worker.steps import SpanKey
 
 RETIRE_AFTER_S = 3.0
@@ -31,11 +31,6 @@ class KeeperLimits:
     kv_memory_bytes: int | None
     drain_s: float
     quantization: Quantization | None = None
-
-    @property
-    def held_as(self) -> WeightFormat:
-        """What weights are held in."""
-        return self.quantization or self.precision
 
     def key(self, span: SpanAssignment) -> SpanKey:
         """What the engine calls an assigned span."""
@@ -150,7 +145,9 @@ def next_duty(situation: Situation) -> Duty:
 
 
 def span_key(span: SpanAssignment, precision: Precision, quantization: Quantization | None = None) -> SpanKey:
-    """What the engine calls the assigned span."""
+    """What the engine calls the assigned span: in the worker's own format, where the assignment names no other."""
+    if span.quantization is not None:
+        precision, quantization = QUANTISED_PRECISION, span.quantization
     return SpanKey(revision=span.revision, blocks=span.blocks, precision=precision, quantization=quantization)
 
 
@@ -284,7 +281,7 @@ def _too_big(wanted: WantedSpan, situation: Situation, kept_bytes: int) -> str:
         return f"{n_bytes / 1e6:,.0f} MB"
 
     free = max(0, _free_bytes(situation, kept_bytes))
-    held_as = situation.quantization or situation.precision
+    held_as = _key(wanted.span, situation).held_as
     return (
         f"blocks {wanted.span.blocks} in {held_as} need {mb(wanted.weight_bytes)} of memory and "
         f"{mb(free)} can be used ({mb(situation.memory_bytes)} in all, less {mb(kept_bytes)} of other wanted "

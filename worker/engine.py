@@ -22,14 +22,16 @@ from protocol.errors import (
     StaleEpochError,
 )
 from protocol.ids import SessionId
-from protocol.messages import SamplingParams
+from protocol.messages import KvPrecision, SamplingParams
 from worker.cache_plan import Reservation
+from worker.drafter import Drafter
 from worker.engine_core import EngineCore
 from worker.engine_link import EngineLink
 from worker.history import History
 from worker.kept import KeptSessions
 from worker.memory_gate import MemoryGate
 from worker.parking import TakenOver
+from worker.quantised_cache import QuantisedCache
 from worker.steps import EngineStats, LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
 
 MAX_PENDING_STEPS = 1024
@@ -52,13 +54,17 @@ class Engine:
         max_batch_tokens: int = 512,
         max_waiting_sessions: int = MAX_WAITING_SESSIONS,
         max_pending_steps: int = MAX_PENDING_STEPS,
+        kv_precision: KvPrecision | None = None,
+        quantised: QuantisedCache | None = None,
     ) -> None:
+        """`kv_precision`: of caches; None: as computed. `quantised`: keeps codes made of files, by their hashes."""
         self.device = device
-        self._core = EngineCore(device)
+        self._core = EngineCore(device, kv_precision, quantised)
         self._memory = MemoryGate(budget_bytes=kv_budget_bytes, max_waiting=max_waiting_sessions)
         self._link = EngineLink(
             self._core, n_threads=n_threads, max_batch_tokens=max_batch_tokens, on_failed=self._memory.fail_all
         )
+        self.drafter = Drafter(self._link)
         self._max_pending_steps = max_pending_steps
         self._spans: dict[SpanKey, LoadedSpan] = {}
         self._draining: set[SpanKey] = set()
@@ -138,8 +144,7 @@ class Engine:
         """
         reservation = self._reservation(spec)
         left = self._kept.left_for(spec)
-        if left is not None and left.can_become(spec):
-            self._kept.hand_over(left, spec.session_id)
+        if left is not None and self._kept.hand_over(left, spec, reservation):
             self._specs[spec.session_id] = spec
             opening: Coroutine[Any, Any, TakenOver | None] = self._kept.moved(left, spec)
         else:
@@ -204,7 +209,7 @@ class Engine:
     def park_session(self, session_id: SessionId, history: History) -> bool:
         """End a session, but keep its cache for others; False if there is nothing to keep.
 
-        Pending steps fail as cancelled. Memory that somebody waits for isn't kept: close the session then.
+        Pending steps fail as cancelled. What the session had reserved and not used is free at once.
         """
         spec = self._specs.get(session_id)
         is_open = session_id in self._memory.plan.granted and session_id not in self._closing
@@ -213,8 +218,6 @@ class Engine:
         if not self._kept.keep(spec, history):
             return False
         del self._specs[session_id]
-        error = CancelledByClientError("the session is over")
-        self._link.post(lambda _core: None, drops_session=session_id, drop_error=error)
         return True
 
     def forget_parked(self, now_s: float) -> None:
@@ -259,6 +262,7 @@ class Engine:
             session_id=spec.session_id,
             n_positions=spec.n_positions,
             bytes_per_position=self._spans[spec.span].kv_bytes_per_position(spec.blocks),
+            held_as=self._spans[spec.span].kv_precision,
         )
 
     async def _granted(self, spec: SessionSpec, reservation: Reservation, deadline_s: float) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -23,12 +24,15 @@ from protocol.errors import (
     UntrustedFileError,
 )
 from protocol.ids import SessionId
-from protocol.messages import SamplingParams
+from protocol.messages import KvPrecision, SamplingParams
 from worker.batch_run import CoreSession, Measures, checked, is_device_broken, run_steps
 from worker.batching_trial import settle_batching
+from worker.compiled import compile_stage
+from worker.draft_model import DraftModel, DraftModelInfo, DraftModelRequest, load_draft_model
+from worker.quantised_cache import QuantisedCache
 from worker.sampling import Sampler
 from worker.stage import Stage, load_stage
-from worker.steps import LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
+from worker.steps import Compiling, Drafting, LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +42,38 @@ class EngineCore:
     """Spans and sessions on one device."""
 
     device: torch.device
+    kv_precision: KvPrecision | None = None
+    """What keys and values are kept in; None: what is computed in."""
+    quantised: QuantisedCache | None = None
+    """Where codes are kept that had to be made; files go by their hashes then."""
     spans: dict[SpanKey, tuple[Stage, LoadedSpan]] = field(default_factory=dict)
     sessions: dict[SessionId, CoreSession] = field(default_factory=dict)
     measures: Measures = field(default_factory=Measures)
+    draft_model: DraftModel | None = None
+
+    def load_draft_model(self, request: DraftModelRequest) -> DraftModelInfo:
+        """Load a model that guesses what the spans' models will say.
+
+        Raises:
+            ConfigError: it can't be used.
+        """
+        self.draft_model = load_draft_model(request, self.device)
+        return self.draft_model.info
+
+    def next_draft(self, session_id: SessionId, position: int, token_ids: Sequence[int], n_positions: int) -> int:
+        """What the draft model takes to come after these tokens (see `DraftModel.next_token`).
+
+        Raises:
+            OverloadedError, InternalError: it can't say.
+        """
+        if self.draft_model is None:
+            raise InternalError("this worker has no draft model")
+        return self.draft_model.next_token(session_id, position, token_ids, n_positions)
+
+    def forget_drafts(self, session_id: SessionId) -> None:
+        """Free what the draft model keeps of a session."""
+        if self.draft_model is not None:
+            self.draft_model.forget(session_id)
 
     def load(self, request: LoadRequest) -> LoadedSpan:
         """Load a span, or give it if it is loaded.
@@ -63,8 +96,9 @@ class EngineCore:
                 dtype=dtype,
                 device=self.device,
                 quantization=request.key.quantization,
+                quantised=self.quantised,
             )
-            kv_bytes_by_block = stage.kv_bytes_by_block()
+            kv_bytes_by_block = stage.kv_bytes_by_block(self.kv_precision)
             settle_batching(stage)
         except (MemoryError, torch.OutOfMemoryError) as exc:
             raise OverloadedError(f"blocks {blocks} don't fit into the memory of {self.device}") from exc
@@ -72,14 +106,20 @@ class EngineCore:
             if is_device_broken(exc):
                 raise
             raise UntrustedFileError(f"blocks {blocks} of this architecture can't be run: {exc}") from exc
+        uncompiled_because = "" if request.compiling is None else _compiled(stage, request.compiling)
         loaded = LoadedSpan(
             key=request.key,
             n_blocks=stage.n_blocks,
             n_weight_bytes=stage.n_weight_bytes(),
+            kv_precision=self.kv_precision or request.key.precision,
             kv_bytes_by_block=kv_bytes_by_block,
             hidden_bytes=stage.hidden_size * stage.dtype.itemsize,
             load_s=time.perf_counter() - started,
             unbatched_because=stage.batching.because,
+            unpacked_because=stage.unpacked_because,
+            drafting=self._drafting(stage),
+            is_compiled=request.compiling is not None and not uncompiled_because,
+            uncompiled_because=uncompiled_because,
         )
         self.spans[request.key] = (stage, loaded)
         return loaded
@@ -107,18 +147,33 @@ class EngineCore:
             raise NotFoundError(f"blocks {spec.span.blocks} are not loaded on this worker")
         stage = _view(self.spans[spec.span][0], spec)
         sampler = Sampler(spec.sampling, spec.prompt_token_ids) if spec.sampling is not None else None
-        self.sessions[spec.session_id] = CoreSession(spec, stage, stage.new_cache(spec.n_positions), sampler)
+        cache = stage.new_cache(spec.n_positions, self.kv_precision)
+        self.sessions[spec.session_id] = CoreSession(spec, stage, cache, sampler)
 
     def adopt(self, spec: SessionSpec, parked_id: SessionId) -> int:
         """Begin a session with the very cache that another, on the same blocks, has left; the positions in it.
 
         Raises:
             NotFoundError: there is no such other session.
+            OverloadedError: the device has no memory for as many positions as the new one reserved.
         """
         parked = self._session(parked_id)
         del self.sessions[parked_id]
         self.sessions[spec.session_id] = CoreSession(spec, parked.stage, parked.cache, None)
+        with _memory_errors(f"for a session of {spec.n_positions} positions"):
+            parked.cache.resize(spec.n_positions)
         return parked.cache.length
+
+    def park(self, session_id: SessionId, n_positions: int) -> None:
+        """Keep the first positions of a session that is over, and no memory beyond them."""
+        session = self._session(session_id)
+        self.forget_drafts(session_id)
+        try:
+            with _memory_errors("for what is kept of a session"):
+                session.cache.resize(n_positions)
+        except OverloadedError as exc:  # making it smaller takes memory for a moment
+            log.warning("session_not_kept", session_id=session_id, reason=exc.message)
+            session.cache = session.stage.new_cache(n_positions, self.kv_precision)
 
     def open_copy(self, spec: SessionSpec, parked_id: SessionId, n_positions: int) -> int:
         """Begin a session with a copy of the first positions that another, on the same blocks, has left; how many.
@@ -128,14 +183,10 @@ class EngineCore:
             OverloadedError: the device has no memory for the copy.
         """
         parked = self._session(parked_id)
-        cache = parked.stage.new_cache(spec.n_positions)
+        cache = parked.stage.new_cache(spec.n_positions, self.kv_precision)
         n_positions = min(n_positions, parked.cache.length)
-        try:
+        with _memory_errors(f"to copy {n_positions} positions of a cache"):
             cache.copy_from(parked.cache, n_positions)
-        except (MemoryError, RuntimeError) as exc:
-            if is_device_broken(exc):
-                raise
-            raise OverloadedError(f"no memory left to copy {n_positions} positions of a cache") from exc
         self.sessions[spec.session_id] = CoreSession(spec, parked.stage, cache, None)
         return n_positions
 
@@ -170,6 +221,7 @@ class EngineCore:
     def close(self, session_id: SessionId) -> None:
         """Forget a session and free its memory; nothing happens if there is none."""
         self.sessions.pop(session_id, None)
+        self.forget_drafts(session_id)
 
     def run_batch(self, steps: Sequence[StepInput]) -> Iterator[tuple[int, StepOutput | BrigadeError]]:
         """Run steps of different sessions; each one's place in `steps`, and its result or what is wrong with it."""
@@ -181,10 +233,35 @@ class EngineCore:
                 yield index, exc
         yield from run_steps(ready, self.measures)
 
+    def _drafting(self, stage: Stage) -> Drafting | None:
+        if self.draft_model is None or not stage.is_first:
+            return None
+        info = self.draft_model.info
+        return Drafting(model=info.name, unfit_because=info.unfit_for(stage.vocab_size))
+
     def _session(self, session_id: SessionId) -> CoreSession:
         if session_id not in self.sessions:
             raise NotFoundError(f"session {session_id} is not open on this worker")
         return self.sessions[session_id]
+
+
+@contextmanager
+def _memory_errors(purpose: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as exc:
+        if is_device_broken(exc):
+            raise
+        raise OverloadedError(f"no memory left {purpose}") from exc
+
+
+def _compiled(stage: Stage, compiling: Compiling) -> str:
+    if compiling.n_sessions:
+        return (
+            f"{compiling.n_sessions} sessions were running here when it was loaded, and compiling would have "
+            "stopped them, for up to a minute"
+        )
+    return compile_stage(stage, compiling.folder)
 
 
 def _view(stage: Stage, spec: SessionSpec) -> Stage:

@@ -2,6 +2,7 @@
 
     FOLDER/files/ab/abcdef...   one file, named by its SHA-256
     FOLDER/parts/abcdef....part   what has come of a download so far
+    FOLDER/quantised/           what was made of such files (see `worker.quantised_cache`), within the same limit
     FOLDER/index.json           size, modification time and last use of each file whose hash was checked here
 
 A file counts as checked while its size and modification time are those of the index; else its hash is taken again.
@@ -10,20 +11,20 @@ Everything here blocks: call it from a thread. One process uses a folder (the st
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 import threading
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from protocol.disk import storage_errors, write_atomically
 from protocol.errors import NotFoundError, StorageError, UntrustedFileError
 from protocol.ids import FileHash
-from worker.identity import write_atomically
+from worker.quantised_cache import QuantisedCache
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +50,7 @@ class FileCache:
             for sub_folder in (folder / "files", folder / "parts"):
                 sub_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._entries = self._read_index()
+        self.quantised = QuantisedCache(folder / "quantised", self._room_bytes)
 
     def path(self, sha256: FileHash) -> Path:
         """Where the file is or would be.
@@ -147,11 +149,15 @@ class FileCache:
     def make_room(self, n_bytes: int, keep: Collection[FileHash]) -> int:
         """Remove least recently used files, never those in `keep`, until `n_bytes` more fit; returns how many.
 
+        Quantised ones, which can be made anew, go first.
+
         Raises:
-            StorageError: they don't fit even then; nothing was removed.
+            StorageError: they don't fit even then; no model file was removed.
         """
         with self._guard, storage_errors(self._folder):
             wanting = n_bytes - self._room_bytes()
+            if wanting > 0:
+                wanting -= self.quantised.make_way(wanting)
             if wanting <= 0:
                 return 0
             idle = sorted((e.last_use_s, sha256) for sha256, e in self._entries.items() if sha256 not in keep)
@@ -180,7 +186,8 @@ class FileCache:
         on_disk = shutil.disk_usage(self._folder).free - _DISK_RESERVE_BYTES
         if self._limit_bytes is None:
             return on_disk
-        return min(on_disk, self._limit_bytes - self.total_size() - self._parts_bytes())
+        used = self.total_size() + self.quantised.total_size() + self._parts_bytes()
+        return min(on_disk, self._limit_bytes - used)
 
     def _parts_bytes(self) -> int:
         total = 0
@@ -261,24 +268,6 @@ def _mtime_ns(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the disk's errors into ours.
-
-    Raises:
-        StorageError: with the free space if it was that.
-    """
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(path if path.is_dir() else path.parent).free
-            raise StorageError(
-                f"the disk of {path.parent} is full ({_mb(free)} free): free some space, or say --state FOLDER"
-            ) from exc
-        raise StorageError(f"{path} can't be used: {exc.strerror or exc}") from exc
 
 
 def _mb(n_bytes: int) -> str:

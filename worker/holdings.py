@@ -120,8 +120,25 @@ class Holdings:
 
     def note_of(self, key: SpanKey) -> str:
         """What operators should know of a span that is held; mostly nothing."""
-        because = self._held[key].loaded.unbatched_because
-        return f"its sessions run one at a time: {because}" if because else ""
+        loaded, notes = self._held[key].loaded, []
+        if loaded.unbatched_because:
+            notes.append(f"its sessions run one at a time: {loaded.unbatched_because}")
+        if loaded.unpacked_because:
+            notes.append(f"slower than it might be: {loaded.unpacked_because}")
+        if loaded.is_compiled:
+            notes.append("compiled for single streams")
+        if loaded.uncompiled_because:
+            notes.append(f"isn't compiled: {loaded.uncompiled_because}")
+        if loaded.drafting is not None:
+            model, because = loaded.drafting.model, loaded.drafting.unfit_because
+            notes.append(f"doesn't draft: {because}" if because else f"drafts with {model} where that pays")
+        return "; ".join(notes)
+
+    def caches_of(self, key: SpanKey, kv_budget_bytes: int) -> str:
+        """What keys and values of a span that is held are kept in, and for how many positions there is room."""
+        loaded = self._held[key].loaded
+        room = kv_budget_bytes // loaded.kv_bytes_per_position(key.blocks)
+        return f"caches in {loaded.kv_precision}, room for {room:,} positions"
 
     def retire(self, key: SpanKey) -> None:
         """Let no new session use the span; those that run go on."""
@@ -152,4 +169,5 @@ def _status(
         reason=reason,
         progress=progress,
         note=note,
+        quantization=span.quantization,
     )

@@ -78,7 +78,11 @@ class Hop:
         self.tail = Tail(ticket.session_id, ticket.max_positions) if ticket.next is None else None
         self.history = History()
         prior = shared.draft_prior if self.is_head and ticket.speculates else None
-        self.rounds = Rounds(prior, ticket.max_positions)
+        engine = shared.engine
+        model = (
+            engine.drafter.reach(engine.loaded(), opening.span, ticket.max_positions) if prior is not None else None
+        )
+        self.rounds = Rounds(prior, ticket.max_positions, model)
         """At a head: what it sends round, guesses included."""
         self.ring: Connection | None = None
         """At a tail that isn't the head: the connection on which tokens go round."""
@@ -202,6 +206,8 @@ class Hop:
         now_s = asyncio.get_running_loop().time()
         turn = self.rounds.next(fed, self.history.token_ids, n_others=n_others, now_s=now_s)
         self.history.put_ids(fed.position + 1 - len(turn.settled), turn.settled)
+        so_far = self.history.token_ids[: fed.position + 1] if turn.n_wanted else ()
+        turn = await self._shared.engine.drafter.completed(turn, self.rounds, self._session_id, so_far)
         self.arrivals.drafted(len(turn.drafts))
         piece = StepInput(
             session_id=self._session_id,
@@ -252,11 +258,11 @@ class Hop:
             await self._onward.send(output.position, output.hidden, is_last=is_last, drafts=piece.drafts)
             return False
         assert self.tail is not None
-        return bool(output.tokens) and await self._sampled(self.tail, output.tokens)
+        return bool(output.tokens) and await self._sampled(self.tail, output.tokens, piece.drafts)
 
-    async def _sampled(self, tail: Tail, tokens: Sequence[SampledToken]) -> bool:
+    async def _sampled(self, tail: Tail, tokens: Sequence[SampledToken], drafts: Sequence[int]) -> bool:
         """The head first: it is what the next token waits for. Of several it has guessed all but the last."""
-        kept = tail.take(tokens)
+        kept = tail.take(tokens, drafts)
         if tail.finish_reason is None:
             last = kept[-1]
             fed = FeedToken(session_id=self._session_id, position=last.position, token_id=last.token_id)

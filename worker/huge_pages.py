@@ -7,8 +7,10 @@ large pages (docs/decisions/0009).
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -16,6 +18,8 @@ from torch import nn
 from worker.layout import give_back_free_memory
 
 _PAGE_BYTES = 2 * 2**20
+_MADV_COLLAPSE = 25
+"""Linux's number for it, which Python doesn't know yet."""
 _TRIM_BYTES = 256 * 2**20
 """Moved at most before the memory that is free now goes back to the system: glibc would keep it until the end."""
 _ALIGNMENT_BYTES = 64
@@ -51,6 +55,36 @@ def move_to_huge_pages(model: nn.Module) -> int:
             n_left_behind = 0
     give_back_free_memory()
     return n_bytes
+
+
+def collapse_to_huge_pages(memory: Iterable[tuple[int, int]]) -> int:
+    """Have the system put memory that is in use into large pages where it lies; the number of bytes asked for.
+
+    For what can't be moved: `memory` has address and size of each piece. Memory in between may come along. An older
+    system (Linux before 6.1) does it later, of its own accord, or never; nothing else changes.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return 0
+    madvise = ctypes.CDLL(None).madvise
+    n_bytes = 0
+    for start, end in _merged(memory):
+        first, last = -(-start // _PAGE_BYTES) * _PAGE_BYTES, end // _PAGE_BYTES * _PAGE_BYTES
+        if first < last:
+            for advice in (mmap.MADV_HUGEPAGE, _MADV_COLLAPSE):
+                madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+            n_bytes += last - first
+    return n_bytes
+
+
+def _merged(memory: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Start and end of each run of pieces with less than a large page between them."""
+    runs: list[tuple[int, int]] = []
+    for address, size in sorted(memory):
+        if runs and address - runs[-1][1] < _PAGE_BYTES:
+            runs[-1] = (runs[-1][0], address + size)
+        else:
+            runs.append((address, address + size))
+    return runs
 
 
 def _movable(model: nn.Module) -> list[torch.Tensor]:

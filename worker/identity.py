@@ -19,18 +19,14 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from protocol.errors import ConfigError, StorageError
+from protocol.disk import storage_errors, write_atomically
+from protocol.errors import ConfigError
 from protocol.file_locks import try_lock
 from protocol.ids import WorkerId
+from protocol.private_keys import key_from_pem, key_to_pem, new_key, public_key_der
 from protocol.tls import worker_id_of_key, worker_name
 
 
@@ -52,7 +48,7 @@ class Identity:
 
     def owns(self, certificate: x509.Certificate) -> bool:
         """Whether the certificate is for this key."""
-        return _spki(certificate.public_key()) == _spki(self._key.public_key())  # type: ignore[arg-type]
+        return certificate.public_key() == self._key.public_key()
 
     def save_certificate(self, certificate_pem: str) -> None:
         """Put the certificate beside the key, in place of an older one.
@@ -60,7 +56,7 @@ class Identity:
         Raises:
             StorageError: it can't be written.
         """
-        with _storage_errors(self.certificate_path):
+        with storage_errors(self.certificate_path):
             write_atomically(self.certificate_path, certificate_pem.encode())
 
 
@@ -72,7 +68,7 @@ def opened_state(folder: Path) -> Iterator[None]:
         StorageError: it can't be made or written.
         ConfigError: another worker uses it.
     """
-    with _storage_errors(folder):
+    with storage_errors(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         held = try_lock(folder / "lock")
     if held is None:
@@ -94,56 +90,19 @@ def load_identity(folder: Path) -> Identity:
         ConfigError: the key's file holds no key of ours, or others may read it.
     """
     path = folder / "identity.key"
-    with _storage_errors(path):
+    with storage_errors(path):
         if not path.exists():
-            write_atomically(path, _pem(ec.generate_private_key(ec.SECP256R1())))
+            write_atomically(path, key_to_pem(new_key()).encode())
         mode, data = path.stat().st_mode & 0o777, path.read_bytes()
     if os.name == "posix" and mode & 0o077:
         raise ConfigError(f"{path} can be read by others (mode {mode:o}): chmod 600, or remove it for a new one")
-    key = _key_from(data, path)
+    try:
+        key = key_from_pem(data)
+    except ValueError as exc:
+        raise ConfigError(f"{path} holds no key of ours ({exc}): remove it for a new identity") from exc
     return Identity(
-        worker_id=worker_id_of_key(_spki(key.public_key())),
+        worker_id=worker_id_of_key(public_key_der(key.public_key())),
         key_path=path,
         certificate_path=folder / "certificate.pem",
         _key=key,
     )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a private file (0600) so that it is there whole or not at all, after a power cut too."""
-    partial = path.with_name(path.name + ".new")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _key_from(data: bytes, path: Path) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = load_pem_private_key(data, password=None)
-    except (ValueError, TypeError) as exc:
-        raise ConfigError(f"{path} holds no private key: remove it for a new identity") from exc
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise ConfigError(f"{path} holds no ECDSA P-256 key: remove it for a new identity")
-    return key
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _spki(key: ec.EllipticCurvePublicKey) -> bytes:
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise StorageError(
-            f"{path} can't be used: {exc.strerror or exc}; the worker keeps its key and its model files there, "
-            "--state names another folder"
-        ) from exc

@@ -39,11 +39,11 @@ from protocol.handshake import (
     join_key,
     join_proof,
 )
+from protocol.http_answers import error_of, read_body
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import Hello
 from protocol.tls import fingerprint, first_contact_context
 from protocol.worker_rest import Challenge, ChallengeRequest, JoinGrant, JoinRequest
-from worker.http_answers import error_of, read_body
 from worker.identity import Identity
 
 _NO_TIME_S = 0.0

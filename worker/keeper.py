@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -26,7 +28,7 @@ from worker.error_groups import most_telling
 from worker.fetching import Fetching
 from worker.holdings import Holdings
 from worker.model_folders import ModelFolders
-from worker.steps import LoadedSpan, LoadRequest, SpanKey
+from worker.steps import Compiling, LoadedSpan, LoadRequest, SpanKey
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +52,9 @@ class Keeper:
         limits: KeeperLimits,
         rng: random.Random,
         tell: Callable[[str], None],
+        compile_folder: Path | None = None,
     ) -> None:
+        """`compile_folder`: where compiled steps are kept; None: nothing is compiled."""
         self._engine = engine
         self._holdings = holdings
         self._folders = folders
@@ -58,6 +62,7 @@ class Keeper:
         self._limits = limits
         self._rng = rng
         self._tell = tell
+        self._compile_folder = compile_folder
         self._manifests: dict[Revision, Manifest] = {}
         self._loaded: dict[SpanKey, LoadedWeights] = {}
         self._n_failures: dict[SpanAssignment, int] = {}
@@ -104,7 +109,7 @@ class Keeper:
         return duties.WantedSpan(
             span=span,
             files=duties.span_files(manifest, span.blocks),
-            weight_bytes=span_weight_bytes(manifest, span.blocks, self._limits.held_as),
+            weight_bytes=span_weight_bytes(manifest, span.blocks, self._limits.key(span).held_as),
         )
 
     def _notice_assignment(self) -> None:
@@ -129,10 +134,11 @@ class Keeper:
             key = self._limits.key(span)
             if key in self._loaded:
                 self._holdings.add_name(key, span.model)
-                if self._holdings.set_status(span, "ready", "", 1.0, self._holdings.note_of(key)):
-                    self._tell(
-                        f"ready: blocks {span.blocks} of {span.model} in {key.held_as} on {self._engine.device}"
-                    )
+                note = self._holdings.note_of(key)
+                if self._holdings.set_status(span, "ready", "", 1.0, note):
+                    held = f"blocks {span.blocks} of {span.model} in {key.held_as} on {self._engine.device}"
+                    caches = self._holdings.caches_of(key, self._engine.stats().kv_budget_bytes)
+                    self._tell("; ".join(filter(None, (f"ready: {held}", caches, note))))
 
     async def _attempt(self, duty: FetchManifest | Download | Load) -> None:
         """Do it; a failure is said and dated, and the loop goes on."""
@@ -177,21 +183,30 @@ class Keeper:
 
     async def _load(self, duty: Load) -> None:
         span, started_s = duty.span, _now_s()
-        reason = f"loading blocks {span.blocks} into {self._engine.device}; next: ready"
+        compiling = self._compiling()
+        doing = "loading" if compiling is None else "loading and compiling"
+        reason = f"{doing} blocks {span.blocks} into {self._engine.device}; next: ready"
         self._holdings.set_status(span, "loading", reason)
-        self._tell(f"loading blocks {span.blocks} of {span.model}")
+        self._tell(f"{doing} blocks {span.blocks} of {span.model}")
         manifest = self._manifests[span.revision]
         paths = await asyncio.to_thread(self._fetching.paths, manifest.weight_files(span.blocks))
         folder = await asyncio.to_thread(self._folders.config_folder, span.revision, manifest)
-        expected = span_weight_bytes(manifest, span.blocks, self._limits.held_as)
+        expected = span_weight_bytes(manifest, span.blocks, self._limits.key(span).held_as)
         self._resize_kv_budget(expected)
         try:
-            loaded = await self._engine.load(LoadRequest(key=duty.key, config_folder=folder, files=paths))
+            loaded = await self._engine.load(
+                LoadRequest(key=duty.key, config_folder=folder, files=paths, compiling=compiling)
+            )
         except BrigadeError:
             self._resize_kv_budget(0)
             raise
         self._take(span, loaded)
         log.info("span_ready", model=span.model, blocks=str(span.blocks), seconds=round(_now_s() - started_s, 2))
+
+    def _compiling(self) -> Compiling | None:
+        if self._compile_folder is None:
+            return None
+        return Compiling(folder=self._compile_folder, n_sessions=self._engine.n_sessions)
 
     def _take(self, span: SpanAssignment, loaded: LoadedSpan) -> None:
         self._loaded[loaded.key] = LoadedWeights(
@@ -233,14 +248,12 @@ class Keeper:
         self._tell(f"dropped blocks {duty.key.blocks}")
 
     async def _wait(self, duty: Wait) -> None:
-        if duty.until_s is None:
-            await self._reassigned()
-            return
-        try:
-            async with asyncio.timeout(max(0.0, duty.until_s - _now_s())):
+        if self._epoch:  # before the first assignment, nothing says which models are of use
+            revisions = {span.revision for span in self._holdings.wanted} | {key.revision for key in self._loaded}
+            await asyncio.to_thread(self._folders.forget_others, revisions)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(duty.until_s):
                 await self._reassigned()
-        except TimeoutError:
-            pass
 
     async def _unless_reassigned(self, work: Coroutine[Any, Any, None]) -> None:
         """Do the work, but leave it where it is when a new assignment comes: it may not be wanted any more."""

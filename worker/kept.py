@@ -1,7 +1,7 @@
 """The caches of sessions that are over, kept for those that go on from them: the shell around `worker.parking`.
 
-Their memory is granted still (`worker.memory_gate`), under their own ids; it is given back the moment somebody
-needs it. Lives on the event loop.
+What they hold is granted still (`worker.memory_gate`), under their own ids; it is given back the moment somebody
+needs it, and what they had reserved beyond it at once. Lives on the event loop.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Iterable
 from functools import partial
 
-from protocol.ids import SessionId
+from protocol.errors import CancelledByClientError
+from worker.cache_plan import Reservation
 from worker.engine_core import EngineCore
 from worker.engine_link import EngineLink
 from worker.history import History
@@ -28,17 +29,18 @@ class KeptSessions:
         self._link = link
 
     def keep(self, spec: SessionSpec, history: History) -> bool:
-        """Park a session that has its memory; False if there is nothing to keep, or somebody waits for it."""
-        if not history.n_settled or self._memory.plan.waiting:
+        """Park a session that has its memory; False if there is nothing to keep."""
+        n_kept, session_id = min(history.n_settled, spec.n_positions), spec.session_id
+        if not n_kept:
             return False
-        parked = Parked(
-            spec=spec,
-            n_bytes=self._memory.plan.granted[spec.session_id],
-            until_s=asyncio.get_running_loop().time() + PARK_S,
-            history=history,
-        )
-        self.lot = self.lot.with_last(parked)
+        n_bytes = self._memory.plan.granted[session_id] // spec.n_positions * n_kept
+        until_s = asyncio.get_running_loop().time() + PARK_S
+        self.lot = self.lot.with_last(Parked(spec=spec, n_bytes=n_bytes, until_s=until_s, history=history))
+        error = CancelledByClientError("the session is over")
+        self._link.post(lambda core: core.park(session_id, n_kept), drops_session=session_id, drop_error=error)
+        self._memory.shrink(session_id, n_bytes)
         self._drop(self.lot.surplus())
+        self.make_room()
         return True
 
     def left_for(self, spec: SessionSpec) -> Parked | None:
@@ -60,14 +62,20 @@ class KeptSessions:
         """Free what can't outlive the span."""
         self._drop(self.lot.of_span(key))
 
-    def hand_over(self, left: Parked, new: SessionId) -> None:
-        """Give a new session the memory of a parked one; then `moved`.
+    def hand_over(self, left: Parked, spec: SessionSpec, reservation: Reservation) -> bool:
+        """Give a new session the memory of a parked one, and what it needs beyond that; then `moved`.
 
-        Raises:
-            ConflictError: the new one has a reservation.
+        False if others could use what is parked, or there isn't memory enough at once.
         """
-        self._memory.hand_over(left.spec.session_id, new)
-        self.lot = self.lot.without(left.spec.session_id)
+        session_id = left.spec.session_id
+        others = self.lot.without(session_id)
+        n_missing = self._memory.plan.missing_bytes_for(reservation, session_id)
+        if n_missing is None or n_missing > others.n_bytes or not left.is_replaced_by(spec):
+            return False
+        self._drop(others.in_the_way(n_missing))
+        self.lot = self.lot.without(session_id)
+        self._memory.exchange(session_id, reservation)
+        return True
 
     async def moved(self, left: Parked, spec: SessionSpec) -> TakenOver:
         """Begin a session with the very cache of another.

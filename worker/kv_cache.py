@@ -1,4 +1,4 @@
-"""Keys and values of one session in one stage, in buffers that are allocated once and written in place.
+"""Keys and values of one session in one stage, in buffers that are written in place (`worker.kv_store`).
 
 Every block keeps all positions; sliding windows are the mask's business. That costs memory for models with windows,
 and buys exact rollback to any position. The byte budget is `worker.cache_plan`'s.
@@ -12,6 +12,8 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from protocol.errors import InternalError
+from protocol.messages import KvPrecision
+from worker.kv_store import KVStore, new_store
 
 
 class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers' hook for subclasses
@@ -22,15 +24,17 @@ class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
 
     is_sliding = False
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, held_as: KvPrecision | None = None) -> None:
+        """`held_as`: what they are kept in; None: what is computed in."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
         self.length = 0
+        self.store: KVStore | None = None
+        self._held_as = held_as
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate for one sequence; `key_states` and `value_states` are (1, heads, tokens, width)."""
-        self.keys = key_states.new_empty((*key_states.shape[:2], self.capacity, key_states.shape[3]))
-        self.values = value_states.new_empty((*value_states.shape[:2], self.capacity, value_states.shape[3]))
+        self.store = new_store(key_states, value_states, self.capacity, self._held_as)
         self.is_initialized = True
 
     def update(
@@ -40,29 +44,47 @@ class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
         *_args: Any,
         **_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new positions; give views of all filled ones, valid until the next write.
+        """Write the new positions; give all filled ones.
 
         Raises:
             InternalError: more positions than were reserved; the engine checks that before a step begins.
         """
-        if self.keys is None or self.values is None:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        n_new = key_states.shape[2]
-        end = self.length + n_new
+        self.write(key_states, value_states)
+        return self.filled()
+
+    def write(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Write the new positions.
+
+        Raises:
+            InternalError: more positions than were reserved.
+        """
+        end = self.length + key_states.shape[2]
         if end > self.capacity:
             raise InternalError(f"position {end} of a session that reserved {self.capacity}")
-        self.keys.narrow(2, self.length, n_new).copy_(key_states)
-        self.values.narrow(2, self.length, n_new).copy_(value_states)
+        if self.store is None:
+            self.lazy_initialization(key_states, value_states)
+        assert self.store is not None
+        self.store.write(self.length, key_states, value_states)
         self.length = end
-        return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
+
+    def filled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all positions written; they may be views, valid until the next write."""
+        assert self.store is not None
+        return self.store.read(self.length)
 
     def copy_from(self, other: BlockKV, n_positions: int) -> None:
-        """Begin with the first positions of another block's, as many as there are."""
+        """Begin with the first positions of another block's, as many as there are; this one is empty."""
         n_positions = min(n_positions, other.length)
-        if n_positions and other.keys is not None and other.values is not None:
-            self.update(other.keys.narrow(2, 0, n_positions), other.values.narrow(2, 0, n_positions))
+        if n_positions and other.store is not None:
+            self.store = other.store.resized(self.capacity, n_positions)
+            self.length, self.is_initialized = n_positions, True
+
+    def resize(self, capacity: int) -> None:
+        """Have room for so many positions, and memory for no more; what doesn't fit is forgotten."""
+        self.length = min(self.length, capacity)
+        if self.store is not None and capacity != self.capacity:
+            self.store = self.store.resized(capacity, self.length)
+        self.capacity = capacity
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that the mask must cover."""
@@ -76,21 +98,24 @@ class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
         """Positions that fit."""
         return self.capacity
 
-    def n_bytes_per_position(self) -> int:
-        """Bytes that one position takes, once something was written."""
-        if self.keys is None or self.values is None:
-            return 0
-        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (self.keys, self.values))
+    def n_bytes(self) -> int:
+        """Bytes allocated; none before something was written."""
+        return 0 if self.store is None else self.store.n_bytes
 
 
 class KVCache(Cache):
     """What a model takes for its cache: one `BlockKV` for each block of the stage."""
 
-    def __init__(self, n_blocks: int, capacity: int) -> None:
-        self.blocks = [BlockKV(capacity) for _ in range(n_blocks)]
+    def __init__(self, n_blocks: int, capacity: int, held_as: KvPrecision | None = None) -> None:
+        """`held_as`: what keys and values are kept in; None: what is computed in."""
+        self.blocks = [BlockKV(capacity, held_as) for _ in range(n_blocks)]
         super().__init__(layers=list(self.blocks))
-        self.capacity = capacity
         self._no = [False] * n_blocks
+
+    @property
+    def capacity(self) -> int:
+        """Positions that fit."""
+        return self.blocks[0].capacity
 
     @property
     def length(self) -> int:
@@ -116,6 +141,11 @@ class KVCache(Cache):
         """Begin with the first positions of another cache of the same blocks; this one is empty."""
         for block, source in zip(self.blocks, other.blocks, strict=True):
             block.copy_from(source, n_positions)
+
+    def resize(self, capacity: int) -> None:
+        """Have room for so many positions, and memory for no more; one block at a time, so little is held twice."""
+        for block in self.blocks:
+            block.resize(capacity)
 
     def truncate(self, position: int) -> None:
         """Forget everything from `position` on, in every block; also repairs what a failed step half wrote."""

@@ -10,7 +10,6 @@ that all workers round alike.
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 from contextlib import suppress
 
@@ -48,7 +47,6 @@ def _reads_better_by_columns(weight: torch.Tensor) -> bool:
 
 def give_back_free_memory() -> None:
     """Return to the system what loading has freed; glibc would keep it (100 MB and more) in its threads' arenas."""
-    gc.collect()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library: nothing to do
             ctypes.CDLL("libc.so.6").malloc_trim(0)

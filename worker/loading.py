@@ -8,6 +8,7 @@ tensor that is missing, too many or of another shape is an error that names it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import threading
 from collections import Counter
@@ -26,8 +27,11 @@ from protocol.errors import BrigadeError, StorageError, UntrustedFileError
 from protocol.ids import BlockRange
 from protocol.messages import Quantization
 from worker.cut import cut_config, cut_modules
+from worker.file_tensors import FileTensor, file_tensors
 from worker.gguf_blocks import with_encodings
 from worker.layout import give_back_free_memory, lay_out_for_decode
+from worker.quantised_cache import QuantisedCache
+from worker.quantised_forms import matrix_forms
 from worker.quantised_loading import QuantisedLayers, put_quantised_layers
 
 _BLOCK_NUMBER = re.compile(r"^((?:[^.]+\.)*?)(\d+)(\..+)$")
@@ -67,11 +71,13 @@ def load_cut_model(
     dtype: torch.dtype,
     device: torch.device,
     quantization: Quantization | None = None,
+    quantised: QuantisedCache | None = None,
 ) -> PreTrainedModel:
     """The causal model cut to `blocks`, its weights in `dtype` on `device`, in evaluation mode.
 
-    With `quantization` its linear layers hold codes instead, and `dtype` is the one that they compute in. `files`
-    are safetensors files that hold, under the checkpoint's names, what the stage needs and no other block.
+    With `quantization` its linear layers hold codes instead, and `dtype` is the one that they compute in; codes
+    that had to be made are kept in `quantised` if it is given, under the names of `files`. These are safetensors
+    files that hold, under the checkpoint's names, what the stage needs and no other block.
 
     Raises:
         UntrustedFileError: a file isn't safetensors, a tensor is missing, too many or of another shape.
@@ -93,7 +99,8 @@ def load_cut_model(
                 ignore_mismatched_sizes=True,  # reported then, rather than logged; _check_loaded refuses them
                 output_loading_info=True,
             )
-            making.layers.fill()
+            if quantization is not None:
+                making.layers.fill(matrix_forms(device, dtype), quantised)
         except BrigadeError:
             raise
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as exc:
@@ -103,6 +110,7 @@ def load_cut_model(
     _check_loaded(model, info, blocks, making.outside)
     cut_config(model, blocks)
     lay_out_for_decode(model)
+    gc.collect()  # cycles of transformers' loading hold tensors; it takes 0.2 s, so once
     give_back_free_memory()
     loaded: PreTrainedModel = model
     return loaded
@@ -159,12 +167,11 @@ def _cut_class(model_class: type[PreTrainedModel], making: _Making) -> type[PreT
 def _open_tensors(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """All tensors of the files as lazy slices, by name; the files are closed afterwards."""
     with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, FileTensor] = {}
         for path in files:
             try:
                 handle = stack.enter_context(safe_open(path, framework="pt", backend="pread"))
-                names = handle.keys()
-                tensors.update((name, handle.get_slice(name)) for name in names)
+                tensors.update(file_tensors(handle, path.name))
             except SafetensorError as exc:
                 raise UntrustedFileError(f"{path.name} is no safetensors file: {exc}") from exc
             except OSError as exc:

@@ -6,7 +6,7 @@ import asyncio
 
 from protocol.errors import BrigadeError, OverloadedError
 from protocol.ids import SessionId
-from worker.cache_plan import CachePlan, Reservation, hand_over, release, reserve, resize
+from worker.cache_plan import CachePlan, Reservation, exchange, release, reserve, resize, shrink
 
 
 class MemoryGate:
@@ -51,13 +51,13 @@ class MemoryGate:
         """Give back what the session has or waits for. Idempotent."""
         self._set(release(self.plan, session_id))
 
-    def hand_over(self, old: SessionId, new: SessionId) -> None:
-        """Let a new session have what another was granted.
+    def shrink(self, session_id: SessionId, n_bytes: int) -> None:
+        """Leave a session that many of the bytes that it was granted."""
+        self._set(shrink(self.plan, session_id, n_bytes))
 
-        Raises:
-            ConflictError: the new one has a reservation.
-        """
-        self.plan = hand_over(self.plan, old, new)
+    def exchange(self, old: SessionId, reservation: Reservation) -> None:
+        """Grant a reservation in place of what another session was granted; nothing may be missing for it."""
+        self.plan = exchange(self.plan, old, reservation)
 
     def resize(self, budget_bytes: int) -> None:
         """Set the budget; what is granted stays granted."""

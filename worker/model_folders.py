@@ -13,11 +13,15 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+import structlog
+
+from protocol.disk import storage_errors, write_atomically
 from protocol.errors import BrigadeError
 from protocol.ids import Revision
 from protocol.manifest import Manifest, decode_manifest
-from worker.files import FileCache, storage_errors
-from worker.identity import write_atomically
+from worker.files import FileCache
+
+log = structlog.get_logger(__name__)
 
 
 class ModelFolders:
@@ -66,11 +70,10 @@ class ModelFolders:
         return folder
 
     def forget_others(self, revisions: Collection[Revision]) -> None:
-        """Remove the folders of models that aren't named."""
-        if not self._folder.is_dir():
-            return
-        for child in self._folder.iterdir():
+        """Remove the folders of models that aren't named, as far as that is possible."""
+        for child in self._folder.iterdir() if self._folder.is_dir() else ():
             if child.name not in revisions:
+                log.info("model_folder_removed", revision=child.name)
                 shutil.rmtree(child, ignore_errors=True)
 
 

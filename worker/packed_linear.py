@@ -28,6 +28,11 @@ class PackedLinear(nn.Module):
         # neither a parameter nor a buffer: whoever goes through those expects strides
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _N_ROWS)  # noqa: SLF001
 
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Address and size of the packed weights."""
+        return torch.ops.mkldnn.data_ptr(self._packed), torch.ops.mkldnn._nbytes(self._packed)  # noqa: SLF001
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product, (..., out_features)."""
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # noqa: SLF001

@@ -15,7 +15,7 @@ from worker.steps import SessionSpec, SpanKey
 
 PARK_S = 900.0
 """A chat whose next turn comes later than this is begun anew; an idle worker's memory isn't held for ever."""
-MAX_PARKED = 64
+MAX_PARKED = 256
 _N_SPARED = 8
 """Positions by which a text may fall short of all that an earlier session ran: workers run a little more than a
 client takes that stops by itself."""
@@ -27,6 +27,7 @@ class Parked:
 
     spec: SessionSpec
     n_bytes: int
+    """For the positions that it has run: memory for those that it might have run is given back."""
     until_s: float
     """On the loop's clock."""
     history: History
@@ -45,10 +46,6 @@ class Parked:
     def is_replaced_by(self, spec: SessionSpec) -> bool:
         """Whether the new session has all that others could use of this one."""
         return self.spec.session_id == spec.continues or self.n_shared(spec) + _N_SPARED >= self.n_positions
-
-    def can_become(self, spec: SessionSpec) -> bool:
-        """Whether the new session may have this one's very memory: nobody else needs it, and it is enough."""
-        return self.is_replaced_by(spec) and self.spec.n_positions >= spec.n_positions
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ The kernel multiplies bfloat16 rows with (code - 8) * scale + zero, added up in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,14 +16,13 @@ import torch
 from torch import nn
 
 from protocol.errors import ConfigError
-from worker.codes import GROUP, CodedRows
+from worker.codes import GROUP, ROWS_AT_ONCE, RowsOfCodes
+from worker.quantised_matrix import CodedMatrix
 
 COMPUTE_DTYPE = torch.bfloat16
 """The only one that the kernel has vector instructions for: float32 and float16 take 25 times as long."""
 _PADDED_ROWS = 64
 """Rows come in whole blocks of the kernel; 64 is a multiple of every processor's."""
-_ROWS_AT_ONCE = 256
-"""When packing."""
 _UNPACKED_ROWS_AT_ONCE = 2048
 _MOST_KERNEL_ROWS = {4: 64, 8: 40}
 """Rows of the input, by bits of a code, beyond which unpacking the matrix for bfloat16's own product is faster."""
@@ -48,22 +46,20 @@ class NibbleOrder:
         return self.places == tuple(range(self.n_rows))
 
 
-class QuantisedMatrix(nn.Module):
-    """A matrix (n_rows, n_columns) of codes. Its tensors are parameters, for whoever sizes or shares models."""
+class QuantisedMatrix(CodedMatrix):
+    """A matrix of codes in the order of the CPU's kernel."""
 
-    def __init__(self, n_rows: int, n_columns: int, n_bits: int, coded: Callable[[int, int], CodedRows]) -> None:
-        """`coded` gives the codes of rows [start, end); it is asked for a few thousand rows at a time."""
-        super().__init__()
-        self.n_rows, self.n_columns, self.n_bits = n_rows, n_columns, n_bits
+    def __init__(self, n_rows: int, n_columns: int, n_bits: int, coded: RowsOfCodes) -> None:
+        super().__init__(n_rows, n_columns, n_bits)
         self._order = nibble_order()
         n_padded = -(-n_rows // _PADDED_ROWS) * _PADDED_ROWS
         n_inputs = n_columns * n_bits // 4
         packed = torch.zeros((n_padded, n_inputs // 2), dtype=torch.uint8)
         scales_and_zeros = torch.zeros((n_inputs // GROUP, n_padded, 2), dtype=COMPUTE_DTYPE)
-        for start in range(0, n_rows, _ROWS_AT_ONCE):
-            end = min(start + _ROWS_AT_ONCE, n_rows)
-            codes, scales, zeros = _by_four_bits(coded(start, end))
-            padded = nn.functional.pad(codes, (0, 0, 0, -(end - start) % _PADDED_ROWS))
+        for start in range(0, n_rows, ROWS_AT_ONCE):
+            end = min(start + ROWS_AT_ONCE, n_rows)
+            codes, scales, zeros = coded(start, end).by_four_bits(COMPUTE_DTYPE)
+            padded = nn.functional.pad(codes.int(), (0, 0, 0, -(end - start) % _PADDED_ROWS))
             packed[start : start + len(padded)] = _pack(padded, 1)
             scales_and_zeros[:, start:end, 0] = scales.t()
             scales_and_zeros[:, start:end, 1] = zeros.t()
@@ -144,7 +140,7 @@ class _OverMatrix(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.matrix: QuantisedMatrix | None = None
+        self.matrix: CodedMatrix | None = None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -197,23 +193,7 @@ def nibble_order() -> NibbleOrder:
         starts = torch.arange(0, _PADDED_ROWS, n_rows)[:, None, None]
         if (found == found[0, 0] + starts).all():
             return NibbleOrder(n_rows=n_rows, places=tuple(found[0, 0].argsort().tolist()))
-    raise ConfigError(
-        f"--precision int8 and int4: torch {torch.__version__} packs weights in an unknown order on this "
-        "processor; use float32 or bfloat16"
-    )
-
-
-def _by_four_bits(coded: CodedRows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes (n_rows, inputs) int32, scales and zeros (n_rows, groups) as the kernel takes them."""
-    codes = coded.codes.flatten(1).int()
-    if coded.n_bits == 4:
-        return codes, coded.scales, coded.zeros
-    scales = coded.scales.to(COMPUTE_DTYPE).float()  # rounded first: both halves have the very same
-    return (
-        torch.cat((codes >> 4, codes & 15), dim=1),
-        torch.cat((16 * scales, scales), dim=1),
-        torch.cat((coded.zeros, 8 * scales), dim=1),
-    )
+    raise ConfigError(f"torch {torch.__version__} packs weights in an unknown order on this processor")
 
 
 def _signed(codes: torch.Tensor, n_bits: int) -> torch.Tensor:

@@ -1,17 +1,19 @@
 """Put quantised layers into a cut model in place of its linear layers, and fill them from the files.
 
 The weights of these layers never pass through transformers: they are read, rounded and packed one matrix after the
-other, a few hundred rows at a time. Everything else (norms, biases, experts in one tensor, GPT-2's
-transposed layers, routers) is loaded as ever, in the precision that is computed in.
+other, a few hundred rows at a time; what was rounded is kept on the disk. Everything else (norms, biases, experts
+in one tensor, GPT-2's transposed layers, routers) is loaded as ever, in the precision that is computed in.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,16 +22,25 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from protocol.errors import ConfigError, UntrustedFileError
 from protocol.messages import Quantization
-from worker.codes import GROUP, full_precision_coded
+from worker.codes import GROUP, PackedCodes, full_precision_coded, pack_codes
 from worker.cut import forget_lost_ties
+from worker.file_tensors import FileTensor
 from worker.gguf_blocks import EncodedTensor
-from worker.quantised import QuantisedEmbedding, QuantisedLinear, QuantisedMatrix
+from worker.quantised import QuantisedEmbedding, QuantisedLinear
+from worker.quantised_cache import QuantisedCache
+from worker.quantised_forms import MatrixForms
+from worker.quantised_matrix import CodedMatrix
+
+log = structlog.get_logger(__name__)
 
 _BITS: Mapping[Quantization, int] = {"int8": 8, "int4": 4}
 _END_BITS = 8
 """Of the embedding and the head, with int4 too: they feel rounding more than any block."""
+_CPU = torch.device("cpu")
 _LEAST_ROWS = 64
 """Smaller ones are routers and the like: a wrong choice of expert is worse than the bytes are worth."""
+_SAY_EVERY_S = 5.0
+"""How often it is said how far the rounding has come."""
 
 _Layer = QuantisedLinear | QuantisedEmbedding
 
@@ -38,9 +49,11 @@ _Layer = QuantisedLinear | QuantisedEmbedding
 class _Waiting:
     """Layers that share one matrix, which isn't there yet."""
 
-    tensor: Any
+    tensor: FileTensor | EncodedTensor
     n_bits: int
     layers: list[_Layer]
+    block: int | None
+    """Counted from 0; None: outside of the blocks."""
 
 
 class QuantisedLayers:
@@ -48,14 +61,50 @@ class QuantisedLayers:
 
     def __init__(self, waiting: list[_Waiting] | None = None) -> None:
         self._waiting = waiting or []
+        self._n_blocks = len({one.block for one in self._waiting} - {None})
+        self._said_s = time.monotonic()
 
-    def fill(self) -> None:
-        """Read, round and pack the weights, one tensor after the other; the files must still be open."""
+    def fill(self, forms: MatrixForms, cache: QuantisedCache | None = None) -> None:
+        """Read, round and pack the weights, one tensor after the other; the files must still be open.
+
+        What is rounded is kept in `cache` for the next time; the files must go by their hashes then.
+        """
         for waiting in self._waiting:
-            matrix = _matrix(waiting.tensor, waiting.n_bits)
+            matrix = self._matrix(waiting, forms, cache)
             for layer in waiting.layers:
                 layer.matrix = matrix
         self._waiting.clear()
+
+    def _matrix(self, waiting: _Waiting, forms: MatrixForms, cache: QuantisedCache | None) -> CodedMatrix:
+        """The file's own codes if they have no more bits than wanted, else its values rounded."""
+        tensor = waiting.tensor
+        n_rows, n_columns = tensor.get_shape()
+        looks_up = any(isinstance(layer, QuantisedEmbedding) for layer in waiting.layers)
+        form = forms.embedding if looks_up else forms.linear
+        if isinstance(tensor, EncodedTensor) and tensor.n_bits <= waiting.n_bits:
+            kept, raw = tensor, tensor.raw()
+            return form(n_rows, n_columns, kept.n_bits, lambda start, end: kept.coded(raw[start:end]))
+        codes = cache.get(tensor.origin, waiting.n_bits) if cache is not None else None
+        if codes is None:
+            codes = self._rounded(waiting)
+            if cache is not None:
+                cache.put(tensor.origin, waiting.n_bits, codes)
+        return form(n_rows, n_columns, waiting.n_bits, codes.rows)
+
+    def _rounded(self, waiting: _Waiting) -> PackedCodes:
+        self._say_where(waiting)
+        values = waiting.tensor[...]  # a slice of it would read as much
+        return pack_codes(
+            len(values), lambda start, end: full_precision_coded(values[start:end], waiting.n_bits), _CPU
+        )
+
+    def _say_where(self, waiting: _Waiting) -> None:
+        now_s = time.monotonic()
+        if now_s - self._said_s < _SAY_EVERY_S:
+            return
+        self._said_s = now_s
+        where = "embedding or head" if waiting.block is None else f"block {waiting.block + 1} of {self._n_blocks}"
+        log.info("quantising", where=where, n_bits=waiting.n_bits)
 
 
 def put_quantised_layers(
@@ -87,6 +136,7 @@ def put_quantised_layers(
                 tensor=tensors.pop(name),
                 n_bits=_END_BITS if is_end else _BITS[quantization],
                 layers=[_replaced(model, path, module) for path, module in users.items()],
+                block=next((int(part) for part in parameter_name.split(".") if part.isdigit()), None),
             )
         )
     if 2 * n_replaced < n_all:
@@ -140,15 +190,3 @@ def _replaced(model: PreTrainedModel, path: str, module: nn.Module) -> _Layer:
     parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, layer)
     return layer
-
-
-def _matrix(tensor: Any, n_bits: int) -> QuantisedMatrix:
-    """Codes of the file are kept if they have no more bits than wanted; else they are rounded as any weights."""
-    n_rows, n_columns = tensor.get_shape()
-    if isinstance(tensor, EncodedTensor) and tensor.n_bits <= n_bits:
-        kept, raw = tensor, tensor.raw()
-        return QuantisedMatrix(n_rows, n_columns, kept.n_bits, lambda start, end: kept.coded(raw[start:end]))
-    values: torch.Tensor = tensor[...]  # a slice of it would read as much
-    return QuantisedMatrix(
-        n_rows, n_columns, n_bits, lambda start, end: full_precision_coded(values[start:end], n_bits)
-    )

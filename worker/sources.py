@@ -17,6 +17,7 @@ import structlog
 
 from protocol.codec import decode_json, encode_json
 from protocol.errors import BrigadeError, ConfigError, UnreachableError, error_fields
+from protocol.http_answers import error_of, read_body
 from protocol.ids import FileHash, Revision, WorkerId
 from protocol.manifest import MAX_MANIFEST_BYTES, ModelFile
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
@@ -24,7 +25,6 @@ from protocol.worker_rest import BAD_SOURCE_S, BadSource, SourcesAnswer, Sources
 from worker.config import checked_url
 from worker.downloads import FileSource
 from worker.enrolment import Credentials, CredentialsHolder
-from worker.http_answers import error_of, read_body
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ into its first block and where its result is taken. Used by the engine thread al
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,8 +20,9 @@ from transformers.cache_utils import Cache
 
 from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange
-from protocol.messages import Quantization
+from protocol.messages import KvPrecision, Quantization
 from worker.attention import BatchCache, attending_apart, implementation_of, shorten
+from worker.column_linear import use_columns
 from worker.cut import (
     configs_of,
     cut_config,
@@ -31,10 +32,14 @@ from worker.cut import (
     rotates_by_longest,
     takes_position_ids,
 )
-from worker.huge_pages import move_to_huge_pages
+from worker.huge_pages import collapse_to_huge_pages, move_to_huge_pages
 from worker.kv_cache import KVCache
 from worker.loading import load_config, load_cut_model
 from worker.packed_linear import PackedLinear, pack_linear_layers
+from worker.quantised_cache import QuantisedCache
+from worker.quantised_matrix import UnpackedMatrix
+from worker.row_norm import use_row_norms
+from worker.taps import Taps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,45 +69,45 @@ class Batching:
 UNTRIED = Batching(because="nobody has tried yet whether sessions can run together here")
 
 
-@dataclass(slots=True)
-class _Taps:
-    """What the hooks on the first and the last block read and write."""
-
-    incoming: torch.Tensor | None = None
-    """(1, n_tokens, hidden): replaces whatever the model made of its embeddings."""
-    outgoing: torch.Tensor | None = None
-    """(1, n_tokens, hidden): what the last block gave."""
-
-
 class Stage:
     """Blocks `blocks` of a model of `n_blocks`, with the embeddings if first, and norm and head if last."""
 
     def __init__(
-        self, model: PreTrainedModel, blocks: BlockRange, *, n_blocks: int, batching: Batching = UNTRIED
+        self,
+        model: PreTrainedModel,
+        blocks: BlockRange,
+        *,
+        n_blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        batching: Batching = UNTRIED,
     ) -> None:
         self.blocks = blocks
         self.n_blocks = n_blocks
         self.batching = batching
         self.is_first = blocks.start == 0
         self.is_last = blocks.end == n_blocks
-        parameter = next(find_blocks(model)[2].parameters())
-        self.device = parameter.device
-        self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        self.dtype = dtype
+        """Of the computing, and of hidden states: codes and packed weights don't show it."""
+        self.device = device
         self.hidden_size: int = model.config.hidden_size
         self.vocab_size: int = model.config.vocab_size
         self._model = model
         self._base: nn.Module = model.base_model
-        self._configs = configs_of(model)
+        self.configs = configs_of(model)
         self._takes_position_ids = takes_position_ids(self._base)
         self.rotates_by_longest = rotates_by_longest(model)
-        self._taps = _Taps()
-        self._hooks: list[Any] = []
+        self._taps = Taps(find_blocks(model)[2], is_first=self.is_first, is_last=self.is_last)
+        self._decode: Callable[[StageInput], torch.Tensor] | None = None
         self._views: dict[BlockRange, Stage] = {}
-        self._add_hooks()
+        self._taps.attach()
 
-    def new_cache(self, n_positions: int) -> KVCache:
-        """An empty cache for one session of at most `n_positions`; memory is taken at the first step."""
-        return KVCache(len(self.blocks), n_positions)
+    def new_cache(self, n_positions: int, held_as: KvPrecision | None = None) -> KVCache:
+        """An empty cache for one session of at most `n_positions`; memory is taken at the first step.
+
+        `held_as`: what keys and values are kept in; None: what is computed in.
+        """
+        return KVCache(len(self.blocks), n_positions, held_as)
 
     @torch.inference_mode()
     def run(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
@@ -112,14 +117,18 @@ class Stage:
         those that want logits, which only a last stage has, logits (n_logits, vocab_size).
         """
         if len(inputs) == 1 or self.batching.because:
-            return [self._run_alone(one) for one in inputs]
+            return [self._run_one(one) for one in inputs]
         return self._run_together(inputs)
 
     def batch(self, batching: Batching) -> None:
         """Run sessions together from now on, or one at a time; views that are made from now on do likewise."""
         self.batching = batching
         if not batching.because:
-            shorten(self._configs)
+            shorten(self.configs)
+
+    def decode_by(self, decode: Callable[[StageInput], torch.Tensor]) -> None:
+        """Run single new tokens by this from now on, which gives what `run_alone` does. Not in views."""
+        self._decode = decode
 
     def view(self, blocks: BlockRange) -> Stage:
         """The part `blocks` of this stage as a stage, sharing its weights. Made once, then kept.
@@ -138,36 +147,56 @@ class Stage:
     def n_weight_bytes(self) -> int:
         """Bytes of parameters and buffers, shared ones counted once."""
         tensors = {t.data_ptr(): t.nbytes for t in (*self._model.parameters(), *self._model.buffers())}
-        packed = {id(m): m.n_weight_bytes for m in self._model.modules() if isinstance(m, PackedLinear)}
+        packed = {id(layer): layer.n_weight_bytes for layer in self.packed_linears()}
         return sum(tensors.values()) + sum(packed.values())
 
-    def kv_bytes_by_block(self) -> tuple[int, ...]:
+    def packed_linears(self) -> list[PackedLinear]:
+        """The linear layers whose weights are no ordinary tensors."""
+        return [module for module in self._model.modules() if isinstance(module, PackedLinear)]
+
+    @property
+    def unpacked_because(self) -> str:
+        """Why codes are unpacked for each product, which takes longer than it might; empty if they aren't."""
+        matrices = (module for module in self._model.modules() if isinstance(module, UnpackedMatrix))
+        return next((matrix.because for matrix in matrices if matrix.because), "")
+
+    def kv_bytes_by_block(self, held_as: KvPrecision | None = None) -> tuple[int, ...]:
         """Bytes of cache that one position takes in each block, measured by a token; warms the stage up too."""
-        cache = self.new_cache(1)
+        cache = self.new_cache(1, held_as)
         if self.is_first:
             payload = torch.zeros(1, dtype=torch.int32)
         else:
             payload = torch.zeros(1, self.hidden_size, dtype=self.dtype)
         self.run([StageInput(payload=payload, position=0, cache=cache, n_logits=int(self.is_last))])
-        return tuple(block.n_bytes_per_position() for block in cache.blocks)
+        return tuple(block.n_bytes() for block in cache.blocks)
 
-    def _run_alone(self, one: StageInput) -> torch.Tensor:
-        arguments = self._arguments(one.payload, (one,), one.cache)
-        if one.n_logits:
-            logits: torch.Tensor = self._model(**arguments, logits_to_keep=one.n_logits).logits
+    def run_alone(self, one: StageInput) -> torch.Tensor:
+        """Run new positions of one session by the model's own code."""
+        return self.forward(one.payload, self._positions((one,)), one.cache, one.n_logits)
+
+    def forward(self, payload: torch.Tensor, positions: torch.Tensor, cache: Cache, n_logits: int) -> torch.Tensor:
+        """Likewise, with the positions as a tensor (n_tokens,): for whoever writes down what the model does."""
+        arguments = self._arguments(payload, positions, cache)
+        if n_logits:
+            logits: torch.Tensor = self._model(**arguments, logits_to_keep=n_logits).logits
             return logits[0]
         return self._states(self._base(**arguments)[0])
+
+    def _run_one(self, one: StageInput) -> torch.Tensor:
+        if self._decode is not None and len(one.payload) == 1 and one.n_logits == int(self.is_last):
+            return self._decode(one)
+        return self.run_alone(one)
 
     def _run_together(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
         n_tokens = [len(one.payload) for one in inputs]
         batch = BatchCache(
             [one.cache for one in inputs],
             n_tokens,
-            implementation=implementation_of(self._configs[0]),
+            implementation=implementation_of(self.configs[0]),
             joins_keys=self.batching.joins_keys,
         )
-        arguments = self._arguments(torch.cat([one.payload for one in inputs]), inputs, batch)
-        with attending_apart(batch, self._configs):
+        arguments = self._arguments(torch.cat([one.payload for one in inputs]), self._positions(inputs), batch)
+        with attending_apart(batch, self.configs):
             if not any(one.n_logits for one in inputs):
                 return list(self._states(self._base(**arguments)[0]).split_with_sizes(n_tokens))
             return self._with_logits(arguments, inputs, n_tokens)
@@ -204,7 +233,7 @@ class Stage:
         states: torch.Tensor = result[0]
         return states
 
-    def _arguments(self, payload: torch.Tensor, inputs: Sequence[StageInput], cache: Cache) -> dict[str, Any]:
+    def _arguments(self, payload: torch.Tensor, positions: torch.Tensor, cache: Cache) -> dict[str, Any]:
         arguments: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
         if self.is_first:
             arguments["input_ids"] = payload.to(self.device, torch.long).unsqueeze(0)
@@ -212,43 +241,28 @@ class Stage:
             incoming = payload.to(self.device, self.dtype).unsqueeze(0)
             arguments["inputs_embeds"] = self._taps.incoming = incoming
         if self._takes_position_ids:
-            positions = [
-                torch.arange(one.position, one.position + len(one.payload), device=self.device) for one in inputs
-            ]
-            arguments["position_ids"] = (positions[0] if len(positions) == 1 else torch.cat(positions)).unsqueeze(0)
+            arguments["position_ids"] = positions.unsqueeze(0)
         return arguments
+
+    def _positions(self, inputs: Sequence[StageInput]) -> torch.Tensor:
+        positions = [
+            torch.arange(one.position, one.position + len(one.payload), device=self.device) for one in inputs
+        ]
+        return positions[0] if len(positions) == 1 else torch.cat(positions)
 
     def _cut_view(self, blocks: BlockRange) -> Stage:
         kept = BlockRange(blocks.start - self.blocks.start, blocks.end - self.blocks.start)
-        self._remove_hooks()  # they belong to this stage and must not be copied
+        self._taps.detach()  # they belong to this stage and must not be copied
         try:
             shared = {id(t): t for t in (*self._model.parameters(), *self._model.buffers())}
             model = copy.deepcopy(self._model, shared)
         finally:
-            self._add_hooks()
+            self._taps.attach()
         cut_modules(model, kept)
         cut_config(model, kept)
-        return Stage(model, blocks, n_blocks=self.n_blocks, batching=self.batching)
-
-    def _add_hooks(self) -> None:
-        blocks = find_blocks(self._model)[2]
-        if not self.is_first:
-            self._hooks.append(blocks[0].register_forward_pre_hook(self._replace_input, with_kwargs=True))
-        if not self.is_last:
-            self._hooks.append(blocks[-1].register_forward_hook(self._take_output))
-
-    def _remove_hooks(self) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
-
-    def _replace_input(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        incoming, self._taps.incoming = self._taps.incoming, None
-        if args:
-            return (incoming, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": incoming}
-
-    def _take_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self._taps.outgoing = output[0] if isinstance(output, tuple) else output
+        return Stage(
+            model, blocks, n_blocks=self.n_blocks, dtype=self.dtype, device=self.device, batching=self.batching
+        )
 
 
 def load_stage(
@@ -259,6 +273,7 @@ def load_stage(
     dtype: torch.dtype,
     device: torch.device,
     quantization: Quantization | None = None,
+    quantised: QuantisedCache | None = None,
 ) -> Stage:
     """Load `blocks` from their files (see `worker.loading`).
 
@@ -268,9 +283,14 @@ def load_stage(
     """
     config = load_config(config_folder)
     n_blocks = config.num_hidden_layers
-    model = load_cut_model(config, files, blocks, dtype=dtype, device=device, quantization=quantization)
+    model = load_cut_model(
+        config, files, blocks, dtype=dtype, device=device, quantization=quantization, quantised=quantised
+    )
     if blocks.start > 0:
         free_embedding(model)
     pack_linear_layers(model)
+    use_columns(model)
+    use_row_norms(model)
     move_to_huge_pages(model)
-    return Stage(model, blocks, n_blocks=n_blocks)
+    collapse_to_huge_pages(linear.memory for linear in model.modules() if isinstance(linear, PackedLinear))
+    return Stage(model, blocks, n_blocks=n_blocks, dtype=dtype, device=device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from protocol.ids import BlockRange, Revision, SessionId
-from protocol.messages import Precision, Quantization, SamplingParams, SharedPrefix, WeightFormat
+from protocol.messages import KvPrecision, Precision, Quantization, SamplingParams, SharedPrefix, WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +29,33 @@ class SpanKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compiling:
+    """That a span's step of one token is to be compiled."""
+
+    folder: Path
+    """Where what was compiled is kept."""
+    n_sessions: int
+    """How many run on the worker, and would have to wait until that is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
     """What to load. `files` hold the weights of `key.blocks` and what comes before and after them if owned."""
 
     key: SpanKey
     config_folder: Path
     files: tuple[Path, ...]
+    compiling: Compiling | None = None
+    """None: nothing is to be compiled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """The worker's draft model beside a span that sessions begin in."""
+
+    model: str
+    unfit_because: str
+    """Why it can't guess for this one; empty if it can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +66,8 @@ class LoadedSpan:
     n_blocks: int
     """Blocks of the whole model."""
     n_weight_bytes: int
+    kv_precision: KvPrecision
+    """What keys and values are kept in."""
     kv_bytes_by_block: tuple[int, ...]
     """Bytes of cache for one position of one session, in each block."""
     hidden_bytes: int
@@ -52,6 +75,14 @@ class LoadedSpan:
     load_s: float
     unbatched_because: str = ""
     """Why its sessions run one at a time; empty if they run together."""
+    unpacked_because: str = ""
+    """Why its codes are unpacked for each product, which takes longer; empty if they aren't."""
+    drafting: Drafting | None = None
+    """Of a worker with a draft model, if sessions begin here."""
+    is_compiled: bool = False
+    """Whether steps of one token run by compiled code."""
+    uncompiled_because: str = ""
+    """Why they don't although that was asked for."""
 
     def kv_bytes_per_position(self, blocks: BlockRange) -> int:
         """Bytes that one position in `blocks`, a part of the span, takes: its cache, and what is sent onwards.

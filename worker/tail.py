@@ -37,6 +37,8 @@ class Tail:
         self._attached = asyncio.Event()
         self._has_sampler = False
         self._n_allowed = 0
+        self._n_drafted = self._n_accepted = 0
+        """Of the round whose tokens were taken last."""
 
     @property
     def client(self) -> Connection | None:
@@ -72,8 +74,8 @@ class Tail:
         await engine.attach_sampler(self._session_id, self._attachment.sampling, self._attachment.prompt_token_ids)
         self._has_sampler = True
 
-    def take(self, tokens: Sequence[SampledToken]) -> Sequence[SampledToken]:
-        """Note the tokens of a step; those of them that the answer has room for. Then `stream` them.
+    def take(self, tokens: Sequence[SampledToken], drafts: Sequence[int]) -> Sequence[SampledToken]:
+        """Note the tokens of a step with guesses; those that the answer has room for. Then `stream` them.
 
         The last one given ends the answer if `finish_reason` is set afterwards.
 
@@ -87,6 +89,8 @@ class Tail:
                 f"{self.n_sent} tokens since end at {expected}: give head and tail the same prompt"
             )
         kept = tokens[: self._n_allowed - self.n_sent]
+        self._n_drafted = len(drafts)
+        self._n_accepted = sum(token.token_id == guess for token, guess in zip(kept, drafts, strict=False))
         if kept[-1].is_stop:  # the engine samples nothing behind one
             self.finish_reason = "stop"
         elif self.n_sent + len(kept) == self._n_allowed:
@@ -106,6 +110,8 @@ class Tail:
                 index=self.n_sent,
                 token_id=token.token_id,
                 finish_reason=self.finish_reason if token is tokens[-1] else None,
+                n_drafted=self._n_drafted if token is tokens[0] else 0,
+                n_accepted=self._n_accepted if token is tokens[0] else 0,
             )
             self.n_sent += 1
             self.client.post(message)

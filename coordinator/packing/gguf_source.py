@@ -10,6 +10,7 @@ model built without memory (torch's meta device), so a file that doesn't fit its
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,9 @@ SUPPORTED_ARCHITECTURES = (
     "qwen2", "qwen2moe", "qwen3", "qwen3moe", "stablelm", "starcoder2",
 )  # fmt: skip
 """llama.cpp's names of the causal, non-recurrent architectures that transformers reads tensor by tensor."""
+
+_FLOATS = ("F32", "F16", "BF16")
+"""Encodings that float32 holds as they are."""
 
 _READER_ERRORS = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, OSError,
@@ -86,6 +90,18 @@ class GgufSource:
             for name, info in expected.items()
         }
         self._data = np.memmap(path, mode="r", dtype=np.uint8)
+
+    def unpacked_notes(self) -> list[str]:
+        """What the operator should know of quantised tensors that don't stay as they are."""
+        given_up = [origins for name, origins in self._origins.items() if name not in self._rows]
+        n_by_encoding = Counter(type_name[origin.encoding] for origins in given_up for origin in origins)
+        counts = [f"{n} in {kind}" for kind, n in sorted(n_by_encoding.items()) if kind not in _FLOATS]
+        if not counts:
+            return []
+        return [
+            f"quantised tensors were unpacked to float32, 4 bytes a weight: {', '.join(counts)}; workers with int8 "
+            f"or int4 round them once more. Only matrices in {', '.join(ENCODED_BYTES)} are kept as they are"
+        ]
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

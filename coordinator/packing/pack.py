@@ -131,6 +131,7 @@ def _open_gguf(path: Path) -> _Opened:
     notes = list(numbers.notes)
     if tensors.left_out:
         notes.append(f"tensors that the model doesn't use were left out: {', '.join(tensors.left_out[:5])}")
+    notes += tensors.unpacked_notes()
     return _Opened(tensors=tensors, numbers=numbers, auxiliary=auxiliary, notes=tuple(notes))
 
 

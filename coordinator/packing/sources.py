@@ -19,7 +19,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionResolutionError,
 )
 
-from coordinator.disk_errors import storage_error
+from protocol.disk import storage_error
 from protocol.errors import (
     BrigadeError,
     ForbiddenError,
@@ -122,7 +122,8 @@ def fetch_from_hub(source: HubSource) -> FolderSource:
     except (HTTPError, RevisionResolutionError, ConnectionError, TimeoutError) as exc:
         raise _unreachable(source) from exc
     except OSError as exc:
-        raise storage_error(Path(exc.filename or "the Hub's cache"), exc) from exc
+        cache = Path(exc.filename or "the Hub's cache")
+        raise storage_error(cache, exc, instead="name another folder for what the Hub sends (HF_HOME)") from exc
     # A snapshot's files are links into the model's own blobs folder, beside snapshots/.
     return FolderSource(folder=folder, link_root=folder.parent.parent)
 

@@ -10,6 +10,7 @@ import msgspec
 from coordinator.policy.changes import Change, assign, save_assignment, save_worker
 from coordinator.policy.handover import reported_on
 from coordinator.policy.state import Assignment, ClusterState, WorkerRecord
+from coordinator.policy.statuses import span_in
 from protocol.control_messages import Announce, Drain, SpanAssignment, SpanStatus
 from protocol.ids import WorkerId
 
@@ -89,10 +90,7 @@ def _assignment(state: ClusterState, old: WorkerRecord, announce: Announce) -> A
     """
     if not old.assignment.epoch < announce.epoch <= _LARGEST_EPOCH:
         return old.assignment
-    spans = tuple(
-        SpanAssignment(model=status.model, revision=status.revision, blocks=status.blocks)
-        for status in announce.spans
-    )
+    spans = tuple(span_in(status) for status in announce.spans)
     if _can_hold(state, spans):
         reason = "held already when it connected"
         return Assignment(epoch=announce.epoch, spans=spans, reason=reason, unwanted_bytes=None)
@@ -105,8 +103,8 @@ def _with_leaving(assignment: Assignment, announce: Announce) -> Assignment:
         return assignment
     if announce.epoch == 0:
         return replace(assignment, leaving=(), unwanted_bytes=0)
-    ready = {(s.model, s.revision, s.blocks) for s in announce.spans if s.state == "ready"}
-    leaving = tuple(span for span in assignment.leaving if (span.model, span.revision, span.blocks) in ready)
+    ready = {span_in(status) for status in announce.spans if status.state == "ready"}
+    leaving = tuple(span for span in assignment.leaving if span in ready)
     return replace(assignment, leaving=leaving)
 
 
@@ -124,9 +122,8 @@ def _can_hold(state: ClusterState, spans: tuple[SpanAssignment, ...]) -> bool:
 def _reports_of(assignment: Assignment, announce: Announce) -> tuple[SpanStatus, ...]:
     if announce.epoch != assignment.epoch:
         return ()
-    assigned = {(span.model, span.revision, span.blocks) for span in assignment.spans}
-    latest = {(s.model, s.revision, s.blocks): s for s in announce.spans}
-    return tuple(sound(status) for key, status in latest.items() if key in assigned)
+    latest = {span_in(status): status for status in announce.spans}
+    return tuple(sound(status) for span, status in latest.items() if span in assignment.spans)
 
 
 def sound(status: SpanStatus) -> SpanStatus:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
+
+from msgspec.structs import replace
 
 from coordinator.policy.coverage import counts, gaps, has_failed, ready_counts, spans_of
 from coordinator.policy.gap_filling import Candidate
@@ -14,6 +16,7 @@ from coordinator.policy.sizing import capacity_bytes, decode_s_per_block
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, ModelName, WorkerId
+from protocol.messages import Quantization
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,6 +31,8 @@ class Board:
     measures: Measures = field(default_factory=Measures)
     n_holders: dict[ModelName, list[int]] = field(default_factory=dict)
     """What `counts` found, kept up to date."""
+    quantizations: Mapping[WorkerId, Quantization] = field(default_factory=dict)
+    """Workers that hold what they are given from now on in fewer bits (`quantising`)."""
 
     @classmethod
     def of(cls, state: ClusterState) -> Self:
@@ -47,6 +52,7 @@ class Board:
             assignable=self.assignable,
             measures=self.measures,
             n_holders={name: list(n_of) for name, n_of in self.n_holders.items()},
+            quantizations=self.quantizations,
         )
 
     def take(self, other: Board, *, workers: Collection[WorkerId] | None = None) -> None:
@@ -75,8 +81,9 @@ class Board:
 
     def give(self, worker_id: WorkerId, model: ModelRecord, blocks: BlockRange) -> None:
         """Have the worker hold this range of the model, and no other range of it."""
+        quantization = self.quantization_of(worker_id, model, blocks)
         self._drop(worker_id, model)
-        span = SpanAssignment(model=model.name, revision=model.revision, blocks=blocks)
+        span = SpanAssignment(model=model.name, revision=model.revision, blocks=blocks, quantization=quantization)
         self._count(model, span, 1)
         self.spans[worker_id] = (*self.spans[worker_id], span)
 
@@ -181,15 +188,22 @@ class Board:
     ) -> Candidate:
         """The worker as one that could take blocks of the model."""
         assert worker.device is not None
-        held_as = worker.device.held_as
+        quantization = self.quantization_of(worker.worker_id, model, held)
         is_mixed = any(span.model != model.name for span in worker.assignment.spans)
-        sizes = self.measures.block_sizes(model, held_as, kv_tokens)
-        room_bytes = self.room_bytes(worker, kv_tokens)
+        held_as, kv_precision = quantization or worker.device.held_as, worker.device.kv_precision
+        sizes = self.measures.block_sizes(model, held_as, kv_tokens, kv_precision)
+        spans = self.spans[worker.worker_id]
+        if held is not None:  # what grows is loaded anew
+            own = spans_of(model, spans)
+            spans = tuple(replace(span, quantization=quantization) if span in own else span for span in spans)
+        room_bytes = self._room_beside(worker, spans, kv_tokens)
         if gently:
             room_bytes -= self._making_way_bytes(worker, model)
         return Candidate(
             worker_id=worker.worker_id,
-            seconds_per_block=decode_s_per_block(worker, model.manifest, has_other_models=is_mixed),
+            seconds_per_block=decode_s_per_block(
+                worker, model.manifest, has_other_models=is_mixed, quantization=quantization
+            ),
             room_bytes=room_bytes,
             block_bytes=sizes.largest_bytes,
             before_bytes=sizes.before_bytes,
@@ -200,9 +214,23 @@ class Board:
 
     def room_bytes(self, worker: WorkerRecord, kv_tokens: int) -> int:
         """Bytes that the worker could hold beside its spans."""
+        return self._room_beside(worker, self.spans[worker.worker_id], kv_tokens)
+
+    def quantization_of(
+        self, worker_id: WorkerId, model: ModelRecord, blocks: BlockRange | None
+    ) -> Quantization | None:
+        """In which fewer bits the worker would hold these blocks: as decided, else as it holds some of them now."""
+        if worker_id in self.quantizations:
+            return self.quantizations[worker_id]
+        own = spans_of(model, self.spans[worker_id])
+        return next((s.quantization for s in own if blocks is not None and blocks.contains(s.blocks)), None)
+
+    def _room_beside(self, worker: WorkerRecord, spans: Iterable[SpanAssignment], kv_tokens: int) -> int:
         assert worker.device is not None
-        spans, held_as = self.spans[worker.worker_id], worker.device.held_as
-        return capacity_bytes(worker.device) - self.measures.spans_bytes(self.state, spans, held_as, kv_tokens)
+        device = worker.device
+        return capacity_bytes(device) - self.measures.spans_bytes(
+            self.state, spans, device.held_as, kv_tokens, device.kv_precision
+        )
 
     def _making_way_bytes(self, worker: WorkerRecord, model: ModelRecord) -> int:
         """Weights of what the worker would serve on beside another range of the model, for a while."""

@@ -16,6 +16,7 @@ from coordinator.policy.effects import (
 )
 from coordinator.policy.handover import handed_over
 from coordinator.policy.state import Assignment, ClusterState, ModelRecord, WorkerRecord
+from coordinator.policy.statuses import status_as
 from protocol.control_messages import Assign, CoordinatorToWorker, SpanAssignment, SpanStatus
 from protocol.ids import ModelName, WorkerId
 
@@ -36,9 +37,20 @@ class Change:
         """The same with a line for the audit log."""
         return self.then(WriteAudit(at_s=self.now_s, action=action, subject=subject, details=details))
 
-    def to_place(self) -> Self:
-        """The same with something for placement to answer, once it has settled."""
-        return replace(self, state=replace(self.state, changed_s=self.now_s))
+    def to_place(self, *, is_news: bool = True) -> Self:
+        """The same with something for placement to answer, once it has settled; a move ends with that.
+
+        `is_news`: whether it is about who is there or what is served: then the next look comes as soon as ever.
+        """
+        change = self.stopped_moving("somebody came, went or failed, or a model changed")
+        n_moves = 0 if is_news else self.state.n_moves
+        return replace(change, state=replace(change.state, changed_s=self.now_s, n_moves=n_moves))
+
+    def stopped_moving(self, why: str) -> Self:
+        """The same with nobody being moved to something better any more. Who loads something goes on with that."""
+        if self.state.moving is None:
+            return self
+        return replace(self, state=replace(self.state, moving=None)).audited("moving_ended", "cluster", why)
 
     def with_model(self, model: ModelRecord) -> Self:
         """The same with this model, last if it is new."""
@@ -121,9 +133,7 @@ def save_worker(worker: WorkerRecord) -> SaveWorker:
 def _status_on(worker: WorkerRecord, span: SpanAssignment) -> SpanStatus | None:
     """What is known of a span that goes on: what it served on the way out, it has ready."""
     if span in worker.assignment.leaving:
-        return SpanStatus(
-            model=span.model, revision=span.revision, blocks=span.blocks, state="ready", reason="", progress=1.0
-        )
+        return status_as(span, "ready", "")
     return worker.status_of(span)
 
 

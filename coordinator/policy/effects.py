@@ -26,6 +26,8 @@ AuditAction = Literal[
     "model_replaced",
     "replicas_asked",
     "model_removed",
+    "replanned",
+    "moving_ended",
     "bad_source",
 ]
 
@@ -90,7 +92,7 @@ class WriteAudit:
     """Seconds since 1970, UTC."""
     action: AuditAction
     subject: str
-    """The worker's id or the model's name."""
+    """The worker's id, the model's name, or `cluster`."""
     details: str
 
 

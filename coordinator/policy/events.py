@@ -6,8 +6,12 @@ Events are made by whoever saw it happen (socket handlers, the admin API, the sw
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from coordinator.policy.improvement import Improvement
+from coordinator.policy.placement import Placed
+from coordinator.policy.state import ClusterState
 from protocol.control_messages import Announce, Heartbeat, SpanReport
 from protocol.ids import FileHash, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
@@ -104,10 +108,34 @@ class ModelRemoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimePassed:
-    """A second or so went by: who is silent, and is it time to place?"""
+    """A second or so went by: who is silent, and who is to change next of those that are being moved?"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementFound:
+    """What to give out was looked for beside everything else, which takes seconds in a large fleet, and found."""
+
+    basis: ClusterState
+    """The state that it was found for."""
+    placed: Mapping[WorkerId, Placed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImprovementFound:
+    """Something better than what is served was looked for, likewise; perhaps nothing is."""
+
+    basis: ClusterState
+    improvement: Improvement
+    is_asked: bool = False
+    """Whether an operator asked for it."""
 
 
 WorkerEvent = SpansReported | WorkerBeat | FilesChanged | WorkerLeft | SocketLost | DrainAsked
 """Events that mean nothing of a worker that isn't known."""
 
-Event = WorkerJoined | WorkerConnected | WorkerEvent | ModelAdded | ReplicasAsked | ModelRemoved | TimePassed
+Found = PlacementFound | ImprovementFound
+"""What was looked for beside everything else (`looking`): what happened meanwhile may have made it useless."""
+
+Event = (
+    WorkerJoined | WorkerConnected | WorkerEvent | ModelAdded | ReplicasAsked | ModelRemoved | TimePassed | Found
+)

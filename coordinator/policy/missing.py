@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from coordinator.policy.board import Board
 from coordinator.policy.coverage import counts, gaps, has_failed, ready_counts, ready_spans, spans_of
+from coordinator.policy.quantising import usual_format, what_would_hold
 from coordinator.policy.sizing import KV_TARGETS, span_bytes
-from coordinator.policy.standing import span_words
+from coordinator.policy.standing import named, span_words
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.ids import BlockRange, ModelName, WorkerId
-from protocol.messages import WeightFormat
 
 _MAX_RUNS_IN_WORDS = 4
 
@@ -60,7 +60,7 @@ def missing_blocks(
 
 
 def _unready(model: ModelRecord, run: BlockRange, worker: WorkerRecord, exclude: frozenset[WorkerId]) -> str:
-    who = f"{worker.worker_id} ({worker.hostname})" if worker.hostname else worker.worker_id
+    who = named(worker)
     what = f"blocks {run} of {model.name} are held by {who}"
     if worker.worker_id in exclude:
         return f"{what}, which the request excludes"
@@ -81,21 +81,17 @@ def _unheld(state: ClusterState, model: ModelRecord, run: BlockRange) -> str:
     if state.changed_s is not None:
         return f"{what}; they are given out once nothing has changed for {state.settings.settle_s:g} s"
     board = Board.of(state)
-    held_as = _usual_format(here)
+    held_as = usual_format(here)
     room = sum(max(0, board.room_bytes(w, KV_TARGETS[-1])) for w in here if w.pinned_blocks is None)
     needed = span_bytes(model.manifest, run, held_as, KV_TARGETS[-1])
+    way_out = what_would_hold(board, model)
+    machine = f"`worker join` on another machine{f'; {way_out}' if way_out else ''}"
     if needed > room:
         return (
             f"{what}; {(needed - room) / 1e9:.2f} GB of memory more are needed (they take {needed / 1e9:.2f} GB in "
-            f"{held_as}, {room / 1e9:.2f} GB are left); `worker join` on another machine"
+            f"{held_as}, {room / 1e9:.2f} GB are left); {machine}"
         )
     return (
         f"{what}; they take {needed / 1e9:.2f} GB in {held_as}, and the {room / 1e9:.2f} GB left are on workers "
-        "that have other blocks, too little each, or failed; `worker join` on another machine"
+        f"that have other blocks, too little each, or failed; {machine}"
     )
-
-
-def _usual_format(workers: list[WorkerRecord]) -> WeightFormat:
-    device = workers[0].device
-    assert device is not None
-    return device.held_as

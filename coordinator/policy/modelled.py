@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from coordinator.policy.coverage import gaps
 from coordinator.policy.links import LINK_S, links_among
-from coordinator.policy.segments import Leg, Segment
+from coordinator.policy.segments import Segment
 from coordinator.policy.shortest_path import cheapest_legs
 from coordinator.policy.sizing import decode_s_per_block
 from coordinator.policy.state import ClusterState, ModelRecord
+from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, WorkerId
 
 
@@ -31,16 +32,18 @@ class ModelledSpeed:
 
 
 def modelled_speed(
-    state: ClusterState, model: ModelRecord, ranges: Mapping[WorkerId, BlockRange]
+    state: ClusterState, model: ModelRecord, spans: Mapping[WorkerId, SpanAssignment]
 ) -> ModelledSpeed | None:
-    """If these workers, and no others, held these ranges; None if blocks are left out."""
-    workers = [state.workers[worker_id] for worker_id in sorted(ranges)]
+    """If these workers, and no others, held these spans; None if blocks are left out."""
+    workers = [state.workers[worker_id] for worker_id in sorted(spans)]
     links = links_among(workers)
     segments = [
         Segment(
             worker_id=worker.worker_id,
-            blocks=ranges[worker.worker_id],
-            seconds_per_block=decode_s_per_block(worker, model.manifest),
+            blocks=spans[worker.worker_id].blocks,
+            seconds_per_block=decode_s_per_block(
+                worker, model.manifest, quantization=spans[worker.worker_id].quantization
+            ),
             link_s={other.worker_id: links[i][k] for k, other in enumerate(workers) if links[i][k] != LINK_S},
         )
         for i, worker in enumerate(workers)
@@ -58,13 +61,7 @@ def speed_of(segments: Sequence[Segment], n_blocks: int) -> ModelledSpeed | None
         return None
     cost_s, legs = cheapest_legs(segments, n_blocks)
     return ModelledSpeed(
-        step_s=cost_s - LINK_S + _back_s(segments, legs),
+        step_s=cost_s - LINK_S,
         tokens_per_s=min(rates),
         stages=tuple((segments[i].worker_id, BlockRange(start, end)) for i, start, end in legs),
     )
-
-
-def _back_s(segments: Sequence[Segment], legs: Sequence[Leg]) -> float:
-    """From the last worker to the first: nothing if that is the same."""
-    first, last = segments[legs[0][0]], segments[legs[-1][0]]
-    return 0.0 if first.worker_id == last.worker_id else last.link_s.get(first.worker_id, LINK_S)

@@ -1,39 +1,36 @@
-"""What follows from time alone: silence makes workers suspect, lost, gone; a settled cluster is placed."""
+"""What follows from time alone: silence makes workers suspect, lost, gone, and moves go on step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from coordinator.policy.changes import Change, save_worker
 from coordinator.policy.departure import why_now
-from coordinator.policy.placement import Placed, placement, take_overs
-from coordinator.policy.sizing import capacity_bytes
-from coordinator.policy.state import Assignment, Departure, PolicySettings, Presence, WorkerRecord
+from coordinator.policy.giving_out import all_placed, moved_on
+from coordinator.policy.looking import next_look_s
+from coordinator.policy.placement import take_overs
+from coordinator.policy.state import ClusterState, Departure, PolicySettings, Presence, WorkerRecord
 from protocol.control_messages import Drain
 from protocol.ids import WorkerId
 
 
 def time_passed(change: Change) -> Change:
-    """Judge everybody's silence; place if nothing changed for `settle_s`, and at once what can't wait for that."""
+    """Judge everybody's silence; give out at once what can't wait until all is looked through (`looking`)."""
     change = _clock_looked_at(change)
     doubted = _doubted(change)
     for worker in change.state.workers.values():
         change = _judged(change, worker)
-    changed_s, settle_s = change.state.changed_s, change.state.settings.settle_s
-    if changed_s is not None and change.now_s - changed_s >= settle_s:
-        change = _all_placed(change, placement(change.state))
-        change = replace(change, state=replace(change.state, changed_s=None))
-    elif _doubted(change) - doubted:
-        change = _all_placed(change, take_overs(change.state))
-    return let_go(change, is_placed=change.state.changed_s is None)
+    if _doubted(change) - doubted:
+        change = change.stopped_moving("a worker has been away for a moment")
+        change = all_placed(change, take_overs(change.state))
+    return let_go(moved_on(change), is_placed=change.state.changed_s is None)
 
 
 def to_depart(change: Change, worker: WorkerRecord, departure: Departure) -> Change:
     """Have others given the blocks of a worker that is to leave; it goes once they have them, or at once."""
     worker = replace(worker, departure=departure, has_said_leaving=worker.has_said_leaving or departure.is_own_wish)
-    change = change.with_worker(worker).then(save_worker(worker))
-    return let_go(_all_placed(change, take_overs(change.state)), is_placed=True)
+    change = change.with_worker(worker).then(save_worker(worker)).stopped_moving("a worker is to leave")
+    return let_go(all_placed(change, take_overs(change.state)), is_placed=True)
 
 
 def let_go(change: Change, *, is_placed: bool) -> Change:
@@ -83,7 +80,17 @@ def _clock_looked_at(change: Change) -> Change:
         for worker_id, worker in state.workers.items()
     }
     changed_s = None if state.changed_s is None else min(state.changed_s + shift_s, now_s)
-    return replace(change, state=replace(change.state, workers=workers, changed_s=changed_s))
+    state = replace(_moves_shifted(change.state, shift_s, now_s), workers=workers, changed_s=changed_s)
+    return replace(change, state=state)
+
+
+def _moves_shifted(state: ClusterState, shift_s: float, now_s: float) -> ClusterState:
+    moving, improve_s = state.moving, state.improve_s
+    if moving is not None:
+        moving = replace(moving, step_s=min(moving.step_s + shift_s, now_s))
+    if improve_s is not None:
+        improve_s = min(improve_s + shift_s, next_look_s(state, now_s))
+    return replace(state, moving=moving, improve_s=improve_s)
 
 
 def _shifted(departure: Departure | None, shift_s: float, latest_s: float) -> Departure | None:
@@ -138,12 +145,6 @@ def _presence(worker: WorkerRecord, silent_s: float, settings: PolicySettings) -
             return "gone"
 
 
-def _all_placed(change: Change, placed: Mapping[WorkerId, Placed]) -> Change:
-    for worker_id, what in placed.items():
-        change = _placed(change, worker_id, what)
-    return change
-
-
 def gone(change: Change, worker: WorkerRecord, reason: str) -> Change:
     """The worker is no more: it holds nothing, and others get its blocks."""
     worker = replace(
@@ -161,18 +162,3 @@ def gone(change: Change, worker: WorkerRecord, reason: str) -> Change:
     if worker.assignment.spans:
         change = change.reassigned(worker.worker_id, (), reason)
     return change.audited("worker_gone", worker.worker_id, reason).to_place()
-
-
-def _placed(change: Change, worker_id: WorkerId, placed: Placed) -> Change:
-    worker = change.state.workers[worker_id]
-    old = worker.assignment
-    if placed.spans == old.spans:
-        return change.updated(worker_id, assignment=replace(old, reason=placed.reason))
-    assert worker.device is not None
-    assignment = Assignment(
-        epoch=old.epoch + 1,
-        spans=placed.spans,
-        reason=placed.reason,
-        capacity_bytes=None if placed.is_pinned else capacity_bytes(worker.device),
-    )
-    return change.assigned(worker_id, assignment)

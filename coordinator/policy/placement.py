@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from coordinator.policy.board import Board
 from coordinator.policy.mending import fill_model, take_over
+from coordinator.policy.quantising import filled_quantised, fitting_quantization, why_quantised
 from coordinator.policy.replicas import add_pipelines, add_replicas, make_replica
 from coordinator.policy.sizing import KV_TARGETS
-from coordinator.policy.state import ClusterState, WorkerRecord
+from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.control_messages import SpanAssignment
 from protocol.ids import WorkerId
 
@@ -38,7 +39,7 @@ def placement(state: ClusterState) -> Mapping[WorkerId, Placed]:
         if worker.pinned_blocks is not None:
             reasons[worker.worker_id] = _pin(board, worker)
     # a second pass stands on what the first has placed, and may complete what it left out
-    is_complete = [fill_model(board, model) or fill_model(board, model) for model in state.models.values()]
+    is_complete = [_is_filled(board, model) for model in state.models.values()]
     if all(is_complete):
         if state.settings.placement != "spread":
             add_pipelines(board)
@@ -50,6 +51,17 @@ def placement(state: ClusterState) -> Mapping[WorkerId, Placed]:
     for model in state.models.values():
         take_over(board, model)
     return _changes(board, reasons, complete=all(is_complete))
+
+
+def _is_filled(board: Board, model: ModelRecord) -> bool:
+    """Give out what nobody holds of a model, in fewer bits if it fits in no other way; whether all is held then."""
+    before = board.copy()
+    if fill_model(board, model) or fill_model(board, model):
+        return True
+    quantised = filled_quantised(before, model)
+    if quantised is not None:
+        board.take(quantised)
+    return quantised is not None
 
 
 def take_overs(state: ClusterState) -> Mapping[WorkerId, Placed]:
@@ -80,7 +92,7 @@ def _changes(board: Board, pin_reasons: Mapping[WorkerId, str], *, complete: boo
 def _reason(board: Board, worker: WorkerRecord, *, complete: bool) -> str:
     spans = board.spans[worker.worker_id]
     if spans:
-        what = " and ".join(f"blocks {span.blocks} of {span.model}" for span in spans)
+        what = " and ".join(_span_words(board, span) for span in spans)
         return f"{what}: chosen by free memory and measured speed"
     if not board.state.models:
         return "no model is served yet; add one with `coord model add NAME SOURCE`"
@@ -91,6 +103,13 @@ def _reason(board: Board, worker: WorkerRecord, *, complete: bool) -> str:
             "again; it is a spare"
         )
     return f"{room:.2f} GB of memory here are too few for what is missing; it is a spare until workers come or go"
+
+
+def _span_words(board: Board, span: SpanAssignment) -> str:
+    what = f"blocks {span.blocks} of {span.model}"
+    if span.quantization is None:
+        return what
+    return f"{what} in {span.quantization}, since {why_quantised(board, board.state.models[span.model])}"
 
 
 # ------------------------------------------------------------------ pinned by an operator
@@ -111,6 +130,8 @@ def _pin(board: Board, worker: WorkerRecord) -> str:
             f"pinned to blocks {blocks}, but {model.name} has {model.manifest.n_blocks}; "
             f"start the worker with --blocks within 0:{model.manifest.n_blocks}"
         )
-    span = SpanAssignment(model=model.name, revision=model.revision, blocks=blocks)
+    fewer_bits = fitting_quantization(worker, model, blocks) if board.state.settings.auto_quantize else None
+    span = SpanAssignment(model=model.name, revision=model.revision, blocks=blocks, quantization=fewer_bits)
     board.spans[worker.worker_id] = (span,)
-    return f"pinned to blocks {blocks} of {model.name} by its operator (--blocks)"
+    why = f", and in {fewer_bits}, since they don't fit otherwise" if fewer_bits else ""
+    return f"pinned to blocks {blocks} of {model.name} by its operator (--blocks){why}"

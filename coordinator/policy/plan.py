@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from coordinator.policy.board import Board
@@ -10,13 +10,15 @@ from coordinator.policy.coverage import spans_of
 from coordinator.policy.links import links_among
 from coordinator.policy.modelled import ModelledSpeed, modelled_speed
 from coordinator.policy.pipelines import Task, pipelines_of
-from coordinator.policy.placement import placement
+from coordinator.policy.placement import Placed, placement
 from coordinator.policy.planning import one_more
+from coordinator.policy.quantising import what_would_hold, why_quantised
 from coordinator.policy.sizing import KV_TARGETS, decode_s_per_block
 from coordinator.policy.standing import standing
 from coordinator.policy.state import Assignment, ClusterState, ModelRecord, Placement, WorkerRecord
 from protocol.control_messages import SpanAssignment
-from protocol.ids import BlockRange, ModelName, WorkerId
+from protocol.ids import BlockRange, FileHash, ModelName, WorkerId
+from protocol.messages import Quantization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,8 @@ class PlannedSpan:
     blocks: BlockRange
     stage_s: float
     """Seconds for one token in all of these blocks."""
+    quantization: Quantization | None = None
+    """What they would be held in, if not as the worker holds weights otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,8 @@ class ModelPlan:
     """None where blocks would be left out."""
     now: ModelledSpeed | None
     """Of what is assigned at the moment."""
+    note: str = ""
+    """Why blocks would be held in fewer bits, or with which precision of whose workers the model would fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +61,10 @@ def plan(state: ClusterState, wanted: Placement, now_s: float) -> Plan:
     """A plan on all that is known now: memory, speeds, round trips, files. It changes nothing."""
     empty = _emptied(state, wanted)
     placed = placement(empty)
-    held = {
-        worker.worker_id: placed[worker.worker_id].spans if worker.worker_id in placed else ()
-        for worker in empty.workers.values()
-        if worker.can_be_assigned
-    }
-    models = tuple(_model_plan(state, model, held) for model in state.models.values())
+    held = _spans(empty, placed)
+    board = Board.of(empty)
+    board.spans |= held
+    models = tuple(_model_plan(state, model, board) for model in state.models.values())
     used = {worker_id for found in models if found.planned for worker_id, _ in found.planned.stages}
     left_out = []
     for worker in state.workers.values():
@@ -75,10 +79,29 @@ def plan(state: ClusterState, wanted: Placement, now_s: float) -> Plan:
     return Plan(placement=wanted, models=models, left_out=tuple(left_out))
 
 
+def planned_spans(state: ClusterState, wanted: Placement) -> dict[WorkerId, tuple[SpanAssignment, ...]]:
+    """What each worker that could be given something would hold if nothing were placed yet."""
+    empty = _emptied(state, wanted)
+    return _spans(empty, placement(empty))
+
+
+def _spans(empty: ClusterState, placed: Mapping[WorkerId, Placed]) -> dict[WorkerId, tuple[SpanAssignment, ...]]:
+    return {
+        worker.worker_id: placed[worker.worker_id].spans if worker.worker_id in placed else ()
+        for worker in empty.workers.values()
+        if worker.can_be_assigned
+    }
+
+
 def _emptied(state: ClusterState, wanted: Placement) -> ClusterState:
-    """The state with nothing assigned to those who could be given something."""
+    """The state with nothing assigned to those who could be given something, but the files of what they held."""
     workers = {
-        worker_id: replace(worker, assignment=Assignment(epoch=worker.assignment.epoch), reported=())
+        worker_id: replace(
+            worker,
+            assignment=Assignment(epoch=worker.assignment.epoch),
+            reported=(),
+            files=worker.files.union(_files_held(state, worker)),
+        )
         if worker.can_be_assigned
         else worker
         for worker_id, worker in state.workers.items()
@@ -86,31 +109,46 @@ def _emptied(state: ClusterState, wanted: Placement) -> ClusterState:
     return replace(state, workers=workers, settings=replace(state.settings, placement=wanted))
 
 
-def _model_plan(
-    state: ClusterState, model: ModelRecord, held: dict[WorkerId, tuple[SpanAssignment, ...]]
-) -> ModelPlan:
-    planned = _ranges(model, held.items())
-    now = _ranges(model, ((w.worker_id, w.assignment.spans) for w in state.workers.values() if w.is_routable))
-    spans = [
-        PlannedSpan(
-            worker_id=worker_id,
-            blocks=blocks,
-            stage_s=len(blocks) * decode_s_per_block(state.workers[worker_id], model.manifest),
-        )
-        for worker_id, blocks in planned.items()
-    ]
+def _files_held(state: ClusterState, worker: WorkerRecord) -> Iterator[FileHash]:
+    for span in worker.assignment.spans:
+        blocks = state.models[span.model].manifest.blocks
+        yield from (block.sha256 for block in blocks[span.blocks.start : span.blocks.end])
+
+
+def _model_plan(state: ClusterState, model: ModelRecord, board: Board) -> ModelPlan:
+    held = {w: spans for w, spans in board.spans.items() if state.workers[w].can_be_assigned}
+    planned = _only_span(model, held.items())
+    now = _only_span(model, ((w.worker_id, w.assignment.spans) for w in state.workers.values() if w.is_routable))
+    spans = [_planned_span(state.workers[worker_id], model, span) for worker_id, span in planned.items()]
+    speed = modelled_speed(state, model, planned) if planned else None
+    note = ""
+    if speed is None:
+        note = what_would_hold(board, model)
+    elif any(span.quantization is not None for span in spans):
+        note = f"in fewer bits, since {why_quantised(board, model)}"
     return ModelPlan(
         model=model.name,
         spans=tuple(sorted(spans, key=lambda span: (span.blocks.start, span.worker_id))),
-        planned=modelled_speed(state, model, planned) if planned else None,
+        planned=speed,
         now=modelled_speed(state, model, now) if now else None,
+        note=note,
     )
 
 
-def _ranges(
+def _planned_span(worker: WorkerRecord, model: ModelRecord, span: SpanAssignment) -> PlannedSpan:
+    block_s = decode_s_per_block(worker, model.manifest, quantization=span.quantization)
+    return PlannedSpan(
+        worker_id=worker.worker_id,
+        blocks=span.blocks,
+        stage_s=len(span.blocks) * block_s,
+        quantization=span.quantization,
+    )
+
+
+def _only_span(
     model: ModelRecord, held: Iterable[tuple[WorkerId, tuple[SpanAssignment, ...]]]
-) -> dict[WorkerId, BlockRange]:
-    return {worker_id: span.blocks for worker_id, spans in held for span in spans_of(model, spans)}
+) -> dict[WorkerId, SpanAssignment]:
+    return {worker_id: span for worker_id, spans in held for span in spans_of(model, spans)}
 
 
 def _hop_words(state: ClusterState, model: ModelRecord, speed: ModelledSpeed, worker: WorkerRecord) -> str:

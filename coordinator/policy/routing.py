@@ -1,7 +1,7 @@
 """The cheapest way through a model's blocks over workers that hold them ready.
 
 Cost in seconds a token: for each hop its link, and its blocks at the worker's measured speed, more where sessions
-wait. A range may be entered and left partway.
+wait; and the link back to the first hop, since tokens go round. A range may be entered and left partway.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from coordinator.policy.coverage import counts, gaps
+from coordinator.policy.coverage import counts, gaps, ready_spans
 from coordinator.policy.links import LINK_S
 from coordinator.policy.missing import MissingBlocks, missing_blocks
 from coordinator.policy.ready_segments import ReadySegments
 from coordinator.policy.segments import Leg, Segment
 from coordinator.policy.shortest_path import cheapest_legs
-from coordinator.policy.state import ClusterState
+from coordinator.policy.state import ClusterState, ModelRecord
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
-from protocol.messages import Precision
+from protocol.messages import QUANTISED_PRECISION, Precision, Quantization
 
 AVOIDED_S = 1e6
 """Added for a worker or link that is to be avoided: over all that work and links can cost, so that each is used
@@ -32,6 +32,9 @@ class RouteStage:
     url: str
     blocks: BlockRange
     precision: Precision
+    """What is computed in."""
+    quantization: Quantization | None = None
+    """What the weights are held in, if not in `precision`."""
     epoch: int
     """Of the worker's assignment now."""
 
@@ -44,7 +47,7 @@ class Route:
     revision: Revision
     hops: tuple[RouteStage, ...]
     cost_s: float
-    """Estimated seconds for one token, from the client to the tail."""
+    """Estimated seconds for one token: the client's own way, all hops, and back to the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,7 @@ def cheapest_route(
     return Route(
         model=model.name,
         revision=model.revision,
-        hops=tuple(_stage(state, segments[i].worker_id, BlockRange(start, end)) for i, start, end in legs),
+        hops=tuple(_stage(state, model, segments[i].worker_id, BlockRange(start, end)) for i, start, end in legs),
         cost_s=_seconds_per_token(segments, legs),
     )
 
@@ -112,7 +115,8 @@ def _seconds_per_token(segments: Sequence[Segment], legs: Sequence[Leg]) -> floa
         cost_s += links.get(segments[i].worker_id, LINK_S) % AVOIDED_S
         cost_s += (end - start) * segments[i].seconds_per_block
         links = segments[i].link_s
-    return cost_s
+    first, last = segments[legs[0][0]].worker_id, segments[legs[-1][0]].worker_id
+    return cost_s if first == last else cost_s + links.get(first, LINK_S) % AVOIDED_S
 
 
 def _weighed(segments: list[Segment], exclude: frozenset[WorkerId], avoided: Avoided, held: Held) -> list[Segment]:
@@ -138,13 +142,16 @@ def _avoiding(segment: Segment, avoided: Avoided) -> Segment:
     return replace(segment, link_s=links, entry_s=entry_s)
 
 
-def _stage(state: ClusterState, worker_id: WorkerId, blocks: BlockRange) -> RouteStage:
+def _stage(state: ClusterState, model: ModelRecord, worker_id: WorkerId, blocks: BlockRange) -> RouteStage:
     worker = state.workers[worker_id]
     assert worker.device is not None
+    held = (span for span in ready_spans(worker, model) if span.blocks.contains(blocks))
+    decided = next((span.quantization for span in held), None)
     return RouteStage(
         worker_id=worker_id,
         url=worker.url,
         blocks=blocks,
-        precision=worker.device.precision,
+        precision=QUANTISED_PRECISION if decided is not None else worker.device.precision,
+        quantization=decided or worker.device.quantization,
         epoch=worker.assignment.epoch,
     )

@@ -1,7 +1,8 @@
-"""The cheapest way through a model's blocks over ranges that may be entered and left partway. Knows no cluster.
+"""The cheapest way round a model's blocks over ranges that may be entered and left partway. Knows no cluster.
 
-First the cost to go, from the last block backwards, as if a worker could come twice: it is quick to compute, and
-never more than the truth. Led by it the search forwards (A*) looks at hardly anything but the best way itself.
+Round, since each token goes back from the last worker to the first. First the cost to go, from the last block
+backwards, as if a worker could come twice: it is quick to compute, and never more than the truth. Led by it, and by
+the shortest way back there could be, the search forwards (A*) looks at hardly anything but the best way itself.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class _CostsToGo:
 
     def __init__(self, segments: Sequence[Segment], n_blocks: int) -> None:
         self.cuts = _cuts(segments, n_blocks)
+        self._segments, self._n_blocks = segments, n_blocks
+        self._back: dict[tuple[int, bool], float] = {}
+        self._longer_back: dict[tuple[int, int], float] = {}
         self.onwards: dict[int, list[tuple[float, int]]] = {}
         """At each boundary the segments that run what comes next: cost to the end with entering, cheapest first."""
         self._staying: dict[tuple[int, int], float] = {}
@@ -52,8 +56,39 @@ class _CostsToGo:
             self._settle(segments, cut, after)
 
     def after(self, cut: int, i: int) -> float:
-        """From `cut`, to which segment `i` has run."""
+        """From `cut`, to which segment `i` has run, without the way back."""
         return self._from[cut, i]
+
+    def round(self, cut: int, i: int, first: int, *, only_once: bool) -> float:
+        """From `cut`, to which segment `i` has run, and back to segment `first`."""
+        if cut == self._n_blocks:
+            return _back_s(self._segments[i], self._segments[first])
+        if (first, only_once) not in self._back:
+            self._back[first, only_once] = self._least_back_s(self._segments[first], only_once=only_once)
+        around_s = self._from[cut, i] + self._back[first, only_once]
+        # who goes on to the end alone has no way back
+        alone = (self._n_blocks - cut) * self._segments[i].seconds_per_block
+        can_end_alone = i == first and self._segments[i].blocks.end == self._n_blocks
+        return min(around_s, alone) if can_end_alone else around_s
+
+    def longer_back_s(self, first: int, other: int) -> float:
+        """By how much at most the way back to segment `first` is longer than that to `other`, whoever is last."""
+        if first == other:
+            return 0.0
+        if (first, other) not in self._longer_back:
+            a, b = self._segments[first], self._segments[other]
+            self._longer_back[first, other] = max(
+                _back_s(tail, a) - _back_s(tail, b)
+                for tail in self._segments
+                if tail.blocks.end == self._n_blocks and tail.worker_id != b.worker_id
+            )
+        return self._longer_back[first, other]
+
+    def _least_back_s(self, first: Segment, *, only_once: bool) -> float:
+        tails = (s for s in self._segments if s.blocks.end == self._n_blocks)
+        if only_once:
+            tails = (s for s in tails if s.worker_id != first.worker_id)
+        return min((_back_s(tail, first) for tail in tails), default=math.inf)
 
     def _settle(self, segments: Sequence[Segment], cut: int, after: int) -> None:
         entering = []
@@ -82,22 +117,23 @@ class _CostsToGo:
 
 
 def cheapest_legs(segments: Sequence[Segment], n_blocks: int) -> tuple[float, list[Leg]]:
-    """The cheapest way from block 0 to `n_blocks`, which there must be one of, and its cost.
+    """The cheapest way from block 0 to `n_blocks` and back, which there must be one of, and its cost.
 
-    No worker comes twice in it, unless there is no other way (or finding one would take too long).
+    The way from the client to its first worker counts too, as one that nobody measured. No worker comes twice,
+    unless there is no other way (or finding one would take too long).
     """
     if len(segments) > MAX_SHORTLIST:
         numbers = shortlist(segments, n_blocks, lambda legs: _cost_s(segments, legs))
         listed = [segments[i] for i in numbers]
         found = _search(listed, n_blocks, _CostsToGo(listed, n_blocks), only_once=True)
         if found is not None:
-            return found.cost_s, [(numbers[i], start, end) for i, start, end in found.legs]
+            return found.estimate_s, [(numbers[i], start, end) for i, start, end in found.legs]
     costs = _CostsToGo(segments, n_blocks)
     found = _search(segments, n_blocks, costs, only_once=True) or _search(
         segments, n_blocks, costs, only_once=False
     )
     assert found is not None, "the blocks are covered, so there is a way"
-    return found.cost_s, list(found.legs)
+    return found.estimate_s, list(found.legs)
 
 
 def _cost_s(segments: Sequence[Segment], legs: Sequence[Leg]) -> float:
@@ -108,13 +144,19 @@ def _cost_s(segments: Sequence[Segment], legs: Sequence[Leg]) -> float:
     links_s = LINK_S + sum(
         segments[i].link_s.get(to, LINK_S) for (i, _, _), to in zip(legs, workers[1:], strict=False)
     )
+    links_s += _back_s(segments[legs[-1][0]], segments[legs[0][0]])
     return links_s + sum(segments[i].entry_s + (b - a) * segments[i].seconds_per_block for i, a, b in legs)
+
+
+def _back_s(last: Segment, first: Segment) -> float:
+    """The way of a token back to the first worker: none if that is the last one too."""
+    return 0.0 if last.worker_id == first.worker_id else last.link_s.get(first.worker_id, LINK_S)
 
 
 def _search(segments: Sequence[Segment], n_blocks: int, costs: _CostsToGo, *, only_once: bool) -> _Label | None:
     """A* over boundary and segment; with `only_once` over sets of used workers too, within `MAX_STEPS`."""
     heap = [_Label(0.0, 0, (), 0.0, 0.0)]
-    settled: dict[tuple[int, int], list[frozenset[WorkerId]]] = {}
+    settled: dict[tuple[int, int], list[tuple[frozenset[WorkerId], float, int]]] = {}
     n_steps = 0
     while heap and not (only_once and n_steps > MAX_STEPS):
         label = heapq.heappop(heap)
@@ -125,11 +167,15 @@ def _search(segments: Sequence[Segment], n_blocks: int, costs: _CostsToGo, *, on
                 return label
             if only_once:
                 used = frozenset(segments[i].worker_id for i, _, _ in label.legs)
+            first = label.legs[0][0]
             earlier = settled.setdefault((end, last), [])
-            if any(others <= used for others in earlier):
+            if any(
+                others <= used and cost_s + costs.longer_back_s(begun, first) <= label.cost_s
+                for others, cost_s, begun in earlier
+            ):
                 continue
-            earlier.append(used)
-        longer = _longer(segments, costs, label, used)
+            earlier.append((used, label.cost_s, first))
+        longer = _longer(segments, costs, label, used, only_once=only_once)
         n_steps += len(longer)
         for step in longer:
             heapq.heappush(heap, step)
@@ -147,7 +193,7 @@ def _cuts(segments: Sequence[Segment], n_blocks: int) -> list[int]:
 
 
 def _longer(
-    segments: Sequence[Segment], costs: _CostsToGo, label: _Label, used: frozenset[WorkerId]
+    segments: Sequence[Segment], costs: _CostsToGo, label: _Label, used: frozenset[WorkerId], *, only_once: bool
 ) -> list[_Label]:
     """The ways on to the next cut: on the same worker, or on any other that holds what comes."""
     last, begun, start = label.legs[-1] if label.legs else (None, 0, 0)
@@ -170,5 +216,7 @@ def _longer(
             cost_s = entered_s + (cut - start) * segment.seconds_per_block
         else:
             continue
-        longer.append(_Label(cost_s + costs.after(cut, i), n_hops, legs, cost_s, entered_s))
+        to_go_s = costs.round(cut, i, legs[0][0], only_once=only_once)
+        if to_go_s < math.inf:
+            longer.append(_Label(cost_s + to_go_s, n_hops, legs, cost_s, entered_s))
     return longer

@@ -2,7 +2,7 @@
 
 As if every link took as long as the shortest of all, what a way costs hangs on blocks alone: that is quick to work
 out in both directions, and never more than the truth. A segment over which even so nothing leads that is as cheap
-as some real way is of no use.
+as some real way is of no use. A way over more than one worker has one link more than that, back to the first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def shortlist(segments: Sequence[Segment], n_blocks: int, cost_of: Callable[[lis
     link_s = min(segment.least_link_s for segment in segments)
     onwards, legs = _to_go(segments, [segment.blocks for segment in segments], n_blocks, link_s)
     limit_s = cost_of(legs) * _ROUNDING
-    if limit_s <= onwards[0] * _ROUNDING**2:
+    has_whole = any(len(segment.blocks) == n_blocks for segment in segments)
+    if limit_s <= (onwards[0] + (0.0 if has_whole else link_s)) * _ROUNDING**2:
         return sorted({i for i, _, _ in legs})
     mirrored = [BlockRange(n_blocks - s.blocks.end, n_blocks - s.blocks.start) for s in segments]
     before = _to_go(segments, mirrored, n_blocks, link_s)[0][::-1]
@@ -42,7 +43,10 @@ def shortlist(segments: Sequence[Segment], n_blocks: int, cost_of: Callable[[lis
     )
     # who is too slow for any range is of use only for what it saves
     promising = [*by_speed[:n_quick], *(i for i in by_speed[n_quick:] if segments[i].is_whole)]
-    through = [(_through(segments[i], before, onwards) + link_s, i) for i in promising]
+    through = [
+        (_through(segments[i], before, onwards) + (1 if len(segments[i].blocks) == n_blocks else 2) * link_s, i)
+        for i in promising
+    ]
     best = sorted(bound for bound in through if bound[0] <= limit_s)[:MAX_SHORTLIST]
     return sorted({i for _, i in best}.union(i for i, _, _ in legs))
 

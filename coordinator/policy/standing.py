@@ -37,6 +37,11 @@ def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[Wo
             return _standing_here(state, worker, now_s)
 
 
+def named(worker: WorkerRecord) -> str:
+    """How people find the worker: its id, and the name of its machine."""
+    return f"{worker.worker_id} ({worker.hostname})" if worker.hostname else worker.worker_id
+
+
 def _suspicion(state: ClusterState, worker: WorkerRecord, silent_s: float) -> str:
     what = "silent" if worker.is_connected else "its control socket closed; not heard of"
     left_s = max(0.0, state.settings.lost_after_s - silent_s)

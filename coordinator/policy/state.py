@@ -1,4 +1,4 @@
-"""The cluster as the coordinator sees it: a frozen snapshot, what is stored of it, and what must always hold.
+"""The cluster as the coordinator sees it: a frozen snapshot, and what is stored of it.
 
 Mappings are never changed in place; `transition` makes new ones. Times are seconds since 1970, UTC.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 from coordinator.policy.effects import WorkerStatus
+from coordinator.policy.statuses import span_in
 from protocol.control_messages import DeviceReport, Heartbeat, SpanAssignment, SpanStatus
 from protocol.errors import ConfigError
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
@@ -36,11 +37,29 @@ def checked_placement(text: str, name: str) -> Placement:
     raise ConfigError(f"{name} {text[:40]!r} isn't one of {', '.join(get_args(Placement))}")
 
 
+Replan = Literal["auto", "off"]
+"""Whether what is served is placed anew, step by step, where that is much better: by itself, or only when asked."""
+
+
+def checked_replan(text: str, name: str) -> Replan:
+    """The text, if it is one of these; `name` says where it was given.
+
+    Raises:
+        ConfigError: it isn't.
+    """
+    for known in get_args(Replan):
+        if text == known:
+            return cast(Replan, known)
+    raise ConfigError(f"{name} {text[:40]!r} isn't one of {', '.join(get_args(Replan))}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySettings:
     """What decisions depend on beside what happens."""
 
     placement: Placement = "balance"
+    auto_quantize: bool = True
+    """Whether workers that leave their precision open hold blocks in fewer bits where nothing else fits."""
 
     suspect_after_s: float = 3.0
     failover_after_s: float = 2.0
@@ -52,6 +71,14 @@ class PolicySettings:
     """A lost worker is gone, and a gone one no longer shown, after this long."""
     longest_departure_s: float = 60.0
     """A worker that an operator drains serves on for so long at most, until others hold its blocks."""
+    replan: Replan = "auto"
+    replan_every_s: float = 60.0
+    """Nothing is moved because something better exists until nothing else has changed for this long. Each time that
+    something is, the next time is twice as far off, until somebody joins or leaves."""
+    replan_margin: float = 1.2
+    """What is served is moved only for something that is modelled to be so many times as fast at least."""
+    longest_step_s: float = 3600.0
+    """A step of such a move that takes longer ends it."""
     longest_sweep_s: float = 2.0
     """Between two looks at the clock. More, and the clock was set or we stood still, and nobody was silent."""
 
@@ -150,10 +177,7 @@ class WorkerRecord:
 
     def status_of(self, span: SpanAssignment) -> SpanStatus | None:
         """What the worker last said of one of its spans; None if nothing yet."""
-        for status in self.reported:
-            if (status.model, status.revision, status.blocks) == (span.model, span.revision, span.blocks):
-                return status
-        return None
+        return next((status for status in self.reported if span_in(status) == span), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +192,18 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moving:
+    """That what is served is being placed anew, a few workers at a time."""
+
+    target: Mapping[WorkerId, tuple[SpanAssignment, ...]]
+    """What those who change are to hold in the end."""
+    reason: str
+    """What it is for, in words."""
+    step_s: float
+    """When the last step was begun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterState:
     """Everything that decisions are made from."""
 
@@ -179,6 +215,11 @@ class ClusterState:
     """When something happened that placement has to answer; None if it has."""
     looked_s: float | None = None
     """When silence was judged last; None if never since the start."""
+    moving: Moving | None = None
+    improve_s: float | None = None
+    """When to look next whether something better exists; None while there is nothing to improve."""
+    n_moves: int = 0
+    """How many times something better was moved to since somebody joined, left, or a model changed."""
 
 
 # ------------------------------------------------------------------ what the repository loads
@@ -234,66 +275,3 @@ def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> Clu
         for worker in stored.workers
     }
     return ClusterState(settings=settings, workers=workers, models=models, changed_s=now_s, looked_s=now_s)
-
-
-# ------------------------------------------------------------------ what must always hold
-
-
-def check(state: ClusterState) -> None:
-    """Assert every invariant of a state; for tests and for the simulator.
-
-    Raises:
-        AssertionError: one is broken.
-    """
-    for name, model in state.models.items():
-        assert name == model.name
-    for worker_id, worker in state.workers.items():
-        assert worker_id == worker.worker_id
-        check_worker(worker)
-        check_assignment(state, worker)
-
-
-def check_step(before: ClusterState, after: ClusterState) -> None:
-    """Assert what must hold between a state and the one that follows it: epochs tell assignments apart, and rise.
-
-    Raises:
-        AssertionError: it doesn't hold.
-    """
-    for worker_id in before.workers.keys() & after.workers.keys():
-        old, new = before.workers[worker_id].assignment, after.workers[worker_id].assignment
-        assert new.epoch >= old.epoch, f"{worker_id}: epoch {old.epoch} -> {new.epoch}"
-        assert new.epoch > old.epoch or new.spans == old.spans, f"{worker_id}: epoch {new.epoch} for other spans"
-
-
-def check_worker(worker: WorkerRecord) -> None:
-    """Assert what must hold of a worker by itself."""
-    assert worker.presence != "here" or worker.is_connected
-    assert worker.presence != "gone" or not worker.is_connected
-    assert not worker.is_doubted or worker.presence == "suspect" or worker.kept_until_s is not None
-    assert worker.kept_until_s is None or (worker.has_said_leaving and worker.presence not in ("lost", "gone"))
-    assert worker.departure is None or not worker.departure.is_own_wish or worker.has_said_leaving
-    assert worker.departure is None or (not worker.is_draining and worker.presence not in ("lost", "gone"))
-    assert not worker.is_connected or worker.device is not None
-    assert not worker.is_connected or worker.presence in ("here", "suspect", "lost")
-    assigned = {(span.model, span.revision, span.blocks) for span in worker.assignment.spans}
-    for status in worker.reported:
-        assert (status.model, status.revision, status.blocks) in assigned, "a report of what isn't assigned"
-
-
-def check_assignment(state: ClusterState, worker: WorkerRecord) -> None:
-    """Assert what must hold of what a worker is to hold and serves."""
-    spans, leaving = worker.assignment.spans, worker.assignment.leaving
-    assert not leaving or len(worker.ready) < len(spans), f"{worker.worker_id} serves {leaving} for nothing"
-    served = [span.model for span in worker.served]
-    assert len(set(served)) == len(served), f"{worker.worker_id} serves two spans of one model: {worker.served}"
-    assert worker.assignment.epoch > 0 or not spans
-    assert worker.presence != "gone" or not spans
-    for span in (*spans, *leaving):
-        model = state.models.get(span.model)
-        assert model is not None, f"{worker.worker_id} holds {span.model}, which there isn't"
-        assert model.revision == span.revision
-        assert span.blocks.end <= model.manifest.n_blocks
-    for i, span in enumerate(spans):
-        for other in spans[:i]:
-            same = (other.model, other.revision) == (span.model, span.revision)
-            assert not same or not other.blocks.overlaps(span.blocks), f"{other} and {span} overlap"

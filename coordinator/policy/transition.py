@@ -17,8 +17,11 @@ from coordinator.policy.events import (
     DrainAsked,
     Event,
     FilesChanged,
+    Found,
+    ImprovementFound,
     ModelAdded,
     ModelRemoved,
+    PlacementFound,
     ReplicasAsked,
     SocketLost,
     SpansReported,
@@ -29,9 +32,11 @@ from coordinator.policy.events import (
     WorkerJoined,
     WorkerLeft,
 )
+from coordinator.policy.giving_out import improvement_found, placement_found
 from coordinator.policy.handover import reported_on
 from coordinator.policy.passing import departed, gone, let_go, time_passed, to_depart
 from coordinator.policy.state import ClusterState, Departure, ModelRecord, WorkerRecord
+from coordinator.policy.statuses import span_in
 from protocol.control_messages import Drain, SpanReport
 from protocol.ids import ModelName
 
@@ -59,10 +64,21 @@ def _changed(change: Change, event: Event) -> Change:
             return _model_removed(change, event.name)
         case TimePassed():
             return time_passed(change)
+        case PlacementFound() | ImprovementFound():
+            return _found(change, event)
         case SpansReported() | WorkerBeat() | FilesChanged() | WorkerLeft() | SocketLost() | DrainAsked():
             worker = change.state.workers.get(event.worker_id)
             # of a worker that was forgotten meanwhile, or never was: nothing to change
             return change if worker is None else _worker_changed(change, worker, event)
+
+
+def _found(change: Change, event: Found) -> Change:
+    match event:
+        case PlacementFound():
+            change = placement_found(change, event)
+            return let_go(change, is_placed=change.state.changed_s is None)
+        case ImprovementFound():
+            return improvement_found(change, event)
 
 
 def _worker_changed(change: Change, worker: WorkerRecord, event: WorkerEvent) -> Change:
@@ -93,16 +109,15 @@ def _heard(change: Change, worker: WorkerRecord) -> WorkerRecord:
 def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) -> Change:
     if report.epoch != worker.assignment.epoch:
         return change.with_worker(worker)
-    assigned = {(span.model, span.revision, span.blocks) for span in worker.assignment.spans}
-    latest = {(s.model, s.revision, s.blocks): s for s in report.spans}
-    reported = tuple(sound(status) for key, status in latest.items() if key in assigned)
+    latest = {span_in(status): status for status in report.spans}
+    reported = tuple(sound(status) for span, status in latest.items() if span in worker.assignment.spans)
     after = reported_on(replace(worker, reported=reported))
     change = change.with_worker(after)
     newly_failed = any(has_failed(after, s) and not has_failed(worker, s) for s in worker.assignment.spans)
     # what is ready now may free what had to stay where it was until then
     newly_ready = len(after.ready) > len(worker.ready)
-    if newly_failed or newly_ready:
-        change = change.to_place()
+    if newly_failed or (newly_ready and change.state.moving is None):
+        change = change.to_place(is_news=False)
     return let_go(change, is_placed=False) if newly_ready else change
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import msgspec
+
 from coordinator.policy import modelled
 from coordinator.policy.coverage import ready_counts, runs
 from coordinator.policy.missing import missing_blocks
+from coordinator.policy.outlook import outlook
 from coordinator.policy.plan import plan
 from coordinator.policy.redundancy import too_few_replicas
 from coordinator.policy.standing import standing
 from coordinator.policy.state import ClusterState, Placement, WorkerRecord
+from coordinator.policy.statuses import status_as
 from protocol.control_messages import LinkReport, SpanStatus
 from protocol.ids import FileHash, ModelName, WorkerId
 from protocol.plan_rest import LeftOut, ModelledSpeed, ModelPlan, PlanInfo, PlannedSpan
@@ -53,8 +57,10 @@ def plan_info(state: ClusterState, wanted: Placement, now_s: float) -> PlanInfo:
     def hostname(worker_id: WorkerId) -> str:
         return state.workers[worker_id].hostname
 
+    is_own = wanted == state.settings.placement
     return PlanInfo(
         placement=found.placement,
+        outlook=outlook(state, now_s) if is_own else "",
         models=tuple(
             ModelPlan(
                 model=of_model.model,
@@ -64,11 +70,13 @@ def plan_info(state: ClusterState, wanted: Placement, now_s: float) -> PlanInfo:
                         hostname=hostname(span.worker_id),
                         blocks=span.blocks,
                         stage_s=span.stage_s,
+                        quantization=span.quantization,
                     )
                     for span in of_model.spans
                 ),
                 planned=_speed(of_model.planned),
                 now=_speed(of_model.now),
+                note=of_model.note,
             )
             for of_model in found.models
         ),
@@ -110,6 +118,7 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         hop_p99_s=_finite(beat.hop_p99_s) if beat is not None else 0.0,
         round_trips_s={to: _finite(s) for to, s in beat.round_trips_s.items()} if beat is not None else {},
         links=_links(beat.links) if beat is not None else {},
+        kv_precision=device.kv_precision if device is not None else None,
     )
 
 
@@ -125,28 +134,21 @@ def _spans(worker: WorkerRecord) -> tuple[SpanStatus, ...]:
 
     A span that the worker hasn't spoken of counts as to be downloaded.
     """
-    assigned = tuple(
-        worker.status_of(span)
-        or SpanStatus(
-            model=span.model,
-            revision=span.revision,
-            blocks=span.blocks,
-            state="downloading",
-            reason="assigned; the worker has said nothing of it yet",
-        )
+    assigned = (
+        worker.status_of(span) or status_as(span, "downloading", "assigned; the worker has said nothing of it yet")
         for span in worker.assignment.spans
     )
-    return assigned + tuple(
-        SpanStatus(
-            model=span.model,
-            revision=span.revision,
-            blocks=span.blocks,
-            state="ready",
-            reason="served until its replacement is ready",
-            progress=1.0,
-        )
-        for span in worker.assignment.leaving
+    return tuple(_with_why(status, worker.assignment.reason) for status in assigned) + tuple(
+        status_as(span, "ready", "served until its replacement is ready") for span in worker.assignment.leaving
     )
+
+
+def _with_why(status: SpanStatus, reason: str) -> SpanStatus:
+    """With a note on why its weights are held in fewer bits than the worker would hold them in."""
+    if status.quantization is None:
+        return status
+    note = "; ".join(filter(None, (status.note, reason)))
+    return msgspec.structs.replace(status, note=note)
 
 
 def _finite(value: float) -> float:

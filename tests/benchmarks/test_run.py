@@ -14,13 +14,19 @@ from benchmarks.measures import SMALL, Bench
 from benchmarks.relay import Relay
 from benchmarks.replicated import free_port
 from tests.support.tiny_cluster import tiny_model_folder
+from tests.support.tiny_tokenizer import tiny_files, tiny_tokenizer
 from tests.support.whole_cluster import packed_tiny, whole_cluster
 
 
 @pytest.mark.timeout(180)
 async def test_everything_is_measured_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "TARGET_DELAY_S", 0.001)
-    packed, _ = packed_tiny(tmp_path, "llama", max_position_embeddings=4096, eos_token_id=None)
+    (tmp_path / "llama-0").mkdir()
+    for name, data in tiny_files().items():
+        if name != "config.json":
+            (tmp_path / "llama-0" / name).write_bytes(data)
+    n_tokens = tiny_tokenizer().get_vocab_size()
+    packed, _ = packed_tiny(tmp_path, "llama", vocab_size=n_tokens, max_position_embeddings=4096, eos_token_id=None)
     bench = Bench(source=tmp_path / "llama-0", scale=replace(SMALL, n_tokens=64))
     async with whole_cluster(tmp_path) as cluster, AsyncExitStack() as stack:
         await cluster.add_model(MODEL, packed)
@@ -44,6 +50,7 @@ async def test_everything_is_measured_in_one_process(tmp_path: Path, monkeypatch
             "first-token-bfloat16",
             "int8-one",
             "int4-one",
+            "int4-compiled",
         }  # the same in other precisions
         for measurement in run.MEASUREMENTS:
             if measurement.target.name in others:

@@ -95,9 +95,10 @@ async def test_json_has_every_token_and_then_everything(program: Program, cluste
     assert done["ttft_s"] > 0
     assert done["tokens_per_s"] > 0
     (head, _), (tail, _) = cluster.workers
+    formats = {"precision": "float32", "quantization": None}
     assert done["route"] == [
-        {"worker_id": head, "start": 0, "end": 1, "precision": "float32"},
-        {"worker_id": tail, "start": 1, "end": 10, "precision": "float32"},
+        {"worker_id": head, "start": 0, "end": 1, **formats},
+        {"worker_id": tail, "start": 1, "end": 10, **formats},
     ]
     assert done["seed"] == 5
     assert ended.err == ""

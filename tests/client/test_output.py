@@ -19,7 +19,7 @@ RESULT = Generation(
     tokens_per_s=18.22,
     route=(
         RouteStage(worker_id=WorkerId("w-a"), start=0, end=10, precision="float32"),
-        RouteStage(worker_id=WorkerId("w-b"), start=10, end=30, precision="bfloat16"),
+        RouteStage(worker_id=WorkerId("w-b"), start=10, end=30, precision="bfloat16", quantization="int4"),
     ),
     seed=4,
 )
@@ -31,13 +31,17 @@ def changed(**fields: object) -> Generation:
 
 def test_the_summary_is_one_line_with_the_route() -> None:
     assert summary_line(RESULT) == (
-        "32 tokens, 18.2 tokens/s, first after 0.31 s, via w-a 0:10 float32 -> w-b 10:30 bfloat16"
+        "32 tokens, 18.2 tokens/s, first after 0.31 s, via w-a 0:10 float32 -> w-b 10:30 int4"
     )
 
 
 @pytest.mark.parametrize(("failovers", "expected"), [(1, ", 1 failover, via w-a"), (2, ", 2 failovers, via w-a")])
 def test_the_summary_counts_failovers(failovers: int, expected: str) -> None:
     assert expected in summary_line(changed(failovers=failovers))
+
+
+def test_the_summary_says_how_many_guesses_held() -> None:
+    assert ", 5 of 9 guesses held, via w-a" in summary_line(changed(drafted_tokens=9, accepted_tokens=5))
 
 
 def test_the_summary_says_only_what_was_measured() -> None:
@@ -57,11 +61,13 @@ def test_json_lines_have_the_fields_that_are_documented() -> None:
             "ttft_s": 0.3125,
             "tokens_per_s": 18.22,
             "route": [
-                {"worker_id": "w-a", "start": 0, "end": 10, "precision": "float32"},
-                {"worker_id": "w-b", "start": 10, "end": 30, "precision": "bfloat16"},
+                {"worker_id": "w-a", "start": 0, "end": 10, "precision": "float32", "quantization": None},
+                {"worker_id": "w-b", "start": 10, "end": 30, "precision": "bfloat16", "quantization": "int4"},
             ],
             "failovers": 0,
             "cached_tokens": 0,
+            "drafted_tokens": 0,
+            "accepted_tokens": 0,
             "seed": 4,
         }
     }

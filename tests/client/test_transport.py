@@ -17,7 +17,7 @@ from protocol.errors import (
 )
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import CloseSession, OpenSession, SessionOpened, Token
-from tests.support.certificates import TestAuthority
+from tests.support.pki import TestAuthority
 from tests.support.scripted_cluster import ScriptedCluster, SeenSession, scripted_cluster
 
 SESSION = SessionId("s-1")
@@ -97,7 +97,7 @@ async def test_another_workers_certificate_is_refused(pool: ConnectionPool, clus
 
 
 async def test_another_clusters_certificate_is_refused(cluster: ScriptedCluster, tmp_path: Path) -> None:
-    async with connection_pool(TestAuthority(tmp_path / "other").ca_pem) as pool:
+    async with connection_pool(TestAuthority().ca_pem) as pool:
         with pytest.raises(UnauthenticatedError):
             await pool.connection(*cluster.workers[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ _COMMON = {
     "vocab_size": 32,
 }
 _TRANSPOSED = ("attn_qkv.weight", "ffn_down.weight", "ffn_up.weight", "attn_output.weight")
+_SCALES_OF_K_QUANTS = {
+    GGMLQuantizationType.Q2_K: (80, 84),
+    GGMLQuantizationType.Q4_K: (0, 4),
+    GGMLQuantizationType.Q5_K: (0, 4),
+    GGMLQuantizationType.Q6_K: (208, 210),
+}
+"""The bytes of a block that are float16."""
 TOKENS = [*"abcdefghijklmnopqrstuvwxyz", "ab", "bc", "Ġ", "<|endoftext|>", "<|user|>", "<unk>"]
 
 
@@ -49,11 +57,17 @@ def write_gguf(
     encoding: GGMLQuantizationType = GGMLQuantizationType.F32,
     has_head: bool = True,
     has_tokenizer: bool = True,
+    mix: Mapping[str, GGMLQuantizationType] | None = None,
+    width: int = 64,
 ) -> Path:
-    """A GGUF file whose weights are random; the tensors of at least two dimensions are stored as `encoding`."""
+    """A GGUF file whose weights are random; the tensors of at least two dimensions are stored as `encoding`.
+
+    Those whose names end as a key of `mix` are of its kind. `width` is the hidden size: 256 for K-quants.
+    """
     model_type = _MODEL_TYPES.get(architecture, architecture)
     names = {hf: key for key, hf in GGUF_CONFIG_MAPPING[model_type].items() if hf is not None}
-    settings = _COMMON | SETTINGS[architecture]
+    sizes = {"hidden_size": width, "intermediate_size": width * 3 // 2, "head_dim": width // 4}
+    settings = _COMMON | sizes | SETTINGS[architecture]
     config = AutoConfig.for_model(model_type)
     stated = {key: getattr_or(settings, hf, config) for hf, key in names.items()}
     stated = {key: value for key, value in stated.items() if value is not None}
@@ -69,7 +83,8 @@ def write_gguf(
         _add_tokenizer(writer)
     for name, shape in _tensor_shapes(architecture, config).items():
         if name != "output.weight" or has_head:
-            _add_tensor(writer, name, shape, encoding)
+            kinds = [kind for end, kind in (mix or {}).items() if name.endswith(end)]
+            _add_tensor(writer, name, shape, kinds[0] if kinds else encoding)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -107,8 +122,20 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], enco
     values = np.random.default_rng(len(name)).normal(size=shape).astype(np.float32)
     if len(shape) < 2 or shape[-1] % 32:
         writer.add_tensor(name, values)
+    elif encoding in _SCALES_OF_K_QUANTS:
+        writer.add_tensor(name, _k_quants(shape, encoding), raw_dtype=encoding)
     else:
         writer.add_tensor(name, gguf.quantize(values, encoding), raw_dtype=encoding)
+
+
+def _k_quants(shape: tuple[int, ...], encoding: GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    """Random bytes, since the library can only read these encodings, with scales that are small numbers."""
+    generator, places = np.random.default_rng(shape[0]), _SCALES_OF_K_QUANTS[encoding]
+    blocks = generator.integers(0, 256, gguf.quant_shape_to_byte_shape(shape, encoding), dtype=np.uint8)
+    blocks = blocks.reshape(-1, gguf.GGML_QUANT_SIZES[encoding][1])
+    scales = generator.uniform(0.001, 0.01, (len(blocks), len(range(*places)) // 2)).astype(np.float16)
+    blocks[:, slice(*places)] = scales.view(np.uint8)
+    return blocks.reshape(gguf.quant_shape_to_byte_shape(shape, encoding))
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter) -> None:

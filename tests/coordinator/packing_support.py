@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from coordinator.file_store import FileStore
 from coordinator.packing import PackedModel
 from protocol.manifest import Manifest
+from worker.file_tensors import file_tensors
 from worker.gguf_blocks import with_encodings
 
 CONFIG = {
@@ -90,7 +91,7 @@ def check_tensors(store: FileStore, packed: PackedModel, model: PreTrainedModel)
     for file in packed.manifest.all_files():
         if file.n_parameters:
             with safe_open(store.path(file.sha256), framework="pt") as stored:
-                slices = with_encodings({name: stored.get_slice(name) for name in stored.keys()})  # noqa: SIM118
+                slices = with_encodings(file_tensors(stored, file.name))
                 found |= {name: tensor[...] for name, tensor in slices.items()}
             assert file.n_parameters == sum(math.prod(tensor.get_shape()) for tensor in slices.values())
     tied = {name for name in expected if name not in dict(model.named_parameters())}

@@ -74,6 +74,13 @@ def test_a_worker_is_shown_with_what_it_holds() -> None:
     assert "\x1b" not in text
 
 
+def test_a_worker_whose_caches_are_of_another_precision_says_so() -> None:
+    assert "cpu float32, caches int8" in shown(
+        worker_table((msgspec.structs.replace(WORKER, kv_precision="int8"),))
+    )
+    assert "caches" not in shown(worker_table((WORKER,)))
+
+
 def test_a_plan_is_shown_with_its_speeds_and_who_is_left_out() -> None:
     speed = ModelledSpeed(one_stream_tokens_per_s=20.0, many_streams_tokens_per_s=61.25)
     spans = (PlannedSpan(worker_id=WorkerId("w-abc"), hostname="box", blocks=BlockRange(0, 30), stage_s=0.05),)
@@ -81,6 +88,7 @@ def test_a_plan_is_shown_with_its_speeds_and_who_is_left_out() -> None:
         placement="balance",
         models=(ModelPlan(model=ModelName("m"), spans=spans, planned=speed, now=None),),
         left_out=(LeftOut(worker_id=WorkerId("w-far"), hostname="", reason="its hop costs too much"),),
+        outlook="Nothing is moved: gain 7 %, which is under 20 %",
     )
 
     text = shown(plan_table(plan))
@@ -89,6 +97,7 @@ def test_a_plan_is_shown_with_its_speeds_and_who_is_left_out() -> None:
     assert "0:30" in text
     assert "50.00" in text
     assert "w-far: its hop costs too much" in text
+    assert "Nothing is moved: gain 7 %, which is under 20 %" in text
 
 
 def test_ids_of_workers_are_short_for_people() -> None:
@@ -132,6 +141,8 @@ def test_a_status_without_models_and_workers_says_what_to_do(capsys: pytest.Capt
     print_status(status)
     out = capsys.readouterr().out
     assert "can't be used" not in out
+    print_status(msgspec.structs.replace(status, moving="Placed anew, 1 of 2 workers done"))
+    assert "Placed anew, 1 of 2 workers done" in capsys.readouterr().out
     print_status(msgspec.structs.replace(status, database_problem="database is locked"))
     assert "The database can't be used: database is locked" in capsys.readouterr().out
     assert "coord model add NAME SOURCE" in out

@@ -19,7 +19,9 @@ from coordinator.policy.events import (
     WorkerConnected,
     WorkerJoined,
 )
-from coordinator.policy.state import PolicySettings, check
+from coordinator.policy.invariants import check
+from coordinator.policy.looking import found
+from coordinator.policy.state import PolicySettings
 from coordinator.repository import Repository
 from protocol.control_messages import Assign, Dismiss, Drain
 from protocol.errors import StorageError
@@ -64,7 +66,7 @@ async def restored_cluster(engine: AsyncEngine, time: Time) -> Cluster:
 async def place(cluster: Cluster, time: Time) -> None:
     await cluster.handle(TimePassed())
     time.now_s += 1.0
-    await cluster.handle(TimePassed())
+    await cluster.handle(found(cluster.state, "placement"))
 
 
 async def with_worker(cluster: Cluster, time: Time) -> None:

@@ -50,6 +50,13 @@ def test_what_blocks_are_given_out_for_is_one_of_four() -> None:
         CoordinatorConfig.from_env({}, placement="luck")
 
 
+def test_whether_blocks_are_moved_by_themselves_is_auto_or_off() -> None:
+    assert CoordinatorConfig.from_env({}).replan == "auto"
+    assert CoordinatorConfig.from_env({"BRIGADE_REPLAN": "off"}).replan == "off"
+    with pytest.raises(ConfigError, match="--replan 'maybe' isn't one of auto, off"):
+        CoordinatorConfig.from_env({"BRIGADE_REPLAN": "off"}, replan="maybe")
+
+
 def test_the_environment_is_read() -> None:
     environ = {"BRIGADE_STATE": "/srv/brigade", "BRIGADE_LISTEN": "0.0.0.0", "BRIGADE_SECRET": f" {SECRET}\n"}
     config = CoordinatorConfig.from_env(environ)
@@ -149,3 +156,11 @@ def test_a_database_that_would_not_last_is_refused(text: str) -> None:
 def test_bad_public_urls(text: str) -> None:
     with pytest.raises(ConfigError, match="https://host:port"):
         CoordinatorConfig.from_env({}, public_url=text)
+
+
+def test_fewer_bits_can_be_forbidden() -> None:
+    assert CoordinatorConfig.from_env({}).auto_quantize
+    assert not CoordinatorConfig.from_env({"BRIGADE_AUTO_QUANTIZE": "off"}).auto_quantize
+    assert CoordinatorConfig.from_env({"BRIGADE_AUTO_QUANTIZE": "off"}, auto_quantize="on").auto_quantize
+    with pytest.raises(ConfigError, match="--auto-quantize 'never' isn't one of on, off"):
+        CoordinatorConfig.from_env({}, auto_quantize="never")

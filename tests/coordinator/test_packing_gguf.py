@@ -49,6 +49,23 @@ def test_every_encoding_equals_that_of_transformers(encoding: str, tmp_path: Pat
     assert packed.manifest.weights_dtype == (encoding.lower() if is_kept else "float32")
 
 
+@pytest.mark.parametrize(("main", "better"), [("Q4_K", "Q6_K"), ("Q4_0", "Q2_K")])
+def test_a_mix_of_k_quants_is_unpacked_to_transformers_values_and_the_operator_told(
+    main: str, better: str, tmp_path: Path
+) -> None:
+    kinds = GGMLQuantizationType
+    mix = {"attn_v.weight": kinds[better], "token_embd.weight": kinds[better]}
+    mix |= {"attn_k.weight": kinds.Q5_K, "ffn_down.weight": kinds.Q5_0}
+    path = write_gguf(tmp_path / "m.gguf", encoding=kinds[main], has_head=False, mix=mix, width=256)
+    packed = expect_transformers_values(path, FileStore(tmp_path / "store"))
+    (note,) = packed.notes
+    assert f"3 in {better}" in note
+    assert "2 in Q5_0, 2 in Q5_K" in note
+    assert (f"8 in {main}" in note) == (main != "Q4_0")  # which is kept
+    assert "unpacked to float32" in note
+    assert "Q4_0, Q4_1, Q8_0" in note
+
+
 def test_what_is_more_than_rows_in_another_order_is_unpacked(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "m.gguf", "gpt2", encoding=GGMLQuantizationType.Q4_1, has_head=False, has_tokenizer=False

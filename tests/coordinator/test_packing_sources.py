@@ -41,7 +41,7 @@ def test_a_folder_a_gguf_and_a_hub_id_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["/no/such", "./no/such", "name", "a/b/c", "../x", "org/..", "org/name@../x", "dir/model.gguf", "-a/b"],
+    ["/no/such", "./no/such", "name", "a/b/c", "../no-such", "org/..", "org/name@../x", "dir/model.gguf", "-a/b"],
 )
 def test_what_is_neither_a_path_nor_an_id_is_not_found(source: str) -> None:
     with pytest.raises(NotFoundError, match="no folder or file"):

@@ -10,12 +10,13 @@ from sqlalchemy import text
 from coordinator.cluster import Cluster
 from coordinator.database import opened
 from coordinator.policy.effects import Effect
-from coordinator.policy.events import WorkerConnected
+from coordinator.policy.events import SocketLost, WorkerBeat, WorkerConnected
+from coordinator.policy.looking import found, sought
 from coordinator.policy.state import PolicySettings
 from coordinator.repository import Repository
-from coordinator.sweeps import sweep_forever
+from coordinator.sweeps import look_forever, sweep_forever
 from protocol.ids import WorkerId
-from tests.coordinator.policy.fleet import added, announce
+from tests.coordinator.policy.fleet import added, announce, heartbeat, memory_for
 
 A = WorkerId("a")
 
@@ -45,7 +46,7 @@ async def test_a_sweep_places_and_survives_a_database_that_cant_be_written(tmp_p
 
         repository.tried.clear()
         async with asyncio.TaskGroup() as tasks:
-            sweep = tasks.create_task(sweep_forever(cluster, every_s=0.01), name="sweep")
+            look = tasks.create_task(look_forever(cluster, every_s=0.01), name="look")
             await repository.tried.wait()
             assert cluster.state.workers[A].assignment.spans == ()
             async with engine.begin() as connection:
@@ -53,9 +54,51 @@ async def test_a_sweep_places_and_survives_a_database_that_cant_be_written(tmp_p
             while not cluster.state.workers[A].assignment.spans:
                 repository.tried.clear()
                 await repository.tried.wait()
-            sweep.cancel()
+            look.cancel()
 
-    assert sweep.cancelled()
+    assert look.cancelled()
+
+
+async def test_heartbeats_are_heard_while_a_large_fleet_is_placed(tmp_path: Path) -> None:
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'brigade.db'}") as engine, asyncio.timeout(60):
+        cluster = Cluster(Repository(engine), PolicySettings(settle_s=0.0), lambda: 1_800_000_000.0)
+        await cluster.restore()
+        await cluster.handle(added(n_blocks=40))
+        for i in range(40):
+            memory = memory_for(10 + i % 20, ends=1)
+            arrival = WorkerConnected(worker_id=WorkerId(f"w{i}"), announce=announce(f"w{i}", memory=memory))
+            await cluster.handle(arrival)
+        n_beats = 0
+        async with asyncio.TaskGroup() as tasks:
+            look = tasks.create_task(look_forever(cluster, every_s=0.0), name="look")
+            while cluster.state.changed_s is not None:
+                await cluster.handle(WorkerBeat(worker_id=WorkerId("w0"), heartbeat=heartbeat()))
+                await asyncio.sleep(0)  # as a socket's reader does
+                n_beats += 1
+            look.cancel()
+
+    assert n_beats > 10, "so many were handled between the question and its answer"
+    assert any(worker.assignment.spans for worker in cluster.state.workers.values())
+
+
+async def test_what_was_found_for_workers_that_have_gone_meanwhile_is_looked_for_anew(tmp_path: Path) -> None:
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'brigade.db'}") as engine:
+        cluster = Cluster(Repository(engine), PolicySettings(settle_s=0.0), lambda: 1_800_000_000.0)
+        await cluster.restore()
+        await cluster.handle(added())
+        await cluster.handle(WorkerConnected(worker_id=A, announce=announce("a")))
+        answer = found(cluster.state, "placement")
+        await cluster.handle(SocketLost(worker_id=A))
+        await cluster.handle(answer)
+        assert cluster.state.workers[A].assignment.spans == ()
+        assert sought(cluster.state, cluster.now_s()) == "placement"
+
+        await cluster.handle(WorkerConnected(worker_id=A, announce=announce("a")))
+        answer = found(cluster.state, "placement")
+        await cluster.handle(WorkerConnected(worker_id=WorkerId("b"), announce=announce("b")))
+        await cluster.handle(answer)
+        assert cluster.state.workers[A].assignment.spans, "a newcomer takes nothing from what holds"
+        assert cluster.state.workers[WorkerId("b")].assignment.spans == ()
 
 
 async def test_an_unexpected_error_ends_the_sweep() -> None:

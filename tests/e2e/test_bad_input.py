@@ -72,12 +72,12 @@ def test_without_full_coverage_it_says_what_is_missing(untouched: LocalCluster) 
         assert f"2:{N_BLOCKS}" in model["reason"]
 
 
-def block_file(cluster: LocalCluster, model: str, which: str) -> Path:
-    """A file of a model in the coordinator's store."""
+def block_file(cluster: LocalCluster, model: str, which: str | int) -> Path:
+    """A file of a model in the coordinator's store: a block's, or another by its name."""
     info = next(one for one in cluster.status()["models"] if one["name"] == model)
     files = cluster.state / "files" / "files"
     manifest = json.loads((files / info["revision"][:2] / info["revision"]).read_bytes())
-    file = manifest["blocks"][1] if which == "block" else _named(manifest["auxiliary"], which)
+    file = manifest["blocks"][which] if isinstance(which, int) else _named(manifest["auxiliary"], which)
     return files / file["sha256"][:2] / file["sha256"]
 
 
@@ -85,23 +85,29 @@ def _named(files: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return next(file for file in files if file["name"] == name)
 
 
-@pytest.mark.parametrize("how", ["truncated", "altered"])
-def test_a_wrecked_block_in_the_coordinators_store_is_named_and_mended(cluster: LocalCluster, how: str) -> None:
-    path = block_file(cluster, TINY, "block")
-    data = path.read_bytes()
-    path.chmod(0o600)
-    path.write_bytes(data[:-100] if how == "truncated" else data[:-1] + bytes([data[-1] ^ 1]))
+def test_wrecked_blocks_in_the_coordinators_store_are_named_and_mended(cluster: LocalCluster) -> None:
+    truncated, altered = block_file(cluster, TINY, 0), block_file(cluster, TINY, 1)
+    good = {path: path.read_bytes() for path in (truncated, altered)}
+    for path in good:
+        path.chmod(0o600)
+    truncated.write_bytes(good[truncated][:-100])
+    altered.write_bytes(good[altered][:-1] + bytes([good[altered][-1] ^ 1]))
     try:
         with worker(cluster) as name:
             shown = until(cluster, lambda one: "can't be had" in reason_of(one))
             assert "try again" in reason_of(shown)
-            cached = [file.name for file in (cluster.folder / name / "cache" / "files").glob("??/*")]
-            assert path.name not in cached
             error_line(generate(cluster), errors.EXIT_UNAVAILABLE, TINY)
-            path.write_bytes(data)
+            cached = {file.name for file in (cluster.folder / name / "cache" / "files").glob("??/*")}
+            assert cached.isdisjoint(path.name for path in good)
+            mend(good)
             until(cluster, lambda one: one["state"] == "ready")
             assert generate(cluster).returncode == 0
     finally:
+        mend(good)
+
+
+def mend(good: dict[Path, bytes]) -> None:
+    for path, data in good.items():
         path.write_bytes(data)
 
 

@@ -20,9 +20,9 @@ from demo.local_cluster import BIN, LocalCluster
 from protocol import errors
 from protocol.api_key import new_api_key
 from protocol.tls import COORDINATOR_NAME, server_context
-from tests.support.certificates import TestAuthority
 from tests.support.coordinators import join_secret_of, running_coordinator
 from tests.support.forked_program import forked_done
+from tests.support.pki import TestAuthority
 from tests.support.tiny_cluster import (
     Done,
     cluster_without_workers,
@@ -144,8 +144,8 @@ def test_a_wrong_secret(cluster: LocalCluster, tmp_path: Path) -> None:
 
 
 async def test_another_protocol_version(cluster: LocalCluster, tmp_path: Path) -> None:
-    authority = TestAuthority(tmp_path / "authority")
-    _, shown = authority.issue(COORDINATOR_NAME)
+    authority = TestAuthority()
+    shown = authority.worker(tmp_path / "authority", COORDINATOR_NAME)
 
     async def hello(_request: web.Request) -> web.Response:
         return web.json_response(

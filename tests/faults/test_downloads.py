@@ -220,7 +220,10 @@ async def test_a_full_disk_is_said_and_the_download_goes_on_when_there_is_room(t
     async with file_net(tmp_path) as net:
         sources = await net.source("one", honest()), await net.source("two", honest())
         for _ in range(3):
-            with files_of_at_most(100_000), pytest.raises(StorageError, match=r"is full .* free some space"):
+            with (
+                files_of_at_most(100_000),
+                pytest.raises(StorageError, match=r"no room .* bytes are free"),
+            ):
                 await net.fetch(*sources)
             assert net.part() == DATA[:100_000]
         assert {name for name, _ in net.asked} == {"one"}

@@ -20,7 +20,6 @@ import aiohttp
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from coordinator.app import RunningCoordinator, running, utc_now_s
@@ -41,6 +40,7 @@ from protocol.handshake import JOIN_PURPOSE, NONCE_BYTES, PROOF_HEADER, Transcri
 from protocol.ids import ModelName, Revision, WorkerId
 from protocol.manifest import FORMAT_VERSION, Manifest, ModelFile, encode_manifest, revision_of
 from protocol.messages import PROTOCOL_VERSION
+from protocol.private_keys import key_to_pem, new_key, public_key_der
 from protocol.rest import AddModelRequest
 from protocol.tls import COORDINATOR_NAME, client_context, fingerprint, first_contact_context, worker_id_of_key
 from protocol.worker_rest import Challenge, ChallengeRequest, JoinGrant, JoinRequest
@@ -127,17 +127,12 @@ class WorkerKey:
     """A worker's key pair."""
 
     def __init__(self) -> None:
-        self.private = ec.generate_private_key(ec.SECP256R1())
-        public = self.private.public_key()
-        self.worker_id = worker_id_of_key(
-            public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        )
+        self.private = new_key()
+        self.worker_id = worker_id_of_key(public_key_der(self.private.public_key()))
 
     def private_pem(self) -> bytes:
         """The private half, to listen or connect with."""
-        return self.private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        return key_to_pem(self.private).encode()
 
     def certificate_request_pem(self) -> str:
         """A PKCS#10 request signed by the key."""

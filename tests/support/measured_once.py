@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from worker import assembly
+from worker import machine
 
 
 def measure_once() -> None:
     """From here on, whoever asks for the device's figures gets those of the first."""
-    if not hasattr(assembly.measure_device, "cache_info"):
-        assembly.measure_device = cache(assembly.measure_device)
+    if not hasattr(machine.measure_device, "cache_info"):
+        machine.measure_device = cache(machine.measure_device)

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import torch
 
 from tests.support.measured_once import measure_once
-from worker import assembly
+from worker import machine
 
 MAX_MESSAGE_BYTES = 2**18
 PROGRAMS = {"coord": "coordinator.cli", "worker": "worker.cli", "client": "client.cli"}
@@ -54,7 +54,7 @@ def measure() -> None:
     """Measure the device as every worker does; on one thread, since others wouldn't be there in a fork."""
     torch.set_num_threads(1)
     measure_once()
-    assembly.measure_device(torch.device("cpu"))
+    machine.measure_device(torch.device("cpu"))
 
 
 def _forked(request: dict[str, Any], descriptors: list[int], asked: socket.socket) -> int:

@@ -37,7 +37,7 @@ from protocol.messages import (
 )
 from protocol.rest import Hello, HopFailure, ModelInfo, ModelList, RouteGrant, RouteHop, RouteRequest
 from protocol.tls import COORDINATOR_NAME
-from tests.support.certificates import TestAuthority
+from tests.support.pki import TestAuthority
 from tests.support.served import Served, serving
 from tests.support.tiny_tokenizer import tiny_files
 
@@ -368,20 +368,20 @@ async def scripted_cluster(
     worker_certificate_name: str | None = None,
 ) -> AsyncIterator[ScriptedCluster]:
     """A cluster on loopback until the context ends; the name in its workers' certificates may be another's."""
-    authority = TestAuthority(folder / "certificates")
+    authority = TestAuthority()
     cluster = ScriptedCluster(
         authority, files=tiny_files() if files is None else files, context_length=context_length
     )
     async with AsyncExitStack() as running:
-        _, shown = authority.issue(COORDINATOR_NAME)
+        shown = authority.worker(folder / "certificates", COORDINATOR_NAME)
         for _ in range(n_coordinators):
             cluster.served.append(await running.enter_async_context(serving(cluster.coordinator, shown)))
         cluster.url = ",".join(served.url for served in cluster.served)
         for _ in range(n_workers):
-            worker_id, shown = authority.issue(worker_certificate_name)
-            app = functools.partial(cluster.worker, worker_id)
+            shown = authority.worker(folder / "certificates", worker_certificate_name)
+            app = functools.partial(cluster.worker, shown.worker_id)
             served = await running.enter_async_context(serving(app, shown))
-            cluster.workers.append((worker_id, served.url))
+            cluster.workers.append((shown.worker_id, served.url))
         yield cluster
 
 

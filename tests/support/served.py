@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from protocol.tls import server_context
-from tests.support.certificates import Shown
+from tests.support.pki import WorkerFiles
 
 
 class Served:
     """A server that comes back at the same port."""
 
-    def __init__(self, app: Callable[[], web.Application], shown: Shown) -> None:
+    def __init__(self, app: Callable[[], web.Application], shown: WorkerFiles) -> None:
         self._app = app
         self._shown = shown
         self._runner: web.AppRunner | None = None
@@ -38,7 +38,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(app: Callable[[], web.Application], shown: Shown) -> AsyncIterator[Served]:
+async def serving(app: Callable[[], web.Application], shown: WorkerFiles) -> AsyncIterator[Served]:
     """The application until the context ends; made anew at each start."""
     served = Served(app, shown)
     try:

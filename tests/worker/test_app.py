@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -23,7 +24,7 @@ from protocol.errors import (
     PortInUseError,
     WrongSecretError,
 )
-from protocol.ids import BlockRange
+from protocol.ids import BlockRange, ModelName
 from tests.support.coordinators import eventually, http_session, join_secret_of, key_of, running_coordinator
 from tests.support.measured_once import measure_once
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, save_tiny_model
@@ -88,7 +89,10 @@ async def test_a_worker_joins_downloads_loads_and_is_ready(tmp_path: Path) -> No
     async with cluster(tmp_path) as it:
         worker = await it.join()
         await eventually(lambda: is_ready(worker, BlockRange(0, N_BLOCKS)))
-        assert it.lines[-1] == f"ready: blocks 0:{N_BLOCKS} of tiny in float32 on cpu"
+        ready = (
+            f"ready: blocks 0:{N_BLOCKS} of tiny in float32 on cpu; caches in float32, room for [0-9,]+ positions"
+        )
+        assert re.fullmatch(ready, it.lines[-1])
         assert "secret" not in " ".join(it.lines)
         (held,) = worker.holdings.held
         assert worker.holdings.span_for(*_names(worker), BlockRange(1, 2)) == held.loaded.key
@@ -136,6 +140,8 @@ async def test_two_models_are_held_at_once_and_a_removed_one_is_dropped(tmp_path
         await it.coordinator.catalogue.remove("other")
         await eventually(lambda: len(worker.holdings.held) == 1)
         assert any("dropped" in line for line in it.lines)
+        kept = {span.revision for span in worker.holdings.wanted}
+        await eventually(lambda: {path.name for path in (tmp_path / "worker" / "models").iterdir()} == kept)
 
 
 async def test_a_span_that_does_not_fit_is_reported_with_numbers(tmp_path: Path) -> None:
@@ -256,3 +262,19 @@ async def test_a_port_in_use_is_its_own_error(tmp_path: Path) -> None:
                 await it.join(listen_host="127.0.0.1", listen_port=taken.getsockname()[1])
         with pytest.raises(BrigadeError, match="--listen"):
             await it.join(listen_host="192.0.2.1")
+
+
+async def test_what_cant_be_compiled_is_served_and_the_coordinator_hears_why(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as it:
+        await it.add_model("bloom", "bloom")
+        pinned = {"pinned_model": ModelName("bloom"), "pinned_blocks": BlockRange(0, N_BLOCKS)}
+        worker = await it.join(compiles=True, **pinned)
+        await eventually(lambda: is_ready(worker))
+        because = "isn't compiled: its code can't run several sessions at once"
+        assert because in it.lines[-1]
+
+        def heard() -> bool:
+            (said,) = it.coordinator.cluster.state.workers[worker.worker_id].reported
+            return because in said.note
+
+        await eventually(heard)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,11 +9,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from protocol.errors import ConflictError, OverloadedError
 from protocol.ids import SessionId
-from worker.cache_plan import CachePlan, Reservation, hand_over, release, reserve, resize
+from protocol.messages import KvPrecision
+from worker.cache_plan import CachePlan, Reservation, exchange, release, reserve, resize, shrink
 
 
 def reservation(name: str, n_positions: int, bytes_per_position: int = 1) -> Reservation:
-    return Reservation(session_id=SessionId(name), n_positions=n_positions, bytes_per_position=bytes_per_position)
+    return Reservation(
+        session_id=SessionId(name),
+        n_positions=n_positions,
+        bytes_per_position=bytes_per_position,
+        held_as="float32",
+    )
 
 
 def test_what_fits_is_granted_and_given_back() -> None:
@@ -29,9 +37,19 @@ def test_what_does_not_fit_now_waits_and_is_granted_in_order() -> None:
     assert list(plan.granted) == ["b", "c"]
 
 
-def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
-    with pytest.raises(OverloadedError, match=r"101 positions need 202 bytes.* 200 in all"):
-        reserve(CachePlan(budget_bytes=200, max_waiting=3), reservation("a", 101, 2))
+@pytest.mark.parametrize(
+    ("held_as", "advice"),
+    [("float32", "bfloat16 or int8"), ("bfloat16", "int8"), ("float16", "int8"), ("int8", "")],
+)
+def test_what_can_never_fit_is_refused_with_the_numbers_and_what_to_do(held_as: KvPrecision, advice: str) -> None:
+    request = replace(reservation("a", 1010, 2), held_as=held_as)
+    with pytest.raises(OverloadedError) as caught:
+        reserve(CachePlan(budget_bytes=2001, max_waiting=3), request)
+    assert caught.value.message == (
+        f"1010 positions need 2,020 bytes of key-value cache in {held_as}; this worker has 2,001 in all, room for "
+        "1000 positions: ask for fewer tokens, or join with more --memory (or --kv-memory)"
+        + (f", or with --kv-precision {advice}" if advice else "")
+    )
 
 
 def test_a_full_queue_refuses() -> None:
@@ -49,17 +67,24 @@ def test_a_session_reserves_once(name: str) -> None:
         reserve(plan, reservation(name, 1))
 
 
-def test_what_is_handed_over_changes_its_name_only() -> None:
+def test_what_is_exchanged_counts_once_and_nobody_is_overtaken() -> None:
     plan = CachePlan(budget_bytes=10, max_waiting=3)
-    plan = reserve(reserve(plan, reservation("a", 10)), reservation("b", 5))
-    assert plan.missing_bytes == 5
-    handed = hand_over(plan, SessionId("a"), SessionId("c"))
-    assert (handed.granted, handed.waiting) == ({"c": 10}, plan.waiting)
-    for taken in ("a", "b"):
-        with pytest.raises(ConflictError):
-            hand_over(plan, SessionId("a"), SessionId(taken))
-    assert resize(plan, 7).missing_bytes == 8
-    assert release(plan, SessionId("b")).missing_bytes == 0
+    plan = reserve(reserve(plan, reservation("a", 4)), reservation("b", 5))
+    assert plan.missing_bytes_for(reservation("c", 5), SessionId("a")) == 0
+    assert exchange(plan, SessionId("a"), reservation("c", 5)).granted == {"b": 5, "c": 5}
+    assert plan.missing_bytes_for(reservation("c", 8), SessionId("a")) == 3
+    assert plan.missing_bytes_for(reservation("b", 1), SessionId("a")) is None
+    plan = reserve(plan, reservation("d", 2))
+    assert plan.missing_bytes_for(reservation("c", 1), SessionId("a")) is None
+    assert (plan.missing_bytes, resize(plan, 7).missing_bytes) == (1, 4)
+    assert release(plan, SessionId("d")).missing_bytes == 0
+
+
+def test_what_is_given_back_goes_to_who_waits() -> None:
+    plan = CachePlan(budget_bytes=10, max_waiting=3)
+    plan = reserve(reserve(plan, reservation("a", 8)), reservation("b", 5))
+    assert shrink(plan, SessionId("a"), 6).granted == {"a": 6}
+    assert shrink(plan, SessionId("a"), 5).granted == {"a": 5, "b": 5}
 
 
 def test_a_lower_budget_takes_nothing_away() -> None:

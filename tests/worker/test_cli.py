@@ -48,6 +48,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         "--kv-memory",
         "--cache-size",
         "--blocks",
+        "--compile",
     ):
         assert option in shown
 
@@ -60,6 +61,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--secret", SECRET, "--memory", "lots"], "--memory"),
         (["--secret", SECRET, "--device", "tpu"], "--device"),
         (["--secret", SECRET, "--precision", "int3"], "--precision"),
+        (["--secret", SECRET, "--kv-precision", "int4"], "--kv-precision 'int4': one of auto, bfloat16, int8"),
         (["--secret", SECRET, "--blocks", "5:2"], "block range"),
         (["--secret", SECRET, "--model", "../x"], "model's name"),
         (["--secret", SECRET, "--listen", "a/b"], "--listen"),

@@ -11,6 +11,7 @@ from protocol.messages import Precision
 from worker.device import (
     DeviceProfile,
     PrecisionSpeed,
+    chosen_kv_precision,
     chosen_precision,
     chosen_quantization,
     find_device,
@@ -58,13 +59,18 @@ def test_auto_takes_bfloat16_unless_float32_is_clearly_faster(bfloat16: Precisio
 
 
 @pytest.mark.parametrize("choice", ["int8", "int4"])
-def test_fewer_bits_compute_in_bfloat16_and_on_the_cpu_only(choice: Literal["int8", "int4"]) -> None:
+def test_fewer_bits_compute_in_bfloat16_where_the_device_can(
+    choice: Literal["int8", "int4"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cpu = profile(float32=speed(1e11, 1e10), bfloat16=speed(1.0, 1.0))
     assert chosen_precision(choice, cpu) == "bfloat16"
     assert chosen_quantization(choice) == choice
     assert chosen_quantization("auto") is None
-    with pytest.raises(ConfigError, match=rf"--precision {choice}.*CPU only.*float32, bfloat16"):
-        chosen_precision(choice, replace(cpu, device=torch.device("mps")))
+    assert chosen_precision(choice, replace(cpu, device=torch.device("mps"))) == "bfloat16"
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: False)
+    old = replace(profile(float32=speed(1e11, 1e10), float16=speed(1.0, 1.0)), device=torch.device("cuda"))
+    with pytest.raises(ConfigError, match=rf"--precision {choice} .*bfloat16.*float32, float16"):
+        chosen_precision(choice, old)
 
 
 def test_an_explicit_precision_is_taken_or_refused() -> None:
@@ -72,6 +78,13 @@ def test_an_explicit_precision_is_taken_or_refused() -> None:
     assert chosen_precision("bfloat16", slow) == "bfloat16"
     with pytest.raises(ConfigError, match="cpu can do float32, bfloat16"):
         chosen_precision("float16", slow)
+
+
+def test_caches_are_of_the_precision_asked_for_or_of_what_is_computed_in() -> None:
+    old = replace(profile(float32=speed(1e11, 1e10)), speeds={"float32": speed(1e11, 1e10)})
+    assert [chosen_kv_precision("auto", old), chosen_kv_precision("int8", old)] == [None, "int8"]
+    with pytest.raises(ConfigError, match="--kv-precision bfloat16: cpu can do float32; say int8"):
+        chosen_kv_precision("bfloat16", old)
 
 
 def test_auto_manages_without_bfloat16() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from protocol.errors import ConfigError
 from worker.device import fallback_warning
-from worker.doctor import device_finding, disk_finding, memory_finding, state_finding
+from worker.doctor import device_finding, disk_finding, memory_finding, precision_finding, state_finding
 from worker.hardware import Accelerator
 from worker.identity import load_identity, opened_state
 
@@ -28,6 +29,13 @@ def test_the_device_is_named() -> None:
     found = device_finding("cpu")
     assert found.status == "ok"
     assert found.seen.startswith("cpu")
+
+
+def test_the_precision_is_named_with_who_may_change_it() -> None:
+    assert "int8 or int4, if the coordinator was started" in precision_finding("cpu", "auto").seen
+    assert "int4, whatever the models need" in precision_finding("cpu", "int4").seen
+    with pytest.raises(ConfigError, match="--precision float16: cpu can do float32, bfloat16, int8, int4"):
+        precision_finding("cpu", "float16")
 
 
 @needs_no_gpu

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.drafts_worth import MIN_GAIN, Acceptance, RoundTimes, best_n_drafts
+from worker.drafts_worth import (
+    MIN_GAIN,
+    Acceptance,
+    ModelTimes,
+    ModelWorth,
+    RoundTimes,
+    best_n_drafts,
+    best_n_model_drafts,
+)
 
 
 def times(base_s: float, draft_s: float) -> RoundTimes:
@@ -44,16 +52,17 @@ def test_no_other_number_promises_more(
         gain = n_expected / MIN_GAIN if n_drafts else 1.0
         return (n_others + gain) / measured.seconds(n_drafts)
 
-    best = best_n_drafts(n_matched, n_allowed, acceptance, measured, n_others=n_others)
+    best = best_n_drafts(n_matched, n_allowed, acceptance, measured, n_others=n_others).n_drafts
     assert 0 <= best <= n_allowed
     assert promised(best) == pytest.approx(max(promised(k) for k in range(n_allowed + 1)))
     dearer = times(base_s, 2 * share * base_s)
-    assert best_n_drafts(n_matched, n_allowed, acceptance, dearer, n_others=n_others) <= best
-    assert best_n_drafts(n_matched, n_allowed, acceptance, measured, n_others=n_others + 1) <= best
+    assert best_n_drafts(n_matched, n_allowed, acceptance, dearer, n_others=n_others).n_drafts <= best
+    with_one_more = best_n_drafts(n_matched, n_allowed, acceptance, measured, n_others=n_others + 1)
+    assert with_one_more.n_drafts <= best
 
 
 def test_nothing_is_guessed_before_a_round_was_measured() -> None:
-    assert best_n_drafts(16, 16, Acceptance(), RoundTimes(), n_others=0) == 0
+    assert best_n_drafts(16, 16, Acceptance(), RoundTimes(), n_others=0).n_drafts == 0
 
 
 @given(OUTCOMES, st.integers(1, 30))
@@ -81,3 +90,42 @@ def test_times_are_learned_whatever_was_believed(prior_share: float, base_s: flo
             learned.add(n_drafts, 100.0)  # held up by something else
     assert learned.base_s == pytest.approx(base_s, rel=0.25)
     assert learned.draft_s == pytest.approx(draft_s, abs=0.06 * base_s, rel=0.2)
+
+
+def model(guess_s: float = 0.01, prompt_token_s: float = 0.001) -> ModelWorth:
+    return ModelWorth(ModelTimes(guess_s=guess_s, prompt_token_s=prompt_token_s))
+
+
+def n_asked(worth: ModelWorth, base_s: float, *, n_behind: int = 1, n_left: int = 100) -> int:
+    measured = times(base_s, 0.01 * base_s)
+    return best_n_model_drafts(16, worth, measured, n_others=0, n_behind=n_behind, n_left=n_left).n_drafts
+
+
+def test_a_model_is_asked_where_the_links_are_slower_than_it() -> None:
+    assert n_asked(model(), base_s=0.3) >= 3
+    assert n_asked(model(), base_s=0.01) == 0
+
+
+def test_a_text_that_has_to_be_read_first_is_worth_it_if_much_is_to_come() -> None:
+    assert n_asked(model(), 0.1, n_behind=2000, n_left=10) == 0
+    assert n_asked(model(), 0.1, n_behind=2000, n_left=1000) > 0
+
+
+def test_a_model_that_is_wrong_is_left_alone_for_a_while_and_then_asked_again() -> None:
+    worth = model(guess_s=0.05)
+    n_wrong = 0
+    while n_asked(worth, 0.3):
+        worth.add(4, 0)
+        n_wrong += 1
+    assert n_wrong < 10
+    for _ in range(200):
+        worth.fade()
+    assert n_asked(worth, 0.3)
+
+
+@given(st.lists(st.tuples(st.integers(1, 16), st.integers(0, 16)), max_size=60))
+def test_a_models_rate_is_a_share(rounds: list[tuple[int, int]]) -> None:
+    worth = model()
+    for n_drafts, n_held in rounds:
+        worth.add(n_drafts, min(n_held, n_drafts))
+        assert 0.0 < worth.rate <= 1.0

@@ -27,6 +27,7 @@ from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine import Engine
 from worker.engine_core import EngineCore
 from worker.history import History
+from worker.kv_store import new_store
 from worker.parking import PARK_S
 from worker.stage import Stage
 from worker.steps import LoadedSpan, SessionSpec, StepInput, StepOutput
@@ -292,7 +293,8 @@ async def test_a_failing_step_fails_alone(engine: Engine, llama: TinyCheckpoint)
     await engine.run(tokens(0, 5, name="broken"))
 
     def spoil(core: EngineCore) -> None:
-        core.sessions[SessionId("broken")].cache.blocks[2].keys = torch.zeros(1, 1, 1, 1)
+        wrong = torch.zeros(1, 1, 1, 1)
+        core.sessions[SessionId("broken")].cache.blocks[2].store = new_store(wrong, wrong, 1, None)
 
     await engine._link.post(spoil)
     results = await asyncio.gather(
@@ -396,7 +398,7 @@ async def test_a_session_goes_on_with_what_another_left(engine: Engine, llama: T
     taken = await engine.open_session(new, deadline_s=5)
     assert taken is not None
     assert taken.n_cached == 4
-    assert engine.stats().kv_free_bytes == (10_000 - 40) * KV_PER_POSITION
+    assert engine.stats().kv_free_bytes == (10_000 - 30) * KV_PER_POSITION
     await engine.attach_sampler(new.session_id, GREEDY, (5, 9, 30, 4, 77))
     output = await engine.run(tokens(4, 77, name="new", wants_sample=True))
     assert output.tokens
@@ -410,18 +412,19 @@ async def test_a_session_goes_on_with_what_another_left(engine: Engine, llama: T
 
 async def test_what_is_parked_gives_way_to_sessions_that_would_wait(engine: Engine, llama: TinyCheckpoint) -> None:
     loaded = await parked(engine, llama, n_positions=9_000)
-    assert await engine.open_session(spec(loaded, "new", n_positions=2_000), deadline_s=0.01) is None
-    assert await engine._link.post(lambda core: list(core.sessions)) == ["new"]
-    waiting = asyncio.ensure_future(  # noqa: TID251
-        engine.open_session(spec(loaded, "second", n_positions=9_000), deadline_s=30)
-    )
-    await asyncio.sleep(0)
-    assert not engine.park_session(SessionId("new"), ran(4))  # somebody waits for its memory
-    await engine.close_session(SessionId("new"))
-    await waiting
-    assert not engine.park_session(SessionId("second"), ran(0)), "there is nothing to keep"
-    assert engine.park_session(SessionId("second"), ran(4))
-    engine.resize_kv_budget(100 * KV_PER_POSITION)
+    assert await engine.open_session(spec(loaded, "first", n_positions=9_997), deadline_s=0.01) is None
+    assert await engine._link.post(lambda core: list(core.sessions)) == ["first"], "four positions were parked"
+    for name, n_positions, left in (("second", 9_996, ["first", "second"]), ("third", 10_000, ["third"])):
+        async with asyncio.TaskGroup() as tasks:
+            waiting = engine.open_session(spec(loaded, name, n_positions=n_positions), deadline_s=30)
+            tasks.create_task(waiting, name=name)
+            await asyncio.sleep(0)
+            for open_one in [s for s in ("first", "second") if s in engine._specs and s != name]:
+                assert engine.park_session(SessionId(open_one), ran(4))
+        assert await engine._link.post(lambda core: list(core.sessions)) == left
+    assert not engine.park_session(SessionId("third"), ran(0)), "there is nothing to keep"
+    assert engine.park_session(SessionId("third"), ran(4))
+    engine.resize_kv_budget(3 * KV_PER_POSITION)
     assert await engine._link.post(lambda core: list(core.sessions)) == []
 
 

@@ -12,13 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from protocol.errors import UntrustedFileError
+from worker.file_tensors import FileTensor, file_tensors
 from worker.gguf_blocks import BYTES_PER_GROUP, EncodedTensor, with_encodings
 
 
-def stored(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, EncodedTensor]:
+def stored(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, FileTensor | EncodedTensor]:
     save_file(tensors, path)
     file = safe_open(path, framework="pt")
-    return with_encodings({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
+    return with_encodings(file_tensors(file, "x"))
 
 
 @pytest.mark.parametrize("encoding", BYTES_PER_GROUP)
@@ -26,12 +27,12 @@ def test_values_and_codes_are_the_librarys(encoding: str, tmp_path: Path) -> Non
     kind = gguf.GGMLQuantizationType[encoding.upper()]
     raw = gguf.quantize(np.random.default_rng(1).normal(size=(70, 96)).astype(np.float32), kind)
     tensor = stored(tmp_path / "x", {f"a.weight.{encoding}": torch.from_numpy(raw)})["a.weight"]
+    assert isinstance(tensor, EncodedTensor)
     expected = torch.from_numpy(gguf.dequantize(raw, kind))
     assert torch.equal(tensor[...], expected)
     coded = tensor.coded(tensor.raw()[3:50])
-    steps = coded.codes.float() - 2 ** (coded.n_bits - 1)
-    values = (steps * coded.scales[..., None] + coded.zeros[..., None]).flatten(1)
-    torch.testing.assert_close(values, expected[3:50], rtol=1e-6, atol=1e-6)
+    assert torch.equal(coded.values(torch.float32), expected[3:50])
+    assert coded.scales.dtype == torch.float16  # the file's own
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,13 @@ def assignment(epoch: int, *blocks: BlockRange) -> Assign:
 def loaded(start: int, end: int) -> LoadedSpan:
     key = SpanKey(revision=REVISION, blocks=BlockRange(start, end), precision="float32")
     return LoadedSpan(
-        key=key, n_blocks=8, n_weight_bytes=1, kv_bytes_by_block=(1,) * (end - start), hidden_bytes=1, load_s=0.0
+        key=key,
+        n_blocks=8,
+        n_weight_bytes=1,
+        kv_precision="int8",
+        kv_bytes_by_block=(1,) * (end - start),
+        hidden_bytes=1,
+        load_s=0.0,
     )
 
 
@@ -32,6 +38,12 @@ async def test_the_smallest_span_that_contains_the_blocks_is_used() -> None:
     assert holdings.span_for(MODEL, REVISION, BlockRange(1, 9)) is None
     assert holdings.span_for(ModelName("other"), REVISION, BlockRange(3, 5)) is None
     assert holdings.span_for(MODEL, Revision("0" * 64), BlockRange(3, 5)) is None
+
+
+async def test_it_says_what_caches_are_kept_in_and_how_much_fits() -> None:
+    holdings = Holdings()
+    holdings.add(MODEL, loaded(0, 4))
+    assert holdings.caches_of(loaded(0, 4).key, 7001) == "caches in int8, room for 1,400 positions"
 
 
 async def test_a_second_name_of_the_same_revision_shares_the_span() -> None:

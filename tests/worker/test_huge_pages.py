@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from worker.huge_pages import move_to_huge_pages
+from worker.huge_pages import collapse_to_huge_pages, move_to_huge_pages
+from worker.packed_linear import PackedLinear
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages of 2 MB are asked for on Linux")
@@ -31,3 +32,14 @@ def test_a_small_model_stays_where_it_is() -> None:
     address = model.weight.data_ptr()
     assert move_to_huge_pages(model) == 0
     assert model.weight.data_ptr() == address
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages of 2 MB are asked for on Linux")
+def test_packed_weights_stay_what_they_are_in_large_pages() -> None:
+    layers = [PackedLinear(nn.Linear(1024, 1024, dtype=torch.bfloat16)) for _ in range(8)]
+    x = torch.randn(2, 1024, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        before = [layer(x) for layer in layers]
+        assert collapse_to_huge_pages(layer.memory for layer in layers) % 2**21 == 0
+        assert all(torch.equal(layer(x), expected) for layer, expected in zip(layers, before, strict=True))
+    assert collapse_to_huge_pages([(0, 100)]) == 0

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from protocol.ids import SessionId
-from protocol.messages import SamplingParams, SharedPrefix
+from protocol.messages import KvPrecision, SamplingParams, SharedPrefix
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine import Engine
 from worker.engine_core import EngineCore
 from worker.history import History
+from worker.kv_cache import KVCache
 from worker.parking import TakenOver
 from worker.steps import LoadedSpan, SessionSpec, StepInput
 
@@ -65,6 +66,10 @@ class Served:
         )
         return (await self.engine.run(step)).tokens[0].token_id
 
+    def n_positions_reserved(self) -> int:
+        """By who is open, and who is parked."""
+        return self.engine._memory.plan.reserved_bytes // self.loaded.kv_bytes_per_position(WHOLE)
+
     async def names(self) -> list[str]:
         """All that the device holds."""
         return await self.engine._link.post(lambda core: sorted(core.sessions))
@@ -80,19 +85,18 @@ def history_of(token_ids: list[int]) -> History:
 
 def allocated_bytes(core: EngineCore) -> int:
     """What the caches of all sessions really take."""
-    tensors = [
-        tensor
-        for session in core.sessions.values()
-        for block in session.cache.blocks
-        for tensor in (block.keys, block.values)
-        if tensor is not None
-    ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(block.n_bytes() for session in core.sessions.values() for block in session.cache.blocks)
+
+
+@pytest.fixture(params=[None, "bfloat16", "int8"])
+def kv_precision(request: pytest.FixtureRequest) -> KvPrecision | None:
+    precision: KvPrecision | None = request.param
+    return precision
 
 
 @pytest.fixture
-async def served(checkpoint: Checkpoints) -> AsyncIterator[Served]:
-    async with Engine(device=CPU, kv_budget_bytes=10**6, n_threads=1) as engine:
+async def served(checkpoint: Checkpoints, kv_precision: KvPrecision | None) -> AsyncIterator[Served]:
+    async with Engine(device=CPU, kv_budget_bytes=10**6, n_threads=1, kv_precision=kv_precision) as engine:
         loaded = await engine.load(checkpoint("llama").request(WHOLE))
         engine.resize_kv_budget(3 * N_POSITIONS * loaded.kv_bytes_per_position(WHOLE))
         yield Served(engine, loaded)
@@ -106,7 +110,7 @@ async def test_a_copy_leaves_what_it_was_made_of(served: Served, checkpoint: Che
         assert (taken.n_cached, taken.history.token_ids) == (3, TEXT[:3])
         assert [await served.next_token(name, 3)] == checkpoint("llama").greedy(TEXT, 1)
     assert await served.names() == ["a", "b", "c"]
-    assert served.engine.stats().kv_free_bytes == served.engine.stats().kv_budget_bytes // 3
+    assert served.n_positions_reserved() == len(TEXT) + 2 * N_POSITIONS
 
 
 async def test_what_a_longer_text_contains_is_handed_over(served: Served, checkpoint: Checkpoints) -> None:
@@ -119,15 +123,49 @@ async def test_what_a_longer_text_contains_is_handed_over(served: Served, checkp
 
 
 async def test_what_was_used_longest_ago_makes_room_and_what_is_wanted_goes_last(served: Served) -> None:
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         await served.parked(name)
-    taken = await served.opened("d", "a", 3)
+    taken = await served.opened("e", "a", 3)
     assert taken is not None, "the oldest, but it is what the new one begins with"
-    assert await served.names() == ["a", "c", "d"]
-    assert await served.opened("e") is None
-    assert await served.names() == ["a", "d", "e"]
-    assert await served.opened("f", "a", 3) is None, "there is room for one of the two"
-    assert await served.names() == ["d", "e", "f"]
+    assert await served.names() == ["a", "c", "d", "e"]
+    assert await served.opened("f") is None
+    assert await served.names() == ["a", "e", "f"]
+    assert await served.opened("g", "a", 3) is None, "there is room for one of the two"
+    assert await served.names() == ["e", "f", "g"]
+
+
+async def test_who_goes_on_has_what_it_asks_for_in_place_of_what_was_kept(
+    served: Served, checkpoint: Checkpoints
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        await served.parked(name)
+    assert served.n_positions_reserved() == 4 * len(TEXT)
+    for earlier, name, left in (("a", "e", ["b", "c", "d", "e"]), ("c", "f", ["d", "e", "f"])):
+        taken = await served.opened(name, earlier, len(TEXT) - 1)
+        assert taken is not None
+        assert taken.n_cached == len(TEXT) - 1
+        assert await served.names() == left, "the second needed more than was free"
+        assert [await served.next_token(name, 11)] == checkpoint("llama").greedy(TEXT, 1)
+        assert await served.engine._link.post(allocated_bytes) <= served.engine._memory.plan.reserved_bytes
+    assert served.n_positions_reserved() == len(TEXT) + 2 * N_POSITIONS
+
+
+async def test_a_cache_that_cannot_be_made_smaller_is_not_kept(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await served.parked("a")
+    await served.opened("b", "a", len(TEXT) - 1)
+
+    def no_memory(_cache: KVCache, _capacity: int) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(KVCache, "resize", no_memory)
+    assert served.engine.park_session(SessionId("b"), history_of(TEXT))
+    assert await served.engine._link.post(allocated_bytes) == 0
+    monkeypatch.undo()
+    taken = await served.opened("c", "b", len(TEXT) - 1)
+    assert taken is not None
+    assert taken.n_cached == 0
 
 
 async def test_fifty_sessions_never_take_more_than_the_budget(served: Served, checkpoint: Checkpoints) -> None:

@@ -4,11 +4,30 @@ import pytest
 import torch
 
 from protocol.errors import InternalError
+from protocol.messages import KvPrecision
 from worker.kv_cache import KVCache
+
+HELD_AS: tuple[KvPrecision | None, ...] = (None, "bfloat16", "int8")
+every_precision = pytest.mark.parametrize("held_as", HELD_AS)
 
 
 def states(n_tokens: int, value: float, width: int = 4) -> torch.Tensor:
     return torch.full((1, 2, n_tokens, width), value)
+
+
+def written(held_as: KvPrecision | None, n_tokens: int = 20, seed: int = 0, *, chunk: int = 20) -> KVCache:
+    """A cache of one block with random keys and values, which are always the same for a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, 1, 2, 20, 64, generator=generator)[:, :, :, :n_tokens]
+    cache = KVCache(1, 40, held_as)
+    for new in zip(keys.split(chunk, 2), values.split(chunk, 2), strict=True):
+        cache.update(*new, 0)
+    return cache
+
+
+def assert_same(one: KVCache, other: KVCache) -> None:
+    for mine, others in zip(one.blocks[0].filled(), other.blocks[0].filled(), strict=True):
+        assert torch.equal(mine, others)
 
 
 def test_positions_are_appended_in_place() -> None:
@@ -21,21 +40,53 @@ def test_positions_are_appended_in_place() -> None:
     assert cache.get_mask_sizes(4, 0) == (9, 0)
 
 
-def test_keys_and_values_may_differ_in_width() -> None:
-    cache = KVCache(1, 8)
-    keys, values = cache.update(states(3, 1.0, width=6), states(3, 1.0, width=2), 0)
-    assert (keys.shape, values.shape) == ((1, 2, 3, 6), (1, 2, 3, 2))
-    assert cache.blocks[0].n_bytes_per_position() == 2 * (6 + 2) * 4
-
-
-def test_what_was_rolled_back_is_written_over() -> None:
-    cache = KVCache(2, 4)
+@every_precision
+def test_what_was_rolled_back_is_written_over(held_as: KvPrecision | None) -> None:
+    cache = KVCache(2, 4, held_as)
     for block in range(2):
         cache.update(states(4, 1.0), states(4, 1.0), block)
     cache.truncate(2)
     assert cache.length == 2
     keys, _ = cache.update(states(1, 5.0), states(1, 5.0), 1)
-    assert keys[0, 0, :, 0].tolist() == [1.0, 1.0, 5.0]
+    assert keys[0, 0, :, 0].tolist() == pytest.approx([1.0, 1.0, 5.0], rel=0.01)
+
+
+@every_precision
+def test_chunks_and_guesses_that_did_not_hold_leave_no_trace(held_as: KvPrecision | None) -> None:
+    plain, chunked, guessed = written(held_as), written(held_as, chunk=7), written(held_as, 13)
+    guessed.update(*torch.randn(2, 1, 2, 6, 64) * 100, 0)
+    guessed.truncate(13)
+    keys, values = (kept[:, :, 13:] for kept in written(None).blocks[0].filled())
+    guessed.update(keys, values, 0)
+    assert_same(plain, chunked)
+    assert_same(plain, guessed)
+
+
+@every_precision
+def test_a_copy_and_a_cache_of_another_size_hold_the_very_same(held_as: KvPrecision | None) -> None:
+    whole, copy = written(held_as), KVCache(1, 25, held_as)
+    copy.copy_from(whole, 99)
+    assert_same(copy, whole)
+    beginning = KVCache(1, 9, held_as)
+    beginning.copy_from(whole, 9)
+    for capacity in (20, 30, 9):
+        whole.resize(capacity)
+        assert (whole.capacity, whole.length) == (capacity, min(20, capacity))
+        assert_same(whole, copy if capacity > 9 else beginning)
+        n_bytes = whole.blocks[0].n_bytes()
+        assert n_bytes == KV_BYTES[held_as] * capacity
+        assert n_bytes <= whole.blocks[0].store.tensors[0].untyped_storage().nbytes() < n_bytes + 128
+
+
+KV_BYTES = {None: 2 * 2 * 64 * 4, "bfloat16": 2 * 2 * 64 * 2, "int8": 2 * 2 * (64 + 2 * 2)}
+"""Of one position, as `written`; two scales of two bytes for each 64 codes."""
+
+
+def test_a_cache_that_nothing_was_written_to_takes_no_memory() -> None:
+    cache, other = KVCache(2, 8, "int8"), KVCache(2, 4, "int8")
+    cache.resize(6)
+    other.copy_from(cache, 3)
+    assert (cache.capacity, other.length, sum(block.n_bytes() for block in cache.blocks)) == (6, 0, 0)
 
 
 def test_truncating_never_lengthens() -> None:
@@ -55,4 +106,4 @@ def test_more_than_was_reserved_is_refused() -> None:
 def test_it_says_what_models_ask() -> None:
     cache = KVCache(3, 4)
     assert cache.is_sliding == cache.is_linear == cache.is_dummy == [False] * 3
-    assert (len(cache), cache.get_max_length(), cache.blocks[0].n_bytes_per_position()) == (3, 4, 0)
+    assert (len(cache), cache.get_max_length(), cache.blocks[0].n_bytes()) == (3, 4, 0)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from protocol.errors import StorageError, UntrustedFileError
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
+from tests.support.tiny_models import save_tiny_model, split_checkpoint
 from worker.loading import load_config
 from worker.stage import Stage, StageInput, load_stage
 
@@ -152,3 +154,14 @@ def test_an_attention_kernel_named_in_the_config_is_not_fetched(checkpoint: Chec
     (tmp_path / "config.json").write_text(json.dumps(config))
     stage = load_stage(tmp_path, whole.files(BLOCKS), BLOCKS, dtype=torch.float32, device=CPU)
     assert stage._model.config._attn_implementation == "sdpa"
+
+
+def test_a_stage_knows_what_it_computes_in_when_packing_leaves_no_parameters(tmp_path: Path) -> None:
+    config = hf.OlmoConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, vocab_size=64
+    )  # its norms have no weights
+    save_tiny_model(config, tmp_path)
+    files, _ = split_checkpoint(tmp_path, tmp_path / "split")
+    stage = load_stage(tmp_path, files[1:2], BLOCKS, dtype=torch.bfloat16, device=CPU)
+    assert (stage.dtype, stage.device) == (torch.bfloat16, CPU)
+    assert stage.kv_bytes_by_block() == (2 * 32 * 2,)

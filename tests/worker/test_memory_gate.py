@@ -11,7 +11,7 @@ from worker.memory_gate import MemoryGate
 
 
 def reservation(name: str, n_bytes: int) -> Reservation:
-    return Reservation(session_id=SessionId(name), n_positions=n_bytes, bytes_per_position=1)
+    return Reservation(session_id=SessionId(name), n_positions=n_bytes, bytes_per_position=1, held_as="float32")
 
 
 async def test_waiters_are_let_in_in_order() -> None:
@@ -44,9 +44,21 @@ async def test_a_deadline_ends_the_wait() -> None:
 async def test_what_one_was_granted_another_can_be_given() -> None:
     gate = MemoryGate(budget_bytes=10, max_waiting=3)
     gate.request(reservation("a", 10))
-    gate.hand_over(SessionId("a"), SessionId("b"))
-    await gate.wait(reservation("b", 10), 0.01)
+    gate.shrink(SessionId("a"), 4)
+    gate.exchange(SessionId("a"), reservation("b", 9))
+    await gate.wait(reservation("b", 9), 0.01)
     gate.release(SessionId("a"))
+    assert gate.plan.free_bytes == 1
+
+
+async def test_who_waits_gets_what_another_needs_no_more() -> None:
+    gate = MemoryGate(budget_bytes=10, max_waiting=3)
+    gate.request(reservation("a", 10))
+    gate.request(reservation("b", 4))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(gate.wait(reservation("b", 4), 30), name="b")
+        await asyncio.sleep(0)
+        gate.shrink(SessionId("a"), 6)
     assert gate.plan.free_bytes == 0
 
 

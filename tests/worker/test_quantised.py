@@ -11,28 +11,25 @@ from worker.codes import CodedRows
 from worker.quantised import QuantisedMatrix
 
 
-def coded_rows(n_rows: int, n_columns: int, n_bits: int) -> tuple[CodedRows, torch.Tensor]:
-    """Codes whose scales and zeros bfloat16 holds, and the values that they are."""
+def coded_rows(
+    n_rows: int, n_columns: int, n_bits: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[CodedRows, torch.Tensor]:
+    """Codes whose scales and zeros are of `dtype`, and the values that they are."""
     shape, middle = (n_rows, n_columns // 32), 2 ** (n_bits - 1)
     generator = torch.Generator().manual_seed(n_rows * n_columns)
     codes = torch.randint(0, 2 * middle, (*shape, 32), generator=generator, dtype=torch.uint8)
-    scales = torch.rand(shape, generator=generator).bfloat16().float()
-    zeros = torch.zeros(shape) if n_bits == 8 else torch.rand(shape, generator=generator).bfloat16().float()
-    values = (codes.double() - middle) * scales[..., None].double() + zeros[..., None].double()
-    return CodedRows(n_bits=n_bits, codes=codes, scales=scales, zeros=zeros), values.flatten(1)
+    scales = torch.rand(shape, generator=generator).to(dtype)
+    zeros = None if n_bits == 8 else torch.rand(shape, generator=generator).to(dtype)
+    values = (codes.double() - middle) * scales[..., None].double()
+    if zeros is not None:
+        values += zeros[..., None].double()
+    coded = CodedRows(n_bits=n_bits, codes=codes, scales=scales, zeros=zeros, zero_code=middle)
+    return coded, values.flatten(1)
 
 
 def matrix_of(coded: CodedRows) -> QuantisedMatrix:
-    def rows(start: int, end: int) -> CodedRows:
-        return CodedRows(
-            n_bits=coded.n_bits,
-            codes=coded.codes[start:end],
-            scales=coded.scales[start:end],
-            zeros=coded.zeros[start:end],
-        )
-
     n_rows, n_groups, _ = coded.codes.shape
-    return QuantisedMatrix(n_rows, n_groups * 32, coded.n_bits, rows)
+    return QuantisedMatrix(n_rows, n_groups * 32, coded.n_bits, coded.rows)
 
 
 @settings(max_examples=20, deadline=None)

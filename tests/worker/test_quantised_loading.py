@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
+from structlog.testing import capture_logs
 
 from coordinator.file_store import FileStore
 from coordinator.packing import PackedModel, pack_model
@@ -17,10 +18,14 @@ from protocol.messages import Quantization
 from protocol.weight_sizes import span_weight_bytes
 from tests.coordinator.gguf_support import write_gguf
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
+from worker.engine import Engine
+from worker.quantised_cache import QuantisedCache
 from worker.stage import Stage, StageInput, load_stage
+from worker.steps import LoadRequest, SpanKey
 
 IDS = torch.arange(3, 13, dtype=torch.int32)
 TINY = BlockRange(0, 2)
+HALVES = (BlockRange(0, 1), BlockRange(1, 2))
 
 
 class Packed:
@@ -35,9 +40,25 @@ class Packed:
         for file in self.model.manifest.auxiliary:
             (self.config / file.name).write_bytes(self.store.path(file.sha256).read_bytes())
 
-    def load(self, blocks: BlockRange, dtype: torch.dtype, quantization: Quantization | None = None) -> Stage:
-        files = [self.store.path(file.sha256) for file in self.model.manifest.weight_files(blocks)]
-        return load_stage(self.config, files, blocks, dtype=dtype, device=CPU, quantization=quantization)
+    def load(
+        self,
+        blocks: BlockRange,
+        dtype: torch.dtype,
+        quantization: Quantization | None = None,
+        quantised: QuantisedCache | None = None,
+    ) -> Stage:
+        return load_stage(
+            self.config,
+            self.files(blocks),
+            blocks,
+            dtype=dtype,
+            device=CPU,
+            quantization=quantization,
+            quantised=quantised,
+        )
+
+    def files(self, blocks: BlockRange) -> list[Path]:
+        return [self.store.path(file.sha256) for file in self.model.manifest.weight_files(blocks)]
 
 
 def logits(stages: list[Stage]) -> torch.Tensor:
@@ -64,9 +85,70 @@ def test_codes_of_a_gguf_give_what_its_values_give_in_bfloat16(
     bfloat16 = off_by(logits([packed.load(TINY, torch.bfloat16)]), expected)
     whole = packed.load(TINY, torch.bfloat16, quantization)
     assert off_by(logits([whole]), expected) < 5 * bfloat16  # scales are bfloat16 as well, and they add up
-    parts = [BlockRange(0, 1), BlockRange(1, 2)]
-    for cut in ([packed.load(b, torch.bfloat16, quantization) for b in parts], [whole.view(b) for b in parts]):
+    for cut in ([packed.load(b, torch.bfloat16, quantization) for b in HALVES], [whole.view(b) for b in HALVES]):
         torch.testing.assert_close(logits(cut), logits([whole]))
+
+
+@pytest.mark.parametrize(("encoding", "quantization"), [("Q4_1", "int4"), ("Q4_0", "int8"), ("Q8_0", "int8")])
+def test_unpacked_codes_of_a_gguf_are_its_values_without_another_rounding(
+    encoding: str, quantization: Quantization, tmp_path: Path
+) -> None:
+    packed = Packed(tmp_path, encoding, has_head=False)
+    expected = logits([packed.load(TINY, torch.float32)])
+    whole = packed.load(TINY, torch.float32, quantization)  # the packed kernel has no fast code for float32
+    torch.testing.assert_close(logits([whole]), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits([whole.view(b) for b in HALVES]), expected, rtol=1e-5, atol=1e-6)
+    assert "float32" in whole.unpacked_because
+
+
+def test_without_vector_instructions_codes_are_unpacked_for_the_same_products(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = Packed(tmp_path, "Q4_1", has_head=False)
+    expected = logits([packed.load(TINY, torch.float32)])
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+    whole = packed.load(TINY, torch.bfloat16, "int4")
+    assert "DEFAULT" in whole.unpacked_because
+    bfloat16 = off_by(logits([packed.load(TINY, torch.bfloat16)]), expected)
+    assert off_by(logits([whole]), expected) < 1.5 * bfloat16  # its weights are rounded as bfloat16's are
+
+
+def test_rounded_weights_are_kept_for_the_next_start(tmp_path: Path) -> None:
+    packed = Packed(tmp_path, "Q8_0", has_head=False)
+    folder = tmp_path / "quantised"
+    cache = QuantisedCache(folder, lambda: 10**9)
+
+    def load() -> torch.Tensor:
+        return logits([packed.load(TINY, torch.bfloat16, "int4", cache)])
+
+    first = load()
+    written = {path: path.stat().st_ino for path in folder.iterdir()}
+    assert torch.equal(load(), first)
+    assert {path: path.stat().st_ino for path in folder.iterdir()} == written  # read, not written anew
+    damaged = max(written)
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert torch.equal(load(), first)
+    assert damaged.read_bytes() == whole
+
+
+def test_a_long_rounding_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.quantised_loading._SAY_EVERY_S", 0.0)
+    packed = Packed(tmp_path, "Q8_0", has_head=False)
+    with capture_logs() as logs:
+        packed.load(TINY, torch.bfloat16, "int4")
+    assert {entry["where"] for entry in logs if entry["event"] == "quantising"} == {"block 1 of 2", "block 2 of 2"}
+
+
+async def test_the_engine_keeps_what_it_rounds(tmp_path: Path) -> None:
+    packed = Packed(tmp_path, "Q8_0", has_head=False)
+    cache = QuantisedCache(tmp_path / "quantised", lambda: 10**9)
+    key = SpanKey(revision=packed.model.revision, blocks=TINY, precision="bfloat16", quantization="int4")
+    request = LoadRequest(key=key, config_folder=packed.config, files=tuple(packed.files(TINY)))
+    async with Engine(device=CPU, kv_budget_bytes=10**6, n_threads=1, quantised=cache) as engine:
+        loaded = await engine.load(request)
+    assert loaded.unpacked_because == ""
+    assert cache.total_size() > 0
 
 
 def test_a_quantised_span_takes_no_more_than_was_planned(tmp_path: Path) -> None:

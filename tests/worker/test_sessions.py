@@ -294,7 +294,7 @@ async def test_a_defect_in_ending_a_session_ends_no_other(llama: TinyCheckpoint,
 
 
 async def test_idle_sessions_and_clients_without_a_session_are_ended(llama: TinyCheckpoint, tmp_path: Path) -> None:
-    limits = Limits(idle_session_s=0.1, waiting_client_s=0.1, sweep_s=0.02)
+    limits = Limits(idle_session_s=1.0, waiting_client_s=1.0, sweep_s=0.02)
     async with running_ring(llama, tmp_path, (2,), limits=limits) as ring:
         idle = await opened(ring)
         waiting = await Generation.prepared(ring, PROMPT)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from protocol.ids import SessionId
 from protocol.messages import MAX_DRAFTS, FeedToken
-from worker.speculation import DraftPrior, Rounds
+from worker.drafts_worth import ModelTimes
+from worker.speculation import DraftPrior, ModelReach, Rounds
 
 
 @dataclass
@@ -92,3 +93,59 @@ def test_without_a_prior_nothing_is_guessed() -> None:
         turn = rounds.next(fed, [7] * 20, n_others=0, now_s=float(position))
         assert (turn.settled, turn.drafts) == ((7,), ())
     assert rounds.figures() == {}
+
+
+def play_beside_model(text: list[int], n_prompt: int, says: list[bool], *, guess_s: float = 0.01) -> list[int]:
+    """Feed `text` with a draft model beside, whose guesses are right or wrong as it `says`; what was settled.
+
+    What the model has read by then has to be the text, wherever it is told to go on reading.
+    """
+    reach = ModelReach(times=ModelTimes(guess_s=guess_s, prompt_token_s=0.0), max_positions=len(text))
+    rounds = Rounds(DraftPrior(draft_share=0.0), len(text), reach)
+    has_read: list[int] = []
+    settled, position, now_s, n_guesses = text[: n_prompt + 1], n_prompt, 0.0, 0
+    while position < len(text) - 1:
+        fed = FeedToken(session_id=SessionId("s"), position=position, token_id=text[position])
+        turn = rounds.next(fed, text[:n_prompt], n_others=0, now_s=now_s)
+        settled += turn.settled if position > n_prompt else ()
+        if turn.n_wanted:
+            assert has_read[: turn.read_from] == text[: turn.read_from]
+            assert len(has_read) >= turn.read_from
+            right = text[position + 1 : position + 1 + turn.n_wanted]
+            assert len(right) == turn.n_wanted
+            drafts = [token + (not says[(n_guesses + i) % len(says)]) for i, token in enumerate(right)]
+            n_guesses += len(drafts)
+            has_read = [*text[: position + 1], *drafts[:-1]]
+            now_s += guess_s * len(drafts)
+            turn = rounds.guessed(turn, tuple(drafts), now_s)
+        n_held = 0
+        while n_held < len(turn.drafts) and turn.drafts[n_held] == text[position + 1 + n_held]:
+            n_held += 1
+        position, now_s = position + n_held + 1, now_s + 1.0
+    assert rounds.figures().get("n_drafted_by_model", 0) == n_guesses
+    return settled
+
+
+@given(st.lists(st.integers(0, 3), min_size=3, max_size=80), st.lists(st.booleans(), min_size=1, max_size=9))
+def test_a_draft_model_goes_on_from_what_it_has_read_of_the_text(text: list[int], says: list[bool]) -> None:
+    settled = play_beside_model(text, 1, says)
+    assert settled == text[: len(settled)]
+
+
+def test_a_draft_model_is_asked_where_the_text_has_nothing_to_offer() -> None:
+    rng = random.Random(3)
+    text = [rng.randrange(40_000) for _ in range(300)]
+    played = play(text, 100, share=0.0)
+    assert sum(played.n_drafts) == 0
+    rounds = Rounds(
+        DraftPrior(), 300, ModelReach(times=ModelTimes(guess_s=0.01, prompt_token_s=0.0), max_positions=300)
+    )
+    feeds = [FeedToken(session_id=SessionId("s"), position=p, token_id=text[p]) for p in (100, 101, 102)]
+    first = rounds.next(feeds[0], text[:100], n_others=0, now_s=0.0)
+    assert first.n_wanted == 0  # nobody knows yet what a round takes
+    second = rounds.next(feeds[1], text[:100], n_others=0, now_s=1.0)
+    assert second.n_wanted > 0
+    assert second.read_from == 0
+    without = rounds.guessed(second, (), now_s=1.5)  # it failed
+    assert (without.drafts, without.n_wanted) == ((), 0)
+    assert rounds.next(feeds[2], text[:100], n_others=0, now_s=2.5).n_wanted == 0

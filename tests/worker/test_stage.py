@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange
+from protocol.messages import KvPrecision
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, VOCAB_SIZE
 from worker.batching_trial import settle_batching
@@ -124,6 +126,29 @@ def test_sessions_that_run_together_equal_the_whole_model(checkpoint: Checkpoint
             rows = slice(starts[i], starts[i] + n_tokens[i])
             hidden, logits = expected[i][0][rows], expected[i][1][rows]
             torch.testing.assert_close(passed[i], hidden if i == running[0] else logits, **TOLERANCE)
+
+
+@pytest.mark.parametrize("held_as", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "bloom", "deepseek_v3"])
+def test_caches_in_fewer_bits_are_close_together_and_alone(
+    checkpoint: Checkpoints, name: str, held_as: KvPrecision
+) -> None:
+    whole = checkpoint(name)
+    stage = whole.load(WHOLE)
+    settle_batching(stage)
+    ids = [token_ids(n_tokens, seed) for seed, n_tokens in enumerate((15, 9, 20))]
+    alone, together = ([stage.new_cache(20, held_as) for _ in ids] for _ in range(2))
+    cosine = torch.nn.functional.cosine_similarity
+    to_whole, to_apart = [], []
+    for start, end in ((0, 8), (8, 9), (9, 20)):  # what is there of each
+        rows = [i for i in range(3) if len(ids[i]) > start]
+        inputs = [StageInput(payload=ids[i][start:end], position=start, cache=together[i]) for i in rows]
+        for i, one, got in zip(rows, inputs, stage.run(inputs), strict=True):
+            to_whole.append(cosine(got, whole.expected(ids[i])[0][start:end]))
+            to_apart.append(cosine(got, stage.run([replace(one, cache=alone[i])])[0]))
+    # not of every token: the least difference may send one to other experts
+    assert torch.cat(to_whole).median() > 0.999
+    assert torch.cat(to_apart).median() > 0.9999
 
 
 def test_a_view_is_made_once_and_shares_the_weights(checkpoint: Checkpoints) -> None:

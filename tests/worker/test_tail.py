@@ -39,7 +39,7 @@ def test_the_last_token_carries_its_reason_and_no_other_does() -> None:
     tail, outlet = attached()
     for position in (2, 3, 4):
         token = sampled(position)
-        assert tail.take([token]) == [token]
+        assert tail.take([token], ()) == [token]
         assert tail.finish_reason == ("length" if position == 4 else None)
         tail.stream([token])
     assert [(t.index, t.token_id, t.finish_reason) for t in outlet.posted] == [
@@ -52,14 +52,14 @@ def test_the_last_token_carries_its_reason_and_no_other_does() -> None:
 def test_a_stop_token_is_streamed_with_reason_stop_even_as_the_last_allowed() -> None:
     tail, outlet = attached(max_tokens=1)
     token = sampled(2, is_stop=True)
-    tail.stream(tail.take([token]))
+    tail.stream(tail.take([token], ()))
     assert outlet.posted[0].finish_reason == "stop"
     assert (tail.n_sent, tail.finish_reason, tail.n_prompt_tokens) == (1, "stop", 2)
 
 
 def test_the_answer_ends_where_the_positions_end() -> None:
     tail, _ = attached(max_tokens=100, n_prompt=9)
-    tail.take([sampled(9)])
+    tail.take([sampled(9)], ())
     assert tail.finish_reason == "length"
 
 
@@ -77,8 +77,11 @@ def test_tokens_that_come_together_are_streamed_one_by_one_as_far_as_there_is_ro
     max_tokens: int, stop_at: int | None, expected: list[tuple[int, str | None]]
 ) -> None:
     tail, outlet = attached(max_tokens=max_tokens)
-    tail.stream(tail.take([sampled(position, is_stop=position == stop_at) for position in (2, 3, 4)]))
+    tokens = [sampled(position, is_stop=position == stop_at) for position in (2, 3, 4)]
+    tail.stream(tail.take(tokens, (42, 43, 50)))
     assert [(token.token_id, token.finish_reason) for token in outlet.posted] == expected
+    counts = [(token.n_drafted, token.n_accepted) for token in outlet.posted]
+    assert counts == [(3, 2)] + [(0, 0)] * (len(expected) - 1)
     assert [token.index for token in outlet.posted] == list(range(len(expected)))
     assert tail.n_sent == len(expected)
 
@@ -86,7 +89,7 @@ def test_tokens_that_come_together_are_streamed_one_by_one_as_far_as_there_is_ro
 def test_a_token_for_another_position_means_different_prompts() -> None:
     tail, _ = attached()
     with pytest.raises(ProtocolError, match="same prompt"):
-        tail.take([sampled(3)])
+        tail.take([sampled(3)], ())
 
 
 def test_one_client_only_and_room_for_an_answer() -> None:

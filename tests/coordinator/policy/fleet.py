@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import msgspec
+
 from coordinator.policy.effects import Effect, SendToWorker
 from coordinator.policy.events import (
     Event,
@@ -12,8 +16,11 @@ from coordinator.policy.events import (
     WorkerConnected,
     WorkerJoined,
 )
+from coordinator.policy.invariants import check, check_step
+from coordinator.policy.looking import found, sought
 from coordinator.policy.sizing import CACHE_FLOOR_SHARE, spans_bytes
-from coordinator.policy.state import ClusterState, PolicySettings, check, check_step
+from coordinator.policy.state import ClusterState, PolicySettings
+from coordinator.policy.statuses import status_as
 from coordinator.policy.transition import apply
 from protocol.control_messages import Announce, Assign, DeviceReport, Heartbeat, SpanReport, SpanState, SpanStatus
 from protocol.ids import FileHash, ModelName, WorkerId
@@ -21,6 +28,8 @@ from protocol.manifest import Manifest, ModelFile, encode_manifest, revision_of
 
 SPREAD = PolicySettings(placement="spread")
 """So that fleets with all the memory there is share a model, and there is something to lose and to mend."""
+OPEN = {"quantizations": ("int8", "int4"), "is_precision_open": True}
+"""Of a device whose operator left its precision to the coordinator."""
 BLOCK_PARAMETERS = 1000
 KV_ELEMENTS = 1
 
@@ -70,19 +79,23 @@ def announce(
     speed: float = 1.0,
     epoch: int = 0,
     spans: tuple[SpanStatus, ...] = (),
+    device: Mapping[str, object] | None = None,
     **more: object,
 ) -> Announce:
     return Announce(
         url=f"https://{worker}:1",
         hostname=f"host-{worker}",
         version="0",
-        device=DeviceReport(
-            device="cpu",
-            precision="float32",
-            n_threads=1,
-            memory_bytes=memory,
-            bandwidth_bytes_per_s=1e6 * speed,
-            flops_per_s=1e6 * speed,
+        device=msgspec.structs.replace(
+            DeviceReport(
+                device="cpu",
+                precision="float32",
+                n_threads=1,
+                memory_bytes=memory,
+                bandwidth_bytes_per_s=1e6 * speed,
+                flops_per_s=1e6 * speed,
+            ),
+            **(device or {}),
         ),
         epoch=epoch,
         spans=spans,
@@ -115,6 +128,8 @@ class Fleet:
         for effect in self.effects:
             if isinstance(effect, SendToWorker) and isinstance(effect.message, Assign):
                 self.last_assign[effect.worker_id] = effect.message
+        if isinstance(event, TimePassed) and (what := sought(self.state, self.now_s)) is not None:
+            self.effects += self.do(found(self.state, what))
         return self.effects
 
     def wait(self, seconds: float, *, beating: bool = True, silent: tuple[str, ...] = ()) -> None:
@@ -144,10 +159,7 @@ class Fleet:
     def report(self, worker: str, state: SpanState = "ready", reason: str = "") -> None:
         """The worker says that all of its spans are in `state`."""
         assignment = self.state.workers[WorkerId(worker)].assignment
-        statuses = tuple(
-            SpanStatus(model=s.model, revision=s.revision, blocks=s.blocks, state=state, reason=reason)
-            for s in assignment.spans
-        )
+        statuses = tuple(status_as(span, state, reason) for span in assignment.spans)
         report = SpanReport(epoch=assignment.epoch, spans=statuses)
         self.do(SpansReported(worker_id=WorkerId(worker), report=report))
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coordinator.policy.sizing import span_bytes
+from coordinator.policy.statuses import status_as
 from protocol.control_messages import Announce, Assign, SpanAssignment, SpanReport, SpanState, SpanStatus
-from protocol.ids import BlockRange, ModelName, Revision, WorkerId
+from protocol.ids import BlockRange, Revision, WorkerId
 from protocol.manifest import Manifest
-from tests.coordinator.policy.fleet import announce
+from tests.coordinator.policy.fleet import OPEN, announce
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,6 +24,8 @@ class SimulatedWorker:
     memory_bytes: int
     speed: float
     pinned_blocks: BlockRange | None = None
+    is_open: bool = False
+    """Whether its precision is left to the coordinator."""
     is_running: bool = True
     is_connected: bool = False
     is_silent: bool = False
@@ -51,6 +54,7 @@ class SimulatedWorker:
             epoch=self.epoch,
             spans=self._statuses("loading"),
             pinned_blocks=self.pinned_blocks,
+            device=OPEN if self.is_open else None,
         )
 
     def assigned(self, message: Assign, manifests: dict[Revision, Manifest]) -> bool:
@@ -71,7 +75,7 @@ class SimulatedWorker:
         span = next((s for s in self.wanted if s not in self.loaded and s not in self.failed), None)
         if span is None:
             return False
-        n_bytes = span_bytes(self.manifests[span.revision], span.blocks, "float32", 0)
+        n_bytes = span_bytes(self.manifests[span.revision], span.blocks, span.quantization or "float32", 0)
         for other in [s for s in self.loaded if s not in self.wanted]:
             if self._n_free_bytes() < n_bytes:
                 del self.loaded[other]
@@ -98,10 +102,4 @@ class SimulatedWorker:
             state = "ready"
         elif span in self.failed:
             state = "failed"
-        return SpanStatus(
-            model=ModelName(span.model),
-            revision=span.revision,
-            blocks=span.blocks,
-            state=state,
-            reason="" if state == "ready" else "simulated",
-        )
+        return status_as(span, state, "" if state == "ready" else "simulated")

@@ -18,8 +18,10 @@ from coordinator.policy.coverage import counts, spans_of
 from coordinator.policy.effects import Effect, SendToWorker
 from coordinator.policy.events import (
     Event,
+    ImprovementFound,
     ModelAdded,
     ModelRemoved,
+    PlacementFound,
     ReplicasAsked,
     SocketLost,
     SpansReported,
@@ -28,13 +30,12 @@ from coordinator.policy.events import (
     WorkerConnected,
     WorkerJoined,
 )
+from coordinator.policy.invariants import check, check_assignment, check_worker
+from coordinator.policy.looking import found, sought
 from coordinator.policy.state import (
     ClusterState,
     PolicySettings,
     WorkerRecord,
-    check,
-    check_assignment,
-    check_worker,
     restored,
 )
 from coordinator.policy.transition import apply
@@ -44,6 +45,9 @@ from protocol.manifest import Manifest
 from tests.coordinator.policy.fleet import heartbeat, memory_for
 from tests.coordinator.policy.simulated_store import SimulatedStore
 from tests.coordinator.policy.simulated_worker import SimulatedWorker
+
+DECISIONS = TimePassed | PlacementFound | ImprovementFound
+"""What may change any worker's assignment without anybody's asking."""
 
 FULL_CHECK_EVERY = 1000
 """Events between two checks of everything."""
@@ -98,6 +102,8 @@ class Simulation:
         if is_beat_first:
             self._beat()
         effects = self.do(TimePassed())
+        if (what := sought(self.state, self.now_s())) is not None:
+            effects += self.do(found(self.state, what))
         self.clock_was_set = False
         if not is_beat_first:
             self._beat()
@@ -157,12 +163,12 @@ class Simulation:
                     self._check_epoch(old, worker)
                 if isinstance(event, TimePassed):
                     self._check_silence(old, worker)
-            if isinstance(event, TimePassed) and changed:
+            if isinstance(event, DECISIONS) and changed:
                 self._check_routes(before)
 
     def _concerned(self, event: Event) -> Iterable[WorkerRecord]:
         """Workers that the event may have changed; that it changed no others is seen when everything is checked."""
-        if isinstance(event, TimePassed | ModelAdded | ModelRemoved | ReplicasAsked):
+        if isinstance(event, DECISIONS | ModelAdded | ModelRemoved | ReplicasAsked):
             return self.state.workers.values()
         worker = self.state.workers.get(event.worker_id)
         return () if worker is None else (worker,)
@@ -221,7 +227,9 @@ class Simulation:
         """A machine more, which enrols now and connects soon."""
         rng = self.rng
         memory = memory_for(rng.choice([0, 1, 3, 6, 8, 16, 40, 100]), ends=rng.choice([0, 1, 2, 4]))
-        worker = SimulatedWorker(worker_id=WorkerId(f"w{i:04}"), memory_bytes=memory, speed=rng.uniform(0.3, 3.0))
+        worker = SimulatedWorker(
+            worker_id=WorkerId(f"w{i:04}"), memory_bytes=memory, speed=rng.uniform(0.3, 3.0), is_open=i % 3 == 0
+        )
         if rng.random() < 0.01:
             start = rng.randrange(0, 5)
             worker.pinned_blocks = BlockRange(start, start + rng.randrange(1, 6))

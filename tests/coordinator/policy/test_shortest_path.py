@@ -38,7 +38,8 @@ def brute_force(segments: list[Segment]) -> float:
     def go(order: tuple[Segment, ...], i: int, at: int, cost: float) -> None:
         nonlocal best
         if at == N_BLOCKS:
-            best = min(best, cost)
+            back = order[i - 1].link_s.get(order[0].worker_id, LINK_S) if i > 1 else 0.0
+            best = min(best, cost + back)
             return
         if i == len(order) or not order[i].blocks.start <= at < order[i].blocks.end:
             return
@@ -108,4 +109,4 @@ def test_in_a_large_fleet_workers_change_where_ranges_start_or_end(monkeypatch: 
     cost, legs = cheapest_legs(segments, 79)
 
     assert [i for i, _, _ in legs] == [0, 39]
-    assert cost == pytest.approx(0.079 + 2 * LINK_S)
+    assert cost == pytest.approx(0.079 + 3 * LINK_S)

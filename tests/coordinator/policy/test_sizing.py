@@ -14,6 +14,8 @@ def test_a_span_is_its_blocks_its_cache_and_the_ends_it_owns() -> None:
 
     assert span_bytes(model, BlockRange(1, 3), "float32", 50) == 4 * 2 * (1000 + 50)
     assert span_bytes(model, BlockRange(0, 3), "bfloat16", 50) == 2 * (500 + 3 * 1050)
+    assert span_bytes(model, BlockRange(1, 3), "int8", 50) == 2 * (1000 * 10 / 8 + 50 * 2), "caches as computed"
+    assert span_bytes(model, BlockRange(1, 3), "float32", 64, "int8") == 2 * (4 * 1000 + 64 * 34 / 32)
     assert span_bytes(model, BlockRange(0, 8), "float32", 10_000) == 4 * (1000 + 8 * 1100), "up to the context"
 
 

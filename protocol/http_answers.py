@@ -11,7 +11,7 @@ from protocol.codec import MAX_BODY_BYTES
 from protocol.errors import BrigadeError, ErrorBody, TooLargeError, UnreachableError, error_from_body
 from protocol.rest import ErrorAnswer
 
-_MAX_MESSAGE_CHARS = 500
+_MAX_MESSAGE_CHARS = 2000
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -39,8 +39,9 @@ def error_of(response: aiohttp.ClientResponse, body: bytes) -> BrigadeError:
         error = msgspec.json.decode(body, type=ErrorAnswer).error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return UnreachableError(
-            f"{response.url.origin()} answers {response.method} {response.url.path} with status {response.status}, "
-            "and not as a Brigade program does: check the address and port"
+            f"{response.url.origin()} answers {response.method} {response.url.path} with HTTP status "
+            f"{response.status}, not as a Brigade program does: check the address and port, and whether a proxy is "
+            "in between"
         )
-    text = _UNPRINTABLE.sub("?", error.message)[:_MAX_MESSAGE_CHARS]
+    text = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", error.message)[:_MAX_MESSAGE_CHARS]
     return error_from_body(ErrorBody(code=error.code, message=text, retry_after_s=error.retry_after_s))

@@ -1,0 +1,29 @@
+"""The options of `client generate`, so that the command reads as what it does. Those of all commands: `command`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from client.options import DEFAULT_MAX_TOKENS
+
+PromptText = Annotated[str | None, typer.Argument(help="The prompt; '-' or nothing: from standard input.")]
+Model = Annotated[str | None, typer.Option(help="The model's name; needed if there are several.")]
+MaxTokens = Annotated[int | None, typer.Option(help=f"Most tokens of the answer. [default: {DEFAULT_MAX_TOKENS}]")]
+Temperature = Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")]
+TopP = Annotated[float | None, typer.Option(help="Only the likeliest tokens of this share together.")]
+TopK = Annotated[int | None, typer.Option(help="Only this many likeliest tokens; 0: all.")]
+MinP = Annotated[float | None, typer.Option(help="Only tokens of this share of the likeliest's.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: repeat less.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens. [default: random]")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
+System = Annotated[str | None, typer.Option(help="System message, for chat models.")]
+IsChat = Annotated[
+    bool | None,
+    typer.Option("--chat/--raw", help="Lay the prompt out as a chat, or take it as it is. [default: the model's]"),
+]
+Speculate = Annotated[
+    bool, typer.Option(help="Let the workers guess tokens ahead where that pays; the text is the same.")
+]
+Timeout = Annotated[float, typer.Option(help="Seconds that the whole generation may take.")]

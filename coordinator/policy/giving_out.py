@@ -1,0 +1,95 @@
+"""Decisions become assignments: what placement found is given out, what is better is moved to step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from coordinator.policy.changes import Change
+from coordinator.policy.events import ImprovementFound, PlacementFound
+from coordinator.policy.handover import Spans
+from coordinator.policy.looking import next_look_s, still_holds
+from coordinator.policy.moving import is_at_rest, next_step, pending
+from coordinator.policy.placement import Placed
+from coordinator.policy.sizing import capacity_bytes
+from coordinator.policy.state import Assignment, Moving
+from protocol.ids import WorkerId
+
+
+def placement_found(change: Change, event: PlacementFound) -> Change:
+    """Give out what was found, if it still holds; what has changed since then is placed after it."""
+    touched = [worker_id for worker_id, what in event.placed.items() if what.spans]
+    if change.state.changed_s is None or not still_holds(event.basis, change.state, touched):
+        return change
+    is_newest = change.state.changed_s == event.basis.changed_s
+    change = all_placed(change, event.placed)
+    state = replace(
+        change.state,
+        changed_s=None if is_newest else change.state.changed_s,
+        improve_s=next_look_s(change.state, change.now_s),
+    )
+    return replace(change, state=state)
+
+
+def improvement_found(change: Change, event: ImprovementFound) -> Change:
+    """Begin to move to something better, if it is and still can be."""
+    state, found = change.state, event.improvement
+    is_possible = state.moving is None and is_at_rest(state) and still_holds(event.basis, state, found.moves)
+    if not (found.is_worth_it and is_possible):
+        return replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s)))
+    moving = Moving(target=found.moves, reason=found.reason, step_s=change.now_s)
+    n_moves = 0 if event.is_asked else state.n_moves + 1
+    change = replace(change, state=replace(state, moving=moving, n_moves=n_moves))
+    who = "an operator asked" if event.is_asked else "by itself"
+    return moved_on(change.audited("replanned", "cluster", f"{len(found.moves)} workers, {who}: {found.reason}"))
+
+
+def moved_on(change: Change) -> Change:
+    """The next step of a move, once all of the one before is ready."""
+    state, moving = change.state, change.state.moving
+    if moving is None:
+        return change
+    if not is_at_rest(state):
+        if change.now_s - moving.step_s <= state.settings.longest_step_s:
+            return change
+        return change.stopped_moving(f"a step wasn't ready within {state.settings.longest_step_s:.0f} s").to_place(
+            is_news=False
+        )
+    if not pending(state, moving.target):
+        # what it left over is given out as ever
+        return change.stopped_moving("all have what they were to get").to_place(is_news=False)
+    step = next_step(state, moving.target)
+    if not step:
+        return change.stopped_moving("no other worker can be moved while all blocks stay served").to_place(
+            is_news=False
+        )
+    change = replace(change, state=replace(state, moving=replace(moving, step_s=change.now_s)))
+    return all_placed(change, {w: Placed(spans=spans, reason=_words(spans, moving)) for w, spans in step.items()})
+
+
+def _words(spans: Spans, moving: Moving) -> str:
+    what = " and ".join(f"blocks {span.blocks} of {span.model}" for span in spans) or "nothing"
+    return f"{what}: placed anew, {moving.reason}"
+
+
+def all_placed(change: Change, placed: Mapping[WorkerId, Placed]) -> Change:
+    """Everybody has this from now on; of a worker that has gone meanwhile there is nothing to say."""
+    for worker_id, what in placed.items():
+        if worker_id in change.state.workers:
+            change = _placed(change, worker_id, what)
+    return change
+
+
+def _placed(change: Change, worker_id: WorkerId, placed: Placed) -> Change:
+    worker = change.state.workers[worker_id]
+    old = worker.assignment
+    if placed.spans == old.spans:
+        return change.updated(worker_id, assignment=replace(old, reason=placed.reason))
+    assert worker.device is not None
+    assignment = Assignment(
+        epoch=old.epoch + 1,
+        spans=placed.spans,
+        reason=placed.reason,
+        capacity_bytes=None if placed.is_pinned else capacity_bytes(worker.device),
+    )
+    return change.assigned(worker_id, assignment)

@@ -1,0 +1,185 @@
+"""Whether what is served should be placed anew: what the planner would choose, what that is worth, who would move.
+
+Worth is modelled (`modelled`), by what the coordinator places for. Of the plan only the moves count that its worth
+hangs on, and only as far as they can be made while all that is served stays served (`moving`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+from coordinator.policy.coverage import counts, spans_of
+from coordinator.policy.handover import Spans
+from coordinator.policy.modelled import ModelledSpeed, modelled_speed
+from coordinator.policy.moving import is_at_rest, reachable
+from coordinator.policy.plan import planned_spans
+from coordinator.policy.quantising import loses_bits
+from coordinator.policy.state import ClusterState, ModelRecord, Placement
+from protocol.ids import ModelName, WorkerId
+
+MAX_GIVEN_UP = 0.02
+"""Of what a plan is worth, that workers may stay as they are."""
+
+_LEAST_GAIN = 1.01
+"""Less isn't worth a move even if an operator asks: it is in the noise of what is measured."""
+
+Speeds = Mapping[ModelName, ModelledSpeed | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Improvement:
+    """Something better than what is held, or why there is nothing to move for."""
+
+    gain: float
+    """How many times as fast it is modelled to be; endless if it serves a model of which blocks are missing now."""
+    moves: Mapping[WorkerId, Spans] = field(default_factory=dict)
+    """What those who change are to hold in the end; nobody if it isn't worth it, or can't be done."""
+    reason: str
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether somebody is to move."""
+        return bool(self.moves)
+
+
+def improvement(state: ClusterState, *, is_asked: bool = False) -> Improvement:
+    """What to move to; `is_asked`: for any gain, not only for one over the margin."""
+    if why := _why_not_now(state):
+        return Improvement(gain=1.0, reason=why)
+    held = _held(state)
+    target = {w: spans for w, spans in planned_spans(state, state.settings.placement).items() if spans != held[w]}
+    if loses_bits(chain.from_iterable(held.values()), chain.from_iterable(target.values())):
+        return Improvement(gain=1.0, reason="what the planner would choose holds blocks in fewer bits than now")
+    return _judged(state, held, target, _LEAST_GAIN if is_asked else state.settings.replan_margin)
+
+
+def _why_not_now(state: ClusterState) -> str:
+    if not state.models:
+        return "no model is served"
+    if state.settings.placement == "spread":
+        return "the coordinator places to spread, which isn't for speed"
+    if state.moving is not None:
+        return f"workers are being moved already: {state.moving.reason}"
+    if state.changed_s is not None:
+        return f"somebody came or went, or a model changed, and {state.settings.settle_s:g} s of quiet come first"
+    if not is_at_rest(state):
+        return "not everybody who holds blocks is here with all of them ready; it is looked at again once they are"
+    return ""
+
+
+def _judged(
+    state: ClusterState, held: Mapping[WorkerId, Spans], target: Mapping[WorkerId, Spans], margin: float
+) -> Improvement:
+    now = _speeds(state, held)
+    gain = _gain(state, now, _speeds(state, {**held, **target}))
+    if gain < margin:
+        return Improvement(gain=gain, reason=f"{_percent(gain)}, which is under {_percent(margin, bare=True)}")
+    moves = reachable(state, _needed(state, held, target, now, gain))
+    possible = _gain(state, now, _speeds(state, {**held, **moves}))
+    if possible < margin:
+        return Improvement(
+            gain=gain,
+            reason=f"{_percent(gain)}, but workers have too little memory to hold what they serve beside what they "
+            f"would serve instead: without leaving blocks unserved for a while, {_percent(possible)} can be had, "
+            f"and {_percent(margin, bare=True)} is asked for; more memory (--memory) or another worker helps",
+        )
+    moves = _needed(state, held, moves, now, possible)
+    moves = {w: spans for w, spans in moves.items() if w in reachable(state, moves)}
+    return Improvement(gain=possible, moves=moves, reason=_words(now, _speeds(state, {**held, **moves}), possible))
+
+
+def _held(state: ClusterState) -> dict[WorkerId, Spans]:
+    return {w.worker_id: w.assignment.spans for w in state.workers.values() if w.can_be_assigned}
+
+
+def _speeds(state: ClusterState, spans: Mapping[WorkerId, Spans]) -> Speeds:
+    return {name: _speed(state, model, spans) for name, model in state.models.items()}
+
+
+def _speed(state: ClusterState, model: ModelRecord, spans: Mapping[WorkerId, Spans]) -> ModelledSpeed | None:
+    found = {w: span for w, own in spans.items() for span in spans_of(model, own)}
+    return modelled_speed(state, model, found) if found else None
+
+
+def _gain(state: ClusterState, now: Speeds, then: Speeds) -> float:
+    """How many times as fast all models are, on the mean; nothing gained if one is given up, or much slower then.
+
+    That all are served comes before how fast.
+    """
+    ratios = [_ratio(state.settings.placement, now[name], then[name]) for name in state.models]
+    if math.inf in ratios and min(ratios) > 0.0:
+        return math.inf
+    is_fair = min(ratios) * state.settings.replan_margin >= 1.0
+    return math.prod(ratios) ** (1 / len(ratios)) if is_fair else min(ratios)
+
+
+def _ratio(placement: Placement, now: ModelledSpeed | None, then: ModelledSpeed | None) -> float:
+    if then is None:
+        return 1.0 if now is None else 0.0
+    return math.inf if now is None else _worth(placement, then) / _worth(placement, now)
+
+
+def _worth(placement: Placement, speed: ModelledSpeed) -> float:
+    match placement:
+        case "one-stream":
+            return 1 / speed.step_s
+        case "many-streams":
+            return speed.tokens_per_s
+        case "balance" | "spread":
+            return math.sqrt(speed.tokens_per_s / speed.step_s)
+
+
+def _needed(
+    state: ClusterState, held: Mapping[WorkerId, Spans], target: Mapping[WorkerId, Spans], now: Speeds, gain: float
+) -> dict[WorkerId, Spans]:
+    """The target without those whose staying as they are costs next to nothing, and no replica that is wanted."""
+    moves = dict(target)
+    for worker_id in sorted(target):
+        fewer = {w: spans for w, spans in moves.items() if w != worker_id}
+        layout = {**held, **fewer}
+        if not _keeps_replicas(state, {**held, **moves}, layout):
+            continue
+        if _gain(state, now, _speeds(state, layout)) >= gain * (1 - MAX_GIVEN_UP):
+            moves = fewer
+    return moves
+
+
+def _keeps_replicas(state: ClusterState, before: Mapping[WorkerId, Spans], after: Mapping[WorkerId, Spans]) -> bool:
+    return all(
+        m >= min(n, model.n_replicas)
+        for model in state.models.values()
+        for n, m in zip(_holders(model, before), _holders(model, after), strict=True)
+    )
+
+
+def _holders(model: ModelRecord, spans: Mapping[WorkerId, Spans]) -> list[int]:
+    return counts((s.blocks for own in spans.values() for s in spans_of(model, own)), model.manifest.n_blocks)
+
+
+# ------------------------------------------------------------------ in words
+
+
+def _percent(gain: float, *, bare: bool = False) -> str:
+    percent = f"{100 * (gain - 1):.0f} %"
+    if bare:
+        return percent
+    if math.isinf(gain):
+        return "a model would be served of which blocks are missing"
+    return f"gain {percent}" if gain >= 1 else f"the planner knows nothing better ({percent})"
+
+
+def _words(now: Speeds, then: Speeds, gain: float) -> str:
+    parts = [_percent(gain)]
+    for name, speed in then.items():
+        old = now[name]
+        if speed is not None and old is not None:
+            parts.append(
+                f"{name}: {1 / speed.step_s:.1f} tokens/s for one stream instead of {1 / old.step_s:.1f}, "
+                f"{speed.tokens_per_s:.1f} for many instead of {old.tokens_per_s:.1f}"
+            )
+        elif speed is not None:
+            parts.append(f"{name}: {1 / speed.step_s:.1f} tokens/s for one stream, where blocks are missing now")
+    return "; ".join(parts)

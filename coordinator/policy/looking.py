@@ -1,0 +1,87 @@
+"""What is looked for beside everything else, since it takes seconds in a large fleet: when, and if it holds then.
+
+The search is pure and knows the state as it was when it began. What it finds comes back as an event; if those whom
+it rests on have changed meanwhile, it is dropped, and looked for anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from coordinator.policy.events import Found, ImprovementFound, PlacementFound
+from coordinator.policy.improvement import improvement
+from coordinator.policy.moving import is_at_rest
+from coordinator.policy.placement import placement
+from coordinator.policy.state import ClusterState, WorkerRecord
+from protocol.ids import WorkerId
+
+Sought = Literal["placement", "improvement"]
+
+MAX_DOUBLINGS = 6
+"""After so many moves in a row the time until the next look grows no more."""
+
+
+def sought(state: ClusterState, now_s: float) -> Sought | None:
+    """What is to be looked for now, if anything."""
+    if state.changed_s is not None:
+        # what changes while workers are moved ends that; what they say of their own steps is no such change
+        return "placement" if now_s - state.changed_s >= state.settings.settle_s else None
+    is_due = state.improve_s is not None and now_s >= state.improve_s
+    if is_due and state.settings.replan == "auto" and state.moving is None and is_at_rest(state):
+        return "improvement"
+    return None
+
+
+def found(state: ClusterState, what: Sought) -> Found:
+    """The search itself: seconds for hundreds of workers."""
+    match what:
+        case "placement":
+            return PlacementFound(basis=state, placed=placement(state))
+        case "improvement":
+            return ImprovementFound(basis=state, improvement=improvement(state))
+
+
+def next_look_s(state: ClusterState, now_s: float) -> float:
+    """When to look for something better again, if nothing happens until then."""
+    return now_s + float(state.settings.replan_every_s * 2 ** min(state.n_moves, MAX_DOUBLINGS))
+
+
+def still_holds(basis: ClusterState, state: ClusterState, touched: Iterable[WorkerId]) -> bool:
+    """Whether the models are as they were, and those who hold something or are to; who joined matters not."""
+    if basis.models != state.models:
+        return False
+    concerned = {
+        worker_id
+        for workers in (basis.workers, state.workers)
+        for worker_id, worker in workers.items()
+        if worker.assignment.spans or worker.assignment.leaving
+    }
+    return all(
+        worker_id in basis.workers
+        and worker_id in state.workers
+        and _is_alike(basis.workers[worker_id], state.workers[worker_id])
+        for worker_id in concerned.union(touched)
+    )
+
+
+def _is_alike(old: WorkerRecord, new: WorkerRecord) -> bool:
+    return old is new or _unmeasured(old) == _unmeasured(new)
+
+
+def _unmeasured(worker: WorkerRecord) -> WorkerRecord:
+    """Without what comes by the second: when it was heard, what it measured, how far it is with loading."""
+    reported = tuple(
+        msgspec.structs.replace(
+            status,
+            state="loading" if status.state == "downloading" else status.state,
+            progress=0.0,
+            reason="",
+            note="",
+        )
+        for status in worker.reported
+    )
+    return replace(worker, seen_s=0.0, heartbeat=None, files=frozenset(), reported=reported)

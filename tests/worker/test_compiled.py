@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch._inductor import config as inductor
+
+from protocol.ids import BlockRange
+from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
+from worker.batching_trial import TOLERANCES, settle_batching
+from worker.compiled import compile_stage
+from worker.engine_core import EngineCore
+from worker.stage import Stage, StageInput
+from worker.steps import Compiling
+
+Checkpoints = Callable[[str], TinyCheckpoint]
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")  # torch's compiler uses what torch gives up
+PROMPT = [5, 9, 4, 31, 7]
+N_TOKENS = 12
+MIDDLE = BlockRange(1, 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by all: what one has compiled the others find."""
+    made: Path = tmp_path_factory.mktemp("compiled")
+    return made
+
+
+def settled(whole: TinyCheckpoint, blocks: BlockRange) -> Stage:
+    stage = whole.load(blocks)
+    settle_batching(stage)
+    return stage
+
+
+def greedy(stage: Stage) -> list[int]:
+    cache = stage.new_cache(len(PROMPT) + N_TOKENS)
+    said, payload = [], torch.tensor(PROMPT)
+    for _ in range(N_TOKENS):
+        one = StageInput(payload=payload, position=cache.length, cache=cache, n_logits=1)
+        said.append(int(stage.run([one])[0].argmax()))
+        payload = torch.tensor(said[-1:])
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a dozen runs of the C++ compiler
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_compiled_steps_say_what_the_whole_model_says(checkpoint: Checkpoints, folder: Path, name: str) -> None:
+    whole = checkpoint(name)
+    stage = settled(whole, WHOLE)
+    assert compile_stage(stage, folder) == ""
+    assert greedy(stage) == whole.greedy(PROMPT, N_TOKENS)
+    assert list(folder.rglob("*.so"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_result_that_differs_is_not_used(
+    checkpoint: Checkpoints, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = checkpoint("llama")
+    stage = settled(whole, WHOLE)
+    monkeypatch.setitem(TOLERANCES, torch.float32, 0.0)
+    assert compile_stage(stage, folder).startswith("the compiled result differs by ")
+    assert greedy(stage) == whole.greedy(PROMPT, N_TOKENS)
+
+
+def test_without_a_compiler_a_stage_runs_as_it_did(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    whole = checkpoint("llama")
+    stage = settled(whole, WHOLE)
+    with inductor.patch({"cpp.cxx": ("/there/is/no/compiler",)}):
+        because = compile_stage(stage, tmp_path)
+    assert because.startswith("torch can't compile it (")
+    assert "compiler" in because
+    assert greedy(stage) == whole.greedy(PROMPT, N_TOKENS)
+
+
+def test_a_span_that_cant_be_compiled_is_loaded_and_says_why(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    request = checkpoint("deepseek_v3").request(MIDDLE)
+    loaded = EngineCore(CPU).load(replace(request, compiling=Compiling(folder=tmp_path, n_sessions=0)))
+    assert not loaded.is_compiled
+    assert loaded.uncompiled_because == "its blocks work on all keys of a session at every step"
+
+
+def test_sessions_that_run_are_not_stopped_for_compiling(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    request = checkpoint("llama").request(MIDDLE)
+    loaded = EngineCore(CPU).load(replace(request, compiling=Compiling(folder=tmp_path, n_sessions=2)))
+    assert not loaded.is_compiled
+    assert loaded.uncompiled_because.startswith("2 sessions were running here when it was loaded")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,113 @@
+"""A head's draft model: the same answers in fewer rounds, on links that are worth it; told to who looks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from benchmarks.relay import Relay
+from benchmarks.replicated import free_port
+from client.results import Generation
+from protocol.errors import ConfigError
+from protocol.ids import ModelName
+from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
+from tests.support.whole_cluster import WholeCluster, greedy_ids, packed_tiny, whole_cluster
+from worker.draft_model import DraftModelRequest
+from worker.engine import Engine
+from worker.holdings import Holdings
+
+PROMPT = [5, 9, 30, 4, 77, 12, 8, 61, 33, 20]
+N_TOKENS = 40
+DELAY_S = 0.02
+CHANGES = {"max_position_embeddings": 4096, "eos_token_id": None}
+SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
+
+
+@asynccontextmanager
+async def drafting_cluster(folder: Path, draft: Path) -> AsyncIterator[tuple[WholeCluster, list[Relay], Any]]:
+    """A head with a draft model and a tail, behind relays."""
+    packed, whole = packed_tiny(folder, "llama", **CHANGES)
+    async with whole_cluster(folder) as cluster, AsyncExitStack() as stack:
+        await cluster.add_model("tiny", packed)
+        relays = []
+        for name, blocks, model in (("head", "0:2", draft), ("tail", "2:4", None)):
+            port = free_port()
+            relays.append(await stack.enter_async_context(Relay("127.0.0.1", port)))
+            url = f"https://127.0.0.1:{relays[-1].port}"
+            listening = {"listen_host": "127.0.0.1", "listen_port": port, "advertise_url": url}
+            await cluster.join(name, blocks, files=packed, draft_model=model, **listening)
+        await cluster.until_ready()
+        yield cluster, relays, whole
+
+
+async def both(cluster: WholeCluster, relays: list[Relay], **sampling: Any) -> tuple[Generation, Generation]:
+    """The same generation token by token, and with guesses."""
+    for relay in relays:
+        relay.delay_s = DELAY_S
+    plain = await cluster.generate("tiny", PROMPT, max_tokens=N_TOKENS, speculate=False, **sampling)
+    guessed = await cluster.generate("tiny", PROMPT, max_tokens=N_TOKENS, **sampling)
+    for relay in relays:
+        relay.delay_s = 0.0
+    return plain, guessed
+
+
+def n_by_model(logs: list[Any]) -> tuple[int, int]:
+    """Of the last session that a head has logged: what the model guessed, and what of it held."""
+    (*_, last) = [log for log in logs if log["event"] == "session_ended" and "n_drafted_by_model" in log]
+    return last["n_drafted_by_model"], last["n_accepted_by_model"]
+
+
+async def test_a_model_that_guesses_well_gives_the_same_answer_in_fewer_rounds(tmp_path: Path) -> None:
+    packed_tiny(tmp_path / "draft", "llama", **CHANGES)
+    async with drafting_cluster(tmp_path, tmp_path / "draft" / "llama-0") as (cluster, relays, whole):
+        head = cluster.members["head"]
+        assert [status.note for status in head.statuses] == ["drafts with llama-0 where that pays"]
+        assert any("drafts with llama-0 where that pays" in line for line in head.lines)
+        with capture_logs() as logs:
+            plain, guessed = await both(cluster, relays)
+        assert list(plain.token_ids) == list(guessed.token_ids) == greedy_ids(whole, PROMPT, N_TOKENS)
+        assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
+        assert N_TOKENS / 2 < guessed.accepted_tokens <= guessed.drafted_tokens
+        n_drafted, n_accepted = n_by_model(logs)
+        assert n_accepted > n_drafted / 2  # all but those of the last round, whose outcome no head hears of
+        with capture_logs() as logs:
+            plain, guessed = await both(cluster, relays, **SAMPLED)
+        assert plain.token_ids == guessed.token_ids
+        assert n_by_model(logs)[0] > 0
+
+
+async def test_a_model_that_guesses_badly_changes_nothing(tmp_path: Path) -> None:
+    packed_tiny(tmp_path / "draft", "llama", seed=3, **CHANGES)
+    async with drafting_cluster(tmp_path, tmp_path / "draft" / "llama-3") as (cluster, relays, whole):
+        with capture_logs() as logs:
+            _, guessed = await both(cluster, relays)
+        assert list(guessed.token_ids) == greedy_ids(whole, PROMPT, N_TOKENS)
+        assert n_by_model(logs)[0] < N_TOKENS
+
+
+async def test_a_model_of_another_vocabulary_is_said_and_left_alone(
+    checkpoint: Callable[[str], TinyCheckpoint], tmp_path: Path
+) -> None:
+    packed_tiny(tmp_path, "llama", vocab_size=64)
+    llama, holdings = checkpoint("llama"), Holdings()
+    async with Engine(device=torch.device("cpu"), kv_budget_bytes=2**20, n_threads=1) as engine:
+        await engine.drafter.load(DraftModelRequest(folder=tmp_path / "llama-0", precision="float32"))
+        loaded = await engine.load(llama.request(WHOLE))
+        holdings.add(ModelName("tiny"), loaded)
+        assert holdings.note_of(loaded.key).startswith(
+            "doesn't draft: the draft model llama-0 has 64 tokens and this model "
+        )
+        assert engine.drafter.reach(engine.loaded(), loaded.key, 100) is None
+
+
+async def test_a_model_that_is_none_leaves_the_engine_alive(tmp_path: Path) -> None:
+    async with Engine(device=torch.device("cpu"), kv_budget_bytes=2**20, n_threads=1) as engine:
+        with pytest.raises(ConfigError, match="isn't there"):
+            await engine.drafter.load(DraftModelRequest(folder=tmp_path / "none", precision="float32"))
+        assert engine.loaded() == ()

@@ -1,0 +1,50 @@
+"""What a worker's memory is given to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from protocol.errors import ConfigError
+from tests.support.whole_cluster import packed_tiny
+from worker.config import WorkerConfig
+from worker.device import DeviceProfile, PrecisionSpeed
+from worker.engine import Engine
+from worker.machine import Machine, beside_draft_model
+
+
+async def test_a_draft_model_is_taken_out_of_the_memory_and_must_leave_some(tmp_path: Path) -> None:
+    packed_tiny(tmp_path, "llama")
+    config = WorkerConfig(
+        coordinator_urls=("https://127.0.0.1:1",),
+        secret="s" * 44,
+        state=tmp_path,
+        draft_model=tmp_path / "llama-0",
+    )
+    machine = Machine(profile=PROFILE, precision="float32", memory_bytes=10**8)
+    said: list[str] = []
+    async with Engine(device=PROFILE.device, kv_budget_bytes=10**8, n_threads=1) as engine:
+        beside = await beside_draft_model(config, machine, engine, said.append)
+        assert 0 < beside.memory_bytes < machine.memory_bytes - 10**6
+        assert engine.stats().kv_budget_bytes < beside.memory_bytes
+        assert [line.split(" where")[0] for line in said] == ["drafts with llama-0"]
+        small = Machine(profile=PROFILE, precision="float32", memory_bytes=10**6)
+        with pytest.raises(ConfigError, match=r"--draft-model .* MB, caches included, of 1 MB: .* --memory"):
+            await beside_draft_model(config, small, engine, said.append)
+
+
+def test_the_coordinator_is_told_what_caches_are_kept_in() -> None:
+    machine = Machine(profile=PROFILE, precision="float32", memory_bytes=1, kv_precision="int8")
+    assert machine.report().kv_precision == "int8"
+
+
+PROFILE = DeviceProfile(
+    device=torch.device("cpu"),
+    name="some CPU",
+    free_memory_bytes=10**9,
+    memory_bytes_per_s=1e10,
+    n_threads=1,
+    speeds={"float32": PrecisionSpeed(decode_bytes_per_s=1e9, prefill_flops_per_s=1e9)},
+)

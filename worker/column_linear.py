@@ -1,0 +1,64 @@
+"""Linear layers of float32 on the CPU whose weights lie by columns: one row or two by MKL, more by oneDNN.
+
+MKL streams such a matrix for one row (see `worker.layout`), and goes through it once for nearly every row that
+there is: four rows with a head of (49152, 576) take four times as long as one. oneDNN takes the same weights, as
+they lie, and needs 1.7 times as long as one row for four, 2 for eight (docs/decisions/0009).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+_FEW_ROWS = 2
+"""Rows of the input up to which MKL is the faster."""
+
+_onednn_product: Any = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 - torch has no public name for it
+
+
+class ColumnLinear(nn.Module):
+    """Does what an `nn.Linear` does, whose weight and bias it takes over."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product, (..., out_features)."""
+        if x.numel() <= _FEW_ROWS * self.in_features:
+            return linear(x, self.weight, self.bias)
+        product: torch.Tensor = _onednn_product(x, self.weight, self.bias, "none", [], "")
+        return product
+
+
+@torch.no_grad()
+def use_columns(model: nn.Module) -> int:
+    """Replace the layers whose float32 weights lie by columns; the number of them."""
+    n_replaced = 0
+    for owner in list(model.modules()):
+        for name, child in list(owner.named_children()):
+            if type(child) is nn.Linear and _lies_by_columns(child.weight) and _onednn_takes_columns():
+                setattr(owner, name, ColumnLinear(child))
+                n_replaced += 1
+    return n_replaced
+
+
+def _lies_by_columns(weight: torch.Tensor) -> bool:
+    is_by_columns = weight.t().is_contiguous() and not weight.is_contiguous()
+    return is_by_columns and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+@cache
+def _onednn_takes_columns() -> bool:
+    """Tried out: it isn't documented, and oneDNN isn't built for every processor."""
+    x, weight = torch.linspace(-1, 1, 48).view(3, 16), torch.linspace(-1, 1, 512).view(16, 32).t()
+    try:
+        product = _onednn_product(x, weight, None, "none", [], "")
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
+    return bool(torch.allclose(product, linear(x, weight), atol=1e-4))

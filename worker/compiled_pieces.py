@@ -1,0 +1,157 @@
+"""Cut a recorded step at its gaps, and compile the pieces. Blocks that are alike are compiled once.
+
+A piece takes what earlier pieces and gaps gave, and its weights, which are inputs like any other: so the compiled
+code of a piece serves every block of its kind, and time for compiling doesn't grow with their number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor import standalone_compile
+
+from worker.compiled_recording import GAP, Recording
+
+_Function = Callable[..., Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What runs between two gaps. Values go by numbers: 0 is the payload, 1 its position."""
+
+    run: _Function
+    takes: tuple[int, ...]
+    weights: tuple[torch.Tensor, ...]
+    """Taken after those."""
+    gives: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hole:
+    """The gap after a piece, by the numbers of the values that go into it and that comes out."""
+
+    states: tuple[int, int, int]
+    computed: tuple[int, ...]
+    gives: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pieces:
+    """A whole step: piece, hole, piece, ... piece."""
+
+    pieces: tuple[Piece, ...]
+    holes: tuple[Hole, ...]
+    result: int
+    n_values: int
+    n_compiled: int
+    """Pieces that differ."""
+
+
+def compile_pieces(recording: Recording, folder: Path) -> Pieces:
+    """Compile what isn't in `folder` yet, where torch keeps all that it compiles.
+
+    Raises:
+        Exception: whatever torch raises: there is no compiler, or it can't do it.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # torch has no other way to be told
+    nodes = [node for node in recording.graph.graph.nodes if node.op != "get_attr"]
+    numbers = {node: number for number, node in enumerate(nodes)}
+    shared: dict[str, _Function] = {}
+    pieces = []
+    for segment in _segments(nodes):
+        module, takes, weights = _cut_out(recording.graph, segment)
+        inputs = [*map(_blank, takes), *weights]
+        kind = _kind(module, inputs)
+        if kind not in shared:
+            shared[kind] = _compiled(module, inputs)
+        pieces.append(
+            Piece(
+                run=shared[kind],
+                takes=tuple(numbers[node] for node in takes),
+                weights=tuple(weights),
+                gives=tuple(numbers[node] for node in _outputs(segment)),
+            )
+        )
+    holes = tuple(
+        Hole(
+            states=(numbers[node.args[0]], numbers[node.args[1]], numbers[node.args[2]]),
+            computed=tuple(numbers[one] for one in node.args[3]),
+            gives=numbers[node],
+        )
+        for node in nodes
+        if node.target is GAP
+    )
+    return Pieces(
+        pieces=tuple(pieces),
+        holes=holes,
+        result=numbers[nodes[-1].args[0]],
+        n_values=len(nodes),
+        n_compiled=len(shared),
+    )
+
+
+def _segments(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
+    """What is computed before, between and after gaps."""
+    segments: list[list[fx.Node]] = [[]]
+    for node in nodes:
+        if node.target is GAP:
+            segments.append([])
+        elif node.op == "call_function":
+            segments[-1].append(node)
+    return segments
+
+
+def _outputs(segment: Sequence[fx.Node]) -> list[fx.Node]:
+    """What others use of a segment."""
+    inside = set(segment)
+    return [node for node in segment if not inside.issuperset(node.users)]
+
+
+def _cut_out(
+    whole: fx.GraphModule, segment: Sequence[fx.Node]
+) -> tuple[fx.GraphModule, list[fx.Node], list[torch.Tensor]]:
+    """A segment as a graph of its own, the values that it takes, and the weights that it takes after them."""
+    inside = set(segment)
+    outside = list(dict.fromkeys(one for node in segment for one in node.all_input_nodes if one not in inside))
+    takes = [node for node in outside if node.op != "get_attr"]
+    held = [node for node in outside if node.op == "get_attr"]
+    graph = fx.Graph()
+    new = {node: graph.placeholder(f"x{number}") for number, node in enumerate((*takes, *held))}
+    for number, node in enumerate(segment):  # names of our own: pieces of a kind read alike
+        args, kwargs = fx.map_arg((node.args, node.kwargs), new.__getitem__)
+        new[node] = graph.create_node(node.op, node.target, args, kwargs, name=f"v{number}")
+    graph.output(tuple(new[node] for node in _outputs(segment)))
+    weights = [getattr(whole, str(node.target)).detach() for node in held]
+    return fx.GraphModule({}, graph), takes, weights
+
+
+def _blank(node: fx.Node) -> torch.Tensor:
+    like = node.meta["val"]
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device).zero_()
+
+
+def _kind(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> str:
+    """The same for pieces that the same compiled code can serve."""
+    layouts = (f"{one.dtype} {one.device} {tuple(one.shape)} {one.stride()}" for one in inputs)
+    return "\n".join((module.code, *layouts))
+
+
+def _compiled(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> _Function:
+    settings: dict[str, Any] = {
+        "compile_threads": 1,  # more are processes, which would take several hundred megabytes
+        "cpp_cache_precompile_headers": False,  # torch keeps those in /tmp, under a name that anybody can guess
+        "cpp.threads": torch.get_num_threads(),
+        "emulate_precision_casts": True,  # round wherever the model's own code does: workers are to say the same
+        "size_asserts": False,  # the shapes are those of the recording, whose result is compared
+    }
+    with torch.no_grad():
+        function: _Function = standalone_compile(
+            module, list(inputs), dynamic_shapes="from_example_inputs", options={"config_patches": settings}
+        )
+    return function

@@ -1,0 +1,121 @@
+"""The device that a worker uses, and what its memory is for: weights, caches, a model that drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from protocol.control_messages import DeviceReport
+from protocol.errors import ConfigError
+from protocol.messages import KvPrecision, Precision, Quantization
+from worker import duties
+from worker.config import WorkerConfig
+from worker.device import (
+    DeviceProfile,
+    chosen_kv_precision,
+    chosen_precision,
+    chosen_quantization,
+    find_device,
+    measure_device,
+    usable_quantizations,
+)
+from worker.draft_model import DraftModelRequest
+from worker.duties import KeeperLimits
+from worker.engine import Engine
+from worker.quantised_cache import QuantisedCache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The device, and what of it the worker uses."""
+
+    profile: DeviceProfile
+    precision: Precision
+    memory_bytes: int
+    quantization: Quantization | None = None
+    is_precision_open: bool = False
+    """Whether the coordinator may choose fewer bits."""
+    kv_precision: KvPrecision | None = None
+    """What keys and values are kept in, if not in what is computed in."""
+
+    def report(self) -> DeviceReport:
+        """What the coordinator is told of it."""
+        speed = self.profile.speeds[self.precision]
+        return DeviceReport(
+            device=str(self.profile.device),
+            precision=self.precision,
+            n_threads=self.profile.n_threads,
+            memory_bytes=self.memory_bytes,
+            bandwidth_bytes_per_s=speed.decode_bytes_per_s,
+            flops_per_s=speed.prefill_flops_per_s,
+            quantization=self.quantization,
+            quantizations=usable_quantizations(self.profile.speeds),
+            is_precision_open=self.is_precision_open,
+            kv_precision=self.kv_precision,
+        )
+
+
+def measured(config: WorkerConfig) -> Machine:
+    """Find and measure the device. Blocks, for most of a second."""
+    device = find_device(config.device)
+    if config.n_threads is not None:
+        torch.set_num_threads(config.n_threads)  # this thread's: the engine's sets its own
+    profile = measure_device(device)
+    memory = config.memory_bytes or duties.default_memory_bytes(profile.free_memory_bytes)
+    return Machine(
+        profile=profile,
+        precision=chosen_precision(config.precision, profile),
+        memory_bytes=memory,
+        quantization=chosen_quantization(config.precision),
+        is_precision_open=config.precision == "auto",
+        kv_precision=chosen_kv_precision(config.kv_precision, profile),
+    )
+
+
+def engine_on(config: WorkerConfig, machine: Machine, quantised: QuantisedCache) -> Engine:
+    """The engine, its caches being given what nothing else takes yet."""
+    kv_bytes = duties.kv_budget_bytes(machine.memory_bytes, 0, config.kv_memory_bytes)
+    return Engine(
+        device=machine.profile.device,
+        kv_budget_bytes=kv_bytes,
+        n_threads=config.n_threads,
+        kv_precision=machine.kv_precision,
+        quantised=quantised,
+    )
+
+
+async def beside_draft_model(
+    config: WorkerConfig, machine: Machine, engine: Engine, tell: Callable[[str], None]
+) -> Machine:
+    """The machine with the memory that the draft model leaves, once that is loaded."""
+    if config.draft_model is None:
+        return machine
+    request = DraftModelRequest(
+        folder=config.draft_model, precision=machine.precision, quantization=machine.quantization
+    )
+    model = await engine.drafter.load(request)
+    left = machine.memory_bytes - model.n_bytes
+    if left <= 0:
+        raise ConfigError(
+            f"--draft-model {config.draft_model} takes {model.n_bytes / 1e6:,.0f} MB, caches included, of "
+            f"{machine.memory_bytes / 1e6:,.0f} MB: name a smaller one, or give more with --memory"
+        )
+    engine.resize_kv_budget(duties.kv_budget_bytes(left, 0, config.kv_memory_bytes))
+    tell(
+        f"drafts with {model.name} where that pays: {model.n_bytes / 1e6:,.0f} MB, "
+        f"{1000 * model.times.guess_s:.1f} ms a guess"
+    )
+    return replace(machine, memory_bytes=left)
+
+
+def keeper_limits(config: WorkerConfig, machine: Machine) -> KeeperLimits:
+    """What the keeper may put into the machine."""
+    return KeeperLimits(
+        precision=machine.precision,
+        memory_bytes=machine.memory_bytes,
+        kv_memory_bytes=config.kv_memory_bytes,
+        drain_s=config.drain_s,
+        quantization=machine.quantization,
+    )
