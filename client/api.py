@@ -287,4 +287,5 @@ def _request(
         ),
         stops=checked_stops(options.stop),
         speculate=options.speculate,
+        waits_for_quota=options.wait_for_quota,
     )

@@ -107,6 +107,7 @@ def generate(
     system: given.System = None,
     is_chat: given.IsChat = None,
     speculate: given.Speculate = True,
+    wait: given.WaitForQuota = False,
     timeout: given.Timeout = DEFAULT_TIMEOUT_S,
     is_json: Json = False,
     url: Url = None,
@@ -124,6 +125,7 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
         speculate=speculate,
+        wait_for_quota=wait,
         timeout_s=timeout,
     )
     options.check()

@@ -26,4 +26,8 @@ IsChat = Annotated[
 Speculate = Annotated[
     bool, typer.Option(help="Let the workers guess tokens ahead where that pays; the text is the same.")
 ]
+WaitForQuota = Annotated[
+    bool,
+    typer.Option("--wait", help="If a limit of the key is used up, wait for room within --timeout; else exit 11."),
+]
 Timeout = Annotated[float, typer.Option(help="Seconds that the whole generation may take.")]

@@ -18,6 +18,7 @@ from protocol.errors import (
     ModelLoadingError,
     ModelUnavailableError,
     NotFoundError,
+    QuotaExceededError,
     RequestError,
     TooLargeError,
     UnreachableError,
@@ -35,6 +36,8 @@ LONGEST_DELAY_S = 5.0
 LONGEST_RETRY_AFTER_S = 30.0
 RESTART_GRACE_S = 15.0
 """How long a coordinator that answered a moment ago may be away before a generation that never began fails."""
+QUOTA_SPREAD_S = 0.25
+"""Those who wait for the same limit don't all ask at the moment when there is room for one."""
 ROUTE_WAIT_S = 10.0
 """How long one request for a route waits; then it is asked again, so that its reason stays fresh."""
 
@@ -164,6 +167,8 @@ class Asked:
     answered_after_s: float
     since_s: float
     """Seconds since the first of them."""
+    waits_for_quota: bool = False
+    """Whether the caller would rather wait than be told that a limit of its key is used up."""
 
 
 def after_refusal(known: Failover, error: BrigadeError, asked: Asked, rng: random.Random) -> AskAgain | None:
@@ -173,6 +178,8 @@ def after_refusal(known: Failover, error: BrigadeError, asked: Asked, rng: rando
         return _at_once(replace(known, continues=None, failure=None), after_s=0.0, wait_s=asked.wait_s)
     if isinstance(error, ModelUnavailableError) and asked.has_excluded:
         return _at_once(replace(known, exclusions=()), after_s=known.retry_after_s, wait_s=asked.wait_s)
+    if isinstance(error, QuotaExceededError):
+        return _after_quota(known, error, asked, rng)
     if isinstance(error, RequestError) or not _is_worth_waiting(known, error, asked):
         return None
     is_look = isinstance(error, ModelUnavailableError) and asked.wait_s == 0.0
@@ -182,6 +189,18 @@ def after_refusal(known: Failover, error: BrigadeError, asked: Asked, rng: rando
         # the coordinator itself waits the next time, so there is nothing to wait for before
         after_s=0.0 if is_look else max(0.0, wanted_s - asked.answered_after_s),
         wait_s=ROUTE_WAIT_S if isinstance(error, ModelUnavailableError) else asked.wait_s,
+        waits_for=error.message[:_LONGEST_REASON],
+    )
+
+
+def _after_quota(known: Failover, error: QuotaExceededError, asked: Asked, rng: random.Random) -> AskAgain | None:
+    """Wait as long as the coordinator says, if that is wanted, or the answer has begun."""
+    if not asked.waits_for_quota and known.n_failed == 0:
+        return None
+    return AskAgain(
+        known=known,
+        after_s=_finite_s(error) + rng.uniform(0.0, QUOTA_SPREAD_S),
+        wait_s=asked.wait_s,
         waits_for=error.message[:_LONGEST_REASON],
     )
 
@@ -198,8 +217,12 @@ def _is_worth_waiting(known: Failover, error: BrigadeError, asked: Asked) -> boo
 
 def _obeyed_s(error: BrigadeError) -> float:
     """The time that an error asks for, within reason: it may come from anybody."""
+    return min(_finite_s(error), LONGEST_RETRY_AFTER_S)
+
+
+def _finite_s(error: BrigadeError) -> float:
     asked_s = error.retry_after_s or 0.0
-    return min(max(asked_s, 0.0), LONGEST_RETRY_AFTER_S) if math.isfinite(asked_s) else 0.0
+    return max(asked_s, 0.0) if math.isfinite(asked_s) else 0.0
 
 
 def _at_once(known: Failover, *, after_s: float, wait_s: float) -> AskAgain:

@@ -53,6 +53,7 @@ class GenerationRequest:
     speculate: bool = True
     prefix: SharedPrefix | None = None
     """What the prompt has in common with an earlier session."""
+    waits_for_quota: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +202,7 @@ class _Run:
             max_tokens=self._request.sampling.max_tokens - n_tokens,
             speculate=self._request.speculate,
             prefix=self._request.prefix,
+            waits_for_quota=self._request.waits_for_quota,
         )
 
     async def _limited(self, work: Coroutine[Any, Any, T], attempt: Attempt) -> T:
@@ -228,6 +230,7 @@ def _stages(grant: RouteGrant) -> tuple[RouteStage, ...]:
             end=hop.blocks.end,
             precision=hop.precision,
             quantization=hop.quantization,
+            kv_precision=hop.kv_precision,
         )
         for hop in grant.hops
     )

@@ -41,6 +41,8 @@ class GenerationOptions:
     """Go on after the model's own end, up to `max_tokens`: to measure, every answer must be of the same length."""
     speculate: bool = True
     """Let the workers guess tokens ahead where that pays; the text is the same, as far as precision allows."""
+    wait_for_quota: bool = False
+    """Where a limit of the API key is used up, wait until there is room, within `timeout_s`, instead of failing."""
     timeout_s: float = DEFAULT_TIMEOUT_S
 
     def check(self) -> None:

@@ -80,8 +80,9 @@ def printable(text: str) -> str:
 
 
 def stage_text(stage: RouteStage) -> str:
-    """A hop of a route: `w-ab 0:10 float32`, or what the weights are held in: `w-ab 0:10 int4`."""
-    return f"{stage.worker_id} {stage.start}:{stage.end} {stage.quantization or stage.precision}"
+    """A hop of a route: `w-ab 0:10 float32`, or what the weights are held in: `w-ab 0:10 int4, caches int8`."""
+    text = f"{stage.worker_id} {stage.start}:{stage.end} {stage.quantization or stage.precision}"
+    return f"{text}, caches {stage.kv_precision}" if stage.kv_precision is not None else text
 
 
 def _json(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.ids import SessionId, WorkerId
-from protocol.messages import FinishReason, Precision, Quantization
+from protocol.messages import FinishReason, KvPrecision, Precision, Quantization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,8 @@ class RouteStage:
     """What it computed in."""
     quantization: Quantization | None = None
     """What it held the weights in, if not in `precision`."""
+    kv_precision: KvPrecision | None = None
+    """What it kept keys and values in, if not in `precision`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

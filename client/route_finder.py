@@ -32,6 +32,8 @@ class WantedRoute:
     """Whether workers may guess tokens ahead."""
     prefix: SharedPrefix | None = None
     """What the prompt has in common with an earlier session."""
+    waits_for_quota: bool = False
+    """Whether to wait where a limit of the key is used up."""
 
 
 class RouteFinder:
@@ -67,6 +69,7 @@ class RouteFinder:
                     n_refusals=n_refusals,
                     answered_after_s=now_s() - sent_s,
                     since_s=now_s() - began_s,
+                    waits_for_quota=wanted.waits_for_quota,
                 )
                 again = after_refusal(known, error, asked, self._rng)
                 if again is None:

@@ -28,8 +28,9 @@ from coordinator.policy.events import DrainAsked, ImprovementFound
 from coordinator.policy.improvement import improvement
 from coordinator.policy.outlook import moving_words
 from coordinator.policy.state import checked_placement
+from coordinator.policy.trust_words import trust_note
 from coordinator.policy.views import model_info, plan_info, worker_info
-from coordinator.repository import StoredKey
+from coordinator.stored_rows import StoredKey
 from protocol.api_key import new_api_key, secret_hash
 from protocol.errors import ConflictError, InvalidRequestError, NotFoundError, repeated
 from protocol.ids import KeyId, ModelName, WorkerId
@@ -78,15 +79,19 @@ async def status(request: web.Request) -> web.Response:
             moving=moving_words(state),
             models=model_infos(request),
             workers=tuple(
-                _with_note(worker_info(state, worker_id, now_s), request.app[ROUTE_DESK].note(worker_id))
-                for worker_id in state.workers
+                _with_notes(
+                    worker_info(state, worker_id, now_s),
+                    request.app[ROUTE_DESK].note(worker_id),
+                    trust_note(state, worker, now_s),
+                )
+                for worker_id, worker in state.workers.items()
             ),
         )
     )
 
 
-def _with_note(info: WorkerInfo, note: str) -> WorkerInfo:
-    return msgspec.structs.replace(info, reason="; ".join(filter(None, (info.reason, note))))
+def _with_notes(info: WorkerInfo, *notes: str) -> WorkerInfo:
+    return msgspec.structs.replace(info, reason="; ".join(filter(None, (info.reason, *notes))))
 
 
 async def plan(request: web.Request) -> web.Response:
@@ -135,7 +140,7 @@ async def remove_model(request: web.Request) -> web.Response:
 async def keys(request: web.Request) -> web.Response:
     """-> `KeyList`."""
     stored = await request.app[REPOSITORY].api_keys()
-    return json_answer(KeyList(keys=tuple(_key_info(key) for key in stored)))
+    return json_answer(KeyList(keys=tuple(key_info(key) for key in stored)))
 
 
 async def create_key(request: web.Request) -> web.Response:
@@ -145,7 +150,9 @@ async def create_key(request: web.Request) -> web.Response:
     if _KEY_NAME.fullmatch(name) is None:
         raise InvalidRequestError("a key needs a name: 1 to 100 printable characters that say who holds it")
     key = new_api_key(wanted.kind, request.app[AUTHORITY].ca_fingerprint)
-    await request.app[REPOSITORY].add_api_key(key.key_id, name, key.kind, secret_hash(key.secret), _now(request))
+    await request.app[REPOSITORY].add_api_key(
+        key.key_id, name, key.kind, secret_hash(key.secret), _now(request), limits=wanted.limits
+    )
     return json_answer(CreatedKey(key_id=key.key_id, key=key.text()), status=201)
 
 
@@ -154,7 +161,7 @@ async def revoke_key(request: web.Request) -> web.Response:
     key_id = KeyId(request.match_info["key_id"])
     stored = await request.app[REPOSITORY].revoke_api_key(key_id, _now(request))
     request.app[AUTHENTICATOR].forget(key_id)
-    return json_answer(_key_info(stored))
+    return json_answer(key_info(stored))
 
 
 async def drain(request: web.Request) -> web.Response:
@@ -177,13 +184,15 @@ def named_worker(name: str, workers: Collection[WorkerId]) -> WorkerId:
     return found[0]
 
 
-def _key_info(stored: StoredKey) -> KeyInfo:
+def key_info(stored: StoredKey) -> KeyInfo:
+    """A key for operators, without its secret."""
     return KeyInfo(
         key_id=stored.key_id,
         name=stored.name,
         kind=stored.kind,
         created_at=stored.created_at.isoformat(),
         revoked_at=stored.revoked_at.isoformat() if stored.revoked_at is not None else None,
+        limits=stored.limits,
     )
 
 

@@ -48,20 +48,28 @@ from coordinator.keys import (
     JOINING,
     KNOWN_NAMES,
     PUBLIC_URL,
+    QUOTA_CLOCK,
     REPORTS,
     REPOSITORY,
     ROUTE_DESK,
     TICKET_DESK,
+    TRUST_REPORTS,
     VERSION,
 )
 from coordinator.middleware import add_security_headers, answer_errors, check_caller
 from coordinator.opening import OpenedState, opened_state
 from coordinator.policy.state import PolicySettings
+from coordinator.quota_api import add_quota_routes
+from coordinator.quota_clock import SteadyClock
+from coordinator.quota_desk import QuotaDesk
+from coordinator.quota_sweep import expire_forever
 from coordinator.repository import Repository
 from coordinator.route_desk import RouteDesk
 from coordinator.state_folder import StateFolder
 from coordinator.sweeps import look_forever, sweep_forever
 from coordinator.ticket_desk import TicketDesk
+from coordinator.trust_api import add_trust_routes
+from coordinator.trust_reports import TrustReports
 from coordinator.worker_api import add_worker_routes
 from protocol.codec import MAX_BODY_BYTES
 from protocol.errors import ConfigError, PortInUseError
@@ -115,7 +123,7 @@ async def running(
         store = await asyncio.to_thread(FileStore, opened.folder.files)
         catalogue = Catalogue(store, cluster)
         app = _application(config, opened, cluster, catalogue, clock)
-        async with _working(cluster, app[REPORTS]), _listening(app, config, opened) as port:
+        async with _working(app), _listening(app, config, opened) as port:
             url = config.public_url or _local_url(config.listen_host, port)
             app[PUBLIC_URL].append(url)
             opened.lease.tell_url(url)
@@ -164,11 +172,16 @@ def _application(
     app[CLUSTER] = cluster
     app[CATALOGUE] = catalogue
     app[AUTHENTICATOR] = Authenticator(opened.authority, opened.repository, clock)
-    app[JOINING] = Joining(opened.authority, clock)
+    app[JOINING] = Joining(opened.authority, clock, check_worker=cluster.check_admitted)
     app[JOIN_LIMITER] = AttemptLimiter()
     app[TICKET_DESK] = TicketDesk()
-    app[ROUTE_DESK] = RouteDesk(cluster, opened.repository, app[TICKET_DESK], clock)
-    app[REPORTS] = GenerationReports(opened.repository, clock, on_finished=app[ROUTE_DESK].take_finished)
+    app[TRUST_REPORTS] = TrustReports(cluster)
+    app[QUOTA_CLOCK] = quota_clock = SteadyClock(clock)
+    quotas = QuotaDesk(opened.repository, clock, quota_clock)
+    app[ROUTE_DESK] = RouteDesk(cluster, opened.repository, app[TICKET_DESK], app[TRUST_REPORTS], quotas, clock)
+    app[REPORTS] = GenerationReports(
+        opened.repository, clock, quota_clock=quota_clock, on_finished=app[ROUTE_DESK].take_finished
+    )
     app[BAD_SOURCES] = BadSources()
     open_sockets: set[ControlSocket] = set()
     app[CONTROL_SOCKETS] = open_sockets
@@ -176,7 +189,13 @@ def _application(
     app[PUBLIC_URL] = []
     app[VERSION] = program_version()
     app[ACCESS] = {}
-    for add_routes in (add_client_routes, add_worker_routes, add_admin_routes):
+    for add_routes in (
+        add_client_routes,
+        add_worker_routes,
+        add_admin_routes,
+        add_trust_routes,
+        add_quota_routes,
+    ):
         add_routes(app)
     app.on_response_prepare.append(add_security_headers)
     app.on_shutdown.append(_close_control_sockets)
@@ -185,12 +204,20 @@ def _application(
 
 
 @asynccontextmanager
-async def _working(cluster: Cluster, reports: GenerationReports) -> AsyncIterator[None]:
-    """Have time pass for the cluster, and reports saved; at the end, those that are left."""
-    loops = {"sweep": sweep_forever(cluster), "look": look_forever(cluster), "reports": reports.save_forever()}
+async def _working(app: web.Application) -> AsyncIterator[None]:
+    """Have time pass for the cluster and the quotas, and reports saved; at the end, those that are left."""
+    cluster, reports, trust = app[CLUSTER], app[REPORTS], app[TRUST_REPORTS]
+    loops = {
+        "sweep": sweep_forever(cluster),
+        "look": look_forever(cluster),
+        "reports": reports.save_forever(),
+        "trust": trust.hand_in_forever(),
+        "quotas": expire_forever(app[REPOSITORY].quotas, app[QUOTA_CLOCK]),
+    }
     async with running_beside(**loops):
         yield
         await reports.saved(SHUTDOWN_S)
+        await trust.hand_in()
 
 
 @asynccontextmanager

@@ -16,7 +16,9 @@ from coordinator.cli_backup import backup, restore
 from coordinator.cli_doctor import doctor
 from coordinator.cli_model import model_commands
 from coordinator.cli_output import notes, print_error
+from coordinator.cli_quota import quota_commands
 from coordinator.cli_serve import serve
+from coordinator.cli_trust import trust_commands
 from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError
 from protocol.version import program_version
 
@@ -33,7 +35,9 @@ app.command()(restore)
 app.command()(doctor)
 app.add_typer(model_commands, name="model")
 app.add_typer(key_commands, name="key")
+app.add_typer(quota_commands, name="quota")
 app.add_typer(worker_commands, name="worker")
+app.add_typer(trust_commands, name="trust")
 
 
 @app.callback(invoke_without_command=True)

@@ -19,9 +19,14 @@ from coordinator.cli_output import (
     short_ids,
     worker_table,
 )
+from coordinator.cli_quota import LIMITS_HELP, limits_change, limits_words, new_limits
 from coordinator.cli_target import JsonOption, for_coordinator
-from protocol.errors import ConfigError
+from protocol.compatibility import knows
+from protocol.errors import ConfigError, ProtocolVersionError
+from protocol.key_limits import UNLIMITED
+from protocol.pinned_http import CoordinatorSession
 from protocol.plan_rest import PlanInfo
+from protocol.quota_rest import OwnerRequest, WorkerOwner
 from protocol.rest import ClusterStatus, CreatedKey, CreateKeyRequest, KeyInfo, KeyKind, KeyList, WorkerInfo
 
 key_commands = typer.Typer(no_args_is_help=True, help="API keys of clients and operators.")
@@ -83,16 +88,43 @@ def create_key(
     name: Annotated[str, typer.Argument(help="What the key is for; shown by `coord key list`.")],
     *,
     kind: Annotated[KeyKind, typer.Option(help="A client may generate; an admin may do everything.")] = "client",
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help=f"{LIMITS_HELP}. May be repeated.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make an API key and print it. It can't be shown again: the coordinator keeps only a hash."""
-    request = CreateKeyRequest(name=name, kind=kind)
-    created = target.ask(lambda session: session.post("/admin/v1/keys", request, CreatedKey))
+    request = CreateKeyRequest(name=name, kind=kind, limits=new_limits(limit or ()))
+    created = target.ask(lambda session: _created(session, request))
     if as_json:
         print_json(created)
     else:
         notes().print(f"{kind} key {created.key_id}; it is shown only this once:")
         typer.echo(created.key)
+
+
+@key_commands.command("limits")
+@for_coordinator
+def key_limits(
+    target: AdminTarget,
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `coord key list` shows it.")],
+    changes: Annotated[
+        list[str], typer.Argument(metavar="NAME=VALUE...", help=f"{LIMITS_HELP}. NAME=none takes a limit away.")
+    ],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Change what a key may use; limits that aren't named stay. It holds from the next generation on."""
+    change, path = limits_change(changes), f"/admin/v1/keys/{quote(key_id, safe='')}/limits"
+    key = target.ask(lambda session: session.patch(path, change, KeyInfo))
+    if as_json:
+        print_json(key)
+    else:
+        notes().print(
+            f"limits of key {key.key_id} ({printable(key.name)}): {limits_words(key.limits)}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @key_commands.command("list")
@@ -121,6 +153,35 @@ def revoke_key(
         print_json(key)
     else:
         notes().print(f"key {key.key_id} ({printable(key.name)}) is revoked", markup=False)
+
+
+async def _created(session: CoordinatorSession, request: CreateKeyRequest) -> CreatedKey:
+    version = await session.greet()
+    if request.limits != UNLIMITED and not knows(CreateKeyRequest, "limits", version):
+        raise ProtocolVersionError(
+            f"the coordinator speaks protocol {version}, which has no limits of keys: update it, or leave --limit "
+            "out"
+        )
+    return await session.post("/admin/v1/keys", request, CreatedKey)
+
+
+@worker_commands.command("owner")
+@for_coordinator
+def set_owner(
+    target: AdminTarget,
+    worker_id: Annotated[str, typer.Argument(help="The worker's id, or its beginning as `coord status` shows it.")],
+    owner: Annotated[str, typer.Argument(help="A label: a person or a group. Empty: nobody's in particular.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whose machine a worker is: from now on what it gives is counted for that owner."""
+    path = f"/admin/v1/workers/{quote(worker_id, safe='')}/owner"
+    request = OwnerRequest(owner=owner)
+    worker = target.ask(lambda session: session.patch(path, request, WorkerOwner))
+    if as_json:
+        print_json(worker)
+    else:
+        notes().print(f"worker {worker.worker_id} is {printable(worker.owner) or 'nobody'}'s", markup=False)
 
 
 @worker_commands.command("list")

@@ -15,11 +15,14 @@ from rich.text import Text
 from protocol.errors import BrigadeError
 from protocol.plan_rest import ModelledSpeed, PlanInfo
 from protocol.rest import BlockCoverage, ClusterStatus, KeyInfo, ModelInfo, WorkerInfo
+from protocol.trust_rest import TrustHistory, TrustInfo
 
 _STATE_STYLES = {
     "ready": "green",
     "gone": "red",
     "quarantined": "red",
+    "banned": "red",
+    "weak": "yellow",
     "incomplete": "yellow",
     "draining": "yellow",
 }
@@ -79,17 +82,17 @@ def model_table(models: tuple[ModelInfo, ...]) -> Group:
     """Models with their state, their coverage, and below it the reasons of those that aren't ready."""
     if not models:
         return Group("No models yet: coord model add NAME SOURCE")
-    table = _table("model", "state", "blocks", "context", "size", "revision", "replicas", "held")
+    table = plain_table("model", "state", "blocks", "context", "size", "revision", "replicas", "held")
     for model in models:
         table.add_row(
-            _cell(model.name),
+            cell(model.name),
             _state(model.state),
             str(model.n_blocks),
             str(model.context_length),
             human_bytes(model.size_bytes),
             model.revision[:12],
             str(model.n_replicas),
-            _cell(coverage_text(model.coverage)),
+            cell(coverage_text(model.coverage)),
         )
     return Group(table, *_reasons((model.name, model.reason) for model in models))
 
@@ -98,14 +101,14 @@ def worker_table(workers: tuple[WorkerInfo, ...]) -> Group:
     """Workers with their state, what they hold, and below it the reasons of those that aren't ready."""
     if not workers:
         return Group("No workers yet: run `worker join` on a machine")
-    table = _table("worker", "host", "state", "holds", "device", "sessions", "seen")
+    table = plain_table("worker", "host", "state", "holds", "device", "sessions", "seen")
     for worker in workers:
         table.add_row(
-            _cell(worker.worker_id[:_ID_CHARS]),
-            _cell(worker.hostname),
+            cell(worker.worker_id[:_ID_CHARS]),
+            cell(worker.hostname),
             _state(worker.state),
-            _cell(_spans(worker)),
-            _cell(_device(worker)),
+            cell(_spans(worker)),
+            cell(_device(worker)),
             str(worker.n_sessions),
             f"{worker.last_seen_s_ago:.0f} s ago",
         )
@@ -129,11 +132,11 @@ def plan_table(plan: PlanInfo) -> Group:
         return Group("No models yet: coord model add NAME SOURCE")
     parts: list[Text | Table] = []
     for model in plan.models:
-        table = _table("worker", "host", "blocks", "ms a token")
+        table = plain_table("worker", "host", "blocks", "ms a token")
         for span in model.spans:
             table.add_row(
-                _cell(span.worker_id[:_ID_CHARS]),
-                _cell(span.hostname),
+                cell(span.worker_id[:_ID_CHARS]),
+                cell(span.hostname),
                 f"{span.blocks} in {span.quantization}" if span.quantization else str(span.blocks),
                 f"{1000 * span.stage_s:.2f}",
             )
@@ -157,10 +160,46 @@ def _tokens_per_s(speed: ModelledSpeed | None) -> str:
 
 def key_table(keys: tuple[KeyInfo, ...]) -> Table:
     """API keys; the secrets aren't known."""
-    table = _table("key", "name", "kind", "created", "revoked")
+    table = plain_table("key", "name", "kind", "created", "revoked")
     for key in keys:
-        table.add_row(key.key_id, _cell(key.name), key.kind, _minute(key.created_at), _minute(key.revoked_at))
+        table.add_row(key.key_id, cell(key.name), key.kind, _minute(key.created_at), _minute(key.revoked_at))
     return table
+
+
+def trust_table(workers: tuple[TrustInfo, ...]) -> Group:
+    """Workers with their scores, and below it what speaks against them."""
+    if not workers:
+        return Group("No workers yet: run `worker join` on a machine")
+    table = plain_table("worker", "host", "trust", "level")
+    for worker in workers:
+        pinned = "" if worker.pinned is None else " (pinned)"
+        table.add_row(
+            cell(worker.worker_id[:_ID_CHARS]),
+            cell(worker.hostname),
+            f"{worker.score:.2f}{pinned}",
+            _state(worker.level),
+        )
+    return Group(table, *_reasons((worker.worker_id, worker.reason) for worker in workers))
+
+
+def trust_history(history: TrustHistory) -> Group:
+    """One worker's score, who says what of it now, and the changes, newest first."""
+    opinions, events = plain_table("says", "what", "weight"), plain_table("when", "what", "says", "trust", "why")
+    for opinion in history.opinions:
+        opinions.add_row(cell(short_ids(opinion.reporter)), cell(opinion.kind), f"{opinion.weight:.2f}")
+    for event in history.events:
+        events.add_row(
+            _minute(event.at),
+            cell(event.kind),
+            cell(short_ids(event.reporter)),
+            f"{event.score_before:.2f} -> {event.score_after:.2f}",
+            cell(short_ids(event.reason)),
+        )
+    older = [
+        Text(f"  before that {part.n_events} of {printable(part.kind)}, until {_minute(part.last_at)}", style="dim")
+        for part in history.older
+    ]
+    return Group(trust_table((history.trust,)), opinions, events, *older)
 
 
 def print_status(status: ClusterStatus) -> None:
@@ -201,14 +240,16 @@ def _minute(time: str | None) -> str:
     return f"{time[:16].replace('T', ' ')} UTC" if time else ""
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines, whose long cells go on below."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def _cell(text: str) -> Text:
+def cell(text: str) -> Text:
+    """Somebody else's words in a table, made harmless."""
     return Text(printable(text))
 
 

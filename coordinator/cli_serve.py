@@ -17,6 +17,7 @@ import typer
 from rich.text import Text
 
 from coordinator import state_folder as names
+from coordinator.background import freeze_heap
 from coordinator.cli_output import console
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig, default_state
 from protocol.errors import EXIT_CANCELLED
@@ -130,6 +131,7 @@ async def _serve(config: CoordinatorConfig) -> None:
         async with running(config) as coordinator:
             announce(coordinator)
             sys.stdout.flush()
+            freeze_heap()
             await stop.wait()
 
 

@@ -75,6 +75,6 @@ async def routes(request: web.Request) -> web.Response:
     assert isinstance(caller, KeyCaller)  # the route's access says so
     found = request.app[CATALOGUE].model(wanted.model)
     grant = await request.app[ROUTE_DESK].grant(
-        found, wanted, caller.key_id, is_gone=lambda: request.transport is None
+        found, wanted, caller.key_id, caller.limits, is_gone=lambda: request.transport is None
     )
     return json_answer(grant)

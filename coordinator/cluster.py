@@ -17,19 +17,25 @@ import structlog
 from coordinator.background import uninterrupted
 from coordinator.policy.effects import (
     DeleteModel,
+    DeleteTrust,
     Effect,
     Persistent,
     SaveAssignment,
     SaveModel,
+    SaveTrust,
     SaveWorker,
     SendToWorker,
+    SumUpTrustEvents,
     WriteAudit,
+    WriteTrustEvent,
 )
 from coordinator.policy.events import Event
 from coordinator.policy.state import ClusterState, PolicySettings, StoredState, WorkerRecord, restored
 from coordinator.policy.transition import apply
+from coordinator.policy.trust import NO_RECORD
+from coordinator.policy.trust_changes import why_refused
 from protocol.control_messages import CoordinatorToWorker, Dismiss
-from protocol.errors import BrigadeError, ConflictError, OverloadedError
+from protocol.errors import BrigadeError, ConflictError, ForbiddenError, OverloadedError
 from protocol.ids import WorkerId
 
 log = structlog.get_logger(__name__)
@@ -81,6 +87,16 @@ class Cluster:
     def now_s(self) -> float:
         """What time it is for the cluster."""
         return self._clock()
+
+    def check_admitted(self, worker_id: WorkerId) -> None:
+        """See that the worker isn't banned.
+
+        Raises:
+            ForbiddenError: it is.
+        """
+        why = why_refused(self._state.trust.get(worker_id, NO_RECORD))
+        if why is not None:
+            raise ForbiddenError(why)
 
     async def restore(self) -> None:
         """Take up what was saved.
@@ -147,8 +163,10 @@ class Cluster:
             match effect:
                 case SendToWorker():
                     self._put(effect.worker_id, effect.message)
-                case SaveWorker() | SaveAssignment() | SaveModel() | DeleteModel():
+                case SaveWorker() | SaveAssignment() | SaveModel() | DeleteModel() | SaveTrust() | DeleteTrust():
                     pass  # saved already
+                case WriteTrustEvent() | SumUpTrustEvents():
+                    pass
                 case WriteAudit():
                     log.info(effect.action, subject=effect.subject, details=effect.details)
 
@@ -185,4 +203,5 @@ def _may_route_otherwise(before: ClusterState, after: ClusterState) -> bool:
 
 
 def _unmeasured(worker: WorkerRecord) -> WorkerRecord:
-    return replace(worker, seen_s=0.0, heartbeat=None, files=frozenset())
+    trust = replace(worker.trust, score=0.0)  # its level says what follows
+    return replace(worker, seen_s=0.0, heartbeat=None, files=frozenset(), trust=trust)

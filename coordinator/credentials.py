@@ -5,17 +5,20 @@ A stranger gets one answer, whatever was wrong. Only a credential that verifies 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from coordinator.authority import Authority
-from coordinator.repository import Repository, StoredKey
+from coordinator.repository import Repository
+from coordinator.stored_rows import StoredKey
 from protocol.api_key import ApiKey, api_key_from_text, secret_hash
-from protocol.errors import ForbiddenError, StorageError, UnauthenticatedError
+from protocol.errors import BrigadeError, ForbiddenError, OverloadedError, StorageError, UnauthenticatedError
 from protocol.ids import KeyId, WorkerId
+from protocol.key_limits import UNLIMITED, KeyLimits
 from protocol.rest import KeyKind
 from protocol.tickets import SessionToken, ticket_key, verified_claims
 
@@ -24,6 +27,9 @@ KEY_CACHE_S = 2.0
 KEY_CACHE_AWAY_S = 600.0
 """And how long while the database can't be asked, so that an operator can see that it can't."""
 MAX_CACHED_KEYS = 1024
+MAX_LOOKUPS = 256
+"""Keys that the database is asked for at once."""
+RETRY_LOOKUP_S = 2.0
 
 Access = Literal["open", "worker", "client", "reader", "admin"]
 """Who may use a route. client: API keys of both kinds; reader: those and workers."""
@@ -59,9 +65,38 @@ class KeyCaller:
 
     key_id: KeyId
     kind: KeyKind
+    limits: KeyLimits = UNLIMITED
 
 
 Caller = WorkerCaller | KeyCaller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cached:
+    """A key as the database had it."""
+
+    stored: StoredKey
+    read_s: float
+    believed_from_s: float
+    """When the database was asked last, whether or not it answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What a lookup came to."""
+
+    stored: StoredKey | None = None
+    error: BrigadeError | None = None
+
+    def get(self) -> StoredKey | None:
+        """The key; None if there is none.
+
+        Raises:
+            StorageError: the database couldn't be asked, and the key isn't remembered.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.stored
 
 
 class Authenticator:
@@ -71,7 +106,10 @@ class Authenticator:
         self._authority = authority
         self._repository = repository
         self._clock = clock
-        self._cache: OrderedDict[KeyId, tuple[StoredKey, float]] = OrderedDict()
+        self._cache: OrderedDict[KeyId, _Cached] = OrderedDict()
+        self._looking: dict[KeyId, asyncio.Future[_Found | None]] = {}
+        """Many who come with one key at once ask the database once: these wait for the first of them. None: it
+        was cancelled, and another one is to ask."""
 
     async def caller(self, access: Access, authorization: Sequence[str]) -> Caller:
         """Who shows these `Authorization` headers, if they may use a route of this access.
@@ -89,6 +127,7 @@ class Authenticator:
     def forget(self, key_id: KeyId) -> None:
         """Ask the database next time: the key was changed."""
         self._cache.pop(key_id, None)
+        self._looking.pop(key_id, None)  # it may have been read before the change
 
     def _worker(self, token: str) -> WorkerCaller:
         """The keys are tried one by one: the one that signed the token is the one that the ticket key came from."""
@@ -108,7 +147,7 @@ class Authenticator:
         stored = await self._stored(shown.key_id)
         if not self._matches(shown, stored) or stored is None or stored.revoked_at is not None:
             raise UnauthenticatedError("the API key is unknown, wrong or revoked")
-        return KeyCaller(key_id=shown.key_id, kind=shown.kind)
+        return KeyCaller(key_id=shown.key_id, kind=shown.kind, limits=stored.limits)
 
     def _matches(self, shown: ApiKey, stored: StoredKey | None) -> bool:
         """All parts are compared, for unknown keys as well, so that the time tells nothing."""
@@ -118,23 +157,53 @@ class Authenticator:
         return is_secret and is_cluster and stored is not None and stored.kind == shown.kind
 
     async def _stored(self, key_id: KeyId) -> StoredKey | None:
-        now_s = self._clock()
-        cached = self._cache.get(key_id)
-        if cached is not None and 0.0 <= now_s - cached[1] < KEY_CACHE_S:
-            return cached[0]
+        while True:
+            cached = self._cache.get(key_id)
+            if cached is not None and 0.0 <= self._clock() - cached.believed_from_s < KEY_CACHE_S:
+                return cached.stored
+            looking = self._looking.get(key_id)
+            if looking is None:
+                return (await self._looked_up(key_id)).get()
+            found = await asyncio.shield(looking)
+            if found is not None:
+                return found.get()
+
+    async def _looked_up(self, key_id: KeyId) -> _Found:
+        """Ask the database, for all who come with this key meanwhile."""
+        if len(self._looking) >= MAX_LOOKUPS:
+            message = f"{MAX_LOOKUPS} API keys are being looked up already; ask again"
+            return self._remembered(key_id, OverloadedError(message, retry_after_s=RETRY_LOOKUP_S))
+        found, now_s = None, self._clock()
+        looking = self._looking[key_id] = asyncio.get_running_loop().create_future()
         try:
-            stored = await self._repository.api_key(key_id)
-        except StorageError:
-            # Keys are changed by this program alone, which forgets those; nobody changes one while it can't.
-            if cached is not None and 0.0 <= now_s - cached[1] < KEY_CACHE_AWAY_S:
-                return cached[0]
-            raise
+            found = _Found(stored=await self._repository.api_key(key_id))
+            if self._looking.get(key_id) is looking:
+                self._remember(key_id, found.stored, now_s)
+        except StorageError as error:
+            found = self._remembered(key_id, error)
+        finally:
+            if self._looking.get(key_id) is looking:
+                del self._looking[key_id]
+            looking.set_result(found)
+        return found
+
+    def _remember(self, key_id: KeyId, stored: StoredKey | None, now_s: float) -> None:
         self._cache.pop(key_id, None)
         if stored is not None:  # unknown ids aren't remembered: they would push the known ones out
-            self._cache[key_id] = (stored, now_s)
+            self._cache[key_id] = _Cached(stored=stored, read_s=now_s, believed_from_s=now_s)
             if len(self._cache) > MAX_CACHED_KEYS:
                 self._cache.popitem(last=False)
-        return stored
+
+    def _remembered(self, key_id: KeyId, error: BrigadeError) -> _Found:
+        """The key as it was, as the database can't be asked; it isn't asked again for `KEY_CACHE_S`.
+
+        Keys are changed by this program alone, which forgets those; nobody changes one while it can't.
+        """
+        cached, now_s = self._cache.get(key_id), self._clock()
+        if cached is None or not 0.0 <= now_s - cached.read_s < KEY_CACHE_AWAY_S:
+            return _Found(error=error)
+        self._cache[key_id] = replace(cached, believed_from_s=now_s)
+        return _Found(stored=cached.stored)
 
 
 def _bearer(access: Access, authorization: Sequence[str]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 
 from coordinator.background import uninterrupted
 from coordinator.repository import Repository
+from coordinator.stored_rows import ReportedEnd, StoredGeneration
 from protocol.control_messages import GenerationReport
 from protocol.errors import StorageError
 from protocol.ids import WorkerId
@@ -19,22 +19,18 @@ log = structlog.get_logger(__name__)
 
 MAX_REPORTS = 10_000
 """That may wait; what comes beyond is lost, and logged."""
+MAX_TOGETHER = 32
+"""Of one transaction: routes wait meanwhile for the loop and the database."""
+GATHER_S = 0.05
+"""What comes so soon after others is saved together: nobody waits for it, and routes want the database."""
 RETRY_S = 1.0
-SUCCESSES = ("stop", "length")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
-    report: GenerationReport
-    reported_by: WorkerId
-    at_s: float
 
 
 class GenerationReports:
-    """Takes reports without waiting; `save_forever` saves them one by one.
+    """Takes reports without waiting; `save_forever` saves them, many at once where they come fast.
 
     Args:
-        on_finished: told the route of every generation that came to its end.
+        on_finished: told of every generation that is over, with how it ended.
     """
 
     def __init__(
@@ -42,12 +38,14 @@ class GenerationReports:
         repository: Repository,
         clock: Callable[[], float],
         *,
-        on_finished: Callable[[Sequence[WorkerId]], None],
+        quota_clock: Callable[[], float],
+        on_finished: Callable[[StoredGeneration], None],
     ) -> None:
         self._repository = repository
         self._clock = clock
+        self._quota_clock = quota_clock
         self._on_finished = on_finished
-        self._queue: asyncio.Queue[_Entry] = asyncio.Queue(MAX_REPORTS)
+        self._queue: asyncio.Queue[ReportedEnd] = asyncio.Queue(MAX_REPORTS)
 
     def take(self, report: GenerationReport, reported_by: WorkerId) -> None:
         """Have it saved; only the tail of the session's own route is believed."""
@@ -55,20 +53,29 @@ class GenerationReports:
             # No id of ours, and what a database can't compare would be tried again for ever.
             log.warning("generation_report_refused", session_id=report.session_id[:64])
             return
+        entry = ReportedEnd(
+            report=report,
+            at=datetime.fromtimestamp(self._clock(), UTC),
+            reported_by=reported_by,
+        )
         try:
-            self._queue.put_nowait(_Entry(report=report, reported_by=reported_by, at_s=self._clock()))
+            self._queue.put_nowait(entry)
         except asyncio.QueueFull:
             log.warning("generation_report_lost", session_id=report.session_id[:64], n_waiting=MAX_REPORTS)
 
     async def save_forever(self, *, retry_s: float = RETRY_S) -> None:
         """Save what is taken, in order, until cancelled; while the database can't be used, try again."""
         while True:
-            entry = await self._queue.get()
+            entries = [await self._queue.get()]
+            while len(entries) < MAX_TOGETHER and not self._queue.empty():
+                entries.append(self._queue.get_nowait())
             while True:
-                if await uninterrupted(self._is_saved(entry)):
+                if await uninterrupted(self._are_saved(entries)):
                     break
                 await asyncio.sleep(retry_s)
-            self._queue.task_done()
+            for _ in entries:
+                self._queue.task_done()
+            await asyncio.sleep(GATHER_S)
 
     async def saved(self, timeout_s: float) -> None:
         """Wait until all that was taken is saved, at most so long. What isn't then, is lost, and logged."""
@@ -78,17 +85,15 @@ class GenerationReports:
         except TimeoutError:
             log.warning("generation_reports_lost", n_waiting=self._queue.qsize() + 1)
 
-    async def _is_saved(self, entry: _Entry) -> bool:
-        report = entry.report
+    async def _are_saved(self, entries: Sequence[ReportedEnd]) -> bool:
         try:
-            finished = await self._repository.finish_generation(
-                report, datetime.fromtimestamp(entry.at_s, UTC), reported_by=entry.reported_by
-            )
+            finished = await self._repository.finish_generations(entries, self._quota_clock)
         except StorageError as error:
             log.warning("generation_report_not_saved", error_message=error.message)
             return False
-        if finished is None:
-            log.warning("generation_report_refused", session_id=report.session_id[:64])
-        elif report.outcome in SUCCESSES:
-            self._on_finished([worker_id for worker_id, _, _ in finished.route])
+        for entry, generation in zip(entries, finished, strict=True):
+            if generation is None:
+                log.warning("generation_report_refused", session_id=entry.report.session_id[:64])
+            else:
+                self._on_finished(generation)
         return True

@@ -126,9 +126,16 @@ class Granted:
 class Joining:
     """Challenges and grants of one coordinator."""
 
-    def __init__(self, authority: Authority, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        clock: Callable[[], float],
+        *,
+        check_worker: Callable[[WorkerId], None] = lambda _: None,
+    ) -> None:
         self._authority = authority
         self._clock = clock
+        self._check_worker = check_worker
         self._challenges = ChallengeStore()
 
     def challenge(self, request: ChallengeRequest) -> Challenge:
@@ -156,6 +163,7 @@ class Joining:
         Raises:
             WrongSecretError: for everything that could tell a stranger something.
             ProtocolVersionError, ClockSkewError: only to who knows the secret.
+            ForbiddenError: likewise; `check_worker` said that this worker isn't let in.
         """
         request = decode_json(body, JoinRequest)
         now_s = self._clock()
@@ -166,6 +174,7 @@ class Joining:
         key = self._key_that_verifies(transcript, proof)
         check_version(opened.version)
         _check_clock(request.time_s, now_s)
+        self._check_worker(request.worker_id)
         answer = encode_json(await self._grant(request, now_s))
         ours = self._transcript(opened.version, request, answer)
         return Granted(worker_id=request.worker_id, body=answer, proof=join_proof(key, ours, "coordinator"))

@@ -16,15 +16,18 @@ from coordinator.control_socket import ControlSocket
 from coordinator.credentials import Access, Authenticator, Caller
 from coordinator.generation_reports import GenerationReports
 from coordinator.joining import AttemptLimiter, Joining
+from coordinator.quota_clock import SteadyClock
 from coordinator.repository import Repository
 from coordinator.route_desk import RouteDesk
 from coordinator.ticket_desk import TicketDesk
+from coordinator.trust_reports import TrustReports
 
 Clock = Callable[[], float]
 """Seconds since 1970, UTC."""
 
 CONFIG: Final = web.AppKey("config", CoordinatorConfig)
 CLOCK: Final = web.AppKey[Clock]("clock")
+QUOTA_CLOCK: Final = web.AppKey("quota_clock", SteadyClock)
 AUTHORITY: Final = web.AppKey("authority", Authority)
 REPOSITORY: Final = web.AppKey("repository", Repository)
 CLUSTER: Final = web.AppKey("cluster", Cluster)
@@ -36,6 +39,7 @@ BAD_SOURCES: Final = web.AppKey("bad_sources", BadSources)
 ROUTE_DESK: Final = web.AppKey("route_desk", RouteDesk)
 REPORTS: Final = web.AppKey("reports", GenerationReports)
 TICKET_DESK: Final = web.AppKey("ticket_desk", TicketDesk)
+TRUST_REPORTS: Final = web.AppKey("trust_reports", TrustReports)
 CONTROL_SOCKETS: Final = web.AppKey[set[ControlSocket]]("control_sockets")
 """The open ones, to be closed at the stop."""
 KNOWN_NAMES: Final = web.AppKey[frozenset[str]]("known_names")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -13,7 +14,7 @@ from aiohttp import hdrs, web
 
 from coordinator.addresses import check_host
 from coordinator.credentials import Access, WorkerCaller
-from coordinator.keys import ACCESS, AUTHENTICATOR, CALLER, KNOWN_NAMES
+from coordinator.keys import ACCESS, AUTHENTICATOR, CALLER, CLUSTER, KNOWN_NAMES
 from protocol.codec import MAX_BODY_BYTES, check_version, decode_json, encode_json
 from protocol.compatibility import answer_understood_by, error_understood_by, spoken_version
 from protocol.errors import (
@@ -111,7 +112,7 @@ def error_answer(error: BrigadeError) -> web.Response:
     body = msgspec.structs.replace(error.body(), retry_after_s=retry_after_s)
     response = json_answer(ErrorAnswer(error=body), status=error.status)
     if retry_after_s is not None:
-        response.headers[hdrs.RETRY_AFTER] = str(max(1, round(retry_after_s + 0.499)))
+        response.headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(retry_after_s)))
     if error.status == web.HTTPUnauthorized.status_code:
         response.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
     return response
@@ -146,7 +147,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 @web.middleware
 async def check_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse strange Host headers, other major versions, then whoever may not use the route."""
+    """Refuse strange Host headers, other major versions, then whoever may not use the route or is banned."""
     check_host(request.headers.get(hdrs.HOST, ""), request.app[KNOWN_NAMES])
     version = spoken_version(request.headers)
     check_version(version)
@@ -160,6 +161,7 @@ async def check_caller(request: web.Request, handler: Handler) -> web.StreamResp
         caller = await request.app[AUTHENTICATOR].caller(access, authorization)
         request[CALLER] = caller
         if isinstance(caller, WorkerCaller):
+            request.app[CLUSTER].check_admitted(caller.worker_id)
             structlog.contextvars.bind_contextvars(worker_id=caller.worker_id)
         else:
             structlog.contextvars.bind_contextvars(key_id=caller.key_id)

@@ -12,15 +12,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from coordinator.policy.effects import (
     DeleteModel,
+    DeleteTrust,
     Persistent,
     SaveAssignment,
     SaveModel,
+    SaveTrust,
     SaveWorker,
+    SumUpTrustEvents,
     WorkerStatus,
     WriteAudit,
+    WriteTrustEvent,
 )
 from coordinator.policy.state import ModelRecord, StoredState, StoredWorker
 from coordinator.tables import AssignmentRow, AuditRow, ModelFileRow, ModelRow, WorkerRow
+from coordinator.trust_store import load_trust, persist_trust
 from protocol.control_messages import DeviceReport, SpanAssignment
 from protocol.errors import StorageError
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
@@ -39,6 +44,8 @@ async def persist(session: AsyncSession, effect: Persistent) -> None:
             await _save_model(session, effect)
         case DeleteModel(name=name):
             await session.execute(delete(ModelRow).where(ModelRow.name == name))
+        case SaveTrust() | DeleteTrust() | WriteTrustEvent() | SumUpTrustEvents():
+            await persist_trust(session, effect)
         case WriteAudit(at_s=at_s, action=action, subject=subject, details=details):
             insert_audit(session, datetime.fromtimestamp(at_s, UTC), action, subject, details)
     await session.flush()
@@ -71,7 +78,7 @@ async def load_stored_state(session: AsyncSession) -> StoredState:
         _worker(row, tuple(spans[row.worker_id]))
         for row in await session.scalars(select(WorkerRow).order_by(WorkerRow.worker_id))
     ]
-    return StoredState(workers=tuple(workers), models=tuple(models))
+    return StoredState(workers=tuple(workers), models=tuple(models), trust=await load_trust(session))
 
 
 async def _save_worker(session: AsyncSession, effect: SaveWorker) -> None:

@@ -2,65 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.persistence import insert_audit, load_stored_state, persist
 from coordinator.policy.effects import Effect, SendToWorker
+from coordinator.policy.quota import Wanted
 from coordinator.policy.state import StoredState
-from coordinator.tables import ApiKeyRow, AuditRow, GenerationRow, SettingRow
+from coordinator.quota_book import QuotaBook, new_quota
+from coordinator.quota_rows import Reserving, Settling
+from coordinator.quota_usage import UsageBook, add_usage
+from coordinator.stored_rows import (
+    AuditLine,
+    NewGeneration,
+    ReportedEnd,
+    StoredGeneration,
+    StoredKey,
+    stored_generation,
+    stored_key,
+)
+from coordinator.tables import ApiKeyRow, AuditRow, GenerationRow, QuotaRow, ReservationRow, SettingRow
 from coordinator.transactions import Transactions
+from coordinator.trust_store import trust_history
 from protocol.control_messages import GenerationReport
-from protocol.errors import ConflictError, NotFoundError
-from protocol.ids import CoordinatorId, KeyId, ModelName, Revision, SessionId, WorkerId
+from protocol.errors import BrigadeError, ConflictError, NotFoundError, OverLimitError, QuotaExceededError
+from protocol.ids import CoordinatorId, KeyId, SessionId, WorkerId
+from protocol.key_limits import UNLIMITED, KeyLimits
 from protocol.rest import KeyKind
+from protocol.trust_rest import TrustEventInfo, TrustSummary
 
 MAX_AUDIT_LINES = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredKey:
-    """An API key as it is kept: `secret_hash` is `protocol.api_key.secret_hash` of its secret."""
-
-    key_id: KeyId
-    name: str
-    kind: KeyKind
-    secret_hash: str = field(repr=False)
-    created_at: datetime
-    revoked_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredGeneration:
-    """One generation; what it used, and how and when it ended, is None until its tail has reported."""
-
-    session_id: SessionId
-    key_id: KeyId
-    model: ModelName
-    revision: Revision
-    route: tuple[tuple[WorkerId, int, int], ...]
-    n_prompt_tokens: int
-    max_tokens: int
-    started_at: datetime
-    n_completion_tokens: int | None
-    outcome: str | None
-    finished_at: datetime | None
-    continues: SessionId | None
-    """The failed session that it goes on from."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditLine:
-    """One line of the audit log."""
-
-    at: datetime
-    action: str
-    subject: str
-    details: str
 
 
 class Repository:
@@ -68,6 +42,8 @@ class Repository:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.transactions = Transactions(engine)
+        self.quotas = QuotaBook(self.transactions)
+        self.usage = UsageBook(self.transactions)
 
     @property
     def kind(self) -> str:
@@ -120,10 +96,24 @@ class Repository:
             for effect in persistent:
                 await persist(session, effect)
 
+    async def trust_history(
+        self, worker_id: WorkerId, n_events: int = MAX_AUDIT_LINES
+    ) -> tuple[tuple[TrustEventInfo, ...], tuple[TrustSummary, ...]]:
+        """The newest changes of a worker's trust, newest first, and what older ones came to."""
+        async with self.transactions.reading() as session:
+            return await trust_history(session, worker_id, min(n_events, MAX_AUDIT_LINES))
+
     # -------------------------------------------------------------- API keys
 
     async def add_api_key(
-        self, key_id: KeyId, name: str, kind: KeyKind, secret_hash: str, now: datetime
+        self,
+        key_id: KeyId,
+        name: str,
+        kind: KeyKind,
+        secret_hash: str,
+        now: datetime,
+        *,
+        limits: KeyLimits = UNLIMITED,
     ) -> StoredKey:
         """Keep a new key; ConflictError if the id is taken."""
         async with self.transactions.writing() as session:
@@ -133,20 +123,24 @@ class Repository:
                 key_id=key_id, name=name, kind=kind, secret_hash=secret_hash, created_at=now, revoked_at=None
             )
             session.add(row)
+            quota = None if limits == UNLIMITED else new_quota(key_id, limits, now)
+            if quota is not None:
+                await session.flush()
+                session.add(quota)
             insert_audit(session, now, "key_created", key_id, f"{kind}: {name}")
-            return _stored_key(row)
+            return stored_key(row, quota)
 
     async def api_key(self, key_id: KeyId) -> StoredKey | None:
         """The key, revoked or not; None if there is none."""
         async with self.transactions.reading() as session:
-            row = await session.get(ApiKeyRow, key_id)
-            return None if row is None else _stored_key(row)
+            found = (await session.execute(_keys().where(ApiKeyRow.key_id == key_id))).one_or_none()
+            return None if found is None else stored_key(*found)
 
     async def api_keys(self) -> tuple[StoredKey, ...]:
         """All keys, oldest first."""
         async with self.transactions.reading() as session:
-            rows = await session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.key_id))
-            return tuple(_stored_key(row) for row in rows)
+            found = await session.execute(_keys().order_by(ApiKeyRow.created_at, ApiKeyRow.key_id))
+            return tuple(stored_key(key, quota) for key, quota in found)
 
     async def revoke_api_key(self, key_id: KeyId, now: datetime) -> StoredKey:
         """Refuse the key from now on; revoking again changes nothing. NotFoundError if there is none."""
@@ -157,68 +151,79 @@ class Repository:
             if row.revoked_at is None:
                 row.revoked_at = now
                 insert_audit(session, now, "key_revoked", key_id, f"{row.kind}: {row.name}")
-            return _stored_key(row)
+            return stored_key(row, await session.get(QuotaRow, key_id))
 
     # -------------------------------------------------------------- generations
 
-    async def record_generation(
-        self,
-        session_id: SessionId,
-        key_id: KeyId,
-        model: ModelName,
-        revision: Revision,
-        route: Sequence[tuple[WorkerId, int, int]],
-        n_prompt_tokens: int,
-        max_tokens: int,
-        now: datetime,
-        *,
-        continues: SessionId | None = None,
-    ) -> None:
-        """Keep that a route was given. `route`: (worker, first block, end) from head to tail."""
+    async def record_generation(self, new: NewGeneration) -> None:
+        """As `record_generations`, of one; raises its refusal."""
+        (refusal,) = await self.record_generations([new])
+        if refusal is not None:
+            raise refusal
+
+    async def record_generations(
+        self, generations: Sequence[NewGeneration], quota_clock: Callable[[], float] | None = None
+    ) -> list[BrigadeError | None]:
+        """Keep that routes were given, and hold what they may use; for each why a limit doesn't allow it, or None.
+
+        Of one that isn't allowed nothing is kept. They are decided in order, each by what those before it left.
+        Quotas go by `quota_clock` as it is once it is this transaction's turn; without one, by the times given.
+        """
+        refusals: list[BrigadeError | None] = []
+        allowed: list[tuple[NewGeneration, ReservationRow | None]] = []
         async with self.transactions.writing() as session:
-            session.add(
-                GenerationRow(
-                    session_id=session_id,
-                    key_id=key_id,
-                    model=model,
-                    revision=revision,
-                    route=[list(hop) for hop in route],
-                    n_prompt_tokens=n_prompt_tokens,
-                    max_tokens=max_tokens,
-                    started_at=now,
-                    continues=continues,
-                )
-            )
+            continues = [new.continues for new in generations if new.continues is not None]
+            reserving = await Reserving.of(session, [new.key_id for new in generations], continues)
+            quota_now = _now(quota_clock)
+            for new in generations:
+                wanted = Wanted(n_prompt_tokens=new.n_prompt_tokens, max_tokens=new.max_tokens)
+                try:
+                    row = reserving.reserve(new.key_id, new.session_id, wanted, quota_now or new.at, new.continues)
+                except (QuotaExceededError, OverLimitError) as refusal:
+                    refusals.append(refusal)
+                    continue
+                allowed.append((new, row))
+                refusals.append(None)
+            await session.flush()
+            session.add_all(new.row(None if row is None else row.id) for new, row in allowed)
+        return refusals
 
     async def finish_generation(
         self, report: GenerationReport, now: datetime, *, reported_by: WorkerId | None = None
     ) -> StoredGeneration | None:
-        """Keep what a generation used; None if it isn't known, was finished before, or isn't the reporter's.
+        """As `finish_generations`, of one."""
+        (finished,) = await self.finish_generations([ReportedEnd(report=report, at=now, reported_by=reported_by)])
+        return finished
 
-        The first report counts. With `reported_by`, only the tail of the generation's route is believed, and never
-        more tokens than were allowed.
+    async def finish_generations(
+        self, ends: Sequence[ReportedEnd], quota_clock: Callable[[], float] | None = None
+    ) -> list[StoredGeneration | None]:
+        """Keep what generations used; None for one that isn't known, is finished, or isn't the reporter's.
+
+        What was held for one and isn't used is given back. The first report counts, only the tail of the
+        generation's route is believed, and never more tokens than were allowed. `quota_clock` as in
+        `record_generations`.
         """
+        ids = {end.report.session_id for end in ends}
+        query = select(GenerationRow).where(GenerationRow.session_id.in_(ids)).order_by(GenerationRow.session_id)
         async with self.transactions.writing() as session:
-            row = await session.get(GenerationRow, report.session_id)
-            if row is None or row.finished_at is not None:
-                return None
-            if reported_by is not None and row.route[-1][0] != reported_by:
-                return None
-            n_completion_tokens = min(max(report.n_completion_tokens, 0), row.max_tokens)
-            done = await session.execute(
-                update(GenerationRow)
-                .where(GenerationRow.session_id == report.session_id, GenerationRow.finished_at.is_(None))
-                .values(n_completion_tokens=n_completion_tokens, outcome=report.outcome, finished_at=now)
-                .returning(GenerationRow)
-            )
-            finished = done.scalar()
-            return None if finished is None else _stored_generation(finished)
+            rows = {row.session_id: row for row in await session.scalars(query.with_for_update())}
+            settling = await Settling.of_generations(session, rows.values())
+            quota_now = _now(quota_clock)
+            finished = [end.take(rows.get(end.report.session_id)) for end in ends]
+            for end, row in zip(ends, finished, strict=True):
+                if row is not None:
+                    settling.report(row, end.report, quota_now or end.at)
+            await settling.write()
+            done = [(row, end.report, end.at) for end, row in zip(ends, finished, strict=True) if row is not None]
+            await add_usage(session, done)
+            return [None if row is None else stored_generation(row) for row in finished]
 
     async def generation(self, session_id: SessionId) -> StoredGeneration | None:
         """One generation; None if there is none."""
         async with self.transactions.reading() as session:
             row = await session.get(GenerationRow, session_id)
-            return None if row is None else _stored_generation(row)
+            return None if row is None else stored_generation(row)
 
     # -------------------------------------------------------------- audit log
 
@@ -232,29 +237,9 @@ class Repository:
             )
 
 
-def _stored_key(row: ApiKeyRow) -> StoredKey:
-    return StoredKey(
-        key_id=KeyId(row.key_id),
-        name=row.name,
-        kind="admin" if row.kind == "admin" else "client",
-        secret_hash=row.secret_hash,
-        created_at=row.created_at,
-        revoked_at=row.revoked_at,
-    )
+def _now(clock: Callable[[], float] | None) -> datetime | None:
+    return None if clock is None else datetime.fromtimestamp(clock(), UTC)
 
 
-def _stored_generation(row: GenerationRow) -> StoredGeneration:
-    return StoredGeneration(
-        session_id=SessionId(row.session_id),
-        key_id=KeyId(row.key_id),
-        model=ModelName(row.model),
-        revision=Revision(row.revision),
-        route=tuple((WorkerId(worker_id), start, end) for worker_id, start, end in row.route),
-        n_prompt_tokens=row.n_prompt_tokens,
-        max_tokens=row.max_tokens,
-        started_at=row.started_at,
-        n_completion_tokens=row.n_completion_tokens,
-        outcome=row.outcome,
-        finished_at=row.finished_at,
-        continues=None if row.continues is None else SessionId(row.continues),
-    )
+def _keys() -> Select[ApiKeyRow, QuotaRow | None]:
+    return select(ApiKeyRow, QuotaRow).join(QuotaRow, QuotaRow.key_id == ApiKeyRow.key_id, isouter=True)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import structlog
 
@@ -23,17 +22,21 @@ from coordinator.policy.prefixes import held_stages
 from coordinator.policy.ready_segments import ReadySegments
 from coordinator.policy.routing import NOTHING_HELD, Held, Route, cheapest_route
 from coordinator.policy.state import ModelRecord
-from coordinator.repository import Repository, StoredGeneration
+from coordinator.policy.trust_words import below, too_little_trust
+from coordinator.quota_desk import QuotaDesk
+from coordinator.repository import Repository
+from coordinator.stored_rows import StoredGeneration
 from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
-from coordinator.waiting_room import WaitingRoom
+from coordinator.trust_reports import SUCCESSES, TrustReports
+from coordinator.waiting_room import Asker, Place, WaitingRoom
 from protocol.errors import (
-    ContextExceededError,
     InvalidRequestError,
     ModelLoadingError,
     ModelUnavailableError,
     NotFoundError,
 )
 from protocol.ids import KeyId, ModelName, SessionId, WorkerId
+from protocol.key_limits import KeyLimits
 from protocol.rest import STALLED, HopFailure, RouteGrant, RouteRequest
 
 log = structlog.get_logger(__name__)
@@ -51,11 +54,19 @@ class RouteDesk:
     """Gives routes out. `is_gone` of a request says whether its caller has hung up."""
 
     def __init__(
-        self, cluster: Cluster, repository: Repository, tickets: TicketDesk, clock: Callable[[], float]
+        self,
+        cluster: Cluster,
+        repository: Repository,
+        tickets: TicketDesk,
+        trust: TrustReports,
+        quotas: QuotaDesk,
+        clock: Callable[[], float],
     ) -> None:
         self._cluster = cluster
         self._repository = repository
         self._tickets = tickets
+        self._trust = trust
+        self._quotas = quotas
         self._clock = clock
         self._waiting = WaitingRoom()
         self._breakers = Breakers()
@@ -64,40 +75,44 @@ class RouteDesk:
         self._missing_until = cluster.routes_changed
 
     async def grant(
-        self, model: ModelRecord, wanted: RouteRequest, key_id: KeyId, *, is_gone: Callable[[], bool]
+        self,
+        model: ModelRecord,
+        wanted: RouteRequest,
+        key_id: KeyId,
+        limits: KeyLimits,
+        *,
+        is_gone: Callable[[], bool],
     ) -> RouteGrant:
         """A route that is recorded; there may be a wait for one of up to `wanted.wait_s`.
 
         Raises:
-            ContextExceededError: prompt and answer don't fit the model.
+            ContextExceededError: prompt and answer don't fit the model, or the key.
+            ForbiddenError, OverLimitError: the key never may.
+            QuotaExceededError: the key may not now; says when.
             NotFoundError: this key has no session as the one that is to be continued.
             ModelUnavailableError: no route (ModelLoadingError: but there will be one).
-            OverloadedError: too many wait for one.
-            StorageError: it couldn't be recorded.
+            OverloadedError: too many wait for one, or to be recorded.
+            DatabaseAwayError: it couldn't be recorded.
         """
-        _check(model, wanted)
+        if len(wanted.exclude) > MAX_EXCLUDED:
+            raise InvalidRequestError(f"{len(wanted.exclude)} workers excluded; at most {MAX_EXCLUDED}")
+        wanted = self._quotas.allowed(model, wanted, limits)
         continued = None
         if wanted.continues is not None:
             continued = await self._continued(wanted.continues, key_id)
             self._take_failure(continued, wanted.failure)
         held = await self._held(model, wanted, key_id)
-        grant = await self._awaited(model, wanted, key_id, continued, held, is_gone)
-        await self._repository.record_generation(
-            grant.session_id,
-            key_id,
-            grant.model,
-            grant.revision,
-            [(hop.worker_id, hop.blocks.start, hop.blocks.end) for hop in grant.hops],
-            wanted.n_prompt_tokens,
-            wanted.max_tokens,
-            datetime.fromtimestamp(self._clock(), UTC),
-            continues=wanted.continues,
-        )
+        grant = await self._awaited(model, wanted, Asker(key_id, limits.priority), continued, held, is_gone)
+        await self._quotas.record(grant, wanted, key_id, is_gone=is_gone)
+        self._breakers = policy.tried(self._breakers, [hop.worker_id for hop in grant.hops], _now_s())
         return grant
 
-    def take_finished(self, route: Sequence[WorkerId]) -> None:
-        """A generation came to its end over this route."""
-        self._breakers = policy.succeeded(self._breakers, route)
+    def take_finished(self, generation: StoredGeneration) -> None:
+        """A generation is over, with the outcome that its tail reported."""
+        route, outcome = [worker_id for worker_id, _, _ in generation.route], generation.outcome or ""
+        self._trust.take_finished(generation.key_id, route, outcome)
+        if outcome in SUCCESSES:
+            self._breakers = policy.succeeded(self._breakers, route)
 
     def note(self, worker_id: WorkerId) -> str:
         """Why routes go round a worker now; empty if they don't."""
@@ -149,10 +164,12 @@ class RouteDesk:
             noticed_by=(failure.noticed_by or "")[:64],
             error_code=failure.code[:64],
         )
+        route = [worker_id for worker_id, _, _ in session.route]
+        self._trust.take_failure(session.session_id, session.key_id, route, failure)
         self._breakers = policy.failed(
             self._breakers,
             session_id=session.session_id,
-            route=[worker_id for worker_id, _, _ in session.route],
+            route=route,
             worker_id=failure.worker_id,
             noticed_by=failure.noticed_by,
             code=failure.code,
@@ -171,19 +188,19 @@ class RouteDesk:
         self,
         model: ModelRecord,
         wanted: RouteRequest,
-        key_id: KeyId,
+        asker: Asker,
         continued: StoredGeneration | None,
         held: Held,
         is_gone: Callable[[], bool],
     ) -> RouteGrant:
         deadline_s = _now_s() + wanted.wait_s
-        has_place = False
+        place: Place | None = None
 
         def signed() -> RouteGrant:
             silent = self._silent(continued, wanted.failure)
-            return self._signed(model, wanted, silent, _doubted(continued, wanted.failure), held)
+            return self._signed(model, wanted, asker, silent, _doubted(continued, wanted.failure), held)
 
-        with ExitStack() as place:
+        with ExitStack() as stack:
             while True:
                 changed = self._cluster.routes_changed
                 try:
@@ -192,20 +209,19 @@ class RouteDesk:
                     rest_s = deadline_s - _now_s()
                     if rest_s <= 0:
                         raise
-                if not has_place:
-                    place.enter_context(self._waiting.place(key_id))
-                    has_place = True
-                await self._waiting.change(changed, rest_s, is_gone=is_gone)
+                place = place or stack.enter_context(self._waiting.place(asker))
+                await self._waiting.change(place, changed, rest_s, is_gone=is_gone)
 
     def _signed(
         self,
         model: ModelRecord,
         wanted: RouteRequest,
+        asker: Asker,
         silent: frozenset[WorkerId],
         doubted: frozenset[WorkerId],
         held: Held,
     ) -> RouteGrant:
-        route = self._route(model.name, frozenset(wanted.exclude) | silent, doubted, held)
+        route = self._route(model.name, frozenset(wanted.exclude) | silent, doubted, held, wanted.min_trust)
         holds_prefix = any((hop.worker_id, hop.blocks) in held for hop in route.hops)
         session_id = SessionId(secrets.token_hex(16))
         max_positions = wanted.n_prompt_tokens + wanted.max_tokens
@@ -220,11 +236,11 @@ class RouteDesk:
             continues=wanted.continues,
             prefix=wanted.prefix if holds_prefix else None,
             speculate=wanted.speculate,
+            asker=asker,
         )
         attach_ticket = self._tickets.attach_ticket(
             route.hops, session_id=session_id, max_positions=max_positions, now_s=now_s
         )
-        self._breakers = policy.tried(self._breakers, [hop.worker_id for hop in route.hops], _now_s())
         return RouteGrant(
             session_id=session_id,
             model=route.model,
@@ -235,14 +251,20 @@ class RouteDesk:
         )
 
     def _route(
-        self, model: ModelName, exclude: frozenset[WorkerId], doubted: frozenset[WorkerId], held: Held
+        self,
+        model: ModelName,
+        exclude: frozenset[WorkerId],
+        doubted: frozenset[WorkerId],
+        held: Held,
+        min_trust: float,
     ) -> Route:
         """What was found missing is remembered until something changes: many may wait for the same."""
         if self._missing_until is not self._cluster.routes_changed or len(self._missing) >= MAX_MISSING:
             self._missing.clear()
             self._missing_until = self._cluster.routes_changed
         # Other names change nothing, and a request may hold many long ones.
-        exclude = exclude.intersection(self._cluster.state.workers)
+        untrusted = below(self._cluster.state, min_trust)
+        exclude = untrusted.union(exclude.intersection(self._cluster.state.workers))
         found: Route | MissingBlocks | None = self._missing.get((model, exclude))
         if found is None:
             avoided = policy.avoided(self._breakers, _now_s())
@@ -251,15 +273,17 @@ class RouteDesk:
         if isinstance(found, Route):
             return found
         self._missing[model, exclude] = found
-        raise self._refusal(found, exclude)
+        why = too_little_trust(self._cluster.state, model, min_trust, untrusted)
+        raise self._refusal(found, exclude, why)
 
-    def _refusal(self, missing: MissingBlocks, exclude: frozenset[WorkerId]) -> ModelUnavailableError:
+    def _refusal(self, missing: MissingBlocks, exclude: frozenset[WorkerId], why: str) -> ModelUnavailableError:
         state = self._cluster.state
         model = state.models.get(missing.model)
         is_for_exclusion = bool(exclude) and model is not None and missing_blocks(state, model) is None
         is_on_its_way = missing.is_on_its_way and not is_for_exclusion
         kind = ModelLoadingError if is_on_its_way else ModelUnavailableError
-        return kind(missing.message, retry_after_s=RETRY_UNAVAILABLE_S)
+        message = "; ".join(filter(None, (missing.message, why)))
+        return kind(message, retry_after_s=RETRY_UNAVAILABLE_S)
 
 
 def _doubted(continued: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:
@@ -267,19 +291,6 @@ def _doubted(continued: StoredGeneration | None, failure: HopFailure | None) -> 
     if continued is None or failure is None or failure.code != STALLED or failure.worker_id is not None:
         return frozenset()
     return frozenset(worker_id for worker_id, _, _ in continued.route)
-
-
-def _check(model: ModelRecord, wanted: RouteRequest) -> None:
-    if len(wanted.exclude) > MAX_EXCLUDED:
-        raise InvalidRequestError(f"{len(wanted.exclude)} workers excluded; at most {MAX_EXCLUDED}")
-    context_length = model.manifest.context_length
-    n_wanted = wanted.n_prompt_tokens + wanted.max_tokens
-    if n_wanted > context_length:
-        raise ContextExceededError(
-            f"the prompt's {wanted.n_prompt_tokens} tokens and max_tokens {wanted.max_tokens} are {n_wanted} "
-            f"together; {model.name} takes {context_length}: shorten the prompt or ask for at most "
-            f"{max(0, context_length - wanted.n_prompt_tokens)}"
-        )
 
 
 def _now_s() -> float:

@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
-    DateTime,
-    Dialect,
+    Boolean,
+    Date,
+    Double,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Text,
-    TypeDecorator,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_name)s",
-    "pk": "pk_%(table_name)s",
-}
-"""Constraints have names, so that later migrations can name them on both databases."""
-
-RowId = BigInteger().with_variant(Integer, "sqlite")
-"""SQLite counts up only a column that is exactly INTEGER."""
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A time zone aware datetime in UTC; SQLite, which has no time zones, stores it without."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse a time without a zone: it would be somebody's local time."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value} has no time zone")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """The time in UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Base(DeclarativeBase):
-    """Base of the mapped classes."""
-
-    metadata = MetaData(naming_convention=NAMING)
+from coordinator.table_base import Base, RowId, UtcDateTime
 
 
 class SettingRow(Base):
@@ -158,6 +120,82 @@ class GenerationRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     continues: Mapped[str | None] = mapped_column(String(64))
     """The session that failed and goes on by this one."""
+    reservation_id: Mapped[int | None] = mapped_column(BigInteger)
+    """What is held for it, of `reservations`; None where its key had no limits."""
+
+
+class QuotaRow(Base):
+    """Limits of one key, and what is used of its rates: `coordinator.policy.quota`. Whoever writes here locks it.
+
+    A key without limits has none.
+    """
+
+    __tablename__ = "quotas"
+
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.key_id", ondelete="CASCADE"), primary_key=True)
+    limits: Mapped[dict[str, Any]] = mapped_column(JSON)
+    requests_used: Mapped[float] = mapped_column(Double)
+    minute_used: Mapped[float] = mapped_column(Double)
+    minute_entered: Mapped[float] = mapped_column(Double)
+    day_used: Mapped[float] = mapped_column(Double)
+    day_entered: Mapped[float] = mapped_column(Double)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ReservationRow(Base):
+    """What is held of a key's rates for one generation. Written by who holds the lock on the key's quota."""
+
+    __tablename__ = "reservations"
+    __table_args__ = (
+        Index("ix_reservations_key_id_is_open", "key_id", "is_open"),
+        {"sqlite_autoincrement": True},  # an id is never another's: a late report may still name it
+    )
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    """In the order of the reservations of a key."""
+    key_id: Mapped[str] = mapped_column(ForeignKey("quotas.key_id", ondelete="CASCADE"))
+    session_id: Mapped[str] = mapped_column(String(64))
+    """The latest session of the generation."""
+    n_reserved: Mapped[int] = mapped_column(BigInteger)
+    n_used: Mapped[int] = mapped_column(BigInteger)
+    n_sessions: Mapped[int] = mapped_column(Integer)
+    minute_mark: Mapped[float] = mapped_column(Double)
+    day_mark: Mapped[float] = mapped_column(Double)
+    is_open: Mapped[bool] = mapped_column(Boolean)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    """While open: when it is taken to be over though nobody said so. Afterwards: when it may be forgotten."""
+
+
+class UsageRow(Base):
+    """What one key used on one day (UTC)."""
+
+    __tablename__ = "usage_days"
+
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.key_id", ondelete="CASCADE"), primary_key=True)
+    day: Mapped[date] = mapped_column(Date, primary_key=True, index=True)
+    n_generations: Mapped[int] = mapped_column(BigInteger)
+    n_prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    n_completion_tokens: Mapped[int] = mapped_column(BigInteger)
+
+
+class ContributionRow(Base):
+    """What one worker gave on one day (UTC), for the owner that it had then (empty: none)."""
+
+    __tablename__ = "contributions"
+
+    worker_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    day: Mapped[date] = mapped_column(Date, primary_key=True, index=True)
+    n_token_blocks: Mapped[int] = mapped_column(BigInteger)
+
+
+class WorkerOwnerRow(Base):
+    """Whose machine a worker is; it outlives the worker's being gone."""
+
+    __tablename__ = "worker_owners"
+
+    worker_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
 
 
 class LeaseRow(Base):
@@ -188,3 +226,48 @@ class AuditRow(Base):
     action: Mapped[str] = mapped_column(String(32))
     subject: Mapped[str] = mapped_column(Text)
     details: Mapped[str] = mapped_column(Text)
+
+
+class TrustRow(Base):
+    """What is kept of a worker's trust. It outlives the worker's leaving, and comes back with its id."""
+
+    __tablename__ = "trust"
+
+    worker_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    opinions: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    """[{reporter, kind, mass, at_s}, ...]"""
+    is_quarantined: Mapped[bool] = mapped_column(Boolean)
+    quarantine_reason: Mapped[str] = mapped_column(Text)
+    pinned: Mapped[float | None] = mapped_column(Double)
+    banned_reason: Mapped[str | None] = mapped_column(Text)
+    n_events: Mapped[int] = mapped_column(Integer)
+
+
+class TrustEventRow(Base):
+    """One change of a worker's trust; the newest hundred or two of each worker."""
+
+    __tablename__ = "trust_events"
+    __table_args__ = (Index("ix_trust_events_worker_id_id", "worker_id", "id"),)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
+    worker_id: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    kind: Mapped[str] = mapped_column(String(32))
+    reporter: Mapped[str] = mapped_column(String(128))
+    weight: Mapped[float] = mapped_column(Double)
+    score_before: Mapped[float] = mapped_column(Double)
+    score_after: Mapped[float] = mapped_column(Double)
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class TrustSummaryRow(Base):
+    """What a worker's older events of one kind came to."""
+
+    __tablename__ = "trust_summaries"
+
+    worker_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32), primary_key=True)
+    n_events: Mapped[int] = mapped_column(BigInteger)
+    weight: Mapped[float] = mapped_column(Double)
+    first_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hmac
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from coordinator.policy.routing import RouteStage
+from coordinator.waiting_room import Asker
 from protocol.compatibility import knows, understood_by
 from protocol.errors import ModelUnavailableError
-from protocol.ids import ModelName, Revision, SessionId, WorkerId
+from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import PROTOCOL_VERSION, SharedPrefix, Step
 from protocol.rest import RouteHop
 from protocol.tickets import AttachTicket, Ticket, sign_claims
 
 TICKET_LIFE_S = 3600.0
 """Longer than any generation may take; a ticket is for one session, so it can't be used for another."""
+_LABEL_BYTES = 12
+"""Two keys with the same label would share as one: this is long enough for that never to happen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,6 +40,8 @@ class TicketDesk:
 
     def __init__(self) -> None:
         self._served: dict[WorkerId, _Served] = {}
+        self._label_key = secrets.token_bytes(32)
+        """Of labels of API keys; a new one at each start, so that they can't be followed for long."""
 
     @contextmanager
     def serving(self, worker_id: WorkerId, key: bytes, version: str = PROTOCOL_VERSION) -> Iterator[None]:
@@ -53,6 +60,7 @@ class TicketDesk:
         self,
         stages: Sequence[RouteStage],
         *,
+        asker: Asker,
         session_id: SessionId,
         model: ModelName,
         revision: Revision,
@@ -82,9 +90,13 @@ class TicketDesk:
             continues=continues,
             prefix=prefix,
             n_hops=len(stages),
+            priority=asker.priority,
             speculates=speculate and all(self._can_speculate(stage.worker_id) for stage in stages),
         )
-        tickets = (_ticket(common, stages, i) for i in range(len(stages)))
+        tickets = (
+            _ticket(partial(common, tenant=self._label(asker.key_id, stage.worker_id)), stages, i)
+            for i, stage in enumerate(stages)
+        )
         return tuple(_hop(stage, self._signed(ticket)) for stage, ticket in zip(stages, tickets, strict=True))
 
     def attach_ticket(
@@ -103,6 +115,11 @@ class TicketDesk:
             max_positions=max_positions,
         )
         return self._signed(ticket)
+
+    def _label(self, key_id: KeyId, worker_id: WorkerId) -> str:
+        """By which a worker tells a key from others: neither which it is, nor whether another worker serves it."""
+        named = f"{worker_id} {key_id}".encode()
+        return hmac.digest(self._label_key, named, "sha256")[:_LABEL_BYTES].hex()
 
     def _can_speculate(self, worker_id: WorkerId) -> bool:
         """A worker has to know which positions of a step are guesses, or it takes what replaces them for stale."""
@@ -139,5 +156,6 @@ def _hop(stage: RouteStage, ticket: str) -> RouteHop:
         blocks=stage.blocks,
         precision=stage.precision,
         quantization=stage.quantization,
+        kv_precision=stage.kv_precision,
         ticket=ticket,
     )

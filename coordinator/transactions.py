@@ -14,7 +14,7 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from coordinator.database import READ_ONLY, SameFile, database_errors
+from coordinator.database import BUSY_TIMEOUT_MS, READ_ONLY, SameFile, database_errors
 from coordinator.tables import LeaseRow
 from protocol.errors import LeaseError, StorageError
 
@@ -55,6 +55,8 @@ class Transactions:
         self._engine = engine
         self._file = SameFile(Path(engine.url.database or "")) if self.database == "sqlite" else None
         self.fence = Fence()
+        self._sqlite_writer = asyncio.Lock()
+        """SQLite has one writer at a time, and lets the others look again and again: here they stand in line."""
         self._problems: dict[str, str] = {}
         """Of the last transaction that wrote, and of the last that read; both need not be in trouble."""
 
@@ -75,7 +77,7 @@ class Transactions:
         Raises:
             StorageError: the database can't be used (LeaseError: the lease is lost); nothing was written.
         """
-        async with self._session("writing") as session:
+        async with self._turn(), self._session("writing") as session:
             if is_fenced:
                 await self.fence.check(session)
             yield session
@@ -90,6 +92,31 @@ class Transactions:
         async with self._session("reading") as session:
             await session.connection(execution_options=READ_ONLY)
             yield session
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """On SQLite, one writer at a time.
+
+        Raises:
+            StorageError: those before take too long.
+        """
+        if self._file is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(BUSY_TIMEOUT_MS / 1000):
+                await self._sqlite_writer.acquire()
+        except TimeoutError as exc:
+            error = StorageError(
+                f"the database has been locked for {BUSY_TIMEOUT_MS / 1000:g} s by what was to be written before: "
+                "try again, and see whether another program holds it or its disk is slow"
+            )
+            self._problems["writing"] = error.message
+            raise error from exc
+        try:
+            yield
+        finally:
+            self._sqlite_writer.release()
 
     @asynccontextmanager
     async def _session(self, what: Literal["writing", "reading"]) -> AsyncIterator[AsyncSession]:

@@ -19,6 +19,7 @@ from coordinator.keys import (
     REPORTS,
     REPOSITORY,
     TICKET_DESK,
+    TRUST_REPORTS,
 )
 from coordinator.middleware import add_route, json_answer, read_body, read_json
 from coordinator.policy.effects import WriteAudit
@@ -121,6 +122,7 @@ async def bad_source(request: web.Request) -> web.Response:
             at_s=now_s, action="bad_source", subject=body.worker_id, details=f"{body.file}, says {reporter}"
         )
         await request.app[REPOSITORY].apply([line])
+        request.app[TRUST_REPORTS].take_bad_source(body.worker_id, reporter, body.file)
     return web.Response(status=204)
 
 

@@ -10,13 +10,13 @@ from sqlalchemy import Connection, make_url
 
 from coordinator.config import checked_database_url
 from coordinator.database import create_engine
-from coordinator.tables import Base
+from coordinator.tables import SettingRow
 
 
 def run(connection: Connection) -> None:
     """Migrate on `connection`, in one transaction."""
     context.configure(
-        connection=connection, target_metadata=Base.metadata, render_as_batch=True, transactional_ddl=True
+        connection=connection, target_metadata=SettingRow.metadata, render_as_batch=True, transactional_ddl=True
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -22,6 +22,8 @@ MAX_BODY_BYTES = 2**20
 """Largest JSON body of a request."""
 
 _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
+_QUOTED_VALUE = re.compile(r"^(Invalid (?:enum )?value) (?:.*(?= - at `)|.*$)", re.DOTALL)
+"""Of msgspec: the only reasons of its that repeat what they are about."""
 
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ def decode_message(data: bytes | memoryview, kind: Any, *, max_bytes: int = MAX_
     try:
         return _msgpack_decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise ProtocolError(f"not a message of this protocol: {exc}") from exc
+        raise ProtocolError(f"not a message of this protocol: {_reason(exc)}") from exc
 
 
 def encode_json(body: msgspec.Struct) -> bytes:
@@ -75,8 +77,13 @@ def decode_json(data: bytes, kind: type[T], *, max_bytes: int = MAX_BODY_BYTES) 
     try:
         body: T = _json_decoder(cast(Hashable, kind)).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise InvalidRequestError(f"the body is not a valid {kind.__name__}: {exc}") from exc
+        raise InvalidRequestError(f"the body is not a valid {kind.__name__}: {_reason(exc)}") from exc
     return body
+
+
+def _reason(exc: Exception) -> str:
+    """What is wrong and where, without the value: the reason is logged, and what came may be anybody's words."""
+    return _QUOTED_VALUE.sub(r"\1", str(exc))
 
 
 def check_version(theirs: str) -> None:

@@ -13,10 +13,26 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from protocol.control_messages import DeviceReport, Heartbeat, Leaving, SpanAssignment, SpanStatus
-from protocol.errors import BrigadeError, LeaseError, ModelLoadingError
+from protocol.control_messages import Announce, DeviceReport, Heartbeat, Leaving, SpanAssignment, SpanStatus
+from protocol.errors import (
+    BrigadeError,
+    DatabaseAwayError,
+    LeaseError,
+    ModelLoadingError,
+    OverLimitError,
+    QuotaExceededError,
+)
 from protocol.messages import CloseSession, SessionOpened, Step, Token
-from protocol.rest import AddModelRequest, ClusterStatus, ModelInfo, RouteHop, RouteRequest, WorkerInfo
+from protocol.rest import (
+    AddModelRequest,
+    ClusterStatus,
+    CreateKeyRequest,
+    KeyInfo,
+    ModelInfo,
+    RouteHop,
+    RouteRequest,
+    WorkerInfo,
+)
 from protocol.tickets import Ticket
 
 VERSION_HEADER = "Brigade-Protocol"
@@ -36,23 +52,37 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
     },
     2: {
         Leaving: ("serves_on_s",),
+        Announce: ("leaving",),
         DeviceReport: ("quantization", "quantizations", "is_precision_open", "kv_precision"),
         Heartbeat: ("hop_p50_s", "hop_p99_s", "links"),
         SpanAssignment: ("quantization",),
         SpanStatus: ("note", "quantization"),
         ClusterStatus: ("moving",),
-        RouteRequest: ("prefix", "speculate"),
-        RouteHop: ("quantization",),
+        CreateKeyRequest: ("limits",),
+        KeyInfo: ("limits",),
+        RouteRequest: ("min_trust", "prefix", "speculate"),
+        RouteHop: ("kv_precision", "quantization"),
         SessionOpened: ("n_cached",),
         Step: ("drafts", "group"),
-        Ticket: ("n_hops", "prefix", "speculates"),
+        Ticket: ("n_hops", "prefix", "priority", "speculates", "tenant"),
         Token: ("n_drafted", "n_accepted"),
-        WorkerInfo: ("hop_p50_s", "hop_p99_s", "kv_precision", "links", "round_trips_s"),
+        WorkerInfo: (
+            "hop_p50_s",
+            "hop_p99_s",
+            "kv_precision",
+            "links",
+            "round_trips_s",
+            "trust",
+            "trust_level",
+        ),
     },
 }
 """By minor version: the fields that it added."""
 
-ADDED_ERRORS: dict[int, tuple[type[BrigadeError], ...]] = {1: (LeaseError, ModelLoadingError)}
+ADDED_ERRORS: dict[int, tuple[type[BrigadeError], ...]] = {
+    1: (LeaseError, ModelLoadingError),
+    2: (DatabaseAwayError, OverLimitError, QuotaExceededError),
+}
 """By minor version: the errors that it added, each a kind of an older one."""
 
 S = TypeVar("S", bound=msgspec.Struct)

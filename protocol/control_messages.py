@@ -88,6 +88,8 @@ class Announce(msgspec.Struct, frozen=True, kw_only=True, tag="announce"):
     pinned_model: ModelName | None = None
     pinned_blocks: BlockRange | None = None
     """Blocks that the operator fixed by `worker join --blocks`."""
+    leaving: tuple[SpanAssignment, ...] = ()
+    """Spans of earlier epochs that it serves until those above are ready. Since 1.2."""
 
 
 class SpanReport(msgspec.Struct, frozen=True, kw_only=True, tag="spans"):

@@ -23,6 +23,7 @@ EXIT_UNAVAILABLE = 7
 EXIT_STORAGE = 8
 EXIT_PORT = 9
 EXIT_DEADLINE = 10
+EXIT_QUOTA = 11
 EXIT_CANCELLED = 130
 
 
@@ -63,6 +64,12 @@ class InvalidRequestError(RequestError):
     """A value is missing, malformed or out of its range."""
 
     code = "invalid_request"
+
+
+class OverLimitError(InvalidRequestError):
+    """More than a limit of the API key ever lets through at once: waiting doesn't help."""
+
+    code = "over_limit"
 
 
 class ContextExceededError(RequestError):
@@ -216,6 +223,14 @@ class OverloadedError(ServiceError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class QuotaExceededError(OverloadedError):
+    """A limit of the API key is used up for now; the message says which, and `retry_after_s` exactly how long."""
+
+    code = "quota_exceeded"
+    status = 429
+    exit_code = EXIT_QUOTA
+
+
 class DrainingError(ServiceError):
     """The program is stopping and takes nothing new."""
 
@@ -244,6 +259,13 @@ class DatabaseVersionError(StorageError):
     """The database was written by a newer version of Brigade."""
 
     code = "database_version"
+
+
+class DatabaseAwayError(StorageError):
+    """Who may use how much can't be looked up or kept just now, so nothing is granted."""
+
+    code = "database_away"
+    status = 503
 
 
 class LeaseError(StorageError):

@@ -23,8 +23,10 @@ from protocol.ids import (
     SessionId,
     WorkerId,
 )
+from protocol.key_limits import UNLIMITED, KeyLimits
 from protocol.messages import KvPrecision, Precision, Quantization, SharedPrefix
 
+TrustLevel = Literal["trusted", "probation", "weak", "quarantined", "banned"]
 KeyKind = Literal["client", "admin"]
 MAX_ROUTE_WAIT_S = 30.0
 """An answer that waits longer may be taken for lost; ask again."""
@@ -122,6 +124,8 @@ class RouteRequest(_Request, frozen=True, kw_only=True):
     prefix: SharedPrefix | None = None
     """What the prompt shares with an earlier session of the same key: a route over its workers needn't run that
     again. Passed over if there is no such session. Since 1.2."""
+    min_trust: float = 0.0
+    """Only workers of this trust or more. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse counts that no generation can have. ValueError: msgspec reports it as invalid."""
@@ -131,6 +135,8 @@ class RouteRequest(_Request, frozen=True, kw_only=True):
             raise ValueError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
         if not 0.0 <= self.wait_s <= MAX_ROUTE_WAIT_S:
             raise ValueError(f"wait_s is {self.wait_s}; it must be between 0 and {MAX_ROUTE_WAIT_S:g}")
+        if not 0.0 <= self.min_trust <= 1.0:
+            raise ValueError(f"min_trust is {self.min_trust}; it must be between 0 and 1")
 
 
 class RouteHop(Body, frozen=True, kw_only=True):
@@ -142,6 +148,8 @@ class RouteHop(Body, frozen=True, kw_only=True):
     precision: Precision
     quantization: Quantization | None = None
     """What the weights are held in, if not in `precision`, which is computed in. Since 1.2."""
+    kv_precision: KvPrecision | None = None
+    """What keys and values are kept in, if not in what is computed in. Since 1.2."""
     ticket: str
 
 
@@ -188,6 +196,10 @@ class WorkerInfo(Body, frozen=True, kw_only=True):
     links: dict[WorkerId, LinkReport] = {}
     kv_precision: KvPrecision | None = None
     """What its keys and values are kept in, if not in what is computed in."""
+    trust: float = 0.5
+    """Score in [0, 1]; a new worker has 0.5. Since 1.2."""
+    trust_level: TrustLevel = "probation"
+    """What follows from it. Since 1.2."""
 
 
 class ClusterStatus(Body, frozen=True, kw_only=True):
@@ -244,6 +256,8 @@ class CreateKeyRequest(_Request, frozen=True, kw_only=True):
 
     name: str
     kind: KeyKind = "client"
+    limits: KeyLimits = UNLIMITED
+    """What it may use. Since 1.2."""
 
 
 class CreatedKey(Body, frozen=True, kw_only=True):
@@ -261,6 +275,8 @@ class KeyInfo(Body, frozen=True, kw_only=True):
     kind: KeyKind
     created_at: str
     revoked_at: str | None = None
+    limits: KeyLimits = UNLIMITED
+    """What it may use. Since 1.2."""
 
 
 class KeyList(Body, frozen=True, kw_only=True):

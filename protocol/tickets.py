@@ -22,6 +22,7 @@ from itsdangerous import BadSignature, Signer
 
 from protocol.errors import UnauthenticatedError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
+from protocol.key_limits import Priority
 from protocol.messages import SharedPrefix
 
 MAX_TOKEN_CHARS = 8192
@@ -70,6 +71,11 @@ class Ticket(Claims, frozen=True, kw_only=True, tag="route-ticket"):
     """Hops of the route: workers form so many groups of sessions, so that all of them are busy."""
     speculates: bool = False
     """Whether the head may guess tokens ahead: all hops know how to go back, and the client didn't refuse it."""
+    tenant: str = ""
+    """A label of the client's API key that tells nothing of it, another one on each worker: sessions with the same
+    label share the worker's time and memory as one. Since 1.2."""
+    priority: Priority = "normal"
+    """The key's class. Since 1.2."""
 
 
 class AttachTicket(Claims, frozen=True, kw_only=True, tag="attach-ticket"):

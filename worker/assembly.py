@@ -17,9 +17,7 @@ from protocol.codec import MAX_BODY_BYTES
 from protocol.control_messages import Announce, Heartbeat
 from protocol.version import program_version
 from worker.config import WorkerConfig
-from worker.device import (
-    fallback_warning,
-)
+from worker.device import fallback_warning
 from worker.downloads import Downloader
 from worker.draft_model import weight_files
 from worker.engine import Engine
@@ -213,6 +211,7 @@ def _announce(config: WorkerConfig, url: str, machine: Machine, holdings: Holdin
         files=holdings.files,
         pinned_model=config.pinned_model,
         pinned_blocks=config.pinned_blocks,
+        leaving=holdings.leaving,
     )
 
 

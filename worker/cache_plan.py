@@ -1,17 +1,24 @@
 """KV memory as integers: who has reserved how much, and who waits. Pure.
 
 A session reserves everything that it may need when it is admitted, so a step never finds the memory gone. Who
-doesn't fit waits in order of arrival; nobody overtakes, so a large session isn't starved by small ones.
+doesn't fit waits. Next is who waits longest of the tenant that holds least for its weight, so one with many
+sessions doesn't keep others out; nobody comes in before it for being smaller, so a large session isn't starved by
+small ones. After so many others (`MAX_OVERTAKEN`) even the next session of the greediest is first.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from protocol.errors import ConflictError, OverloadedError
 from protocol.ids import SessionId
 from protocol.messages import KvPrecision
+from worker.fairness import UNLABELLED, Tenant
+
+MAX_OVERTAKEN = 16
+"""Sessions that may come in before one that has waited longer than all of them."""
 
 _FEWER: Mapping[KvPrecision, str] = {
     "float32": ", or with --kv-precision bfloat16 or int8",
@@ -31,6 +38,7 @@ class Reservation:
     bytes_per_position: int
     held_as: KvPrecision
     """What keys and values are kept in."""
+    tenant: Tenant = UNLABELLED
 
     @property
     def n_bytes(self) -> int:
@@ -46,7 +54,12 @@ class CachePlan:
     max_waiting: int
     granted: Mapping[SessionId, int] = field(default_factory=dict)
     """Bytes by session."""
+    tenants: Mapping[SessionId, Tenant] = field(default_factory=dict)
+    """Of those whose bytes were granted."""
     waiting: tuple[Reservation, ...] = ()
+    """In order of arrival."""
+    n_overtaken: int = 0
+    """Sessions that came in before the one that waits longest."""
 
     @property
     def reserved_bytes(self) -> int:
@@ -81,6 +94,8 @@ class CachePlan:
 def reserve(plan: CachePlan, request: Reservation) -> CachePlan:
     """The plan with the request granted or, if it has to wait, queued.
 
+    A tenant may have as many waiting as there are places left: however many it sends, others find one.
+
     Raises:
         ConflictError: the session has a reservation or waits for one.
         OverloadedError: it can never fit, or too many wait already; the message has the numbers.
@@ -94,21 +109,23 @@ def reserve(plan: CachePlan, request: Reservation) -> CachePlan:
             f"{plan.budget_bytes // request.bytes_per_position} positions: ask for fewer tokens, or join with more "
             f"--memory (or --kv-memory){_FEWER[request.held_as]}"
         )
-    if not plan.waiting and request.n_bytes <= plan.free_bytes:
-        return replace(plan, granted={**plan.granted, request.session_id: request.n_bytes})
-    if len(plan.waiting) >= plan.max_waiting:
+    n_places = plan.max_waiting - len(plan.waiting)
+    n_own = sum(waiting.tenant == request.tenant for waiting in plan.waiting)
+    plan = _grant_waiting(replace(plan, waiting=(*plan.waiting, request)))
+    if request.session_id not in plan.granted and n_own >= n_places:
         raise OverloadedError(
-            f"{len(plan.waiting)} sessions wait for key-value cache already ({plan.free_bytes} of "
-            f"{plan.budget_bytes} bytes free, {request.n_bytes} needed): try again later"
+            f"{n_own} sessions of this API key wait for key-value cache already, and {n_places} places are left "
+            f"for others ({plan.free_bytes} of {plan.budget_bytes} bytes free, {request.n_bytes} needed): "
+            "try again later"
         )
-    return replace(plan, waiting=(*plan.waiting, request))
+    return plan
 
 
 def release(plan: CachePlan, session_id: SessionId) -> CachePlan:
     """The plan without the session, waiting or granted, and with whoever now fits granted. Idempotent."""
-    granted = {key: n_bytes for key, n_bytes in plan.granted.items() if key != session_id}
     waiting = tuple(request for request in plan.waiting if request.session_id != session_id)
-    return _grant_waiting(replace(plan, granted=granted, waiting=waiting))
+    n_overtaken = plan.n_overtaken if waiting[:1] == plan.waiting[:1] else 0
+    return _grant_waiting(replace(_without(plan, session_id), waiting=waiting, n_overtaken=n_overtaken))
 
 
 def shrink(plan: CachePlan, session_id: SessionId, n_bytes: int) -> CachePlan:
@@ -120,8 +137,7 @@ def shrink(plan: CachePlan, session_id: SessionId, n_bytes: int) -> CachePlan:
 def exchange(plan: CachePlan, old: SessionId, request: Reservation) -> CachePlan:
     """The plan with the request granted in place of what `old` was; nothing may be missing for it."""
     assert plan.missing_bytes_for(request, old) == 0
-    granted = {key: n_bytes for key, n_bytes in plan.granted.items() if key != old}
-    return replace(plan, granted={**granted, request.session_id: request.n_bytes})
+    return _granted(_without(plan, old), request)
 
 
 def resize(plan: CachePlan, budget_bytes: int) -> CachePlan:
@@ -130,11 +146,39 @@ def resize(plan: CachePlan, budget_bytes: int) -> CachePlan:
 
 
 def _grant_waiting(plan: CachePlan) -> CachePlan:
-    granted, free, n_granted = dict(plan.granted), plan.free_bytes, 0
-    for request in plan.waiting:
-        if request.n_bytes > free:
+    while plan.waiting:
+        request = _next(plan)
+        if request.n_bytes > plan.free_bytes:
             break
-        granted[request.session_id] = request.n_bytes
-        free -= request.n_bytes
-        n_granted += 1
-    return replace(plan, granted=granted, waiting=plan.waiting[n_granted:])
+        is_oldest = request is plan.waiting[0]
+        waiting = tuple(other for other in plan.waiting if other is not request)
+        n_overtaken = 0 if is_oldest else plan.n_overtaken + 1
+        plan = _granted(replace(plan, waiting=waiting, n_overtaken=n_overtaken), request)
+    return plan
+
+
+def _next(plan: CachePlan) -> Reservation:
+    """Who is to be let in before all others that wait."""
+    if plan.n_overtaken >= MAX_OVERTAKEN:
+        return plan.waiting[0]
+    held: Counter[Tenant] = Counter()
+    for session_id, n_bytes in plan.granted.items():
+        held[plan.tenants[session_id]] += n_bytes
+    return min(plan.waiting, key=lambda request: held[request.tenant] / request.tenant.weight)
+
+
+def _granted(plan: CachePlan, request: Reservation) -> CachePlan:
+    session_id = request.session_id
+    return replace(
+        plan,
+        granted={**plan.granted, session_id: request.n_bytes},
+        tenants={**plan.tenants, session_id: request.tenant},
+    )
+
+
+def _without(plan: CachePlan, session_id: SessionId) -> CachePlan:
+    return replace(
+        plan,
+        granted={key: n_bytes for key, n_bytes in plan.granted.items() if key != session_id},
+        tenants={key: tenant for key, tenant in plan.tenants.items() if key != session_id},
+    )

@@ -143,11 +143,13 @@ def load_draft_model(request: DraftModelRequest, device: torch.device) -> DraftM
         longest = getattr(config, "max_position_embeddings", None) or MAX_POSITIONS
         return DraftModel(stage, folder.resolve().name, min(longest, MAX_POSITIONS))
     except BrigadeError as exc:
-        raise ConfigError(f"--draft-model {folder}: {exc.message}") from exc
+        raise ConfigError(f"--draft-model {folder}: {exc.message}; name another folder, or leave it out") from exc
     except (MemoryError, torch.OutOfMemoryError) as exc:
         raise ConfigError(f"--draft-model {folder} doesn't fit into the memory of {device}: leave it out") from exc
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
-        raise ConfigError(f"--draft-model {folder} is of an architecture that can't be run: {exc}") from exc
+        raise ConfigError(
+            f"--draft-model {folder} can't be run: {exc}; name another folder, or leave it out"
+        ) from exc
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

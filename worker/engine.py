@@ -35,7 +35,8 @@ from worker.quantised_cache import QuantisedCache
 from worker.steps import EngineStats, LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
 
 MAX_PENDING_STEPS = 1024
-MAX_WAITING_SESSIONS = 64
+MAX_WAITING_SESSIONS = 128
+"""One API key alone can have half of them."""
 
 
 class Engine:
@@ -263,6 +264,7 @@ class Engine:
             n_positions=spec.n_positions,
             bytes_per_position=self._spans[spec.span].kv_bytes_per_position(spec.blocks),
             held_as=self._spans[spec.span].kv_precision,
+            tenant=spec.tenant,
         )
 
     async def _granted(self, spec: SessionSpec, reservation: Reservation, deadline_s: float) -> None:

@@ -64,8 +64,10 @@ class EngineCore:
         """What the draft model takes to come after these tokens (see `DraftModel.next_token`).
 
         Raises:
+            NotFoundError: the session was closed meanwhile; nobody would ever forget what is begun for it now.
             OverloadedError, InternalError: it can't say.
         """
+        self._session(session_id)
         if self.draft_model is None:
             raise InternalError("this worker has no draft model")
         return self.draft_model.next_token(session_id, position, token_ids, n_positions)

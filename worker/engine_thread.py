@@ -1,8 +1,9 @@
 """The one thread that owns the device: takes calls and steps from a queue, runs batches, hands results back.
 
 Calls (load, open, close ...) run before the next batch, in order of arrival. Steps wait in order until a batch
-takes them; where several sessions decode, a batch waits a moment for those of its group. A step of a session that
-is closed or rolled back meanwhile is failed, not run.
+takes them; where several sessions decode, a batch waits a moment for those of its group, and where they are of
+several tenants (`worker.turns`), for those whose turn it is. A step of a session that is closed or rolled back
+meanwhile is failed, not run.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 
 from protocol.errors import BrigadeError
 from protocol.ids import SessionId
-from worker.batching import GroupSize, ReadyStep, gather_s, group_size, next_batch
+from worker.batching import GroupSize, ReadyStep, gather_s, group_size
 from worker.engine_core import EngineCore
 from worker.steps import StepInput, StepOutput
+from worker.turns import Turns
 
 
 class Reply(Protocol):
@@ -86,6 +88,7 @@ class EngineThread:
         """The sessions that decode, and the hops of their routes; until they are closed, parked or rolled back."""
         self._decode_step_s = 0.0
         """What the last batch of decode steps alone took."""
+        self._turns = Turns()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -120,11 +123,15 @@ class EngineThread:
                 return False
 
     def _gather(self) -> bool:
-        """Wait a moment for the other steps of a group, where there is one; False if told to stop."""
-        if len(self._decoding) < 2:  # one stream waits for nobody
+        """Wait a moment for the other steps of a group, and for who is behind; False if told to stop."""
+        if len(self._decoding) < 2 and not self._turns.is_shared:  # one stream waits for nobody
             return True
-        until_s = time.monotonic() + gather_s(self._ready_steps(), self._group_size(), self._decode_step_s)
-        while (left_s := until_s - time.monotonic()) > 0 and len(self._ready) < self._group_size().least:
+        ready, size = self._ready_steps(), self._group_size()
+        group_s = gather_s(ready, size, self._decode_step_s)
+        until_s = time.monotonic() + (group_s or self._turns.wait_s(ready, self._max_batch_tokens, size))
+        while (left_s := until_s - time.monotonic()) > 0 and (
+            len(self._ready) < size.least if group_s else self._turns.is_waited_for(self._ready_steps())
+        ):
             try:
                 item = self.inbox.get(timeout=left_s)
             except queue.Empty:
@@ -141,8 +148,10 @@ class EngineThread:
             case Step():
                 self._ready.append(item)
                 session = self._core.sessions.get(item.step.session_id)
-                if session is not None and item.as_ready().is_decode:
-                    self._decoding[item.step.session_id] = session.spec.n_hops
+                if session is not None:
+                    self._turns.begun(item.step.session_id, session.spec.tenant)
+                    if item.as_ready().is_decode:
+                        self._decoding[item.step.session_id] = session.spec.n_hops
             case Call():
                 self._carry_out(item)
         return True
@@ -163,6 +172,7 @@ class EngineThread:
                 item.reply.fail(error)
         self._ready = [item for item in self._ready if item.step.session_id != session_id]
         self._decoding.pop(session_id, None)
+        self._turns.ended(session_id)
 
     def _ready_steps(self) -> list[ReadyStep]:
         return [item.as_ready() for item in self._ready]
@@ -172,9 +182,11 @@ class EngineThread:
 
     def _run_batch(self) -> None:
         self._ready = [item for item in self._ready if not item.reply.is_cancelled()]
-        chosen = next_batch(self._ready_steps(), self._max_batch_tokens, self._group_size())
-        batch = [self._ready[index] for index in chosen]
-        taken = set(chosen)
+        if not self._ready:
+            return
+        turn = self._turns.next(self._ready_steps(), self._max_batch_tokens, self._group_size())
+        batch = [self._ready[index] for index in turn.chosen]
+        taken = set(turn.chosen)
         self._ready = [item for index, item in enumerate(self._ready) if index not in taken]
         started_s = time.monotonic()
         for index, result in self._core.run_batch([item.step for item in batch]):
@@ -183,5 +195,7 @@ class EngineThread:
                     batch[index].reply.resolve(result)
                 case BrigadeError():
                     batch[index].reply.fail(result)
-        if batch and all(item.as_ready().is_decode for item in batch):
-            self._decode_step_s = time.monotonic() - started_s
+        took_s = time.monotonic() - started_s
+        self._turns.ran(turn, sum(item.step.n_tokens for item in batch), took_s)
+        if all(item.as_ready().is_decode for item in batch):
+            self._decode_step_s = took_s

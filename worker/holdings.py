@@ -37,6 +37,7 @@ class Holdings:
         """Model files that peers can have from here."""
         self._held: dict[SpanKey, HeldSpan] = {}
         self._statuses: dict[SpanAssignment, SpanStatus] = {}
+        self._unwanted: tuple[SpanAssignment, ...] = ()
         self._version = 0
         self._changed = asyncio.Event()
 
@@ -63,6 +64,11 @@ class Holdings:
         return tuple(self._statuses[span] for span in self.wanted)
 
     @property
+    def leaving(self) -> tuple[SpanAssignment, ...]:
+        """Spans that are wanted no longer, and that sessions may use all the same for now."""
+        return tuple(span for span in self._unwanted if self._serves(span))
+
+    @property
     def report(self) -> SpanReport:
         """What to tell the coordinator about the wanted spans."""
         return SpanReport(epoch=self.epoch, spans=self.statuses)
@@ -82,6 +88,8 @@ class Holdings:
         """Take a new assignment; False (and nothing changes) if its epoch is stale."""
         if assignment.epoch <= self.epoch:
             return False
+        unwanted = dict.fromkeys(span for span in (*self._unwanted, *self.wanted) if self._serves(span))
+        self._unwanted = tuple(span for span in unwanted if span not in assignment.spans)
         self.epoch, self.wanted, self.reason = assignment.epoch, assignment.spans, assignment.reason
         kept = {span: status for span, status in self._statuses.items() if span in assignment.spans}
         for span in assignment.spans:
@@ -151,6 +159,9 @@ class Holdings:
     def remove(self, key: SpanKey) -> None:
         """The span is no longer loaded."""
         self._held.pop(key, None)
+
+    def _serves(self, span: SpanAssignment) -> bool:
+        return self.span_for(span.model, span.revision, span.blocks) is not None
 
     def _touch(self) -> None:
         self._version += 1

@@ -19,6 +19,7 @@ from protocol.tickets import Ticket
 from worker.connections import Connection, ConnectionUser
 from worker.ending import Ending, EndingError, ended_by_close, ended_by_error
 from worker.engine import Engine
+from worker.fairness import Tenant
 from worker.flow import Arrivals
 from worker.history import History
 from worker.hop_times import HopTimes, is_one_round
@@ -179,6 +180,7 @@ class Hop:
             continues=self._ticket.continues,
             prefix=self._ticket.prefix,
             n_hops=self._ticket.n_hops,
+            tenant=Tenant(self._ticket.tenant, self._ticket.priority),
         )
         deadline_s = min(MEMORY_WAIT_S, max(0.0, self._opening.time_left_s()))
         taken_over = await self._shared.engine.open_session(spec, deadline_s=deadline_s)

@@ -10,7 +10,7 @@ from worker.cache_plan import CachePlan, Reservation, exchange, release, reserve
 
 
 class MemoryGate:
-    """Grants reservations in order of arrival; whoever doesn't fit waits, with a deadline."""
+    """Grants reservations as `worker.cache_plan` decides; whoever doesn't fit waits, with a deadline."""
 
     def __init__(self, *, budget_bytes: int, max_waiting: int) -> None:
         self.plan = CachePlan(budget_bytes=budget_bytes, max_waiting=max_waiting)
@@ -23,7 +23,7 @@ class MemoryGate:
             ConflictError: the session has a reservation.
             OverloadedError: it can never fit, or too many wait.
         """
-        self.plan = reserve(self.plan, reservation)
+        self._set(reserve(self.plan, reservation))
 
     async def wait(self, reservation: Reservation, deadline_s: float) -> None:
         """Return when the reservation is granted, which may be at once.

@@ -51,7 +51,7 @@ class QuantisedCache:
         codes = _decoded(digest, data)
         if codes is None:
             log.warning("quantised_file_damaged", path=str(path), next_step="it is made anew")
-            path.unlink(missing_ok=True)
+            _remove(path)
             return None
         self._used.add(path.name)
         with suppress(OSError):
@@ -76,8 +76,7 @@ class QuantisedCache:
             partial.replace(path)
         except OSError as exc:
             self._say_full(f"{path} can't be written: {exc.strerror or exc}")
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+            _remove(partial)
             return False
         self._used.add(path.name)
         return True
@@ -92,15 +91,14 @@ class QuantisedCache:
         for _, size, path in sorted(self._files()):
             if n_freed >= n_bytes:
                 break
-            if path.name not in keep:
-                path.unlink(missing_ok=True)
+            if path.name not in keep and _remove(path):
                 n_freed += size
         return n_freed
 
     def _files(self) -> list[tuple[int, int, Path]]:
         """Last use, size and path of each."""
         found: list[tuple[int, int, Path]] = []
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             for path in self._folder.iterdir():
                 with suppress(FileNotFoundError):
                     status = path.stat()
@@ -114,6 +112,14 @@ class QuantisedCache:
                 "quantised_weights_not_kept", reason=reason, next_step="they are rounded anew at each start"
             )
         self._is_full = True
+
+
+def _remove(path: Path) -> bool:
+    """Whether it is gone: on a disk that is closed to us it can't be, which is no reason not to load a model."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+        return True
+    return False
 
 
 def _key(source: FileTensor, n_bits: int) -> str:

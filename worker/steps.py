@@ -9,6 +9,7 @@ import torch
 
 from protocol.ids import BlockRange, Revision, SessionId
 from protocol.messages import KvPrecision, Precision, Quantization, SamplingParams, SharedPrefix, WeightFormat
+from worker.fairness import UNLABELLED, Tenant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,8 @@ class SessionSpec:
     prompt_token_ids: tuple[int, ...] = ()
     n_hops: int = 1
     """Hops of the session's route: so many groups of sessions keep all of them busy."""
+    tenant: Tenant = UNLABELLED
+    """Whose sessions it shares the worker with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,10 @@ import msgspec
 
 from coordinator.policy.changes import Change, assign, save_assignment, save_worker
 from coordinator.policy.handover import reported_on
+from coordinator.policy.sizing import capacity_bytes, spans_bytes
 from coordinator.policy.state import Assignment, ClusterState, WorkerRecord
 from coordinator.policy.statuses import span_in
+from coordinator.policy.trust import NEWCOMER, standing
 from protocol.control_messages import Announce, Drain, SpanAssignment, SpanStatus
 from protocol.ids import WorkerId
 
@@ -31,7 +33,11 @@ def joined(change: Change, worker_id: WorkerId) -> Change:
             return change
         return change.updated(worker_id, seen_s=change.now_s, kept_until_s=kept_until_s)
     assignment = Assignment() if old is None else old.assignment
-    worker = WorkerRecord(worker_id=worker_id, presence="expected", seen_s=change.now_s, assignment=assignment)
+    record = change.state.trust.get(worker_id)
+    trust = NEWCOMER if record is None else standing(record, change.now_s)
+    worker = WorkerRecord(
+        worker_id=worker_id, presence="expected", seen_s=change.now_s, assignment=assignment, trust=trust
+    )
     change = change.with_worker(worker).then(save_worker(worker))
     return change.audited("worker_joined", worker_id, "enrolled with the join secret")
 
@@ -45,7 +51,7 @@ def connected(change: Change, worker_id: WorkerId, announce: Announce) -> Change
     assignment = _assignment(change.state, old, announce)
     worker = replace(
         _present(old, announce, change.now_s),
-        assignment=_with_leaving(assignment, announce),
+        assignment=_with_leaving(change.state, assignment, announce),
         reported=_reports_of(assignment, announce),
     )
     worker = reported_on(worker)
@@ -97,10 +103,17 @@ def _assignment(state: ClusterState, old: WorkerRecord, announce: Announce) -> A
     return Assignment(epoch=announce.epoch + 1, spans=(), reason="what it held is served no longer")
 
 
-def _with_leaving(assignment: Assignment, announce: Announce) -> Assignment:
-    """With what it serves on: nothing if it was started again, what it says if it missed its assignment."""
+def _with_leaving(state: ClusterState, assignment: Assignment, announce: Announce) -> Assignment:
+    """With what it serves on: nothing if it was started again, what it says if it missed its assignment.
+
+    What it says too if it is we who were started again, where it can load the rest beside that.
+    """
     if announce.epoch == assignment.epoch:
-        return assignment
+        said = tuple(span for span in announce.leaving if span not in assignment.spans)
+        is_news = bool(said) and assignment.unwanted_bytes is None and _can_hold(state, said)
+        held = (*said, *assignment.spans) if is_news else ()
+        fits = spans_bytes(state, held, announce.device.held_as, 0) <= capacity_bytes(announce.device)
+        return replace(assignment, leaving=said) if is_news and fits else assignment
     if announce.epoch == 0:
         return replace(assignment, leaving=(), unwanted_bytes=0)
     ready = {span_in(status) for status in announce.spans if status.state == "ready"}

@@ -79,6 +79,14 @@ class Board:
         board.n_holders.clear()
         return board
 
+    def of_trusted(self) -> Self:
+        """A board with the workers alone that are trusted, and what they hold."""
+        board, workers = self.copy(), self.state.workers
+        board.spans = {w: spans for w, spans in self.spans.items() if workers[w].trust.level == "trusted"}
+        board.assignable = tuple(w for w in self.assignable if w.trust.level == "trusted")
+        board.n_holders.clear()
+        return board
+
     def give(self, worker_id: WorkerId, model: ModelRecord, blocks: BlockRange) -> None:
         """Have the worker hold this range of the model, and no other range of it."""
         quantization = self.quantization_of(worker_id, model, blocks)

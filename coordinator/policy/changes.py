@@ -43,8 +43,10 @@ class Change:
         `is_news`: whether it is about who is there or what is served: then the next look comes as soon as ever.
         """
         change = self.stopped_moving("somebody came, went or failed, or a model changed")
-        n_moves = 0 if is_news else self.state.n_moves
-        return replace(change, state=replace(change.state, changed_s=self.now_s, n_moves=n_moves))
+        state, n_moves = change.state, 0 if is_news else self.state.n_moves
+        return replace(
+            change, state=replace(state, changed_s=self.now_s, n_changes=state.n_changes + 1, n_moves=n_moves)
+        )
 
     def stopped_moving(self, why: str) -> Self:
         """The same with nobody being moved to something better any more. Who loads something goes on with that."""

@@ -45,6 +45,11 @@ def waits_for(state: ClusterState, worker: WorkerRecord, now_s: float) -> str:
     )
 
 
+def is_served_elsewhere(state: ClusterState, worker: WorkerRecord) -> bool:
+    """Whether others who stay serve all that the worker does."""
+    return not any(_unserved(state, worker))
+
+
 def _words(runs: Iterable[tuple[ModelRecord, BlockRange]]) -> str:
     return " and ".join(f"blocks {blocks} of {model.name}" for model, blocks in runs)
 

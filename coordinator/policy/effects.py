@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from coordinator.policy.trust import EvidenceKind, Reporter, TrustRecord
 from protocol.control_messages import CoordinatorToWorker, DeviceReport, SpanAssignment
 from protocol.ids import ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
@@ -29,7 +30,18 @@ AuditAction = Literal[
     "replanned",
     "moving_ended",
     "bad_source",
+    "worker_quarantined",
+    "worker_released",
+    "trust_pinned",
+    "trust_unpinned",
+    "worker_banned",
+    "worker_pardoned",
 ]
+
+TrustEventKind = (
+    EvidenceKind | Literal["quarantined", "released", "forgiven", "pinned", "unpinned", "banned", "pardoned"]
+)
+"""What changes trust: evidence, time (forgiven), what follows from the score, and what operators decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,5 +108,53 @@ class WriteAudit:
     details: str
 
 
-Persistent = SaveWorker | SaveAssignment | SaveModel | DeleteModel | WriteAudit
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveTrust:
+    """Insert or overwrite what is kept of a worker's trust."""
+
+    worker_id: WorkerId
+    record: TrustRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteTrust:
+    """Delete what is kept of a worker's trust, nothing of which counts any more; its events stay."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteTrustEvent:
+    """Append a line to the history of a worker's trust."""
+
+    at_s: float
+    """Seconds since 1970, UTC."""
+    worker_id: WorkerId
+    kind: TrustEventKind
+    reporter: Reporter
+    weight: float
+    score_before: float
+    score_after: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumUpTrustEvents:
+    """Put all but the newest `n_kept` events of a worker into one line a kind."""
+
+    worker_id: WorkerId
+    n_kept: int
+
+
+Persistent = (
+    SaveWorker
+    | SaveAssignment
+    | SaveModel
+    | DeleteModel
+    | WriteAudit
+    | SaveTrust
+    | DeleteTrust
+    | WriteTrustEvent
+    | SumUpTrustEvents
+)
 Effect = SendToWorker | Persistent

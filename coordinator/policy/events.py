@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from coordinator.policy.improvement import Improvement
 from coordinator.policy.placement import Placed
 from coordinator.policy.state import ClusterState
+from coordinator.policy.trust import Evidence
 from protocol.control_messages import Announce, Heartbeat, SpanReport
 from protocol.ids import FileHash, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
@@ -108,7 +109,7 @@ class ModelRemoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimePassed:
-    """A second or so went by: who is silent, and who is to change next of those that are being moved?"""
+    """A second or so went by: who is silent?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +131,82 @@ class ImprovementFound:
     """Whether an operator asked for it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """Evidence on one worker, with what it is in words."""
+
+    worker_id: WorkerId
+    evidence: Evidence
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceSeen:
+    """Others saw workers do well or badly."""
+
+    items: tuple[Seen, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustPinned:
+    """An operator decided on a worker's score, whatever the evidence."""
+
+    worker_id: WorkerId
+    score: float
+    by: str
+    """The operator's key."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustUnpinned:
+    """An operator had the evidence count again."""
+
+    worker_id: WorkerId
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBanned:
+    """An operator put a worker out for good: its control socket is closed, and it can't join any more."""
+
+    worker_id: WorkerId
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPardoned:
+    """An operator took back ban, quarantine and pin, and had all be forgotten that speaks against a worker."""
+
+    worker_id: WorkerId
+    by: str
+    reason: str
+
+
+TrustEvent = EvidenceSeen | TrustPinned | TrustUnpinned | WorkerBanned | WorkerPardoned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveStepEnded:
+    """Of a move all who changed last are ready, or they take too long."""
+
+
 WorkerEvent = SpansReported | WorkerBeat | FilesChanged | WorkerLeft | SocketLost | DrainAsked
 """Events that mean nothing of a worker that isn't known."""
 
-Found = PlacementFound | ImprovementFound
+Found = PlacementFound | ImprovementFound | MoveStepEnded
 """What was looked for beside everything else (`looking`): what happened meanwhile may have made it useless."""
 
 Event = (
-    WorkerJoined | WorkerConnected | WorkerEvent | ModelAdded | ReplicasAsked | ModelRemoved | TimePassed | Found
+    WorkerJoined
+    | WorkerConnected
+    | WorkerEvent
+    | ModelAdded
+    | ReplicasAsked
+    | ModelRemoved
+    | TimePassed
+    | Found
+    | TrustEvent
 )

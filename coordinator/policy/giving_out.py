@@ -21,7 +21,7 @@ def placement_found(change: Change, event: PlacementFound) -> Change:
     touched = [worker_id for worker_id, what in event.placed.items() if what.spans]
     if change.state.changed_s is None or not still_holds(event.basis, change.state, touched):
         return change
-    is_newest = change.state.changed_s == event.basis.changed_s
+    is_newest = change.state.n_changes == event.basis.n_changes
     change = all_placed(change, event.placed)
     state = replace(
         change.state,
@@ -38,8 +38,9 @@ def improvement_found(change: Change, event: ImprovementFound) -> Change:
     if not (found.is_worth_it and is_possible):
         return replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s)))
     moving = Moving(target=found.moves, reason=found.reason, step_s=change.now_s)
-    n_moves = 0 if event.is_asked else state.n_moves + 1
-    change = replace(change, state=replace(state, moving=moving, n_moves=n_moves))
+    state = replace(state, moving=moving, n_moves=0 if event.is_asked else state.n_moves + 1)
+    # should the move be ended, nothing begins another one at once
+    change = replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s)))
     who = "an operator asked" if event.is_asked else "by itself"
     return moved_on(change.audited("replanned", "cluster", f"{len(found.moves)} workers, {who}: {found.reason}"))
 

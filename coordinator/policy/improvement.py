@@ -11,22 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
-from coordinator.policy.coverage import counts, spans_of
 from coordinator.policy.handover import Spans
-from coordinator.policy.modelled import ModelledSpeed, modelled_speed
+from coordinator.policy.layouts import Layout, Speeds
+from coordinator.policy.modelled import ModelledSpeed
 from coordinator.policy.moving import is_at_rest, reachable
 from coordinator.policy.plan import planned_spans
 from coordinator.policy.quantising import loses_bits
-from coordinator.policy.state import ClusterState, ModelRecord, Placement
-from protocol.ids import ModelName, WorkerId
+from coordinator.policy.state import ClusterState, Placement
+from protocol.ids import WorkerId
 
 MAX_GIVEN_UP = 0.02
 """Of what a plan is worth, that workers may stay as they are."""
 
 _LEAST_GAIN = 1.01
 """Less isn't worth a move even if an operator asks: it is in the noise of what is measured."""
-
-Speeds = Mapping[ModelName, ModelledSpeed | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +71,16 @@ def _why_not_now(state: ClusterState) -> str:
 def _judged(
     state: ClusterState, held: Mapping[WorkerId, Spans], target: Mapping[WorkerId, Spans], margin: float
 ) -> Improvement:
-    now = _speeds(state, held)
-    gain = _gain(state, now, _speeds(state, {**held, **target}))
+    now = Layout.of(state, held)
+    then = Layout.of(state, {**held, **target})
+    gain = _gain(state, now.speeds, then.speeds)
     if gain < margin:
         return Improvement(gain=gain, reason=f"{_percent(gain)}, which is under {_percent(margin, bare=True)}")
-    moves = reachable(state, _needed(state, held, target, now, gain))
-    possible = _gain(state, now, _speeds(state, {**held, **moves}))
+    if not then.keeps_replicas(now):
+        return Improvement(gain=gain, reason=f"{_percent(gain)}, but blocks would have fewer replicas than wanted")
+    moves = _possible(state, now, target)
+    after = Layout.of(state, {**held, **moves})
+    possible = _gain(state, now.speeds, after.speeds)
     if possible < margin:
         return Improvement(
             gain=gain,
@@ -86,22 +88,27 @@ def _judged(
             f"would serve instead: without leaving blocks unserved for a while, {_percent(possible)} can be had, "
             f"and {_percent(margin, bare=True)} is asked for; more memory (--memory) or another worker helps",
         )
-    moves = _needed(state, held, moves, now, possible)
-    moves = {w: spans for w, spans in moves.items() if w in reachable(state, moves)}
-    return Improvement(gain=possible, moves=moves, reason=_words(now, _speeds(state, {**held, **moves}), possible))
+    return Improvement(gain=possible, moves=moves, reason=_words(now.speeds, after.speeds, possible))
 
 
 def _held(state: ClusterState) -> dict[WorkerId, Spans]:
     return {w.worker_id: w.assignment.spans for w in state.workers.values() if w.can_be_assigned}
 
 
-def _speeds(state: ClusterState, spans: Mapping[WorkerId, Spans]) -> Speeds:
-    return {name: _speed(state, model, spans) for name, model in state.models.items()}
+def _possible(state: ClusterState, now: Layout, target: Mapping[WorkerId, Spans]) -> Mapping[WorkerId, Spans]:
+    """The moves that can be made, of those that the most hangs on; fewer if that costs next to nothing.
 
+    Who isn't needed in the end may have to move first, so that others can.
+    """
 
-def _speed(state: ClusterState, model: ModelRecord, spans: Mapping[WorkerId, Spans]) -> ModelledSpeed | None:
-    found = {w: span for w, own in spans.items() for span in spans_of(model, own)}
-    return modelled_speed(state, model, found) if found else None
+    def worth(moves: Mapping[WorkerId, Spans]) -> float:
+        after = Layout.of(state, {**now.spans, **moves})
+        return _gain(state, now.speeds, after.speeds) if after.keeps_replicas(now) else 0.0
+
+    ways = [reachable(state, moves) for moves in (_needed(state, now, target), target)]
+    best = max(ways, key=worth)
+    fewer = reachable(state, _needed(state, now, best))
+    return fewer if worth(fewer) >= worth(best) * (1 - MAX_GIVEN_UP) else best
 
 
 def _gain(state: ClusterState, now: Speeds, then: Speeds) -> float:
@@ -132,31 +139,16 @@ def _worth(placement: Placement, speed: ModelledSpeed) -> float:
             return math.sqrt(speed.tokens_per_s / speed.step_s)
 
 
-def _needed(
-    state: ClusterState, held: Mapping[WorkerId, Spans], target: Mapping[WorkerId, Spans], now: Speeds, gain: float
-) -> dict[WorkerId, Spans]:
+def _needed(state: ClusterState, now: Layout, target: Mapping[WorkerId, Spans]) -> dict[WorkerId, Spans]:
     """The target without those whose staying as they are costs next to nothing, and no replica that is wanted."""
-    moves = dict(target)
+    moves, whole = dict(target), Layout.of(state, {**now.spans, **target})
+    least, layout = _gain(state, now.speeds, whole.speeds) * (1 - MAX_GIVEN_UP), whole
     for worker_id in sorted(target):
-        fewer = {w: spans for w, spans in moves.items() if w != worker_id}
-        layout = {**held, **fewer}
-        if not _keeps_replicas(state, {**held, **moves}, layout):
-            continue
-        if _gain(state, now, _speeds(state, layout)) >= gain * (1 - MAX_GIVEN_UP):
-            moves = fewer
+        fewer = layout.changed({worker_id: now.spans[worker_id]})
+        if fewer.keeps_replicas(whole) and _gain(state, now.speeds, fewer.speeds) >= least:
+            layout = fewer
+            del moves[worker_id]
     return moves
-
-
-def _keeps_replicas(state: ClusterState, before: Mapping[WorkerId, Spans], after: Mapping[WorkerId, Spans]) -> bool:
-    return all(
-        m >= min(n, model.n_replicas)
-        for model in state.models.values()
-        for n, m in zip(_holders(model, before), _holders(model, after), strict=True)
-    )
-
-
-def _holders(model: ModelRecord, spans: Mapping[WorkerId, Spans]) -> list[int]:
-    return counts((s.blocks for own in spans.values() for s in spans_of(model, own)), model.manifest.n_blocks)
 
 
 # ------------------------------------------------------------------ in words

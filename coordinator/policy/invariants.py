@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coordinator.policy.state import ClusterState, WorkerRecord
 from coordinator.policy.statuses import span_in
+from coordinator.policy.trust import NO_RECORD
 
 
 def check(state: ClusterState) -> None:
@@ -17,6 +18,7 @@ def check(state: ClusterState) -> None:
     for worker_id, worker in state.workers.items():
         assert worker_id == worker.worker_id
         check_worker(worker)
+        check_trust(state, worker)
         check_assignment(state, worker)
 
 
@@ -30,6 +32,16 @@ def check_step(before: ClusterState, after: ClusterState) -> None:
         old, new = before.workers[worker_id].assignment, after.workers[worker_id].assignment
         assert new.epoch >= old.epoch, f"{worker_id}: epoch {old.epoch} -> {new.epoch}"
         assert new.epoch > old.epoch or new.spans == old.spans, f"{worker_id}: epoch {new.epoch} for other spans"
+
+
+def check_trust(state: ClusterState, worker: WorkerRecord) -> None:
+    """Assert that what routing and placement go by is what is kept of the worker's trust."""
+    record = state.trust.get(worker.worker_id, NO_RECORD)
+    level = worker.trust.level
+    assert 0.0 <= worker.trust.score <= 1.0, f"{worker.worker_id}: score {worker.trust.score}"
+    assert (level == "banned") == (record.banned_reason is not None), f"{worker.worker_id} is {level}"
+    assert level == "banned" or (level == "quarantined") == record.is_quarantined, f"{worker.worker_id} is {level}"
+    assert level != "banned" or worker.presence == "gone", f"{worker.worker_id} is banned and {worker.presence}"
 
 
 def check_worker(worker: WorkerRecord) -> None:

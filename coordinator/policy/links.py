@@ -20,18 +20,18 @@ def measured_links(worker: WorkerRecord) -> dict[WorkerId, float]:
     return {peer: rtt / 2 for peer, rtt in measured.items() if 0 <= rtt < MAX_LINK_S}
 
 
-def links_among(workers: Sequence[WorkerRecord]) -> list[list[float]]:
-    """One way from each to each, by place: as measured from there, else from the other end, else `LINK_S`."""
-    places = {worker.worker_id: i for i, worker in enumerate(workers)}
-    links = [[LINK_S] * len(workers) for _ in workers]
-    measured = [
-        (i, places[peer], s)
-        for i, w in enumerate(workers)
-        for peer, s in measured_links(w).items()
-        if peer in places
-    ]
+def known_links(workers: Sequence[WorkerRecord]) -> dict[WorkerId, dict[WorkerId, float]]:
+    """One way from each to each that either end has measured: as measured from there, else from the other end."""
+    links: dict[WorkerId, dict[WorkerId, float]] = {worker.worker_id: {} for worker in workers}
+    measured = [(w.worker_id, peer, s) for w in workers for peer, s in measured_links(w).items() if peer in links]
     for start, end, seconds in measured:
         links[end][start] = seconds
     for start, end, seconds in measured:
         links[start][end] = seconds
     return links
+
+
+def links_among(workers: Sequence[WorkerRecord]) -> list[list[float]]:
+    """One way from each to each, by place: as either end has measured it, else `LINK_S`."""
+    known = known_links(workers)
+    return [[known[a.worker_id].get(b.worker_id, LINK_S) for b in workers] for a in workers]

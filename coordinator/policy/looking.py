@@ -12,14 +12,14 @@ from typing import Literal
 
 import msgspec
 
-from coordinator.policy.events import Found, ImprovementFound, PlacementFound
+from coordinator.policy.events import Found, ImprovementFound, MoveStepEnded, PlacementFound
 from coordinator.policy.improvement import improvement
 from coordinator.policy.moving import is_at_rest
 from coordinator.policy.placement import placement
 from coordinator.policy.state import ClusterState, WorkerRecord
 from protocol.ids import WorkerId
 
-Sought = Literal["placement", "improvement"]
+Sought = Literal["placement", "improvement", "next step"]
 
 MAX_DOUBLINGS = 6
 """After so many moves in a row the time until the next look grows no more."""
@@ -30,8 +30,11 @@ def sought(state: ClusterState, now_s: float) -> Sought | None:
     if state.changed_s is not None:
         # what changes while workers are moved ends that; what they say of their own steps is no such change
         return "placement" if now_s - state.changed_s >= state.settings.settle_s else None
+    if state.moving is not None:
+        is_late = now_s - state.moving.step_s > state.settings.longest_step_s
+        return "next step" if is_late or is_at_rest(state) else None
     is_due = state.improve_s is not None and now_s >= state.improve_s
-    if is_due and state.settings.replan == "auto" and state.moving is None and is_at_rest(state):
+    if is_due and state.settings.replan == "auto" and is_at_rest(state):
         return "improvement"
     return None
 
@@ -43,6 +46,8 @@ def found(state: ClusterState, what: Sought) -> Found:
             return PlacementFound(basis=state, placed=placement(state))
         case "improvement":
             return ImprovementFound(basis=state, improvement=improvement(state))
+        case "next step":
+            return MoveStepEnded()
 
 
 def next_look_s(state: ClusterState, now_s: float) -> float:
@@ -84,4 +89,5 @@ def _unmeasured(worker: WorkerRecord) -> WorkerRecord:
         )
         for status in worker.reported
     )
-    return replace(worker, seen_s=0.0, heartbeat=None, files=frozenset(), reported=reported)
+    trust = replace(worker.trust, score=0.0)
+    return replace(worker, seen_s=0.0, heartbeat=None, files=frozenset(), reported=reported, trust=trust)

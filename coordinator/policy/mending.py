@@ -66,6 +66,23 @@ def take_over(board: Board, model: ModelRecord) -> None:
             return
 
 
+def back_up(board: Board, model: ModelRecord) -> None:
+    """Give blocks that nobody holds who is trusted to those who are as well, as far as they have room.
+
+    Only gently: what is held by others is in use until it fails.
+    """
+    trusted = board.of_trusted()
+    if not trusted.assignable or not trusted.gaps(model):
+        return
+    trials = []
+    for kv_tokens in KV_TARGETS:
+        trial = trusted.copy()
+        _fill_gaps(trial, model, Manner(kv_tokens=kv_tokens, is_gentle=True))
+        trials.append(trial)
+    fullest = min(trials, key=lambda trial: sum(len(gap) for gap in trial.gaps(model)))
+    board.take(fullest, workers=[worker.worker_id for worker in trusted.assignable])
+
+
 def _attempts(board: Board, model: ModelRecord) -> Iterator[tuple[Board, Manner]]:
     """Where to start from and how to go on, the least disturbing first."""
     if board.has_route(model):

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coordinator.policy.coverage import gaps
-from coordinator.policy.links import LINK_S, links_among
+from coordinator.policy.links import LINK_S, known_links
 from coordinator.policy.segments import Segment
 from coordinator.policy.shortest_path import cheapest_legs
 from coordinator.policy.sizing import decode_s_per_block
-from coordinator.policy.state import ClusterState, ModelRecord
+from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, WorkerId
 
@@ -36,19 +36,21 @@ def modelled_speed(
 ) -> ModelledSpeed | None:
     """If these workers, and no others, held these spans; None if blocks are left out."""
     workers = [state.workers[worker_id] for worker_id in sorted(spans)]
-    links = links_among(workers)
-    segments = [
-        Segment(
-            worker_id=worker.worker_id,
-            blocks=spans[worker.worker_id].blocks,
-            seconds_per_block=decode_s_per_block(
-                worker, model.manifest, quantization=spans[worker.worker_id].quantization
-            ),
-            link_s={other.worker_id: links[i][k] for k, other in enumerate(workers) if links[i][k] != LINK_S},
-        )
-        for i, worker in enumerate(workers)
-    ]
+    links = known_links(workers)
+    segments = [segment_of(w, model, spans[w.worker_id], links[w.worker_id]) for w in workers]
     return speed_of(segments, model.manifest.n_blocks)
+
+
+def segment_of(
+    worker: WorkerRecord, model: ModelRecord, span: SpanAssignment, link_s: Mapping[WorkerId, float]
+) -> Segment:
+    """The span as a way could lead over it if nobody else were served."""
+    return Segment(
+        worker_id=worker.worker_id,
+        blocks=span.blocks,
+        seconds_per_block=decode_s_per_block(worker, model.manifest, quantization=span.quantization),
+        link_s=link_s,
+    )
 
 
 def speed_of(segments: Sequence[Segment], n_blocks: int) -> ModelledSpeed | None:

@@ -6,15 +6,16 @@ serve, and of those who change the blocks that they serve before and after, if t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
-from coordinator.policy.coverage import counts, ready_counts, spans_of
+from coordinator.policy.coverage import ready_counts, spans_of
 from coordinator.policy.handover import Spans, handed_over
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import status_as
 from protocol.control_messages import SpanAssignment
-from protocol.ids import BlockRange, WorkerId
+from protocol.ids import BlockRange, ModelName, WorkerId
 
 LEAST_AT_ONCE = 4
 SHARE_AT_ONCE = 0.1
@@ -28,7 +29,7 @@ def is_at_rest(state: ClusterState) -> bool:
     return state.changed_s is None and all(
         worker.is_routable and worker.departure is None and len(worker.ready) == len(worker.assignment.spans)
         for worker in state.workers.values()
-        if worker.assignment.spans and worker.presence not in ("lost", "gone")
+        if worker.assignment.spans and worker.presence not in ("lost", "gone") and not worker.trust.is_barred
     )
 
 
@@ -42,21 +43,25 @@ def pending(state: ClusterState, target: Target) -> dict[WorkerId, Spans]:
 def next_step(state: ClusterState, target: Target) -> dict[WorkerId, Spans]:
     """Who is to change next, all at once; nobody if no block of theirs can be spared, or all is done."""
     step: dict[WorkerId, Spans] = {}
+    served = _Served.of(state)
     at_once = max(LEAST_AT_ONCE, int(SHARE_AT_ONCE * len(state.workers)))
     for worker_id, spans in pending(state, target).items():
-        if len(step) < at_once and is_safe(state, {**step, worker_id: spans}):
+        if len(step) == at_once:
+            break
+        if served.spares(state.workers[worker_id], spans):
+            served.spare(state.workers[worker_id], spans)
             step[worker_id] = spans
     return step
 
 
 def is_safe(state: ClusterState, step: Target) -> bool:
     """Whether no block that is served now is unserved for a moment while these workers change."""
-    touched = {span.model for w, spans in step.items() for span in _lost(state.workers[w], spans)}
-    return all(
-        min(ready_counts(state.workers.values(), state.models[name])) == 0
-        or min(_counts_throughout(state, state.models[name], step)) > 0
-        for name in touched
-    )
+    served = _Served.of(state)
+    for worker_id, spans in step.items():
+        if not served.spares(state.workers[worker_id], spans):
+            return False
+        served.spare(state.workers[worker_id], spans)
+    return True
 
 
 def reachable(state: ClusterState, target: Target) -> dict[WorkerId, Spans]:
@@ -83,22 +88,43 @@ def _lost(worker: WorkerRecord, spans: Spans) -> list[SpanAssignment]:
     return [span for span in worker.served if span not in spans]
 
 
-def _counts_throughout(state: ClusterState, model: ModelRecord, step: Target) -> list[int]:
-    """For each block, how many serve it all the time while the step is carried out."""
-    ranges = [
-        blocks
-        for worker in state.workers.values()
-        if worker.is_routable
-        for blocks in _served_throughout(state, model, worker, step.get(worker.worker_id))
-    ]
-    return counts(ranges, model.manifest.n_blocks)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """How many serve each block all the time while some change; a worker more is looked at without the others."""
+
+    state: ClusterState
+    n_of: Mapping[ModelName, list[int]]
+    """Of models that are served at all: of others no block can be lost."""
+
+    @classmethod
+    def of(cls, state: ClusterState) -> Self:
+        """While nobody changes."""
+        n_of = {name: ready_counts(state.workers.values(), model) for name, model in state.models.items()}
+        return cls(state=state, n_of={name: n for name, n in n_of.items() if min(n) > 0})
+
+    def spares(self, worker: WorkerRecord, spans: Spans) -> bool:
+        """Whether others serve what this worker doesn't all the time while it changes to these spans."""
+        return all(self.n_of[name][i] > 1 for name, i in self._given_up(worker, spans))
+
+    def spare(self, worker: WorkerRecord, spans: Spans) -> None:
+        """Have the worker change to these spans."""
+        for name, i in self._given_up(worker, spans):
+            self.n_of[name][i] -= 1
+
+    def _given_up(self, worker: WorkerRecord, spans: Spans) -> Iterator[tuple[ModelName, int]]:
+        """Blocks that it serves now, and not all the time from now on."""
+        if not worker.is_routable:
+            return
+        for name in self.n_of:
+            model = self.state.models[name]
+            now = (span.blocks for span in spans_of(model, worker.served))
+            goes_on = _served_throughout(self.state, model, worker, spans)
+            yield from ((name, i) for i in sorted(_indices(now) - _indices(goes_on)))
 
 
 def _served_throughout(
-    state: ClusterState, model: ModelRecord, worker: WorkerRecord, spans: Spans | None
+    state: ClusterState, model: ModelRecord, worker: WorkerRecord, spans: Spans
 ) -> list[BlockRange]:
-    if spans is None:
-        return [span.blocks for span in spans_of(model, worker.served)]
     goes_on = handed_over(state, worker, replace(worker.assignment, spans=spans)).leaving
     stays = [span.blocks for span in spans_of(model, worker.served) if span in spans]
     return stays + [
@@ -107,3 +133,7 @@ def _served_throughout(
         for new in spans_of(model, spans)
         if old.blocks.overlaps(new.blocks)
     ]
+
+
+def _indices(ranges: Iterable[BlockRange]) -> set[int]:
+    return {i for blocks in ranges for i in range(blocks.start, blocks.end)}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from coordinator.policy.handover import Spans
 from coordinator.policy.improvement import Improvement, improvement
 from coordinator.policy.moving import pending
+from coordinator.policy.standing import listed
 from coordinator.policy.state import ClusterState
 from protocol.ids import WorkerId
-
-_MAX_WORKERS_IN_WORDS = 6
 
 
 def outlook(state: ClusterState, now_s: float) -> str:
@@ -50,9 +49,7 @@ def _who(found: Improvement) -> str:
 
 
 def _workers_words(spans: dict[WorkerId, Spans]) -> str:
-    said = [f"{worker_id} to {_spans_words(own)}" for worker_id, own in sorted(spans.items())]
-    more = len(said) - _MAX_WORKERS_IN_WORDS
-    return ", ".join(said[:_MAX_WORKERS_IN_WORDS]) + (f" and {more} more" if more > 0 else "")
+    return listed([f"{worker_id} to {_spans_words(own)}" for worker_id, own in sorted(spans.items())])
 
 
 def _spans_words(spans: Spans) -> str:

@@ -1,4 +1,4 @@
-"""What follows from time alone: silence makes workers suspect, lost, gone, and moves go on step by step."""
+"""What follows from time alone: silence makes workers suspect, lost, gone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from coordinator.policy.changes import Change, save_worker
 from coordinator.policy.departure import why_now
-from coordinator.policy.giving_out import all_placed, moved_on
+from coordinator.policy.giving_out import all_placed
 from coordinator.policy.looking import next_look_s
 from coordinator.policy.placement import take_overs
 from coordinator.policy.state import ClusterState, Departure, PolicySettings, Presence, WorkerRecord
@@ -23,7 +23,7 @@ def time_passed(change: Change) -> Change:
     if _doubted(change) - doubted:
         change = change.stopped_moving("a worker has been away for a moment")
         change = all_placed(change, take_overs(change.state))
-    return let_go(moved_on(change), is_placed=change.state.changed_s is None)
+    return let_go(change, is_placed=change.state.changed_s is None)
 
 
 def to_depart(change: Change, worker: WorkerRecord, departure: Departure) -> Change:

@@ -3,8 +3,8 @@
 Models in the order in which they were added. For each: pinned workers get what their operator fixed; blocks that
 nobody holds go to workers with room (`mending`), by measured speed. When all is held, models that want more
 replicas get them, and a worker without anything becomes a replica of what the fewest hold, else a spare
-(`replicas`). Last, blocks of workers that have been away for a moment are given to others as well, where that
-takes nothing from anybody.
+(`replicas`). Last, blocks that nobody holds who is trusted, and those of workers that have been away for a moment,
+are given to others as well, where that takes nothing from anybody.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.policy.board import Board
-from coordinator.policy.mending import fill_model, take_over
+from coordinator.policy.mending import back_up, fill_model, take_over
 from coordinator.policy.quantising import filled_quantised, fitting_quantization, why_quantised
 from coordinator.policy.replicas import add_pipelines, add_replicas, make_replica
 from coordinator.policy.sizing import KV_TARGETS
@@ -49,6 +49,7 @@ def placement(state: ClusterState) -> Mapping[WorkerId, Placed]:
             if not board.spans[worker.worker_id] and worker.pinned_blocks is None:
                 make_replica(board, worker)
     for model in state.models.values():
+        back_up(board, model)
         take_over(board, model)
     return _changes(board, reasons, complete=all(is_complete))
 

@@ -22,17 +22,19 @@ from coordinator.policy.coverage import spans_of
 from coordinator.policy.gap_filling import Candidate
 from coordinator.policy.mending import fill_model
 from coordinator.policy.sizing import KV_TARGETS, span_bytes, weight_capacity_bytes
-from coordinator.policy.standing import named
+from coordinator.policy.standing import listed, named
 from coordinator.policy.state import ModelRecord, WorkerRecord
 from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, WorkerId
 from protocol.messages import Quantization, WeightFormat
 
 Quantizations = Mapping[WorkerId, Quantization]
+Order = Sequence[tuple[WorkerId, Quantization]]
+"""Who is given fewer bits, one after the other; who comes twice has those of the later time."""
 
 _BY_BITS: tuple[Quantization, ...] = ("int8", "int4")
 _MAX_TRIED = 8
-"""Choices that are planned in full, from the first on by which the sum of all room is enough; then the last."""
+"""Steps that are planned in full, from the first on by which the sum of all room is enough; then the last."""
 
 
 def filled_quantised(board: Board, model: ModelRecord) -> Board | None:
@@ -41,11 +43,11 @@ def filled_quantised(board: Board, model: ModelRecord) -> Board | None:
     if not board.state.settings.auto_quantize or not open_workers:
         return None
     rooms = _Rooms.of(board, model)
-    choices = _choices(rooms, open_workers)
-    first = rooms.first_enough(choices)
-    for i in dict.fromkeys([*range(first, len(choices))[:_MAX_TRIED], *range(first, len(choices))[-1:]]):
+    order = _order(rooms, open_workers)
+    enough = range(rooms.fewest_enough(order), len(order) + 1)
+    for n in dict.fromkeys([*enough[:_MAX_TRIED], *enough[-1:]]):
         trial = board.copy()
-        trial.quantizations = choices[i]
+        trial.quantizations = dict(order[:n])
         if fill_model(trial, model) or fill_model(trial, model):
             trial.quantizations = {}
             _give_bits_back(trial, board, model)
@@ -95,9 +97,13 @@ class _Rooms:
         """Blocks that have to be held."""
         return sum(len(blocks) for blocks in self.wanted)
 
-    def first_enough(self, choices: Sequence[Quantizations]) -> int:
-        """No choice before this one can do: all workers together lack the room, however blocks are laid out."""
-        return bisect_left(choices, self.n_wanted, key=self.n_possible)
+    def fewest_enough(self, order: Order) -> int:
+        """Fewer of these can't do: all workers together lack the room, however blocks are laid out.
+
+        One more than there are if they lack it even so.
+        """
+        numbers = range(1, len(order) + 1)
+        return 1 + bisect_left(numbers, self.n_wanted, key=lambda n: self.n_possible(dict(order[:n])))
 
     def n_possible(self, choice: Quantizations) -> int:
         """Most blocks that there is room for, those at the ends of the model with what belongs there.
@@ -135,20 +141,17 @@ def _rank(quantization: Quantization | None) -> int:
     return 0 if quantization is None else 1 + _BY_BITS.index(quantization)
 
 
-def _choices(rooms: _Rooms, workers: Sequence[WorkerRecord]) -> list[Quantizations]:
-    """Ever more workers with ever fewer bits: each choice gives no worker less room than the one before."""
-    choices: list[Quantizations] = []
-    chosen: Quantizations = {}
+def _order(rooms: _Rooms, workers: Sequence[WorkerRecord]) -> Order:
+    """Who is to have fewer bits, one after the other: each step gives no worker less room than the one before."""
+    order: list[tuple[WorkerId, Quantization]] = []
     for quantization in _BY_BITS:
         gains = {
             worker.worker_id: rooms.gain(worker.worker_id, quantization)
             for worker in workers
             if worker.worker_id in rooms.candidates[None] and _is_less(worker, quantization)
         }
-        for worker_id in sorted(gains, key=lambda w: (-gains[w], w)):
-            chosen = {**chosen, worker_id: quantization}
-            choices.append(chosen)
-    return choices
+        order += [(worker_id, quantization) for worker_id in sorted(gains, key=lambda w: (-gains[w], w))]
+    return order
 
 
 def _is_less(worker: WorkerRecord, quantization: Quantization) -> bool:
@@ -201,13 +204,13 @@ def what_would_hold(board: Board, model: ModelRecord) -> str:
     """
     workers = [worker for worker in board.assignable if worker.device is not None and worker.device.quantizations]
     rooms = _Rooms.of(board, model)
-    choices = _choices(rooms, workers)
-    if not choices:
+    order = _order(rooms, workers)
+    if not order:
         return ""
-    first = rooms.first_enough(choices)
-    choice = choices[min(first, len(choices) - 1)]
+    n = rooms.fewest_enough(order)
+    choice = dict(order[:n])
     room = f"room for {rooms.n_possible(choice)} blocks, and {rooms.n_wanted} are wanted"
-    if first == len(choices):
+    if n > len(order):
         return f"even in {_least(choice)} there is {room}"
     fixed = [worker for worker in workers if worker.worker_id in choice and not is_open(worker)]
     ways = [f"with {_options(fixed, choice)} (now {_formats(fixed)})"] if fixed else []
@@ -232,7 +235,7 @@ def _options(workers: Sequence[WorkerRecord], choice: Quantizations) -> str:
     for quantization in _BY_BITS:
         names = [named(worker) for worker in workers if choice[worker.worker_id] == quantization]
         if names:
-            options.append(f"--precision {quantization} on {', '.join(names)}")
+            options.append(f"--precision {quantization} on {listed(names)}")
     return " and ".join(options)
 
 

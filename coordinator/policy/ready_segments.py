@@ -9,6 +9,7 @@ from coordinator.policy.links import measured_links
 from coordinator.policy.segments import Segment
 from coordinator.policy.sizing import decode_s_per_block
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
+from coordinator.policy.trust import penalty_s
 from protocol.ids import ModelName, WorkerId
 
 SESSION_SHARE = 0.25
@@ -45,9 +46,15 @@ def _segments(worker: WorkerRecord, model: ModelRecord) -> tuple[Segment, ...]:
         return ()
     has_others = any(span.model != model.name for span in worker.assignment.spans)
     seconds_per_block = decode_s_per_block(worker, model.manifest, has_other_models=has_others) * _load(worker)
-    links = measured_links(worker)
+    links, entry_s = measured_links(worker), penalty_s(worker.trust)
     return tuple(
-        Segment(worker_id=worker.worker_id, blocks=span.blocks, seconds_per_block=seconds_per_block, link_s=links)
+        Segment(
+            worker_id=worker.worker_id,
+            blocks=span.blocks,
+            seconds_per_block=seconds_per_block,
+            link_s=links,
+            entry_s=entry_s,
+        )
         for span in sorted(spans, key=lambda span: span.blocks)
     )
 

@@ -17,7 +17,7 @@ from coordinator.policy.segments import Leg, Segment
 from coordinator.policy.shortest_path import cheapest_legs
 from coordinator.policy.state import ClusterState, ModelRecord
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
-from protocol.messages import QUANTISED_PRECISION, Precision, Quantization
+from protocol.messages import QUANTISED_PRECISION, KvPrecision, Precision, Quantization
 
 AVOIDED_S = 1e6
 """Added for a worker or link that is to be avoided: over all that work and links can cost, so that each is used
@@ -35,6 +35,8 @@ class RouteStage:
     """What is computed in."""
     quantization: Quantization | None = None
     """What the weights are held in, if not in `precision`."""
+    kv_precision: KvPrecision | None = None
+    """What keys and values are kept in, if not in `precision`."""
     epoch: int
     """Of the worker's assignment now."""
 
@@ -138,7 +140,7 @@ def _avoiding(segment: Segment, avoided: Avoided) -> Segment:
     for start, end in avoided.links:
         if start == segment.worker_id:
             links[end] = links.get(end, LINK_S) + AVOIDED_S
-    entry_s = AVOIDED_S if segment.worker_id in avoided.workers else 0.0
+    entry_s = segment.entry_s + (AVOIDED_S if segment.worker_id in avoided.workers else 0.0)
     return replace(segment, link_s=links, entry_s=entry_s)
 
 
@@ -153,5 +155,6 @@ def _stage(state: ClusterState, model: ModelRecord, worker_id: WorkerId, blocks:
         blocks=blocks,
         precision=QUANTISED_PRECISION if decided is not None else worker.device.precision,
         quantization=decided or worker.device.quantization,
+        kv_precision=worker.device.kv_precision,
         epoch=worker.assignment.epoch,
     )

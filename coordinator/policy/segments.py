@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.policy.links import LINK_S
@@ -22,12 +23,13 @@ class Segment:
     """Added wherever the worker is entered: what it costs in trust; less than nothing for what it saves."""
     is_whole: bool = False
     """Whether it is run from its first block to its last or not at all: what it saves depends on that."""
-    least_link_s: float = field(init=False)
-    """No way on takes less."""
+    short_links: tuple[tuple[WorkerId, float], ...] = field(init=False)
+    """Those that take less than a link that nobody measured."""
 
     def __post_init__(self) -> None:
         """Look through the links once: routes are looked for far more often than links are measured."""
-        object.__setattr__(self, "least_link_s", min(LINK_S, *self.link_s.values(), LINK_S))
+        short = tuple((peer, seconds) for peer, seconds in self.link_s.items() if seconds < LINK_S)
+        object.__setattr__(self, "short_links", short)
 
     def can_be_entered(self, block: int) -> bool:
         """Whether a route may come in before this block."""
@@ -40,3 +42,18 @@ class Segment:
 
 Leg = tuple[int, int, int]
 """Which segment, from which block, to which."""
+
+
+def back_s(last: Segment, first: Segment) -> float:
+    """The way of a token back to the first worker: none if that is the last one too."""
+    return 0.0 if last.worker_id == first.worker_id else last.link_s.get(first.worker_id, LINK_S)
+
+
+def cost_s(segments: Sequence[Segment], legs: Sequence[Leg]) -> float:
+    """What a way round costs, the client's own way to the first worker too; endless if a worker comes twice."""
+    workers = [segments[i].worker_id for i, _, _ in legs]
+    if len(set(workers)) < len(workers):
+        return math.inf
+    links_s = LINK_S + back_s(segments[legs[-1][0]], segments[legs[0][0]])
+    links_s += sum(segments[i].link_s.get(to, LINK_S) for (i, _, _), to in zip(legs, workers[1:], strict=False))
+    return links_s + sum(segments[i].entry_s + (b - a) * segments[i].seconds_per_block for i, a, b in legs)

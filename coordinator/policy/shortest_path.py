@@ -11,11 +11,11 @@ import heapq
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coordinator.policy.links import LINK_S
-from coordinator.policy.segments import Leg, Segment
-from coordinator.policy.shortlist import MAX_SHORTLIST, shortlist
+from coordinator.policy.segments import Leg, Segment, back_s
+from coordinator.policy.shortlist import MAX_SHORTLIST, Found, cheapest_of_many
 from protocol.ids import WorkerId
 
 MAX_STEPS = 50_000
@@ -25,23 +25,22 @@ MAX_BLOCKS_HELD = 1_000
 """Blocks that all ranges have together, up to which a route may change workers anywhere: a few milliseconds."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Label:
+class _Label(NamedTuple):
     """A way to a boundary; ordered by estimate, then fewer hops, then the way itself, so ties are settled."""
 
     estimate_s: float
     n_hops: int
     legs: tuple[Leg, ...]
-    cost_s: float = field(compare=False)
-    entered_s: float = field(compare=False)
+    cost_s: float
+    entered_s: float
     """Cost up to where the last leg begins, its link included: a leg is multiplied out, not summed up by block."""
 
 
 class _CostsToGo:
     """For each boundary and each segment that ends or goes on there: at least what it costs from there on."""
 
-    def __init__(self, segments: Sequence[Segment], n_blocks: int) -> None:
-        self.cuts = _cuts(segments, n_blocks)
+    def __init__(self, segments: Sequence[Segment], n_blocks: int, cuts: list[int]) -> None:
+        self.cuts = cuts
         self._segments, self._n_blocks = segments, n_blocks
         self._back: dict[tuple[int, bool], float] = {}
         self._longer_back: dict[tuple[int, int], float] = {}
@@ -62,7 +61,7 @@ class _CostsToGo:
     def round(self, cut: int, i: int, first: int, *, only_once: bool) -> float:
         """From `cut`, to which segment `i` has run, and back to segment `first`."""
         if cut == self._n_blocks:
-            return _back_s(self._segments[i], self._segments[first])
+            return back_s(self._segments[i], self._segments[first])
         if (first, only_once) not in self._back:
             self._back[first, only_once] = self._least_back_s(self._segments[first], only_once=only_once)
         around_s = self._from[cut, i] + self._back[first, only_once]
@@ -78,7 +77,7 @@ class _CostsToGo:
         if (first, other) not in self._longer_back:
             a, b = self._segments[first], self._segments[other]
             self._longer_back[first, other] = max(
-                _back_s(tail, a) - _back_s(tail, b)
+                back_s(tail, a) - back_s(tail, b)
                 for tail in self._segments
                 if tail.blocks.end == self._n_blocks and tail.worker_id != b.worker_id
             )
@@ -88,7 +87,7 @@ class _CostsToGo:
         tails = (s for s in self._segments if s.blocks.end == self._n_blocks)
         if only_once:
             tails = (s for s in tails if s.worker_id != first.worker_id)
-        return min((_back_s(tail, first) for tail in tails), default=math.inf)
+        return min((back_s(tail, first) for tail in tails), default=math.inf)
 
     def _settle(self, segments: Sequence[Segment], cut: int, after: int) -> None:
         entering = []
@@ -123,12 +122,17 @@ def cheapest_legs(segments: Sequence[Segment], n_blocks: int) -> tuple[float, li
     unless there is no other way (or finding one would take too long).
     """
     if len(segments) > MAX_SHORTLIST:
-        numbers = shortlist(segments, n_blocks, lambda legs: _cost_s(segments, legs))
-        listed = [segments[i] for i in numbers]
-        found = _search(listed, n_blocks, _CostsToGo(listed, n_blocks), only_once=True)
-        if found is not None:
-            return found.estimate_s, [(numbers[i], start, end) for i, start, end in found.legs]
-    costs = _CostsToGo(segments, n_blocks)
+
+        def search(numbers: list[int], limit_s: float, *, is_rough: bool) -> Found | None:
+            few = [segments[i] for i in numbers]
+            cuts = _ends(few) if is_rough else _cuts(few, n_blocks)
+            found = _search(few, n_blocks, _CostsToGo(few, n_blocks, cuts), only_once=True, limit_s=limit_s)
+            return None if found is None else (found.estimate_s, [(numbers[i], a, b) for i, a, b in found.legs])
+
+        among_few = cheapest_of_many(segments, n_blocks, search)
+        if among_few is not None:
+            return among_few
+    costs = _CostsToGo(segments, n_blocks, _cuts(segments, n_blocks))
     found = _search(segments, n_blocks, costs, only_once=True) or _search(
         segments, n_blocks, costs, only_once=False
     )
@@ -136,25 +140,18 @@ def cheapest_legs(segments: Sequence[Segment], n_blocks: int) -> tuple[float, li
     return found.estimate_s, list(found.legs)
 
 
-def _cost_s(segments: Sequence[Segment], legs: Sequence[Leg]) -> float:
-    """What these legs really cost; endless if a worker comes twice."""
-    workers = [segments[i].worker_id for i, _, _ in legs]
-    if len(set(workers)) < len(workers):
-        return math.inf
-    links_s = LINK_S + sum(
-        segments[i].link_s.get(to, LINK_S) for (i, _, _), to in zip(legs, workers[1:], strict=False)
-    )
-    links_s += _back_s(segments[legs[-1][0]], segments[legs[0][0]])
-    return links_s + sum(segments[i].entry_s + (b - a) * segments[i].seconds_per_block for i, a, b in legs)
+def _search(
+    segments: Sequence[Segment],
+    n_blocks: int,
+    costs: _CostsToGo,
+    *,
+    only_once: bool,
+    limit_s: float = math.inf,
+) -> _Label | None:
+    """A* over boundary and segment; with `only_once` over sets of used workers too, within `MAX_STEPS`.
 
-
-def _back_s(last: Segment, first: Segment) -> float:
-    """The way of a token back to the first worker: none if that is the last one too."""
-    return 0.0 if last.worker_id == first.worker_id else last.link_s.get(first.worker_id, LINK_S)
-
-
-def _search(segments: Sequence[Segment], n_blocks: int, costs: _CostsToGo, *, only_once: bool) -> _Label | None:
-    """A* over boundary and segment; with `only_once` over sets of used workers too, within `MAX_STEPS`."""
+    None too if each way costs more than `limit_s`.
+    """
     heap = [_Label(0.0, 0, (), 0.0, 0.0)]
     settled: dict[tuple[int, int], list[tuple[frozenset[WorkerId], float, int]]] = {}
     n_steps = 0
@@ -175,7 +172,7 @@ def _search(segments: Sequence[Segment], n_blocks: int, costs: _CostsToGo, *, on
             ):
                 continue
             earlier.append((used, label.cost_s, first))
-        longer = _longer(segments, costs, label, used, only_once=only_once)
+        longer = _longer(segments, costs, label, used, only_once=only_once, limit_s=limit_s)
         n_steps += len(longer)
         for step in longer:
             heapq.heappush(heap, step)
@@ -189,34 +186,43 @@ def _cuts(segments: Sequence[Segment], n_blocks: int) -> list[int]:
     """
     if sum(len(segment.blocks) for segment in segments) <= MAX_BLOCKS_HELD:
         return list(range(n_blocks + 1))
-    return sorted({0, n_blocks} | {b for s in segments for b in (s.blocks.start, s.blocks.end)})
+    return _ends(segments)
+
+
+def _ends(segments: Sequence[Segment]) -> list[int]:
+    """Where a range starts or ends; the model's own ends among them, since the ranges cover it."""
+    return sorted({block for segment in segments for block in (segment.blocks.start, segment.blocks.end)})
 
 
 def _longer(
-    segments: Sequence[Segment], costs: _CostsToGo, label: _Label, used: frozenset[WorkerId], *, only_once: bool
+    segments: Sequence[Segment],
+    costs: _CostsToGo,
+    label: _Label,
+    used: frozenset[WorkerId],
+    *,
+    only_once: bool,
+    limit_s: float,
 ) -> list[_Label]:
     """The ways on to the next cut: on the same worker, or on any other that holds what comes."""
     last, begun, start = label.legs[-1] if label.legs else (None, 0, 0)
-    links = segments[last].link_s if last is not None else {}
     cut = costs.cuts[bisect_right(costs.cuts, start)]
     longer = []
-    choices = [i for _, i in costs.onwards[start] if last is None or segments[last].can_be_left(start)]
-    if last is not None and start < segments[last].blocks.end and last not in choices:
-        choices.append(last)
-    for i in choices:
-        segment = segments[i]
-        if i == last:
-            entered_s, n_hops = label.entered_s, label.n_hops
-            legs = (*label.legs[:-1], (i, begun, cut))
-            cost_s = entered_s + (cut - begun) * segment.seconds_per_block
-        elif segment.worker_id not in used:
-            entered_s = label.cost_s + links.get(segment.worker_id, LINK_S) + segment.entry_s
-            n_hops = label.n_hops + 1
-            legs = (*label.legs, (i, start, cut))
-            cost_s = entered_s + (cut - start) * segment.seconds_per_block
-        else:
-            continue
-        to_go_s = costs.round(cut, i, legs[0][0], only_once=only_once)
-        if to_go_s < math.inf:
-            longer.append(_Label(cost_s + to_go_s, n_hops, legs, cost_s, entered_s))
+
+    def go(i: int, legs: tuple[Leg, ...], entered_s: float, n_hops: int) -> None:
+        cost_s = entered_s + (cut - legs[-1][1]) * segments[i].seconds_per_block
+        estimate_s = cost_s + costs.round(cut, i, legs[0][0], only_once=only_once)
+        if estimate_s < math.inf and estimate_s <= limit_s:
+            longer.append(_Label(estimate_s, n_hops, legs, cost_s, entered_s))
+
+    if last is not None and start < segments[last].blocks.end:
+        go(last, (*label.legs[:-1], (last, begun, cut)), label.entered_s, label.n_hops)
+    if last is None or segments[last].can_be_left(start):
+        links = segments[last].link_s if last is not None else {}
+        for onwards_s, i in costs.onwards[start]:
+            if label.cost_s + onwards_s > limit_s:
+                break
+            worker_id = segments[i].worker_id
+            if i != last and worker_id not in used:
+                entered_s = label.cost_s + links.get(worker_id, LINK_S) + segments[i].entry_s
+                go(i, (*label.legs, (i, start, cut)), entered_s, label.n_hops + 1)
     return longer

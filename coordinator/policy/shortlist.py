@@ -1,83 +1,125 @@
 """Of the segments of a large fleet those that the cheapest way may lead over: not hundreds need be looked at.
 
-As if every link took as long as the shortest of all, what a way costs hangs on blocks alone: that is quick to work
-out in both directions, and never more than the truth. A segment over which even so nothing leads that is as cheap
-as some real way is of no use. A way over more than one worker has one link more than that, back to the first.
+As if each worker were come to over the shortest link that leads there, what a way costs hangs on its blocks alone:
+that is quick to work out in both directions, and never more than the truth. A segment over which even so nothing
+leads that is as cheap as some real way is of no use. A way over more than one worker comes to each of them so, to
+the first from the last; and the client's own way, as one that nobody measured, comes on top.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from itertools import accumulate
-from operator import add
+from collections.abc import Sequence
+from itertools import accumulate, repeat
+from operator import add, sub
+from typing import Protocol
 
-from coordinator.policy.segments import Leg, Segment
-from protocol.ids import BlockRange
+from coordinator.policy.links import LINK_S
+from coordinator.policy.segments import Leg, Segment, cost_s
+from protocol.ids import BlockRange, WorkerId
 
 MAX_SHORTLIST = 40
 """Segments that are searched with their true links; of more the most promising."""
 
+_FASTEST = 8
+"""Workers that are looked at first, with those of the way that would be cheapest over the shortest links."""
+
 _ROUNDING = 1 + 1e-9
 
+Found = tuple[float, list[Leg]]
+"""What a way costs, and the way."""
 
-def shortlist(segments: Sequence[Segment], n_blocks: int, cost_of: Callable[[list[Leg]], float]) -> list[int]:
-    """Which segments, by number, are worth a search. They cover all blocks, as `segments` must.
 
-    All that can be part of the cheapest way are among them if they are fewer than `MAX_SHORTLIST`.
+class Search(Protocol):
+    """The search itself (`shortest_path`)."""
+
+    def __call__(self, numbers: list[int], limit_s: float, *, is_rough: bool) -> Found | None:
+        """The cheapest way over these segments that costs no more than the limit; None if none was found.
+
+        `is_rough`: it needn't change workers but where a range starts or ends.
+        """
+
+
+def cheapest_of_many(segments: Sequence[Segment], n_blocks: int, search: Search) -> Found | None:
+    """The cheapest way over the few that are worth a search. All together cover the blocks.
+
+    It is the cheapest of all unless more than `MAX_SHORTLIST` may be part of that.
     """
-    link_s = min(segment.least_link_s for segment in segments)
-    onwards, legs = _to_go(segments, [segment.blocks for segment in segments], n_blocks, link_s)
-    limit_s = cost_of(legs) * _ROUNDING
-    has_whole = any(len(segment.blocks) == n_blocks for segment in segments)
-    if limit_s <= (onwards[0] + (0.0 if has_whole else link_s)) * _ROUNDING**2:
-        return sorted({i for i, _, _ in legs})
-    mirrored = [BlockRange(n_blocks - s.blocks.end, n_blocks - s.blocks.start) for s in segments]
-    before = _to_go(segments, mirrored, n_blocks, link_s)[0][::-1]
     by_speed = sorted(range(len(segments)), key=lambda i: segments[i].seconds_per_block)
+    entries = _entries(segments)
+    onwards, legs = _to_go(segments, by_speed, entries, [segment.blocks for segment in segments])
+    least_s = LINK_S + onwards[0]
+    limit_s, known = min((cost_s(segments, way), way) for way in (legs, *_alone(segments, by_speed, n_blocks)))
+    if limit_s <= least_s * _ROUNDING:
+        return limit_s, known
+    few = {*by_speed[:_FASTEST], *(i for i, _, _ in (*legs, *known))}
+    found = search(sorted(few), limit_s * _ROUNDING, is_rough=True)
+    if found is not None and found[0] <= least_s * _ROUNDING:
+        return found
+    mirrored = [BlockRange(n_blocks - s.blocks.end, n_blocks - s.blocks.start) for s in segments]
+    before = _to_go(segments, by_speed, entries, mirrored)[0][::-1]
+    limit_s = math.inf if found is None else found[0] * _ROUNDING
     n_quick = bisect_right(
         by_speed,
-        limit_s,
-        key=lambda i: _least_through(segments[i].seconds_per_block, 0, n_blocks, before, onwards) + link_s,
+        limit_s - LINK_S - min(entries),
+        key=lambda i: _least_through(segments[i].seconds_per_block, 0, n_blocks, before, onwards),
     )
     # who is too slow for any range is of use only for what it saves
     promising = [*by_speed[:n_quick], *(i for i in by_speed[n_quick:] if segments[i].is_whole)]
-    through = [
-        (_through(segments[i], before, onwards) + (1 if len(segments[i].blocks) == n_blocks else 2) * link_s, i)
-        for i in promising
-    ]
-    best = sorted(bound for bound in through if bound[0] <= limit_s)[:MAX_SHORTLIST]
-    return sorted({i for _, i in best}.union(i for i, _, _ in legs))
+    through = [(LINK_S + entries[i] + _through(segments[i], before, onwards), i) for i in promising]
+    best = {i for _, i in sorted(bound for bound in through if bound[0] <= limit_s)[:MAX_SHORTLIST]}
+    best.update(i for i, _, _ in (legs if found is None else found[1]))
+    return search(sorted(best), limit_s, is_rough=False)
+
+
+def _entries(segments: Sequence[Segment]) -> list[float]:
+    """What it costs at least to come to each segment: the shortest link that leads there, and trust."""
+    shortest_s: dict[WorkerId, float] = {}
+    for segment in segments:
+        for peer, seconds in segment.short_links:
+            if seconds < shortest_s.get(peer, LINK_S):
+                shortest_s[peer] = seconds
+    return [shortest_s.get(segment.worker_id, LINK_S) + segment.entry_s for segment in segments]
+
+
+def _alone(segments: Sequence[Segment], by_speed: Sequence[int], n_blocks: int) -> list[list[Leg]]:
+    """The cheapest way over one worker that has all blocks, if anybody has."""
+    whole = [i for i in by_speed if len(segments[i].blocks) == n_blocks]
+    whole.sort(key=lambda i: segments[i].entry_s + n_blocks * segments[i].seconds_per_block)
+    return [[(i, 0, n_blocks)] for i in whole[:1]]
 
 
 def _to_go(
-    segments: Sequence[Segment], ranges: Sequence[BlockRange], n_blocks: int, link_s: float
+    segments: Sequence[Segment], by_speed: Sequence[int], entries: Sequence[float], ranges: Sequence[BlockRange]
 ) -> tuple[list[float], list[Leg]]:
-    """From each boundary at least what it costs to the end, a link first; and the legs from the beginning."""
+    """From each boundary at least what it costs to the end, entering included; and the legs from the beginning."""
+    n_blocks = max(blocks.end for blocks in ranges)
     to_go = [math.inf] * n_blocks + [0.0]
     first: list[Leg] = [(0, 0, 0)] * n_blocks
-    by_speed = sorted(range(len(segments)), key=lambda i: (segments[i].seconds_per_block, -ranges[i].end))
     loose = [(i, ranges[i].start, ranges[i].end) for i in by_speed if not segments[i].is_whole]
     whole = [(i, ranges[i].start, ranges[i].end) for i in by_speed if segments[i].is_whole]
+    least_entry_s = min((entries[i] for i, _, _ in loose), default=0.0)
     reach = _reach(ranges, n_blocks)
     for cut in range(n_blocks - 1, -1, -1):
         for i, start, end in whole:
             if start == cut:
-                whole_s = segments[i].entry_s + (end - start) * segments[i].seconds_per_block + to_go[end]
+                whole_s = entries[i] + (end - start) * segments[i].seconds_per_block + to_go[end]
                 if whole_s < to_go[cut]:
                     to_go[cut], first[cut] = whole_s, (i, cut, end)
         for i, start, end in loose:
             if not start <= cut < end:
                 continue
-            segment = segments[i]
-            # who comes now is slower than those before: with the longest range and no trust lost, how good at best?
-            if to_go[cut] <= _run_s(segment.seconds_per_block, to_go, cut, reach[cut])[0]:
+            seconds = segments[i].seconds_per_block
+            # who comes now is slower than those before: with the longest range and best link, how good at best?
+            least_s = _run_s(seconds, to_go, cut, reach[cut])[0]
+            if to_go[cut] <= least_entry_s + least_s:
                 break
-            run_s, to = _run_s(segment.seconds_per_block, to_go, cut, end)
-            if run_s + segment.entry_s < to_go[cut]:
-                to_go[cut], first[cut] = run_s + segment.entry_s, (i, cut, to)
-        to_go[cut] += link_s
+            if to_go[cut] <= entries[i] + least_s:
+                continue
+            run_s, to = _run_s(seconds, to_go, cut, end)
+            if run_s + entries[i] < to_go[cut]:
+                to_go[cut], first[cut] = run_s + entries[i], (i, cut, to)
     return to_go, _followed(first)
 
 
@@ -106,18 +148,19 @@ def _followed(first: Sequence[Leg]) -> list[Leg]:
 
 
 def _through(segment: Segment, before: Sequence[float], onwards: Sequence[float]) -> float:
-    """The least that a way costs which leads over this segment for a block at least, but for the link to it."""
+    """The least that a way costs which leads over this segment for a block at least, but for entering it."""
     start, end, seconds = segment.blocks.start, segment.blocks.end, segment.seconds_per_block
     if segment.is_whole:
-        return segment.entry_s + before[start] + (end - start) * seconds + onwards[end]
-    return segment.entry_s + _least_through(seconds, start, end, before, onwards)
+        return before[start] + (end - start) * seconds + onwards[end]
+    return _least_through(seconds, start, end, before, onwards)
 
 
 def _least_through(
     seconds_per_block: float, start: int, end: int, before: Sequence[float], onwards: Sequence[float]
 ) -> float:
-    best = reached = math.inf
-    for i in range(start, end):
-        reached = min(reached, before[i]) + seconds_per_block
-        best = min(best, reached + onwards[i + 1])
-    return best
+    run_s = list(accumulate(repeat(seconds_per_block, end - start), initial=0.0))
+    # by the last block: the least up to where the worker is entered, less what it would have run until then
+    entered_s = accumulate(map(sub, before[start:end], run_s), min)
+    left_s = map(add, onwards[start + 1 : end + 1], run_s[1:])
+    least_s: float = min(map(add, entered_s, left_s))
+    return least_s

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from coordinator.policy.departure import waits_for
 from coordinator.policy.state import ClusterState, WorkerRecord
+from coordinator.policy.trust_words import why_quarantined
 from protocol.control_messages import SpanAssignment, SpanStatus, WorkerState
 from protocol.ids import WorkerId
+
+_MAX_LISTED = 6
 
 
 def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[WorkerState, str]:
@@ -13,6 +18,8 @@ def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[Wo
     worker = state.workers[worker_id]
     silent_s = max(0.0, now_s - worker.seen_s)
     match worker.presence:
+        case "gone" if worker.trust.level == "banned":
+            return "gone", f"{worker.drain_reason}; it can't join until `coord trust pardon`"
         case "gone":
             return "gone", f"{worker.drain_reason or 'it left'}; start it with `worker join` to have it back"
         case "lost":
@@ -42,6 +49,12 @@ def named(worker: WorkerRecord) -> str:
     return f"{worker.worker_id} ({worker.hostname})" if worker.hostname else worker.worker_id
 
 
+def listed(said: Sequence[str]) -> str:
+    """The first few, and how many more: messages have a limit, and so have readers."""
+    n_more = len(said) - _MAX_LISTED
+    return ", ".join(said[:_MAX_LISTED]) + (f" and {n_more} more" if n_more > 0 else "")
+
+
 def _suspicion(state: ClusterState, worker: WorkerRecord, silent_s: float) -> str:
     what = "silent" if worker.is_connected else "its control socket closed; not heard of"
     left_s = max(0.0, state.settings.lost_after_s - silent_s)
@@ -52,6 +65,8 @@ def _suspicion(state: ClusterState, worker: WorkerRecord, silent_s: float) -> st
 
 
 def _standing_here(state: ClusterState, worker: WorkerRecord, now_s: float) -> tuple[WorkerState, str]:
+    if worker.trust.level == "quarantined":
+        return "quarantined", why_quarantined(state, worker)
     if worker.departure is not None:
         return "draining", waits_for(state, worker, now_s)
     if worker.drain_reason is not None:

@@ -11,6 +11,7 @@ from typing import Literal, cast, get_args
 
 from coordinator.policy.effects import WorkerStatus
 from coordinator.policy.statuses import span_in
+from coordinator.policy.trust import NEWCOMER, Standing, TrustRecord, standing
 from protocol.control_messages import DeviceReport, Heartbeat, SpanAssignment, SpanStatus
 from protocol.errors import ConfigError
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
@@ -141,6 +142,8 @@ class WorkerRecord:
     """Of spans of the current epoch only."""
     files: frozenset[FileHash] = frozenset()
     heartbeat: Heartbeat | None = None
+    trust: Standing = NEWCOMER
+    """How far it is trusted, as of the latest review; worked out of its `TrustRecord`."""
 
     @property
     def is_draining(self) -> bool:
@@ -150,12 +153,12 @@ class WorkerRecord:
     @property
     def is_routable(self) -> bool:
         """Whether new sessions may go there, as far as the worker itself is concerned."""
-        return self.presence == "here" and not self.is_draining
+        return self.presence == "here" and not self.is_draining and not self.trust.is_barred
 
     @property
     def counts_as_holder(self) -> bool:
         """Whether what is assigned to it counts as held: it is there, or may be back in a moment."""
-        if self.presence in ("lost", "gone"):
+        if self.presence in ("lost", "gone") or self.trust.is_barred:
             return False
         return not self.is_draining or self.kept_until_s is not None
 
@@ -213,11 +216,17 @@ class ClusterState:
     """In the order in which they were added."""
     changed_s: float | None = None
     """When something happened that placement has to answer; None if it has."""
+    n_changes: int = 0
+    """How many such things have happened: two may have the same time."""
     looked_s: float | None = None
     """When silence was judged last; None if never since the start."""
     moving: Moving | None = None
     improve_s: float | None = None
     """When to look next whether something better exists; None while there is nothing to improve."""
+    trust: Mapping[WorkerId, TrustRecord] = field(default_factory=dict)
+    """Of workers that anything is known of, also of those that are forgotten otherwise."""
+    n_trust_reviews: int = 0
+    """How far the turn has come of looking at what time does to scores."""
     n_moves: int = 0
     """How many times something better was moved to since somebody joined, left, or a model changed."""
 
@@ -246,6 +255,7 @@ class StoredState:
 
     workers: tuple[StoredWorker, ...] = ()
     models: tuple[ModelRecord, ...] = ()
+    trust: Mapping[WorkerId, TrustRecord] = field(default_factory=dict)
 
 
 _ASKED_BEFORE = "an operator asked for it before the coordinator was restarted"
@@ -271,7 +281,15 @@ def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> Clu
             assignment=Assignment(
                 epoch=worker.epoch, spans=worker.spans, reason=worker.reason, unwanted_bytes=None
             ),
+            trust=standing(stored.trust[worker.worker_id], now_s) if worker.worker_id in stored.trust else NEWCOMER,
         )
         for worker in stored.workers
     }
-    return ClusterState(settings=settings, workers=workers, models=models, changed_s=now_s, looked_s=now_s)
+    return ClusterState(
+        settings=settings,
+        workers=workers,
+        models=models,
+        changed_s=now_s,
+        looked_s=now_s,
+        trust=dict(stored.trust),
+    )

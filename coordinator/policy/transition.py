@@ -16,27 +16,34 @@ from coordinator.policy.effects import AuditAction, DeleteModel, Effect, SaveMod
 from coordinator.policy.events import (
     DrainAsked,
     Event,
+    EvidenceSeen,
     FilesChanged,
     Found,
     ImprovementFound,
     ModelAdded,
     ModelRemoved,
+    MoveStepEnded,
     PlacementFound,
     ReplicasAsked,
     SocketLost,
     SpansReported,
     TimePassed,
+    TrustPinned,
+    TrustUnpinned,
+    WorkerBanned,
     WorkerBeat,
     WorkerConnected,
     WorkerEvent,
     WorkerJoined,
     WorkerLeft,
+    WorkerPardoned,
 )
-from coordinator.policy.giving_out import improvement_found, placement_found
+from coordinator.policy.giving_out import improvement_found, moved_on, placement_found
 from coordinator.policy.handover import reported_on
 from coordinator.policy.passing import departed, gone, let_go, time_passed, to_depart
 from coordinator.policy.state import ClusterState, Departure, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import span_in
+from coordinator.policy.trust_changes import is_banned, refused, reviewed_some, trust_changed
 from protocol.control_messages import Drain, SpanReport
 from protocol.ids import ModelName
 
@@ -52,24 +59,30 @@ def apply(state: ClusterState, event: Event, now_s: float) -> tuple[ClusterState
 
 def _changed(change: Change, event: Event) -> Change:
     match event:
-        case WorkerJoined():
-            return joined(change, event.worker_id)
-        case WorkerConnected():
-            return connected(change, event.worker_id, event.announce)
-        case ModelAdded():
-            return _model_added(change, event)
-        case ReplicasAsked():
-            return _replicas_asked(change, event)
-        case ModelRemoved():
-            return _model_removed(change, event.name)
+        case WorkerJoined() | WorkerConnected():
+            return _arrived(change, event)
+        case ModelAdded() | ReplicasAsked() | ModelRemoved():
+            return _models_changed(change, event)
         case TimePassed():
-            return time_passed(change)
-        case PlacementFound() | ImprovementFound():
+            return reviewed_some(time_passed(change))
+        case PlacementFound() | ImprovementFound() | MoveStepEnded():
             return _found(change, event)
+        case EvidenceSeen() | TrustPinned() | TrustUnpinned() | WorkerBanned() | WorkerPardoned():
+            return trust_changed(change, event)
         case SpansReported() | WorkerBeat() | FilesChanged() | WorkerLeft() | SocketLost() | DrainAsked():
             worker = change.state.workers.get(event.worker_id)
             # of a worker that was forgotten meanwhile, or never was: nothing to change
             return change if worker is None else _worker_changed(change, worker, event)
+
+
+def _arrived(change: Change, event: WorkerJoined | WorkerConnected) -> Change:
+    if is_banned(change.state, event.worker_id):
+        return refused(change, event.worker_id)
+    match event:
+        case WorkerJoined():
+            return joined(change, event.worker_id)
+        case WorkerConnected():
+            return connected(change, event.worker_id, event.announce)
 
 
 def _found(change: Change, event: Found) -> Change:
@@ -79,6 +92,8 @@ def _found(change: Change, event: Found) -> Change:
             return let_go(change, is_placed=change.state.changed_s is None)
         case ImprovementFound():
             return improvement_found(change, event)
+        case MoveStepEnded():
+            return moved_on(change)
 
 
 def _worker_changed(change: Change, worker: WorkerRecord, event: WorkerEvent) -> Change:
@@ -171,6 +186,16 @@ def _drain_asked(change: Change, worker: WorkerRecord, reason: str) -> Change:
 
 
 # ------------------------------------------------------------------ models
+
+
+def _models_changed(change: Change, event: ModelAdded | ReplicasAsked | ModelRemoved) -> Change:
+    match event:
+        case ModelAdded():
+            return _model_added(change, event)
+        case ReplicasAsked():
+            return _replicas_asked(change, event)
+        case ModelRemoved():
+            return _model_removed(change, event.name)
 
 
 def _model_added(change: Change, event: ModelAdded) -> Change:

@@ -14,8 +14,9 @@ from coordinator.policy.outlook import outlook
 from coordinator.policy.plan import plan
 from coordinator.policy.redundancy import too_few_replicas
 from coordinator.policy.standing import standing
-from coordinator.policy.state import ClusterState, Placement, WorkerRecord
+from coordinator.policy.state import ClusterState, ModelRecord, Placement, WorkerRecord
 from coordinator.policy.statuses import status_as
+from coordinator.policy.trust_words import unbacked
 from protocol.control_messages import LinkReport, SpanStatus
 from protocol.ids import FileHash, ModelName, WorkerId
 from protocol.plan_rest import LeftOut, ModelledSpeed, ModelPlan, PlanInfo, PlannedSpan
@@ -39,7 +40,7 @@ def model_info(state: ClusterState, name: ModelName, now_s: float) -> ModelInfo:
         name=name,
         revision=model.revision,
         state=model_state,
-        reason=too_few_replicas(state, model) if missing is None else missing.message,
+        reason=_ready_words(state, model) if missing is None else missing.message,
         architecture=manifest.architecture,
         n_blocks=manifest.n_blocks,
         context_length=manifest.context_length,
@@ -48,6 +49,10 @@ def model_info(state: ClusterState, name: ModelName, now_s: float) -> ModelInfo:
         coverage=tuple(BlockCoverage(blocks=blocks, n_workers=n) for blocks, n in runs(n_of)),
         n_replicas=model.n_replicas,
     )
+
+
+def _ready_words(state: ClusterState, model: ModelRecord) -> str:
+    return "; ".join(filter(None, (too_few_replicas(state, model), unbacked(state, model))))
 
 
 def plan_info(state: ClusterState, wanted: Placement, now_s: float) -> PlanInfo:
@@ -119,6 +124,8 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         round_trips_s={to: _finite(s) for to, s in beat.round_trips_s.items()} if beat is not None else {},
         links=_links(beat.links) if beat is not None else {},
         kv_precision=device.kv_precision if device is not None else None,
+        trust=worker.trust.score,
+        trust_level=worker.trust.level,
     )
 
 

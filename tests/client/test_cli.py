@@ -95,7 +95,7 @@ async def test_json_has_every_token_and_then_everything(program: Program, cluste
     assert done["ttft_s"] > 0
     assert done["tokens_per_s"] > 0
     (head, _), (tail, _) = cluster.workers
-    formats = {"precision": "float32", "quantization": None}
+    formats = {"precision": "float32", "quantization": None, "kv_precision": None}
     assert done["route"] == [
         {"worker_id": head, "start": 0, "end": 1, **formats},
         {"worker_id": tail, "start": 1, "end": 10, **formats},

@@ -19,7 +19,14 @@ RESULT = Generation(
     tokens_per_s=18.22,
     route=(
         RouteStage(worker_id=WorkerId("w-a"), start=0, end=10, precision="float32"),
-        RouteStage(worker_id=WorkerId("w-b"), start=10, end=30, precision="bfloat16", quantization="int4"),
+        RouteStage(
+            worker_id=WorkerId("w-b"),
+            start=10,
+            end=30,
+            precision="bfloat16",
+            quantization="int4",
+            kv_precision="int8",
+        ),
     ),
     seed=4,
 )
@@ -31,7 +38,7 @@ def changed(**fields: object) -> Generation:
 
 def test_the_summary_is_one_line_with_the_route() -> None:
     assert summary_line(RESULT) == (
-        "32 tokens, 18.2 tokens/s, first after 0.31 s, via w-a 0:10 float32 -> w-b 10:30 int4"
+        "32 tokens, 18.2 tokens/s, first after 0.31 s, via w-a 0:10 float32 -> w-b 10:30 int4, caches int8"
     )
 
 
@@ -61,8 +68,10 @@ def test_json_lines_have_the_fields_that_are_documented() -> None:
             "ttft_s": 0.3125,
             "tokens_per_s": 18.22,
             "route": [
-                {"worker_id": "w-a", "start": 0, "end": 10, "precision": "float32", "quantization": None},
-                {"worker_id": "w-b", "start": 10, "end": 30, "precision": "bfloat16", "quantization": "int4"},
+                {"worker_id": "w-a", "start": 0, "end": 10}
+                | {"precision": "float32", "quantization": None, "kv_precision": None},
+                {"worker_id": "w-b", "start": 10, "end": 30}
+                | {"precision": "bfloat16", "quantization": "int4", "kv_precision": "int8"},
             ],
             "failovers": 0,
             "cached_tokens": 0,

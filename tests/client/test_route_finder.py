@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from client.failover import ROUTE_WAIT_S, AttemptFailed, Failover, after_failure
 from client.route_finder import RouteFinder, WantedRoute
-from protocol.errors import ErrorBody, ForbiddenError, HopLostError
+from protocol.errors import EXIT_QUOTA, ErrorBody, ForbiddenError, HopLostError, QuotaExceededError
 from protocol.ids import ModelName, SessionId, WorkerId
 from protocol.pinned_http import pinned_session
 from protocol.rest import HopFailure, RouteGrant
+from tests.support.coordinators import eventually
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
 
 WANTED = WantedRoute(model=ModelName("tiny"), n_prompt_tokens=7, max_tokens=3)
@@ -19,11 +21,13 @@ WORKER = WorkerId("w-" + "a" * 26)
 FAILURE = HopFailure(worker_id=WORKER, noticed_by=WORKER, code="hop_lost")
 
 
-async def found(cluster: ScriptedCluster, known: Failover, notices: list[str] | None = None) -> RouteGrant:
+async def found(
+    cluster: ScriptedCluster, known: Failover, notices: list[str] | None = None, wanted: WantedRoute = WANTED
+) -> RouteGrant:
     notices = [] if notices is None else notices
     async with pinned_session(cluster.url, cluster.api_key) as coordinator:
         finder = RouteFinder(coordinator, random.Random(1), on_notice=notices.append)
-        return await finder.route(WANTED, known)
+        return await finder.route(wanted, known)
 
 
 def failed_now() -> Failover:
@@ -66,3 +70,18 @@ async def test_what_no_wait_helps_against_is_raised(tmp_path: Path) -> None:
         with pytest.raises(ForbiddenError, match="revoked"):
             await found(cluster, failed_now())
         assert len(cluster.route_requests) == 1
+
+
+async def test_a_limit_that_is_used_up_is_waited_for_only_if_that_is_wanted(tmp_path: Path) -> None:
+    used_up = ErrorBody(code="quota_exceeded", message="tokens/min: 12 of 10 would be used", retry_after_s=0.01)
+    async with scripted_cluster(tmp_path) as cluster, asyncio.TaskGroup() as group:
+        cluster.script = Script(route_error=used_up)
+        with pytest.raises(QuotaExceededError, match="12 of 10") as caught:
+            await found(cluster, Failover())
+        assert (caught.value.exit_code, caught.value.retry_after_s) == (EXIT_QUOTA, 0.01)
+        notices: list[str] = []
+        task = group.create_task(found(cluster, Failover(), notices, replace(WANTED, waits_for_quota=True)))
+        await eventually(lambda: len(cluster.route_requests) >= 3)
+        cluster.script = Script()
+        await task
+        assert set(notices) == {"waiting: tokens/min: 12 of 10 would be used"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,8 +12,11 @@ import pytest
 
 from coordinator.app import RunningCoordinator, utc_now_s
 from coordinator.credentials import KEY_CACHE_S, Authenticator, KeyCaller, WorkerCaller
+from coordinator.database import opened
+from coordinator.repository import Repository
+from coordinator.stored_rows import StoredKey
 from protocol.api_key import ApiKey, api_key_from_text, new_api_key
-from protocol.errors import ForbiddenError, UnauthenticatedError
+from protocol.errors import ForbiddenError, StorageError, UnauthenticatedError
 from protocol.ids import BlockRange, KeyId, ModelName, Revision, SessionId, WorkerId
 from protocol.rest import ErrorAnswer
 from protocol.tickets import SessionToken, Ticket, sign_claims, ticket_key
@@ -183,3 +187,85 @@ async def test_a_good_key_of_another_kind_is_told_what_is_needed(
 ) -> None:
     with pytest.raises(ForbiddenError, match="of kind admin"):
         await authenticator.caller("admin", bearer(key_of(coordinator, "client")))
+
+
+# ------------------------------------------------------------------ a database that hangs
+
+
+class HangingRepository(Repository):
+    """Answers as the real one does until it `hangs`; then each question fails once it is told to."""
+
+    hangs = False
+
+    async def api_key(self, key_id: KeyId) -> StoredKey | None:
+        if not self.hangs:
+            return await super().api_key(key_id)
+        self.n_asked += 1
+        self.is_asked.set()
+        await self.may_fail.wait()
+        raise StorageError("the database doesn't answer")
+
+    def hang(self) -> None:
+        """From now on."""
+        self.hangs, self.n_asked = True, 0
+        self.is_asked, self.may_fail = asyncio.Event(), asyncio.Event()
+
+
+@pytest.fixture
+async def hanging(coordinator: RunningCoordinator, tmp_path: Path) -> AsyncIterator[HangingRepository]:
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'other.db'}") as engine:
+        repository = HangingRepository(engine)
+        for kind in ("client", "admin"):
+            key = api_key_from_text(key_of(coordinator, kind))
+            stored = await coordinator.repository.api_key(key.key_id)
+            assert stored is not None
+            await repository.add_api_key(key.key_id, kind, key.kind, stored.secret_hash, datetime.now(UTC))
+        yield repository
+
+
+async def test_all_who_show_one_key_wait_once_for_a_database_that_hangs(
+    coordinator: RunningCoordinator, hanging: HangingRepository
+) -> None:
+    now = [1000.0]
+    authenticator = Authenticator(coordinator.authority, hanging, lambda: now[0])
+    shown = bearer(key_of(coordinator, "client"))
+    await authenticator.caller("client", shown)
+    hanging.hang()
+    now[0] += KEY_CACHE_S
+    async with asyncio.timeout(10.0), asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(authenticator.caller("client", shown))
+        await hanging.is_asked.wait()
+        hanging.is_asked.clear()
+        for _ in range(5):
+            tasks.create_task(authenticator.caller("client", shown))
+        await asyncio.sleep(0)
+        first.cancel()  # another one asks, and the rest wait for that
+        await hanging.is_asked.wait()
+        hanging.may_fail.set()
+    assert hanging.n_asked == 2
+    await authenticator.caller("client", shown)
+    assert hanging.n_asked == 2, "it isn't asked again for a while"
+    now[0] += KEY_CACHE_S
+    await authenticator.caller("client", shown)
+    assert hanging.n_asked == 3
+
+
+async def test_a_key_does_not_wait_for_another_one(
+    coordinator: RunningCoordinator, hanging: HangingRepository
+) -> None:
+    authenticator = Authenticator(coordinator.authority, hanging, lambda: 1000.0)
+    client = bearer(key_of(coordinator, "client"))
+    unknown = bearer(new_api_key("client", api_key_from_text(key_of(coordinator, "client")).ca_fingerprint).text())
+    hanging.hang()
+    async with asyncio.timeout(10.0), asyncio.TaskGroup() as tasks:
+        strange = tasks.create_task(_fails(authenticator, unknown))
+        await hanging.is_asked.wait()
+        hanging.hangs = False
+        await authenticator.caller("client", client)
+        assert not strange.done()
+        hanging.may_fail.set()
+
+
+async def _fails(authenticator: Authenticator, shown: list[str]) -> None:
+    with pytest.raises(StorageError):
+        await authenticator.caller("client", shown)

@@ -13,6 +13,7 @@ from coordinator.background import running_beside
 from coordinator.database import opened
 from coordinator.generation_reports import GenerationReports
 from coordinator.repository import Repository
+from coordinator.stored_rows import NewGeneration, StoredGeneration
 from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
 from tests.support.coordinators import eventually
@@ -26,9 +27,9 @@ class Desk:
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
-        self.finished: list[list[WorkerId]] = []
+        self.finished: list[StoredGeneration] = []
         self.reports = GenerationReports(
-            repository, NOW.timestamp, on_finished=lambda route: self.finished.append(list(route))
+            repository, NOW.timestamp, quota_clock=NOW.timestamp, on_finished=self.finished.append
         )
 
     async def outcome(self, session: str) -> str | None:
@@ -44,7 +45,16 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         await repository.add_api_key(KeyId("k"), "n", "client", "h", NOW)
         for session in ("s1", "s2", "s3"):
             await repository.record_generation(
-                SessionId(session), KeyId("k"), ModelName("m"), Revision("r"), [(A, 0, 1), (B, 1, 2)], 3, 5, NOW
+                NewGeneration(
+                    session_id=SessionId(session),
+                    key_id=KeyId("k"),
+                    model=ModelName("m"),
+                    revision=Revision("r"),
+                    route=((A, 0, 1), (B, 1, 2)),
+                    n_prompt_tokens=3,
+                    max_tokens=5,
+                    at=NOW,
+                )
             )
         yield Desk(repository)
 
@@ -65,7 +75,9 @@ async def test_reports_are_saved_and_only_what_came_to_its_end_speaks_for_its_ro
         desk.reports.take(report("s3"), A)
         await desk.reports.saved(10.0)
     assert [await desk.outcome(session) for session in ("s1", "s2", "s3")] == ["stop", "failed", None]
-    assert desk.finished == [[A, B]]
+    assert [[hop[0] for hop in finished.route] for finished in desk.finished if finished.outcome == "stop"] == [
+        [A, B]
+    ]
 
 
 async def test_a_database_that_is_away_loses_no_report(desk: Desk, tmp_path: Path) -> None:
@@ -85,7 +97,9 @@ async def test_what_cant_be_saved_in_time_or_is_too_much_is_said(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation_reports, "MAX_REPORTS", 1)
-    reports = GenerationReports(desk.repository, NOW.timestamp, on_finished=lambda _: None)
+    reports = GenerationReports(
+        desk.repository, NOW.timestamp, quota_clock=NOW.timestamp, on_finished=lambda _: None
+    )
     with capture_logs() as logs:
         reports.take(report("s1"), B)
         reports.take(report("s2"), B)

@@ -19,6 +19,7 @@ from coordinator.policy.effects import (
 )
 from coordinator.policy.state import StoredState
 from coordinator.repository import Repository
+from coordinator.stored_rows import NewGeneration
 from protocol.control_messages import DeviceReport, Drain, GenerationReport, SpanAssignment
 from protocol.errors import ConflictError, NotFoundError, StorageError
 from protocol.ids import BlockRange, CoordinatorId, FileHash, KeyId, ModelName, Revision, SessionId, WorkerId
@@ -181,8 +182,18 @@ async def test_keys_live_and_are_revoked(repository: Repository) -> None:
 
 async def record(repository: Repository) -> None:
     await repository.add_api_key(KEY, "phone", "client", "hash", NOW)
-    route = [(ALICE, 0, 1), (BOB, 1, 2)]
-    await repository.record_generation(SESSION, KEY, MODEL, Revision("r"), route, 7, 10, NOW)
+    await repository.record_generation(
+        NewGeneration(
+            session_id=SESSION,
+            key_id=KEY,
+            model=MODEL,
+            revision=Revision("r"),
+            route=((ALICE, 0, 1), (BOB, 1, 2)),
+            n_prompt_tokens=7,
+            max_tokens=10,
+            at=NOW,
+        )
+    )
 
 
 def report(n_tokens: int = 4) -> GenerationReport:

@@ -11,11 +11,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from coordinator import waiting_room
+from coordinator import route_desk, waiting_room
 from coordinator.app import RunningCoordinator, utc_now_s
+from coordinator.policy.breakers import FIRST_OPEN_S
 from coordinator.ticket_desk import TICKET_LIFE_S
 from protocol.control_messages import Assign, GenerationReport
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
+from protocol.key_limits import KeyLimits
 from protocol.messages import SharedPrefix
 from protocol.rest import (
     ClusterStatus,
@@ -299,6 +301,32 @@ async def test_a_worker_that_fails_again_and_again_is_gone_round_and_shown(
         reasons = {worker.worker_id: worker.reason for worker in status.workers}
         assert "it is avoided for" in reasons[bad]
         assert "avoided" not in reasons[good]
+
+
+async def is_on_trial(admin: Http, worker_id: WorkerId) -> bool:
+    """Whether a trial of it is under way, as operators are shown."""
+    status = (await admin.ask("GET", "/admin/v1/status")).read(ClusterStatus)
+    return "tried with one session" in {worker.worker_id: worker.reason for worker in status.workers}[worker_id]
+
+
+async def test_a_request_that_a_quota_refuses_is_no_trial(
+    coordinator: RunningCoordinator, http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        pinned_workers(coordinator, (0, 4), (0, 4)) as workers,
+        http_session(coordinator, key_of(coordinator, "admin")) as admin,
+    ):
+        bad, good = (worker.worker_id for worker in workers)
+        limits = KeyLimits(requests_per_min=1)
+        made = await admin.ask("POST", "/admin/v1/keys", CreateKeyRequest(name="one", limits=limits))
+        async with http_session(coordinator, made.read(CreatedKey).key) as limited:
+            await granted(limited)
+            await failed_three_times(http, bad, good)
+            monkeypatch.setattr(route_desk, "_now_s", lambda: asyncio.get_running_loop().time() + FIRST_OPEN_S)
+            assert (await ask(limited, exclude=(good,))).status == 429
+        assert not await is_on_trial(admin, bad)
+        await granted(http, exclude=(good,))
+        assert await is_on_trial(admin, bad), "that one is"
 
 
 async def finish(coordinator: RunningCoordinator, worker: ScriptedWorker, grant: RouteGrant) -> None:

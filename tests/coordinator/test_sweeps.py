@@ -98,6 +98,7 @@ async def test_what_was_found_for_workers_that_have_gone_meanwhile_is_looked_for
         await cluster.handle(WorkerConnected(worker_id=WorkerId("b"), announce=announce("b")))
         await cluster.handle(answer)
         assert cluster.state.workers[A].assignment.spans, "a newcomer takes nothing from what holds"
+        assert sought(cluster.state, cluster.now_s()) == "placement", "nobody has looked since it came"
         assert cluster.state.workers[WorkerId("b")].assignment.spans == ()
 
 

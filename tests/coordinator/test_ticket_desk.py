@@ -6,13 +6,15 @@ import pytest
 
 from coordinator.policy.routing import RouteStage
 from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
+from coordinator.waiting_room import Asker
 from protocol.errors import ModelUnavailableError, UnauthenticatedError
-from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
+from protocol.ids import BlockRange, KeyId, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import RouteHop
 from protocol.tickets import AttachTicket, Ticket, verified_claims
 
 A, B = WorkerId("w-a"), WorkerId("w-b")
+ASKER = Asker(KeyId("k-1"), "high")
 
 
 def stage(worker_id: WorkerId, start: int, end: int) -> RouteStage:
@@ -25,9 +27,12 @@ def stage(worker_id: WorkerId, start: int, end: int) -> RouteStage:
     )
 
 
-def hops(desk: TicketDesk, *stages: RouteStage, speculate: bool = True) -> tuple[RouteHop, ...]:
+def hops(
+    desk: TicketDesk, *stages: RouteStage, speculate: bool = True, asker: Asker = ASKER
+) -> tuple[RouteHop, ...]:
     return desk.hops(
         stages,
+        asker=asker,
         session_id=SessionId("s"),
         model=ModelName("m"),
         revision=Revision("r"),
@@ -62,6 +67,33 @@ def test_tokens_are_guessed_where_the_client_lets_and_every_hop_knows_how(
     with desk.serving(A, b"key of a"), desk.serving(B, b"key of b", version):
         first, _ = hops(desk, stage(A, 0, 2), stage(B, 2, 4), speculate=asked)
     assert verified_claims(first.ticket, Ticket, (b"key of a",), 100.0).speculates == expected
+
+
+def test_a_worker_can_tell_keys_apart_and_nothing_else_of_them() -> None:
+    """The label is one of the key, on this worker, of this coordinator's run; who knows keys' ids can't find it."""
+    desk, keys = TicketDesk(), {A: b"key of a", B: b"key of b"}
+
+    def tickets(desk: TicketDesk, asker: Asker) -> list[Ticket]:
+        found = hops(desk, stage(A, 0, 2), stage(B, 2, 4), asker=asker)
+        return [verified_claims(hop.ticket, Ticket, (keys[hop.worker_id],), 100.0) for hop in found]
+
+    with desk.serving(A, keys[A]), desk.serving(B, keys[B]):
+        first, again, other = (tickets(desk, Asker(KeyId(name), "low")) for name in ("k-1", "k-1", "k-2"))
+    later = TicketDesk()
+    with later.serving(A, keys[A]), later.serving(B, keys[B]):
+        after_a_restart = tickets(later, Asker(KeyId("k-1"), "low"))
+    assert [ticket.tenant for ticket in first] == [ticket.tenant for ticket in again]
+    labels = {ticket.tenant for ticket in (*first, *other, *after_a_restart)}
+    assert len(labels) == 6
+    assert {ticket.priority for ticket in first} == {"low"}
+
+
+def test_an_older_worker_gets_a_ticket_without_what_it_does_not_know() -> None:
+    desk = TicketDesk()
+    with desk.serving(A, b"key of a", "1.1"):
+        (hop,) = hops(desk, stage(A, 0, 4))
+    ticket = verified_claims(hop.ticket, Ticket, (b"key of a",), 100.0)
+    assert (ticket.tenant, ticket.priority) == ("", "normal")
 
 
 def test_only_the_tail_can_verify_the_attach_ticket() -> None:

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, make_url, text
 
 from coordinator.database import alembic_config, create_engine, migrate, opened
-from coordinator.tables import Base
+from coordinator.table_base import Base
 from protocol.errors import DatabaseVersionError
 
 ROOT = Path(__file__).parents[2]

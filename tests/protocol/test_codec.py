@@ -111,6 +111,17 @@ def test_sampling_out_of_range_is_refused_by_name(field: str, value: object) -> 
         SamplingParams(**{"max_tokens": 1, field: value})  # type: ignore[arg-type]
 
 
+def test_what_a_message_says_is_not_repeated_by_what_is_wrong_with_it() -> None:
+    """Reasons are logged, and what came in the wrong place may be a prompt."""
+    step = {"type": "step", "session_id": "s", "position": 4, "n_tokens": 3, "dtype": "float32"}
+    for name, value in (("type", "my words"), ("dtype", "my 'words' - at `$.home`"), ("dtype", "words")):
+        with pytest.raises(ProtocolError) as caught:
+            decode_message(msgspec.msgpack.encode(step | {name: value}), DataMessage)
+        assert caught.value.message.endswith(f"value - at `$.{name}`")
+    with pytest.raises(InvalidRequestError, match=r"Invalid enum value - at `\$\.kind`"):
+        decode_json(b'{"name": "x", "kind": "my words"}', CreateKeyRequest)
+
+
 @pytest.mark.parametrize(
     ("n_tokens", "n_drafts", "is_last"), [(3, 3, True), (3, 2, False), (100, MAX_DRAFTS + 1, True)]
 )

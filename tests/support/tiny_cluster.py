@@ -18,10 +18,11 @@ Done = subprocess.CompletedProcess[bytes]
 WITHIN_S = 60.0
 
 
-def tiny_model_folder(folder: Path, *, seed: int = 0) -> Path:
+def tiny_model_folder(folder: Path, *, seed: int = 0, context: int | None = None) -> Path:
     """A checkpoint with random weights and a tokenizer, as `coord model add` takes it."""
     config = TINY_CONFIGS["llama"]()
     config.vocab_size = tiny_tokenizer().get_vocab_size()
+    config.max_position_embeddings = context or config.max_position_embeddings
     save_tiny_model(config, folder, seed=seed)
     for name, data in tiny_files().items():
         if not (folder / name).exists():
@@ -29,9 +30,9 @@ def tiny_model_folder(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def add_tiny_model(cluster: LocalCluster, name: str = TINY, *, seed: int = 0) -> None:
+def add_tiny_model(cluster: LocalCluster, name: str = TINY, *, seed: int = 0, context: int | None = None) -> None:
     """Make one and `coord model add` it."""
-    folder = tiny_model_folder(cluster.folder / f"checkpoint-{name}", seed=seed)
+    folder = tiny_model_folder(cluster.folder / f"checkpoint-{name}", seed=seed, context=context)
     done = cluster.run("coord", "model", "add", name, str(folder))
     assert done.returncode == 0, done.stderr.decode()
 

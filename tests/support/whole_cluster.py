@@ -28,6 +28,7 @@ from coordinator.file_store import FileStore
 from coordinator.packing.pack import PackedModel, pack_model
 from protocol.api_key import api_key_from_text
 from protocol.control_messages import SpanStatus
+from protocol.errors import ForbiddenError
 from protocol.ids import BlockRange, ModelName
 from tests.support.coordinators import eventually, join_secret_of, key_of, running_coordinator
 from tests.support.measured_once import measure_once
@@ -80,6 +81,8 @@ class Member:
         self.name, self.config = name, config
         self.lines: list[str] = []
         self.task: asyncio.Task[None] | None = None
+        self.refusal: ForbiddenError | None = None
+        """Why the coordinator would have it no more."""
         self._worker: RunningWorker | None = None
         self._is_up = asyncio.Event()
 
@@ -93,10 +96,13 @@ class Member:
         return self.worker.holdings.statuses
 
     async def run(self) -> None:
-        async with running(self.config, tell=self.lines.append) as worker:
-            self._worker = worker
-            self._is_up.set()
-            await worker.departure.asked.wait()
+        try:
+            async with running(self.config, tell=self.lines.append) as worker:
+                self._worker = worker
+                self._is_up.set()
+                await worker.departure.asked.wait()
+        except ForbiddenError as error:
+            self.refusal = error
 
     async def until_up(self) -> None:
         async with asyncio.timeout(READY_WITHIN_S):

@@ -48,7 +48,7 @@ async def locked_postgres(url: str) -> AsyncIterator[None]:
 
 async def is_refused(http: Http) -> None:
     answer = await http.ask("POST", "/v1/routes", ASK)
-    assert (answer.status, answer.read(ErrorAnswer).error.code) == (507, "storage")
+    assert (answer.status, answer.read(ErrorAnswer).error.code) == (503, "database_away")
     assert int(answer.headers["Retry-After"]) >= 1
 
 

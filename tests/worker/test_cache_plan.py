@@ -10,15 +10,21 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from protocol.errors import ConflictError, OverloadedError
 from protocol.ids import SessionId
 from protocol.messages import KvPrecision
-from worker.cache_plan import CachePlan, Reservation, exchange, release, reserve, resize, shrink
+from worker.cache_plan import MAX_OVERTAKEN, CachePlan, Reservation, exchange, release, reserve, resize, shrink
+from worker.fairness import Tenant
+
+A, B = Tenant("a"), Tenant("b")
 
 
-def reservation(name: str, n_positions: int, bytes_per_position: int = 1) -> Reservation:
+def reservation(
+    name: str, n_positions: int, bytes_per_position: int = 1, tenant: Tenant | None = None
+) -> Reservation:
     return Reservation(
         session_id=SessionId(name),
         n_positions=n_positions,
         bytes_per_position=bytes_per_position,
         held_as="float32",
+        tenant=tenant or Tenant(),
     )
 
 
@@ -52,11 +58,49 @@ def test_what_can_never_fit_is_refused_with_the_numbers_and_what_to_do(held_as: 
     )
 
 
-def test_a_full_queue_refuses() -> None:
-    plan = CachePlan(budget_bytes=10, max_waiting=1)
-    plan = reserve(reserve(plan, reservation("a", 10)), reservation("b", 5))
-    with pytest.raises(OverloadedError, match="1 sessions wait"):
-        reserve(plan, reservation("c", 5))
+def test_a_tenant_may_have_as_many_waiting_as_there_are_places_left() -> None:
+    plan = reserve(CachePlan(budget_bytes=10, max_waiting=4), reservation("a", 10, tenant=A))
+    for name in ("b", "c"):
+        plan = reserve(plan, reservation(name, 5, tenant=A))
+    with pytest.raises(
+        OverloadedError, match=r"2 sessions of this API key wait .* 2 places are left .*0 of 10 bytes"
+    ):
+        reserve(plan, reservation("d", 5, tenant=A))
+    plan = reserve(plan, reservation("e", 5, tenant=B))
+    assert [request.session_id for request in plan.waiting] == ["b", "c", "e"]
+
+
+def test_who_holds_least_for_its_weight_is_let_in_first() -> None:
+    high = Tenant("h", "high")
+    plan = CachePlan(budget_bytes=100, max_waiting=99)
+    for name, n_bytes, tenant in (("a", 60, A), ("h", 40, high), ("a2", 20, A), ("b", 20, B), ("h2", 20, high)):
+        plan = reserve(plan, reservation(name, n_bytes, tenant=tenant))
+    order = []
+    for n_left in (40, 20, 0):
+        before = set(plan.granted)
+        plan = shrink(plan, SessionId("a"), n_left)
+        order += sorted(set(plan.granted) - before)
+    assert order == ["b", "h2", "a2"]
+
+
+def test_a_session_that_is_next_and_fits_need_not_wait_behind_one_that_does_not() -> None:
+    plan = reserve(CachePlan(budget_bytes=100, max_waiting=9), reservation("a", 80, tenant=A))
+    plan = reserve(plan, reservation("a2", 30, tenant=A))
+    assert set(reserve(plan, reservation("b", 20, tenant=B)).granted) == {"a", "b"}
+    assert set(reserve(plan, reservation("a3", 20, tenant=A)).granted) == {"a"}
+
+
+def test_after_so_many_others_the_greediest_is_let_in_too() -> None:
+    plan = reserve(CachePlan(budget_bytes=100, max_waiting=99), reservation("a", 90, tenant=A))
+    plan = reserve(plan, reservation("a2", 20, tenant=A))
+    for i in range(MAX_OVERTAKEN + 3):
+        plan = reserve(plan, reservation(f"b{i}", 10, tenant=Tenant(f"b{i}")))
+        plan = release(plan, SessionId(f"b{i}"))
+        assert (plan.n_overtaken, f"b{i}" in plan.granted) == (min(i + 1, MAX_OVERTAKEN), False)
+    plan = reserve(plan, reservation("last", 10, tenant=B))
+    assert set(plan.granted) == {"a"}
+    plan = shrink(plan, SessionId("a"), 75)
+    assert (set(plan.granted), plan.n_overtaken) == ({"a", "a2"}, 0)
 
 
 @pytest.mark.parametrize("name", ["open", "queued"])
@@ -106,7 +150,7 @@ def test_releasing_what_is_not_there_changes_nothing(name: str) -> None:
 
 
 class Plans(RuleBasedStateMachine):
-    """Random reservations and releases: never overcommitted, never idle while the first waiter fits."""
+    """Random reservations and releases: never overcommitted, nobody lost, nobody kept out by more than so many."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,14 +158,16 @@ class Plans(RuleBasedStateMachine):
         self.asked: list[SessionId] = []
         self.counter = 0
 
-    @rule(n_positions=st.integers(1, 60), bytes_per_position=st.integers(1, 3))
-    def reserve(self, n_positions: int, bytes_per_position: int) -> None:
+    @rule(n_positions=st.integers(1, 60), bytes_per_position=st.integers(1, 3), tenant=st.sampled_from([A, B]))
+    def reserve(self, n_positions: int, bytes_per_position: int, tenant: Tenant) -> None:
         self.counter += 1
-        request = reservation(str(self.counter), n_positions, bytes_per_position)
+        request = reservation(str(self.counter), n_positions, bytes_per_position, tenant)
         try:
             self.plan = reserve(self.plan, request)
         except OverloadedError:
-            assert request.n_bytes > 100 or len(self.plan.waiting) == 4
+            n_waiting = len(self.plan.waiting)
+            n_own = sum(waiting.tenant == tenant for waiting in self.plan.waiting)
+            assert request.n_bytes > 100 or n_own >= 4 - n_waiting
         else:
             self.asked.append(request.session_id)
 
@@ -142,9 +188,14 @@ class Plans(RuleBasedStateMachine):
         assert sorted(known) == sorted(self.asked)
 
     @invariant()
-    def the_first_waiter_does_not_fit(self) -> None:
+    def it_is_known_whose_bytes_they_are(self) -> None:
+        assert set(self.plan.tenants) == set(self.plan.granted)
+        assert self.plan.n_overtaken <= MAX_OVERTAKEN
+
+    @invariant()
+    def not_everybody_who_waits_would_fit(self) -> None:
         if self.plan.waiting:
-            assert self.plan.waiting[0].n_bytes > self.plan.free_bytes
+            assert max(request.n_bytes for request in self.plan.waiting) > self.plan.free_bytes
 
 
 TestPlans = Plans.TestCase

@@ -91,3 +91,4 @@ def test_what_is_no_draft_model_is_refused_by_name(
     with pytest.raises(ConfigError, match=says) as caught:
         load_draft_model(DraftModelRequest(folder=folder, precision="float32"), CPU)
     assert f"--draft-model {folder}" in caught.value.message
+    assert "name a" in caught.value.message

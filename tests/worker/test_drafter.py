@@ -15,12 +15,14 @@ from benchmarks.relay import Relay
 from benchmarks.replicated import free_port
 from client.results import Generation
 from protocol.errors import ConfigError
-from protocol.ids import ModelName
+from protocol.ids import ModelName, SessionId
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from tests.support.whole_cluster import WholeCluster, greedy_ids, packed_tiny, whole_cluster
-from worker.draft_model import DraftModelRequest
+from worker.draft_model import MAX_POSITIONS, DraftModelRequest
 from worker.engine import Engine
 from worker.holdings import Holdings
+from worker.speculation import DraftPrior, ModelReach, Round, Rounds
+from worker.steps import SessionSpec
 
 PROMPT = [5, 9, 30, 4, 77, 12, 8, 61, 33, 20]
 N_TOKENS = 40
@@ -104,6 +106,30 @@ async def test_a_model_of_another_vocabulary_is_said_and_left_alone(
             "doesn't draft: the draft model llama-0 has 64 tokens and this model "
         )
         assert engine.drafter.reach(engine.loaded(), loaded.key, 100) is None
+
+
+async def test_a_session_that_was_closed_meanwhile_is_not_begun_again(
+    checkpoint: Callable[[str], TinyCheckpoint],
+) -> None:
+    llama = checkpoint("llama")
+    async with Engine(device=torch.device("cpu"), kv_budget_bytes=2**22, n_threads=1) as engine:
+        model = await engine.drafter.load(DraftModelRequest(folder=llama.folder, precision="float32"))
+        loaded = await engine.load(llama.request(WHOLE))
+        reach = ModelReach(times=model.times, max_positions=MAX_POSITIONS)
+        turn = Round(settled=(5,), drafts=(), n_wanted=1)
+
+        async def guesses(name: str) -> tuple[int, ...]:
+            rounds = Rounds(DraftPrior(), 100, reach)
+            return (await engine.drafter.completed(turn, rounds, SessionId(name), PROMPT)).drafts
+
+        for name in ("first", "second"):
+            session = SessionSpec(
+                session_id=SessionId(name), span=loaded.key, blocks=loaded.key.blocks, n_positions=20
+            )
+            await engine.open_session(session, deadline_s=5)
+            assert await guesses(name) == tuple(llama.greedy(PROMPT, 1))
+            await engine.close_session(SessionId(name))
+            assert await guesses(name) == ()
 
 
 async def test_a_model_that_is_none_leaves_the_engine_alive(tmp_path: Path) -> None:

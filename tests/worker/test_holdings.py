@@ -119,3 +119,15 @@ async def test_a_span_whose_sessions_run_one_at_a_time_says_so() -> None:
     holdings.assign(wanted)
     holdings.set_status(wanted.spans[0], "ready", "", 1.0, note)
     assert holdings.statuses[0].note == note
+
+
+async def test_what_is_wanted_no_longer_is_said_to_be_leaving_until_it_is_retired() -> None:
+    holdings = Holdings()
+    old, new = assignment(1, BlockRange(0, 4)), assignment(2, BlockRange(4, 8))
+    holdings.assign(old)
+    holdings.add(MODEL, loaded(0, 4))
+    assert holdings.leaving == ()
+    holdings.assign(new)
+    assert holdings.leaving == old.spans
+    holdings.retire(loaded(0, 4).key)
+    assert holdings.leaving == ()

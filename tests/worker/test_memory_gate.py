@@ -15,7 +15,7 @@ def reservation(name: str, n_bytes: int) -> Reservation:
 
 
 async def test_waiters_are_let_in_in_order() -> None:
-    gate = MemoryGate(budget_bytes=10, max_waiting=3)
+    gate = MemoryGate(budget_bytes=10, max_waiting=6)
     order: list[str] = []
 
     async def enter(name: str, n_bytes: int) -> None:

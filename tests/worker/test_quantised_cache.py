@@ -82,3 +82,16 @@ def test_a_disk_that_refuses_costs_nothing_but_time(tmp_path: Path) -> None:
         assert not cache.put(source("b"), 4, codes(4))
     assert [entry["event"] for entry in logs] == ["quantised_weights_not_kept"]
     assert cache.get(source("a"), 4) is None
+
+
+def test_what_can_neither_be_used_nor_removed_is_passed_over(tmp_path: Path) -> None:
+    cache = QuantisedCache(tmp_path, lambda: 0)
+    QuantisedCache(tmp_path, lambda: 10**9).put(source("a"), 4, codes(4))
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    path.mkdir()  # as good as any that this user may not touch: nothing can be read, written or unlinked
+    with capture_logs() as logs:
+        assert cache.get(source("a"), 4) is None
+        assert not cache.put(source("a"), 4, codes(4))
+    assert [entry["event"] for entry in logs] == ["quantised_weights_not_kept"]
+    assert cache.make_way(10**6) == 0

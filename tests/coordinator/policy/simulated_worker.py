@@ -55,6 +55,7 @@ class SimulatedWorker:
             spans=self._statuses("loading"),
             pinned_blocks=self.pinned_blocks,
             device=OPEN if self.is_open else None,
+            leaving=tuple(span for span in self.loaded if span not in self.wanted),
         )
 
     def assigned(self, message: Assign, manifests: dict[Revision, Manifest]) -> bool:

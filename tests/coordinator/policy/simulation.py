@@ -18,10 +18,9 @@ from coordinator.policy.coverage import counts, spans_of
 from coordinator.policy.effects import Effect, SendToWorker
 from coordinator.policy.events import (
     Event,
-    ImprovementFound,
+    Found,
     ModelAdded,
     ModelRemoved,
-    PlacementFound,
     ReplicasAsked,
     SocketLost,
     SpansReported,
@@ -46,7 +45,7 @@ from tests.coordinator.policy.fleet import heartbeat, memory_for
 from tests.coordinator.policy.simulated_store import SimulatedStore
 from tests.coordinator.policy.simulated_worker import SimulatedWorker
 
-DECISIONS = TimePassed | PlacementFound | ImprovementFound
+DECISIONS = TimePassed | Found
 """What may change any worker's assignment without anybody's asking."""
 
 FULL_CHECK_EVERY = 1000

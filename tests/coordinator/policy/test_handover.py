@@ -148,8 +148,8 @@ def test_a_worker_that_missed_its_assignment_serves_on_what_it_says_it_has() -> 
     assert hops(fleet) == [("a", "0:4"), ("b", "4:8")]
 
 
-def test_after_a_restart_of_the_coordinator_no_more_is_given_than_surely_fits_beside_what_may_be_there() -> None:
-    before = growing_pair()
+def restarted(before: Fleet) -> Fleet:
+    """The coordinator anew, from what it had saved: it knows of nobody."""
     rows = tuple(
         StoredWorker(
             worker_id=w.worker_id,
@@ -164,11 +164,40 @@ def test_after_a_restart_of_the_coordinator_no_more_is_given_than_surely_fits_be
         for w in before.state.workers.values()
     )
     stored = StoredState(workers=rows, models=tuple(before.state.models.values()))
-    fleet = Fleet(restored(stored, PolicySettings(), before.now_s), before.now_s)
-    for row in rows:
-        states: tuple[SpanState, ...] = ("ready",) if row.worker_id == B else ("loading",)
-        spans = tuple(status(span, state) for span, state in zip(row.spans, states, strict=True))
-        fleet.do(WorkerConnected(worker_id=row.worker_id, announce=announce(row.worker_id, epoch=2, spans=spans)))
+    return Fleet(restored(stored, PolicySettings(), before.now_s), before.now_s)
+
+
+def back(fleet: Fleet, worker_id: WorkerId, state: SpanState, **options: object) -> None:
+    """The worker finds the coordinator that was started again; its spans are in this state."""
+    assignment = fleet.state.workers[worker_id].assignment
+    spans = tuple(status(span, state) for span in assignment.spans)
+    said = announce(worker_id, epoch=assignment.epoch, spans=spans, **options)  # type: ignore[arg-type]
+    fleet.do(WorkerConnected(worker_id=worker_id, announce=said))
+
+
+def test_after_a_restart_of_the_coordinator_workers_serve_on_what_they_say_they_do() -> None:
+    before = growing_pair()
+    fleet = restarted(before)
+    for worker_id in (A, B):
+        back(fleet, worker_id, "loading", leaving=before.state.workers[worker_id].assignment.leaving)
+    assert hops(fleet) == [("a", "0:4"), ("b", "4:8")]
+
+    fleet.all_ready()
+    assert leaving(fleet) == []
+
+
+def test_after_a_restart_of_the_coordinator_who_cant_load_beside_what_it_serves_isnt_believed_to() -> None:
+    before = growing_pair()
+    fleet = restarted(before)
+    old = before.state.workers[A].assignment.leaving
+    back(fleet, A, "loading", leaving=old, memory=memory_for(8, ends=2))
+    assert leaving(fleet) == []
+
+
+def test_after_a_restart_of_the_coordinator_no_more_is_given_than_surely_fits_beside_what_may_be_there() -> None:
+    fleet = restarted(growing_pair())
+    back(fleet, A, "loading")
+    back(fleet, B, "ready")
     assert fleet.state.workers[A].assignment.unwanted_bytes is None
     assert fleet.state.workers[B].assignment.unwanted_bytes == 0
     fleet.do(added("n", 4))

@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.policy.coverage import ready_counts
-from coordinator.policy.events import ReplicasAsked, WorkerBeat
+from coordinator.policy.events import ReplicasAsked, SocketLost, TimePassed, WorkerBeat
 from coordinator.policy.improvement import improvement
+from coordinator.policy.layouts import Layout
+from coordinator.policy.looking import sought
+from coordinator.policy.moving import reachable
 from coordinator.policy.outlook import moving_words, outlook
 from coordinator.policy.state import ClusterState, Placement, PolicySettings, Replan
+from coordinator.policy.transition import apply
 from protocol.ids import ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, heartbeat, memory_for
 
@@ -84,6 +88,26 @@ def test_somebody_who_joins_ends_a_move_and_it_is_decided_again() -> None:
     assert set(fleet.blocks()) == set("abcd")
 
 
+def test_time_alone_moves_nobody_so_that_silence_is_noticed_while_nothing_can_be_saved() -> None:
+    fleet = fast_newcomer()
+    fleet.wait(3)
+    fleet.report("a")
+    assert sought(fleet.state, fleet.now_s) == "next step"
+    after, effects = apply(fleet.state, TimePassed(), fleet.now_s + 1)
+    assert (after.moving, effects) == (fleet.state.moving, ())
+
+
+def test_a_move_that_was_ended_isnt_begun_again_at_once() -> None:
+    fleet = fast_newcomer()
+    fleet.wait(3)
+    assert fleet.state.moving is not None
+    fleet.do(SocketLost(worker_id=WorkerId("b")))
+    fleet.wait(3)
+    assert fleet.state.moving is None, "b has been away for a moment"
+    assert fleet.state.improve_s is not None
+    assert fleet.state.improve_s > fleet.now_s
+
+
 def test_who_fails_to_load_ends_a_move_and_all_stays_served() -> None:
     fleet = fast_newcomer()
     fleet.wait(3)
@@ -129,6 +153,29 @@ def test_replicas_that_nobody_needs_any_more_make_way_for_another_model() -> Non
     fleet.do(added("n"))
     settle(fleet)
     assert (fleet.blocks("m"), fleet.blocks("n")) == ({"a": "0:8"}, {"b": "0:8"})
+
+
+@pytest.mark.parametrize("seed", [46, 82, *range(6)])
+def test_what_is_moved_to_can_be_reached_and_keeps_the_replicas_that_are_wanted(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet = planned(rng.choice(["balance", "one-stream", "many-streams"]), replan="off")
+    fleet.do(replace(added(), n_replicas=rng.choice([1, 2, 2, 3])))
+    if rng.random() < 0.3:
+        fleet.do(added("n"))
+    workers = [f"w{i}" for i in range(rng.randint(2, 8))]
+    for name in workers:
+        fleet.join(name, memory=memory_for(rng.choice([3, 6, 9, 20]), ends=2), speed=rng.uniform(0.2, 3.0))
+        if rng.random() < 0.3:
+            settle(fleet, 3, rng)
+    settle(fleet, 15, rng)
+    for name in workers:
+        beat = heartbeat(decode_s_per_block=10 ** rng.uniform(-4, -2))
+        fleet.do(WorkerBeat(worker_id=WorkerId(name), heartbeat=beat))
+    found = improvement(fleet.state)
+    now = Layout.of(fleet.state, {w.worker_id: w.assignment.spans for w in fleet.state.workers.values()})
+
+    assert reachable(fleet.state, found.moves) == found.moves
+    assert now.changed(found.moves).keeps_replicas(now)
 
 
 @pytest.mark.parametrize("placement", ["balance", "one-stream", "many-streams"])

@@ -7,6 +7,7 @@ import pytest
 from coordinator.policy import shortest_path
 from coordinator.policy.segments import Segment
 from coordinator.policy.shortest_path import cheapest_legs
+from coordinator.policy.shortlist import Found, cheapest_of_many
 from protocol.ids import BlockRange, WorkerId
 
 N_BLOCKS = 20
@@ -67,3 +68,26 @@ def test_who_would_come_twice_over_the_shortest_links_doesnt() -> None:
 
     _, legs = cheapest_legs([*twice, middle, slow], 12)
     assert [i for i, _, _ in legs] == [0, 50, 51] or [i for i, _, _ in legs] == [51, 50, 0]
+
+
+def equals(*, n: int, link_s: dict[WorkerId, float]) -> list[Segment]:
+    """Many that are equally fast, a quarter of the blocks each; the first of them has measured these links."""
+    return [
+        Segment(
+            worker_id=WorkerId(f"{i:03}"),
+            blocks=BlockRange(5 * (i % 4), 5 * (i % 4) + 5),
+            seconds_per_block=0.001 * (1 + 0.0001 * i),
+            link_s={} if i else link_s,
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize(("short", "way"), [({}, [0, 1, 2, 3]), ({WorkerId("101"): 0.00001}, [0, 101, 2, 3])])
+def test_a_way_that_none_can_be_cheaper_than_needs_no_search(short: dict[WorkerId, float], way: list[int]) -> None:
+    def search(numbers: list[int], limit_s: float, *, is_rough: bool) -> Found | None:
+        raise AssertionError(f"{len(numbers)} of them were searched")
+
+    found = cheapest_of_many(equals(n=200, link_s=short), N_BLOCKS, search)
+    assert found is not None
+    assert [i for i, _, _ in found[1]] == way

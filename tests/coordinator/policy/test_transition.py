@@ -14,15 +14,21 @@ from coordinator.policy.effects import (
 from coordinator.policy.events import (
     DrainAsked,
     Event,
+    EvidenceSeen,
     FilesChanged,
     ModelRemoved,
+    Seen,
     SocketLost,
     SpansReported,
     TimePassed,
+    TrustPinned,
+    TrustUnpinned,
+    WorkerBanned,
     WorkerBeat,
     WorkerConnected,
     WorkerJoined,
     WorkerLeft,
+    WorkerPardoned,
 )
 from coordinator.policy.missing import MissingBlocks
 from coordinator.policy.routing import cheapest_route
@@ -34,6 +40,8 @@ from coordinator.policy.state import (
     StoredWorker,
     restored,
 )
+from coordinator.policy.trust import Evidence
+from coordinator.policy.trust_words import unbacked
 from coordinator.policy.views import file_sources, model_info, worker_info
 from protocol.control_messages import Assign, Drain, SpanAssignment, SpanReport, SpanStatus
 from protocol.ids import BlockRange, ModelName, WorkerId
@@ -359,6 +367,27 @@ steps = st.one_of(
     ),
     st.tuples(st.just("report"), ids, st.sampled_from(["downloading", "loading", "ready", "ready", "failed"])),
     st.tuples(st.just("wait"), st.sampled_from([0.5, 1.0, 3.0, 6.0, 16.0, 70.0])),
+    st.tuples(st.just("jump"), st.sampled_from([-3600.0, 3600.0, 30 * 86400.0])),
+    st.builds(
+        lambda worker_id, kind, reporters: EvidenceSeen(
+            items=tuple(
+                Seen(
+                    worker_id=worker_id, evidence=Evidence(kind=kind, reporter=f"key:{key}", weight=4.0), reason=""
+                )
+                for key in reporters
+            )
+        ),
+        ids,
+        st.sampled_from(["work", "hop_failed", "audit_failed"]),
+        st.sampled_from(["a", "abc"]),
+    ),
+    st.builds(
+        TrustPinned, worker_id=ids, score=st.sampled_from([0.1, 0.3, 0.9]), by=st.just("k"), reason=st.just("r")
+    ),
+    *(
+        st.builds(decided, worker_id=ids, by=st.just("k"), reason=st.just("r"))
+        for decided in (TrustUnpinned, WorkerBanned, WorkerPardoned)
+    ),
 )
 
 
@@ -374,6 +403,8 @@ def take(fleet: Fleet, step: object) -> None:
                 fleet.report(worker_id, state)
         case ("wait", seconds):
             fleet.pass_time(seconds)
+        case ("jump", seconds):
+            fleet.now_s += seconds
         case _:
             fleet.do(step)  # type: ignore[arg-type]
 
@@ -389,7 +420,8 @@ def test_no_sequence_of_events_breaks_an_invariant(steps: list[object | Event]) 
             assert (info.state == "ready") == (info.reason == "")
         for name in fleet.state.models:
             shown = model_info(fleet.state, name, fleet.now_s)
-            assert (shown.state == "ready") == (shown.reason == "")
+            leans = unbacked(fleet.state, fleet.state.models[name])
+            assert (shown.state == "ready") == (shown.reason == leans)
             route = cheapest_route(fleet.state, name)
             assert isinstance(route, MissingBlocks) == (shown.state != "ready")
             if not isinstance(route, MissingBlocks):

@@ -1,0 +1,153 @@
+"""`coord quota`: what keys may use and have used, and what workers gave. Limits are written as `NAME=VALUE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import msgspec
+import typer
+from rich.table import Table
+
+from coordinator.admin_client import AdminTarget
+from coordinator.cli_output import cell, console, notes, plain_table, print_json, short_ids
+from coordinator.cli_target import JsonOption, for_coordinator
+from protocol.errors import ConfigError, repeated
+from protocol.key_limits import KeyLimits, LimitsChange
+from protocol.quota_rest import Contribution, ContributionList, QuotaInfo, QuotaList, UsageDay, UsageList
+
+quota_commands = typer.Typer(no_args_is_help=True, help="What keys may use, what they used, what workers gave.")
+
+LIMITS_HELP = (
+    "NAME=VALUE: requests-per-min, tokens-per-min, tokens-per-day, max-concurrent, max-context, "
+    "priority (high, normal, low), models (names with commas in between), min-trust (0 to 1)"
+)
+_NONE = "none"
+
+DaysOption = Annotated[int, typer.Option("--days", help="How many days, today (UTC) being the last.")]
+
+
+def limits_change(given: Sequence[str]) -> LimitsChange:
+    """What `NAME=VALUE ...` changes; `NAME=none` takes a limit away.
+
+    Raises:
+        ConfigError: a name or value can't be used, or a name is given twice; the message says which, and what can.
+    """
+    values: dict[str, Any] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        field = name.strip().replace("-", "_")
+        if not separator or field not in LimitsChange.__struct_fields__:
+            known = ", ".join(field.replace("_", "-") for field in LimitsChange.__struct_fields__)
+            raise ConfigError(f"{repeated(text)} is no limit: write NAME=VALUE; the names are {known}")
+        if field in values:
+            raise ConfigError(f"the limit {name} is given twice")
+        values[field] = _value(field, value.strip())
+    try:
+        return msgspec.convert(values, LimitsChange, strict=False)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"these limits can't be used: {exc}") from exc
+
+
+@quota_commands.command("show")
+@for_coordinator
+def show(
+    target: AdminTarget,
+    key_id: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="One key's id; without it all keys that have limits.")
+    ] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the limits of keys, and how much of them is used now."""
+    if key_id is None:
+        found = target.ask(lambda session: session.get("/admin/v1/quotas", QuotaList)).quotas
+    else:
+        path = f"/admin/v1/quotas/{quote(key_id, safe='')}"
+        found = (target.ask(lambda session: session.get(path, QuotaInfo)),)
+    if as_json:
+        print_json(found)
+    elif not found:
+        notes().print("no key has limits: coord key limits KEY NAME=VALUE ...", markup=False)
+    else:
+        console().print(quota_table(found))
+
+
+@quota_commands.command("usage")
+@for_coordinator
+def usage(
+    target: AdminTarget,
+    key_id: Annotated[str | None, typer.Argument(metavar="[KEY]", help="One key's id; without it all.")] = None,
+    *,
+    days: DaysOption = 7,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what keys used, by day, as the workers reported it."""
+    path = f"/admin/v1/usage?days={days}" + (f"&key={quote(key_id, safe='')}" if key_id else "")
+    found = target.ask(lambda session: session.get(path, UsageList))
+    if as_json:
+        print_json(found)
+    else:
+        console().print(usage_table(found.usage))
+
+
+@quota_commands.command("contributions")
+@for_coordinator
+def contributions(target: AdminTarget, *, days: DaysOption = 7, as_json: JsonOption = False) -> None:
+    """Show what workers gave, by day and owner: tokens times the blocks that they ran them through."""
+    found = target.ask(lambda session: session.get(f"/admin/v1/contributions?days={days}", ContributionList))
+    if as_json:
+        print_json(found)
+    else:
+        console().print(contribution_table(found.contributions))
+
+
+def new_limits(given: Sequence[str]) -> KeyLimits:
+    """The limits of a new key; ConfigError as in `limits_change`."""
+    return limits_change(given).applied_to(KeyLimits())
+
+
+def limits_words(limits: KeyLimits) -> str:
+    """The limits as one would write them on the command line; `none` if there are none."""
+    given = msgspec.to_builtins(limits)
+    words = (
+        f"{name.replace('_', '-')}={','.join(value) if isinstance(value, list | tuple) else value}"
+        for name, value in given.items()
+    )
+    return " ".join(words) or _NONE
+
+
+def quota_table(quotas: Sequence[QuotaInfo]) -> Table:
+    """Keys with their limits and what is used of them."""
+    table = plain_table("key", "name", "limits", "used now", "running")
+    for quota in quotas:
+        used = ", ".join(f"{rate.used:,} of {rate.limit:,} {rate.limit_name}" for rate in quota.rates)
+        limits = limits_words(quota.limits)
+        table.add_row(quota.key_id, cell(quota.name), limits, used, str(quota.n_running))
+    return table
+
+
+def usage_table(days: Sequence[UsageDay]) -> Table:
+    """What keys used, by day."""
+    table = plain_table("day", "key", "name", "generations", "prompt tokens", "answer tokens")
+    for day in days:
+        counts = (day.n_generations, day.n_prompt_tokens, day.n_completion_tokens)
+        table.add_row(day.day, day.key_id, cell(day.name), *(f"{count:,}" for count in counts))
+    return table
+
+
+def contribution_table(given: Sequence[Contribution]) -> Table:
+    """What workers gave, by day."""
+    table = plain_table("day", "owner", "worker", "tokens x blocks")
+    for one in given:
+        table.add_row(one.day, cell(one.owner), short_ids(one.worker_id), f"{one.n_token_blocks:,}")
+    return table
+
+
+def _value(field: str, text: str) -> Any:
+    if text.lower() == _NONE:
+        return None
+    if field == "models":
+        return tuple(part.strip() for part in text.split(","))
+    return text.replace("_", "").replace(",", "") if field.startswith(("requests", "tokens", "max")) else text

@@ -1,0 +1,170 @@
+"""What a key may ask for: looked at before a route is, and held in the database once there is one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+from msgspec import structs
+
+from coordinator.background import uninterrupted
+from coordinator.policy.quota import Wanted, check_allowed
+from coordinator.policy.state import ModelRecord
+from coordinator.repository import Repository
+from coordinator.stored_rows import NewGeneration
+from protocol.errors import (
+    BrigadeError,
+    ContextExceededError,
+    DatabaseAwayError,
+    InternalError,
+    LeaseError,
+    OverloadedError,
+    StorageError,
+)
+from protocol.ids import KeyId
+from protocol.key_limits import KeyLimits
+from protocol.rest import RouteGrant, RouteRequest
+
+log = structlog.get_logger(__name__)
+
+RETRY_AWAY_S = 2.0
+RETRY_FULL_S = 2.0
+MAX_TOGETHER = 64
+"""Generations of one transaction."""
+MAX_LINE = 256
+"""Generations that wait to be written."""
+LONGEST_IN_LINE_S = 10.0
+"""Who stood in line for longer isn't written: clients give up 15 s after they were to have a route."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Waiting:
+    """A generation to be written, and what came of it: None, or why it isn't to be."""
+
+    new: NewGeneration
+    written: asyncio.Future[Exception | None]
+    until_s: float
+    is_gone: Callable[[], bool]
+
+
+class QuotaDesk:
+    """Says no, or keeps what was granted. `quota_clock`: a `SteadyClock` over `clock`."""
+
+    def __init__(
+        self, repository: Repository, clock: Callable[[], float], quota_clock: Callable[[], float]
+    ) -> None:
+        self._repository = repository
+        self._clock = clock
+        self._quota_clock = quota_clock
+        self._line: list[_Waiting] = []
+        self._turn = asyncio.Lock()
+
+    def allowed(self, model: ModelRecord, wanted: RouteRequest, limits: KeyLimits) -> RouteRequest:
+        """The request as the key may ask it: its floor of trust is the least.
+
+        Raises:
+            ContextExceededError: prompt and answer don't fit the model, or the key.
+            ForbiddenError, OverLimitError: the key never may.
+        """
+        _check_context(model, wanted)
+        check_allowed(limits, model.name, _most(wanted))
+        floor = max(wanted.min_trust, limits.min_trust or 0.0)
+        return wanted if floor == wanted.min_trust else structs.replace(wanted, min_trust=floor)
+
+    async def record(
+        self, grant: RouteGrant, wanted: RouteRequest, key_id: KeyId, *, is_gone: Callable[[], bool]
+    ) -> None:
+        """Keep that the route was given, and hold what it may use, both or neither.
+
+        Those who come while others are being written are written together after them, but for those whose callers
+        have hung up by then.
+
+        Raises:
+            QuotaExceededError, OverLimitError: a limit of the key doesn't allow it.
+            DatabaseAwayError: it can't be kept, so the route must not be given.
+            OverloadedError: too many wait, or it waited for too long.
+            ConnectionError: the caller hung up: nobody is there to be answered.
+        """
+        if len(self._line) >= MAX_LINE:
+            message = f"{MAX_LINE} generations wait to be written down already; ask again"
+            raise OverloadedError(message, retry_after_s=RETRY_FULL_S)
+        waiting = _Waiting(
+            new=self._new(grant, wanted, key_id),
+            written=asyncio.Future(),
+            until_s=asyncio.get_running_loop().time() + LONGEST_IN_LINE_S,
+            is_gone=is_gone,
+        )
+        self._line.append(waiting)
+        try:
+            async with self._turn:
+                while not waiting.written.done() and (together := self._next_together()):
+                    await uninterrupted(self._write(together))
+        finally:
+            if waiting in self._line:  # cancelled before its turn
+                self._line.remove(waiting)
+        refusal = waiting.written.result()
+        if refusal is not None:
+            raise refusal
+
+    def _next_together(self) -> list[_Waiting]:
+        """Those at the head of the line who are to be written; who waited in vain before them is sent away."""
+        together: list[_Waiting] = []
+        now_s = asyncio.get_running_loop().time()
+        while self._line and len(together) < MAX_TOGETHER:
+            waiting = self._line.pop(0)
+            if waiting.is_gone():
+                waiting.written.set_result(ConnectionError("the caller hung up"))
+            elif now_s > waiting.until_s:
+                message = f"this generation stood in line for over {LONGEST_IN_LINE_S:g} s to be written; ask again"
+                waiting.written.set_result(OverloadedError(message, retry_after_s=RETRY_FULL_S))
+            else:
+                together.append(waiting)
+        return together
+
+    async def _write(self, together: Sequence[_Waiting]) -> None:
+        refusals: Sequence[BrigadeError | None]
+        try:
+            refusals = await self._repository.record_generations(
+                [waiting.new for waiting in together], self._quota_clock
+            )
+        except LeaseError as error:
+            refusals = [error] * len(together)
+        except StorageError as error:
+            message = f"no generation can begin, as nothing can be kept of it: {error.message}"
+            refusals = [DatabaseAwayError(message, retry_after_s=RETRY_AWAY_S) for _ in together]
+        except Exception:
+            log.exception("generations_not_recorded", n_generations=len(together))
+            message = "the generation couldn't be recorded; the coordinator's log has the details"
+            refusals = [InternalError(message) for _ in together]
+        for waiting, refusal in zip(together, refusals, strict=True):
+            waiting.written.set_result(refusal)
+
+    def _new(self, grant: RouteGrant, wanted: RouteRequest, key_id: KeyId) -> NewGeneration:
+        return NewGeneration(
+            session_id=grant.session_id,
+            key_id=key_id,
+            model=grant.model,
+            revision=grant.revision,
+            route=tuple((hop.worker_id, hop.blocks.start, hop.blocks.end) for hop in grant.hops),
+            n_prompt_tokens=wanted.n_prompt_tokens,
+            max_tokens=wanted.max_tokens,
+            at=datetime.fromtimestamp(self._clock(), UTC),
+            continues=wanted.continues,
+        )
+
+
+def _check_context(model: ModelRecord, wanted: RouteRequest) -> None:
+    context_length, n_wanted = model.manifest.context_length, _most(wanted).n_tokens
+    if n_wanted > context_length:
+        raise ContextExceededError(
+            f"the prompt's {wanted.n_prompt_tokens} tokens and max_tokens {wanted.max_tokens} are {n_wanted} "
+            f"together; {model.name} takes {context_length}: shorten the prompt or ask for at most "
+            f"{max(0, context_length - wanted.n_prompt_tokens)}"
+        )
+
+
+def _most(wanted: RouteRequest) -> Wanted:
+    return Wanted(n_prompt_tokens=wanted.n_prompt_tokens, max_tokens=wanted.max_tokens)

@@ -1,0 +1,43 @@
+"""Give back, every few seconds, what is held for generations that nobody reported."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import structlog
+
+from coordinator.background import uninterrupted
+from coordinator.quota_book import QuotaBook
+from protocol.errors import StorageError
+
+log = structlog.get_logger(__name__)
+
+SWEEP_S = 2.0
+"""Against the 10 s that the reservation of a failed generation waits."""
+
+
+async def expire_forever(book: QuotaBook, clock: Callable[[], float], *, every_s: float = SWEEP_S) -> None:
+    """Look every `every_s` seconds until cancelled; while the database can't be used, that is logged."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            n_expired = await expire_due(book, clock)
+        except StorageError as error:
+            log.warning("reservations_not_expired", error_message=error.message)
+            continue
+        if n_expired:
+            log.info("reservations_expired", n_expired=n_expired)
+
+
+async def expire_due(book: QuotaBook, clock: Callable[[], float]) -> int:
+    """Give back all that is due, in short transactions between which others get their turn; how many reservations.
+
+    Raises:
+        StorageError: the database can't be used.
+    """
+    n_expired = 0
+    while n := await uninterrupted(book.expire(datetime.fromtimestamp(clock(), UTC))):
+        n_expired += n
+    return n_expired

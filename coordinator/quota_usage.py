@@ -1,0 +1,178 @@
+"""Who used and who gave how much on which day: two ledgers, written with every report of a finished generation."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import Table, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from coordinator.persistence import insert_audit
+from coordinator.policy.quota import MAX_CONTINUATIONS, Wanted, n_used
+from coordinator.table_base import Base
+from coordinator.tables import ApiKeyRow, ContributionRow, GenerationRow, UsageRow, WorkerOwnerRow
+from coordinator.transactions import Transactions
+from protocol.control_messages import GenerationReport
+from protocol.ids import KeyId, WorkerId
+from protocol.quota_rest import Contribution, UsageDay
+
+USAGE_COUNTS = ("n_generations", "n_prompt_tokens", "n_completion_tokens")
+
+
+async def add_usage(
+    session: AsyncSession, ended: Sequence[tuple[GenerationRow, GenerationReport, datetime]]
+) -> None:
+    """Count sessions for their keys and for the workers of their routes, in the caller's transaction.
+
+    One that goes on from another counts for the key only what wasn't reported before it: its answer, and the rest
+    if the tails of those before died without a word. The workers ran all of it.
+    """
+    before = await _reported_before(session, [generation for generation, _, _ in ended])
+    used: defaultdict[tuple[str, date], Counter[str]] = defaultdict(Counter)
+    given: Counter[tuple[str, date]] = Counter()
+    for generation, report, at in ended:
+        n_tokens = n_used(
+            Wanted(n_prompt_tokens=generation.n_prompt_tokens, max_tokens=generation.max_tokens),
+            report.n_prompt_tokens,
+            report.n_completion_tokens,
+            has_failed=report.outcome == "failed",
+            n_before=0,
+        )
+        n_completion = generation.n_completion_tokens or 0
+        counts = used[generation.key_id, at.date()]
+        counts["n_completion_tokens"] += n_completion
+        n_before = before.get(generation.session_id)
+        if n_before is None:
+            counts["n_generations"] += 1
+        if not n_before:
+            counts["n_prompt_tokens"] += max(0, n_tokens - n_completion)
+        for worker_id, start, end in generation.route if n_tokens else ():
+            given[worker_id, at.date()] += n_tokens * (end - start)
+    usage = [
+        {"key_id": key_id, "day": day} | {name: counts[name] for name in USAGE_COUNTS}
+        for (key_id, day), counts in sorted(used.items())
+    ]
+    await _add(session, UsageRow, usage, *USAGE_COUNTS)
+    owners = await _owners(session, {worker_id for worker_id, _ in given}) if given else {}
+    contributions = [
+        {"worker_id": worker_id, "owner": owners.get(worker_id, ""), "day": day, "n_token_blocks": n}
+        for (worker_id, day), n in sorted(given.items())
+    ]
+    await _add(session, ContributionRow, contributions, "n_token_blocks")
+
+
+class UsageBook:
+    """The ledgers, for operators."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def usage(self, first: date, last: date, key_id: KeyId | None = None) -> tuple[UsageDay, ...]:
+        """Usage of all keys or one on these days, newest first.
+
+        Raises:
+            StorageError: the database can't be used.
+        """
+        query = (
+            select(UsageRow, ApiKeyRow.name)
+            .join(ApiKeyRow, ApiKeyRow.key_id == UsageRow.key_id)
+            .where(UsageRow.day >= first, UsageRow.day <= last)
+            .order_by(UsageRow.day.desc(), UsageRow.key_id)
+        )
+        if key_id is not None:
+            query = query.where(UsageRow.key_id == key_id)
+        async with self._transactions.reading() as session:
+            return tuple(
+                UsageDay(
+                    key_id=KeyId(row.key_id),
+                    name=name,
+                    day=row.day.isoformat(),
+                    n_generations=row.n_generations,
+                    n_prompt_tokens=row.n_prompt_tokens,
+                    n_completion_tokens=row.n_completion_tokens,
+                )
+                for row, name in await session.execute(query)
+            )
+
+    async def contributions(self, first: date, last: date) -> tuple[Contribution, ...]:
+        """What all workers gave on these days, newest first.
+
+        Raises:
+            StorageError: the database can't be used.
+        """
+        query = (
+            select(ContributionRow)
+            .where(ContributionRow.day >= first, ContributionRow.day <= last)
+            .order_by(ContributionRow.day.desc(), ContributionRow.owner, ContributionRow.worker_id)
+        )
+        async with self._transactions.reading() as session:
+            return tuple(
+                Contribution(
+                    worker_id=WorkerId(row.worker_id),
+                    owner=row.owner,
+                    day=row.day.isoformat(),
+                    n_token_blocks=row.n_token_blocks,
+                )
+                for row in await session.scalars(query)
+            )
+
+    async def set_owner(self, worker_id: WorkerId, owner: str, now: datetime) -> None:
+        """From now on what this worker gives is this owner's; empty: nobody's in particular.
+
+        Raises:
+            StorageError: the database can't be used.
+        """
+        async with self._transactions.writing() as session:
+            row = await session.get(WorkerOwnerRow, worker_id)
+            if row is None:
+                row = WorkerOwnerRow(worker_id=worker_id, owner="")
+                session.add(row)
+            insert_audit(session, now, "worker_owner_set", worker_id, f"{row.owner!r} to {owner!r}")
+            row.owner = owner
+
+
+async def _reported_before(session: AsyncSession, ended: Sequence[GenerationRow]) -> dict[str, int]:
+    """Tokens that were reported of the sessions before each of these; those without a report aren't in it."""
+    found: dict[str, int] = {}
+    behind = {row.session_id: (row.key_id, row.continues) for row in ended if row.continues is not None}
+    for _ in range(MAX_CONTINUATIONS):
+        if not behind:
+            break
+        query = select(GenerationRow).where(GenerationRow.session_id.in_({before for _, before in behind.values()}))
+        rows = {row.session_id: row for row in await session.scalars(query)}
+        further = {}
+        for session_id, (key_id, continues) in behind.items():
+            row = rows.get(continues or "")
+            if row is None or row.key_id != key_id:
+                continue
+            if row.outcome is not None:
+                found[session_id] = found.get(session_id, 0) + (row.n_completion_tokens or 0)
+            if row.continues is not None and not found.get(session_id):
+                further[session_id] = (key_id, row.continues)
+        behind = further
+    return found
+
+
+async def _owners(session: AsyncSession, worker_ids: set[str]) -> dict[str, str]:
+    query = select(WorkerOwnerRow).where(WorkerOwnerRow.worker_id.in_(worker_ids))
+    return {row.worker_id: row.owner for row in await session.scalars(query)}
+
+
+async def _add(session: AsyncSession, kind: type[Base], rows: Sequence[dict[str, Any]], *counts: str) -> None:
+    """Insert the rows, or add their `counts` to those that are there."""
+    if not rows:
+        return
+    table = kind.__table__
+    assert isinstance(table, Table)
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    statement: Any = insert(table).values(list(rows))
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={name: table.c[name] + statement.excluded[name] for name in counts},
+        )
+    )

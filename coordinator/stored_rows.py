@@ -1,0 +1,137 @@
+"""What the repository gives out of its rows: keys, generations, lines of the audit log, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from coordinator.quota_rows import limits_of
+from coordinator.tables import ApiKeyRow, GenerationRow, QuotaRow
+from protocol.control_messages import GenerationReport
+from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
+from protocol.key_limits import UNLIMITED, KeyLimits
+from protocol.rest import KeyKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKey:
+    """An API key as it is kept: `secret_hash` is `protocol.api_key.secret_hash` of its secret."""
+
+    key_id: KeyId
+    name: str
+    kind: KeyKind
+    secret_hash: str = field(repr=False)
+    created_at: datetime
+    revoked_at: datetime | None
+    limits: KeyLimits = UNLIMITED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredGeneration:
+    """One generation; what it used, and how and when it ended, is None until its tail has reported."""
+
+    session_id: SessionId
+    key_id: KeyId
+    model: ModelName
+    revision: Revision
+    route: tuple[tuple[WorkerId, int, int], ...]
+    n_prompt_tokens: int
+    max_tokens: int
+    started_at: datetime
+    n_completion_tokens: int | None
+    outcome: str | None
+    finished_at: datetime | None
+    continues: SessionId | None
+    """The failed session that it goes on from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditLine:
+    """One line of the audit log."""
+
+    at: datetime
+    action: str
+    subject: str
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewGeneration:
+    """A generation for which there is a route."""
+
+    session_id: SessionId
+    key_id: KeyId
+    model: ModelName
+    revision: Revision
+    route: tuple[tuple[WorkerId, int, int], ...]
+    """(worker, first block, end) from head to tail."""
+    n_prompt_tokens: int
+    max_tokens: int
+    at: datetime
+    continues: SessionId | None = None
+
+    def row(self, reservation_id: int | None) -> GenerationRow:
+        """As it is kept."""
+        return GenerationRow(
+            session_id=self.session_id,
+            key_id=self.key_id,
+            model=self.model,
+            revision=self.revision,
+            route=[list(hop) for hop in self.route],
+            n_prompt_tokens=self.n_prompt_tokens,
+            max_tokens=self.max_tokens,
+            started_at=self.at,
+            continues=self.continues,
+            reservation_id=reservation_id,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedEnd:
+    """That a generation is over, as its tail reported it."""
+
+    report: GenerationReport
+    at: datetime
+    reported_by: WorkerId | None = None
+    """None: believed without asking who says it."""
+
+    def take(self, row: GenerationRow | None) -> GenerationRow | None:
+        """The row with this in it; None if it isn't known, is finished, or isn't the reporter's."""
+        if row is None or row.finished_at is not None:
+            return None
+        if self.reported_by is not None and row.route[-1][0] != self.reported_by:
+            return None
+        row.n_completion_tokens = min(max(self.report.n_completion_tokens, 0), row.max_tokens)
+        row.outcome, row.finished_at = self.report.outcome, self.at
+        return row
+
+
+def stored_key(row: ApiKeyRow, quota: QuotaRow | None) -> StoredKey:
+    """A key by its row and, if it has limits, its quota."""
+    return StoredKey(
+        key_id=KeyId(row.key_id),
+        name=row.name,
+        kind="admin" if row.kind == "admin" else "client",
+        secret_hash=row.secret_hash,
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+        limits=UNLIMITED if quota is None else limits_of(quota),
+    )
+
+
+def stored_generation(row: GenerationRow) -> StoredGeneration:
+    """A generation by its row."""
+    return StoredGeneration(
+        session_id=SessionId(row.session_id),
+        key_id=KeyId(row.key_id),
+        model=ModelName(row.model),
+        revision=Revision(row.revision),
+        route=tuple((WorkerId(worker_id), start, end) for worker_id, start, end in row.route),
+        n_prompt_tokens=row.n_prompt_tokens,
+        max_tokens=row.max_tokens,
+        started_at=row.started_at,
+        n_completion_tokens=row.n_completion_tokens,
+        outcome=row.outcome,
+        finished_at=row.finished_at,
+        continues=None if row.continues is None else SessionId(row.continues),
+    )

@@ -1,0 +1,94 @@
+"""Bodies of what operators ask about quotas: limits of keys and what is used of them, usage, who contributed what.
+
+JSON on the wire. All of it since 1.2.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from protocol.ids import KeyId, WorkerId
+from protocol.key_limits import KeyLimits
+from protocol.rest import Body
+
+LimitName = Literal["requests/min", "tokens/min", "tokens/day"]
+MAX_OWNER_CHARS = 64
+MAX_DAYS = 366
+"""Of usage and contributions that one request can ask for."""
+
+
+class RateUse(Body, frozen=True, kw_only=True):
+    """How much of a rate is used now."""
+
+    limit_name: LimitName
+    limit: int
+    used: int
+    """What a request finds taken: used or promised of late, less what has come back with time. Rounded up."""
+
+
+class QuotaInfo(Body, frozen=True, kw_only=True):
+    """One key's limits, and how much of them is used now."""
+
+    key_id: KeyId
+    name: str
+    limits: KeyLimits
+    rates: tuple[RateUse, ...]
+    n_running: int
+    """Generations that run now, as far as they are counted: those of keys with limits."""
+
+
+class QuotaList(Body, frozen=True, kw_only=True):
+    """`GET /admin/v1/quotas`: the keys that have limits."""
+
+    quotas: tuple[QuotaInfo, ...]
+
+
+class UsageDay(Body, frozen=True, kw_only=True):
+    """What one key used on one day (UTC), as the tails of its routes reported."""
+
+    key_id: KeyId
+    name: str
+    day: str
+    n_generations: int
+    n_prompt_tokens: int
+    n_completion_tokens: int
+
+
+class UsageList(Body, frozen=True, kw_only=True):
+    """`GET /admin/v1/usage`, newest day first."""
+
+    usage: tuple[UsageDay, ...]
+
+
+class Contribution(Body, frozen=True, kw_only=True):
+    """What one worker gave on one day (UTC), for the owner that it had then."""
+
+    worker_id: WorkerId
+    owner: str
+    day: str
+    n_token_blocks: int
+    """Tokens, of prompts and answers, times the blocks that the worker ran them through."""
+
+
+class ContributionList(Body, frozen=True, kw_only=True):
+    """`GET /admin/v1/contributions`, newest day first."""
+
+    contributions: tuple[Contribution, ...]
+
+
+class OwnerRequest(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`PATCH /admin/v1/workers/{worker_id}/owner`: whose machine it is; empty: nobody's in particular."""
+
+    owner: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is no label. ValueError: msgspec reports it as invalid."""
+        if len(self.owner) > MAX_OWNER_CHARS or not self.owner.isprintable():
+            raise ValueError(f"an owner is a label of at most {MAX_OWNER_CHARS} printable characters")
+
+
+class WorkerOwner(Body, frozen=True, kw_only=True):
+    """Whose machine a worker is."""
+
+    worker_id: WorkerId
+    owner: str

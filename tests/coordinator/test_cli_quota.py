@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from coordinator.cli_quota import limits_change, limits_words, new_limits
+from protocol.api_key import api_key_from_text
+from protocol.errors import EXIT_USAGE, ConfigError
+from protocol.key_limits import KeyLimits
+from tests.support.coord_process import Coord
+
+
+def test_limits_are_given_changed_and_shown(here: Coord) -> None:
+    code, out, _ = here("key", "create", "phone", "--limit", "tokens-per-min=10_000", "--limit", "priority=low")
+    assert code == 0
+    key_id = api_key_from_text(out).key_id
+    code, _, err = here("key", "limits", key_id, "max-concurrent=2", "priority=none", "models=a,b")
+    assert code == 0
+    assert "tokens-per-min=10000 max-concurrent=2 models=a,b" in " ".join(err.split())
+    (quota,) = json.loads(here("quota", "show", key_id, "--json")[1])
+    assert quota["limits"] == {"tokens_per_min": 10_000, "max_concurrent": 2, "models": ["a", "b"]}
+    assert "0 of 10,000 tokens/min" in here("quota", "show")[1]
+    assert json.loads(here("quota", "usage", "--json")[1]) == {"usage": []}
+    assert here("quota", "contributions")[0] == 0
+    code, _, err = here("key", "limits", key_id, "tokens-per-min=0")
+    assert code == EXIT_USAGE
+    assert "tokens_per_min is 0" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["tokens=5"], "'tokens=5' is no limit: write NAME=VALUE; the names are requests-per-min"),
+        (["max-context"], "is no limit"),
+        (["max-context=5", "max_context=6"], "is given twice"),
+        (["max-context=many"], "max_context"),
+        (["max-context=1"], "max_context is 1; it can be 2 to"),
+        (["priority=vip"], "priority"),
+    ],
+)
+def test_what_is_no_limit_is_refused(given: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        limits_change(given)
+
+
+def test_limits_read_as_they_are_written() -> None:
+    limits = KeyLimits(requests_per_min=60, priority="high", models=("a", "b"), min_trust=0.5)
+    assert new_limits(limits_words(limits).split()) == limits
+    assert limits_words(KeyLimits()) == "none"
