@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from worker.replacing import replace_modules
+
 _FEW_ROWS = 2
 """Rows of the input up to which MKL is the faster."""
 
@@ -39,13 +41,13 @@ class ColumnLinear(nn.Module):
 @torch.no_grad()
 def use_columns(model: nn.Module) -> int:
     """Replace the layers whose float32 weights lie by columns; the number of them."""
-    n_replaced = 0
-    for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
-            if type(child) is nn.Linear and _lies_by_columns(child.weight) and _onednn_takes_columns():
-                setattr(owner, name, ColumnLinear(child))
-                n_replaced += 1
-    return n_replaced
+
+    def replacement(layer: nn.Module) -> ColumnLinear | None:
+        if type(layer) is nn.Linear and _lies_by_columns(layer.weight) and _onednn_takes_columns():
+            return ColumnLinear(layer)
+        return None
+
+    return replace_modules(model, replacement)
 
 
 def _lies_by_columns(weight: torch.Tensor) -> bool:

@@ -20,6 +20,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from protocol.errors import UntrustedFileError
 from protocol.ids import BlockRange
 from worker.kv_cache import KVCache
+from worker.replacing import replace_modules
 
 
 class NoEmbedding(nn.Module):
@@ -79,10 +80,8 @@ def cut_config(model: PreTrainedModel, kept: BlockRange) -> None:
 def free_embedding(model: PreTrainedModel) -> None:
     """Let go of the embedding of a stage that isn't the first: the head was tied to it, and nothing calls it."""
     embedding = model.get_input_embeddings()
-    for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
-            if child is embedding and not isinstance(child, NoEmbedding):
-                setattr(owner, name, NoEmbedding())
+    if not isinstance(embedding, NoEmbedding):
+        replace_modules(model, lambda module: NoEmbedding() if module is embedding else None)
 
 
 def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:

@@ -13,6 +13,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from worker.replacing import replace_modules
+
 _N_ROWS = 8
 """How many rows the blocks are made for; a hint, they serve any number."""
 
@@ -52,13 +54,13 @@ def pack_linear_layers(model: nn.Module) -> int:
     if not _has_kernels():
         return 0
     n_users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    n_packed = 0
-    for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
-            if type(child) is nn.Linear and _is_packable(child.weight) and n_users[id(child.weight)] == 1:
-                setattr(owner, name, PackedLinear(child))
-                n_packed += 1
-    return n_packed
+
+    def replacement(layer: nn.Module) -> PackedLinear | None:
+        if type(layer) is nn.Linear and _is_packable(layer.weight) and n_users[id(layer.weight)] == 1:
+            return PackedLinear(layer)
+        return None
+
+    return replace_modules(model, replacement)
 
 
 def _has_kernels() -> bool:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm
 
+from worker.replacing import replace_modules
+
 _MOST_ELEMENTS = 16_384
 """Of the input, up to which this is faster in every precision."""
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -45,13 +47,7 @@ class RowNorm(nn.Module):
 @torch.no_grad()
 def use_row_norms(model: nn.Module) -> int:
     """Replace the norms on the CPU that are found, by trial, to be of the root mean square; the number of them."""
-    n_replaced = 0
-    for owner in list(model.modules()):
-        for name, child in list(owner.named_children()):
-            if (row_norm := _row_norm(child)) is not None:
-                setattr(owner, name, row_norm)
-                n_replaced += 1
-    return n_replaced
+    return replace_modules(model, _row_norm)
 
 
 def _row_norm(norm: nn.Module) -> RowNorm | None:

@@ -292,5 +292,6 @@ def load_stage(
     use_columns(model)
     use_row_norms(model)
     move_to_huge_pages(model)
-    collapse_to_huge_pages(linear.memory for linear in model.modules() if isinstance(linear, PackedLinear))
-    return Stage(model, blocks, n_blocks=n_blocks, dtype=dtype, device=device)
+    stage = Stage(model, blocks, n_blocks=n_blocks, dtype=dtype, device=device)
+    collapse_to_huge_pages(linear.memory for linear in stage.packed_linears())
+    return stage
