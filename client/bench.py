@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from client.api import Client
 from client.bench_figures import Attempt, BenchReport, LevelFigures, level_figures
+from client.options import check_min_trust
 from client.output import stage_text
 from protocol.errors import BrigadeError, ContextExceededError, InvalidRequestError
 from protocol.rest import ModelInfo
@@ -39,6 +40,8 @@ class BenchPlan:
     max_tokens: int = 64
     timeout_s: float = 600.0
     """For one generation."""
+    min_trust: float = 0.0
+    pinned_ends: bool = False
 
     def check(self) -> None:
         """Refuse what can't be measured.
@@ -57,6 +60,7 @@ class BenchPlan:
         ):
             if value < least:
                 raise InvalidRequestError(f"{value} {name}; at least {least} can be measured")
+        check_min_trust(self.min_trust)
         n_positions = self.n_prompt_tokens + self.max_tokens
         if n_positions > self.model.context_length:
             raise ContextExceededError(
@@ -147,6 +151,8 @@ class Bench:
             seed=0,
             ignore_eos=True,
             timeout_s=self._plan.timeout_s,
+            min_trust=self._plan.min_trust,
+            pinned_ends=self._plan.pinned_ends,
         )
         async with stream:
             async for _ in stream:

@@ -18,7 +18,19 @@ from typer.exceptions import TyperException
 from client import cli_bench
 from client import cli_options as given
 from client.api import Client, Prompt, TokenStream
-from client.command import ConnectTimeout, Json, KeyFile, Url, chosen_model, run, tell, write, write_now
+from client.command import (
+    ConnectTimeout,
+    Json,
+    KeyFile,
+    MinTrust,
+    PinnedEnds,
+    Url,
+    chosen_model,
+    run,
+    tell,
+    write,
+    write_now,
+)
 from client.config import CONNECT_TIMEOUT_S, ClientConfig
 from client.options import DEFAULT_TIMEOUT_S, GenerationOptions
 from client.output import done_line, models_line, models_table, piece_line, printable, summary_line
@@ -107,7 +119,11 @@ def generate(
     system: given.System = None,
     is_chat: given.IsChat = None,
     speculate: given.Speculate = True,
+    is_private: given.Private = False,
+    private_blocks: given.PrivateBlocks = None,
     wait: given.WaitForQuota = False,
+    min_trust: MinTrust = 0.0,
+    pinned_ends: PinnedEnds = False,
     timeout: given.Timeout = DEFAULT_TIMEOUT_S,
     is_json: Json = False,
     url: Url = None,
@@ -125,7 +141,11 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
         speculate=speculate,
+        private=is_private,
+        private_blocks=private_blocks,
         wait_for_quota=wait,
+        min_trust=min_trust,
+        pinned_ends=pinned_ends,
         timeout_s=timeout,
     )
     options.check()

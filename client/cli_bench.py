@@ -16,7 +16,7 @@ from rich.console import Console
 from client.api import Client
 from client.bench import DEFAULT_STREAMS, Bench, BenchPlan
 from client.bench_figures import BenchReport, figures_table
-from client.command import Json, KeyFile, Url, chosen_model, run, tell, write_now
+from client.command import Json, KeyFile, MinTrust, PinnedEnds, Url, chosen_model, run, tell, write_now
 from client.config import ClientConfig
 from client.output import printable
 from protocol.errors import EXIT_OK, EXIT_UNAVAILABLE, InvalidRequestError
@@ -35,6 +35,8 @@ class _Asked:
     n_prompt_tokens: int
     max_tokens: int
     timeout_s: float
+    min_trust: float
+    pinned_ends: bool
     is_json: bool
 
 
@@ -48,6 +50,8 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each answer; none ends earlier.")] = 64,
     timeout: Annotated[float, typer.Option(help="Seconds that one generation may take.")] = 600.0,
+    min_trust: MinTrust = 0.0,
+    pinned_ends: PinnedEnds = False,
     is_json: Json = False,
     url: Url = None,
     api_key_file: KeyFile = None,
@@ -63,6 +67,8 @@ def bench(
         n_prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
         timeout_s=timeout,
+        min_trust=min_trust,
+        pinned_ends=pinned_ends,
         is_json=is_json,
     )
     return run(_bench(ClientConfig.from_env(url=url, api_key_file=api_key_file), asked))
@@ -86,6 +92,8 @@ async def _bench(config: ClientConfig, asked: _Asked) -> int:
             n_prompt_tokens=asked.n_prompt_tokens,
             max_tokens=asked.max_tokens,
             timeout_s=asked.timeout_s,
+            min_trust=asked.min_trust,
+            pinned_ends=asked.pinned_ends,
         )
         plan.check()
         measuring = Bench(client, plan)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from client.options import DEFAULT_MAX_TOKENS
+from client.options import DEFAULT_MAX_TOKENS, DEFAULT_PRIVATE_BLOCKS
 
 PromptText = Annotated[str | None, typer.Argument(help="The prompt; '-' or nothing: from standard input.")]
 Model = Annotated[str | None, typer.Option(help="The model's name; needed if there are several.")]
@@ -25,6 +25,23 @@ IsChat = Annotated[
 ]
 Speculate = Annotated[
     bool, typer.Option(help="Let the workers guess tokens ahead where that pays; the text is the same.")
+]
+Private = Annotated[
+    bool,
+    typer.Option(
+        "--private",
+        help="Run the model's ends (embedding, first and last blocks, head, sampling) on this machine: workers get "
+        "hidden states, never text or tokens. That hides them from logs and from the merely curious. Research has "
+        "recovered most of a prompt from hidden states: it is no protection against a worker that attacks. Needs "
+        "brigade\\[worker] here; nothing is guessed ahead or kept for later prompts.",
+    ),
+]
+PrivateBlocks = Annotated[
+    int | None,
+    typer.Option(
+        help=f"With --private: how many blocks at each end; more are slower here, and make text harder to recover. "
+        f"\\[default: {DEFAULT_PRIVATE_BLOCKS}]"
+    ),
 ]
 WaitForQuota = Annotated[
     bool,

@@ -26,6 +26,17 @@ KeyFile = Annotated[
 ConnectTimeout = Annotated[
     float, typer.Option("--connect-timeout", help="Seconds that the coordinator may be away at the start.", min=0.0)
 ]
+MinTrust = Annotated[
+    float, typer.Option(help="Only over workers of this trust, from 0 to 1, or more; `coord trust list` shows it.")
+]
+PinnedEnds = Annotated[
+    bool,
+    typer.Option(
+        "--pinned-ends",
+        help="The first and the last worker, which see the tokens, must be ones that the cluster's operator "
+        "vouches for (`coord trust pin`).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 

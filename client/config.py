@@ -13,8 +13,8 @@ from pathlib import Path
 import platformdirs
 
 from protocol.api_key import ApiKey, api_key_from_text
+from protocol.coordinator_urls import checked_coordinator_urls
 from protocol.errors import ConfigError
-from protocol.pinned_http import checked_coordinator_urls
 
 URL_VARIABLE = "BRIGADE_URL"
 KEY_VARIABLE = "BRIGADE_API_KEY"

@@ -15,6 +15,7 @@ from protocol.errors import (
     ContextExceededError,
     DrainingError,
     InvalidRequestError,
+    KeyRevokedError,
     ModelLoadingError,
     ModelUnavailableError,
     NotFoundError,
@@ -43,7 +44,7 @@ ROUTE_WAIT_S = 10.0
 
 _LONGEST_REASON = 300
 
-_ENDS_GENERATION = (InvalidRequestError, ContextExceededError, TooLargeError)
+_ENDS_GENERATION = (InvalidRequestError, ContextExceededError, KeyRevokedError, TooLargeError)
 """What a worker may say that would be the same at any other. `cancelled` isn't: a worker says it when our
 connection to it was lost, and we may hear it from another one first."""
 
@@ -177,7 +178,7 @@ def after_refusal(known: Failover, error: BrigadeError, asked: Asked, rng: rando
         # a coordinator that doesn't know the session: without its cache then
         return _at_once(replace(known, continues=None, failure=None), after_s=0.0, wait_s=asked.wait_s)
     if isinstance(error, ModelUnavailableError) and asked.has_excluded:
-        return _at_once(replace(known, exclusions=()), after_s=known.retry_after_s, wait_s=asked.wait_s)
+        return _at_once(_with_fewer_excluded(known), after_s=known.retry_after_s, wait_s=asked.wait_s)
     if isinstance(error, QuotaExceededError):
         return _after_quota(known, error, asked, rng)
     if isinstance(error, RequestError) or not _is_worth_waiting(known, error, asked):
@@ -191,6 +192,16 @@ def after_refusal(known: Failover, error: BrigadeError, asked: Asked, rng: rando
         wait_s=ROUTE_WAIT_S if isinstance(error, ModelUnavailableError) else asked.wait_s,
         waits_for=error.message[:_LONGEST_REASON],
     )
+
+
+def _with_fewer_excluded(known: Failover) -> Failover:
+    """Without all exclusions but the latest; without that too if it is the only one.
+
+    Of the two ends of a dead link either may be blamed first. The one that failed last is the one that failed
+    alone, so those that were blamed before it are tried again first.
+    """
+    latest = known.exclusions[-1:] if len(known.exclusions) > 1 else ()
+    return replace(known, exclusions=latest)
 
 
 def _after_quota(known: Failover, error: QuotaExceededError, asked: Asked, rng: random.Random) -> AskAgain | None:

@@ -26,13 +26,15 @@ from client.failover import (
     notice_of,
 )
 from client.pace import Pace
+from client.private_attempt import PrivateAttempt
+from client.private_ends import EndsProcess, PrivateEnds
 from client.results import Progress, RouteStage, TokenPiece
 from client.route_finder import RouteFinder, WantedRoute
 from client.showing import Shower
 from client.transport import ConnectionPool
 from protocol.errors import ConflictError, DeadlineExceededError, HopLostError
-from protocol.ids import ModelName, Revision
-from protocol.messages import SamplingParams, SharedPrefix, Token
+from protocol.ids import BlockRange, ModelName, Revision
+from protocol.messages import Precision, SamplingParams, SharedPrefix, Token
 from protocol.pinned_http import CoordinatorSession
 from protocol.rest import STALLED, HopFailure, RouteGrant
 
@@ -53,7 +55,11 @@ class GenerationRequest:
     speculate: bool = True
     prefix: SharedPrefix | None = None
     """What the prompt has in common with an earlier session."""
+    between: BlockRange | None = None
+    """Not None: no worker is to see a token; workers run these blocks, and this machine as many at each end."""
     waits_for_quota: bool = False
+    min_trust: float = 0.0
+    pinned_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +97,13 @@ async def generated_pieces(
     text: TextStream | None,
     progress: Progress,
     deadline: Deadline,
+    ends: PrivateEnds | None = None,
 ) -> AsyncGenerator[TokenPiece, None]:
-    """The tokens as they come. Closing the generator, or cancelling it, ends the generation on all workers."""
-    run = _Run(request, coordinator, pool, progress, deadline)
+    """The tokens as they come; a private generation needs `ends`.
+
+    Closing the generator, or cancelling it, ends the generation on all workers.
+    """
+    run = _Run(request, coordinator, pool, ends, progress, deadline)
     shower = Shower(text, request.stops)
     last: TokenPiece | None = None
     while last is None:
@@ -110,7 +120,7 @@ async def generated_pieces(
                         yield piece
                         continue
                     progress.finish_reason, last = finish_reason, piece
-                    reason = None if attempt.is_finished else "cancelled"
+                    reason = attempt.goodbye
             except AttemptFailed as failed:
                 run.go_on_after(failed, attempt)
             except DeadlineExceededError:
@@ -133,11 +143,15 @@ class _Run:
         request: GenerationRequest,
         coordinator: CoordinatorSession,
         pool: ConnectionPool,
+        ends: PrivateEnds | None,
         progress: Progress,
         deadline: Deadline,
     ) -> None:
         self._request = request
         self._pool = pool
+        self._ends = ends
+        self._running: EndsProcess | None = None
+        """Of a private generation: the same for all its attempts, whatever precision their workers have."""
         self._progress = progress
         self._deadline = deadline
         self._rng = random.Random()  # noqa: S311 - spreads retries, hides nothing
@@ -159,7 +173,29 @@ class _Run:
                 f"the model {self._request.model} was replaced meanwhile by another revision: try again"
             )
         self._progress.route = _stages(grant)
-        return Attempt(self._pool, grant, max_tokens=self._wanted().max_tokens, vocab_size=self._request.vocab_size)
+        return await self._attempt(grant)
+
+    async def _attempt(self, grant: RouteGrant) -> Attempt:
+        request, max_tokens = self._request, self._wanted().max_tokens
+        if request.between is None:
+            return Attempt(self._pool, grant, max_tokens=max_tokens, vocab_size=request.vocab_size)
+        self._progress.private_blocks = request.between.start
+        return PrivateAttempt(
+            self._pool,
+            grant,
+            max_tokens=max_tokens,
+            vocab_size=request.vocab_size,
+            ends=await self._running_ends(request.between.start, grant.hops[0].precision),
+            between=request.between,
+        )
+
+    async def _running_ends(self, n_blocks_each: int, precision: Precision) -> EndsProcess:
+        assert self._ends is not None, "who asks for a private generation gives what it needs"
+        if self._running is None:
+            async with self._deadline.applied():
+                loading = self._ends.loaded(self._request.revision, n_blocks_each, precision, self._progress.tell)
+                self._running = await loading
+        return self._running
 
     async def start(self, attempt: Attempt) -> None:
         """Send the prompt and all tokens so far as the attempt's prompt."""
@@ -200,9 +236,12 @@ class _Run:
             model=self._request.model,
             n_prompt_tokens=len(self._request.prompt) + n_tokens,
             max_tokens=self._request.sampling.max_tokens - n_tokens,
-            speculate=self._request.speculate,
+            speculate=self._request.speculate and self._request.between is None,
             prefix=self._request.prefix,
+            private_blocks=self._request.between.start if self._request.between is not None else None,
             waits_for_quota=self._request.waits_for_quota,
+            min_trust=self._request.min_trust,
+            pinned_ends=self._request.pinned_ends,
         )
 
     async def _limited(self, work: Coroutine[Any, Any, T], attempt: Attempt) -> T:

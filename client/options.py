@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from client.stopping import checked_stops
 from protocol.errors import ContextExceededError, InvalidRequestError
+from protocol.ids import BlockRange
 from protocol.messages import SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
 DEFAULT_TIMEOUT_S = 600.0
+DEFAULT_PRIVATE_BLOCKS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,14 @@ class GenerationOptions:
     """Let the workers guess tokens ahead where that pays; the text is the same, as far as precision allows."""
     wait_for_quota: bool = False
     """Where a limit of the API key is used up, wait until there is room, within `timeout_s`, instead of failing."""
+    private: bool = False
+    """Run the model's ends on this machine: workers get hidden states alone. Needs `brigade[worker]` here."""
+    private_blocks: int | None = None
+    """Likewise: how many blocks at each end; None is `DEFAULT_PRIVATE_BLOCKS`."""
+    min_trust: float = 0.0
+    """Only workers of this trust or more may take part."""
+    pinned_ends: bool = False
+    """The first and the last worker, which see the tokens, must be ones whose trust an operator pinned."""
     timeout_s: float = DEFAULT_TIMEOUT_S
 
     def check(self) -> None:
@@ -56,12 +66,38 @@ class GenerationOptions:
         checked_stops(self.stop)
         if not math.isfinite(self.timeout_s) or self.timeout_s <= 0:
             raise InvalidRequestError(f"the timeout is {self.timeout_s} s; it must be above 0")
+        if self.private_blocks is not None and not self.private:
+            raise InvalidRequestError(
+                f"private_blocks is {self.private_blocks}, but the generation is not private: ask for that too"
+            )
+        if self.private_blocks is not None and self.private_blocks < 1:
+            raise InvalidRequestError(
+                f"private_blocks is {self.private_blocks}; it must be at least 1: without a block of your own at "
+                "each end of the model, whoever has its files reads prompt and answer off what is sent"
+            )
+        check_min_trust(self.min_trust)
         self.sampling(SamplingDefaults(), stop_token_ids=(), max_tokens=self.n_wanted, random_seed=0)
 
     @property
     def n_wanted(self) -> int:
         """Most tokens of the answer, whatever the context."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    def between(self, n_blocks: int) -> BlockRange | None:
+        """The blocks of a model of `n_blocks` that workers run, if the others run on this machine; None: all.
+
+        Raises:
+            InvalidRequestError: nothing would be left for workers.
+        """
+        if not self.private:
+            return None
+        n_each = DEFAULT_PRIVATE_BLOCKS if self.private_blocks is None else self.private_blocks
+        if 2 * n_each >= n_blocks:
+            raise InvalidRequestError(
+                f"{n_each} private blocks at each end of a model that has {n_blocks} leave none for workers; at "
+                f"most {(n_blocks - 1) // 2} can be asked for"
+            )
+        return BlockRange(n_each, n_blocks - n_each)
 
     def n_allowed(self, n_prompt_tokens: int, context_length: int) -> int:
         """Most tokens of the answer to such a prompt.
@@ -105,6 +141,16 @@ class GenerationOptions:
             )
         except ValueError as exc:
             raise InvalidRequestError(str(exc)) from exc
+
+
+def check_min_trust(min_trust: float) -> None:
+    """Refuse a floor that no worker's trust can be measured by.
+
+    Raises:
+        InvalidRequestError: it isn't between 0 and 1.
+    """
+    if not 0.0 <= min_trust <= 1.0:  # written so that NaN is refused too
+        raise InvalidRequestError(f"the trust asked for (--min-trust) is {min_trust}; it must be between 0 and 1")
 
 
 def _either(asked: float | None, recommended: float) -> float:

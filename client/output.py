@@ -37,6 +37,8 @@ def summary_line(result: Generation) -> str:
         parts.append(f"{result.accepted_tokens} of {result.drafted_tokens} guesses held")
     if result.failovers > 0:
         parts.append("1 failover" if result.failovers == 1 else f"{result.failovers} failovers")
+    if result.private_blocks > 0:
+        parts.append(f"private ({result.private_blocks} at each end of the model's blocks run here)")
     if result.route:
         parts.append("via " + " -> ".join(stage_text(stage) for stage in result.route))
     return ", ".join(parts)

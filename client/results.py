@@ -57,6 +57,8 @@ class Generation:
     """Tokens that the workers guessed, to be verified several at a time."""
     accepted_tokens: int = 0
     """Those of them that are tokens of the answer: so many rounds through all workers were saved."""
+    private_blocks: int = 0
+    """How many blocks at each end of the model were run by the client itself, so that no worker had a token."""
 
 
 class Progress:
@@ -79,6 +81,7 @@ class Progress:
         """Of the prompt, that the first route had already."""
         self.n_drafted = 0
         self.n_accepted = 0
+        self.private_blocks = 0
         self.session_id: SessionId | None = None
         """The latest that a worker has heard of."""
         self.waits_for = ""
@@ -123,4 +126,5 @@ class Progress:
             cached_tokens=self.n_cached,
             drafted_tokens=self.n_drafted,
             accepted_tokens=self.n_accepted,
+            private_blocks=self.private_blocks,
         )

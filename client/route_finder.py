@@ -32,8 +32,14 @@ class WantedRoute:
     """Whether workers may guess tokens ahead."""
     prefix: SharedPrefix | None = None
     """What the prompt has in common with an earlier session."""
+    private_blocks: int | None = None
+    """Not None: for a private generation, which runs so many blocks at each end of the model itself."""
     waits_for_quota: bool = False
     """Whether to wait where a limit of the key is used up."""
+    min_trust: float = 0.0
+    """Only workers of this trust or more."""
+    pinned_ends: bool = False
+    """Whether the first and the last worker must be ones whose trust an operator pinned."""
 
 
 class RouteFinder:
@@ -59,7 +65,11 @@ class RouteFinder:
             request = _request(wanted, known, wait_s, sent_s)
             try:
                 return await self._coordinator.post(
-                    "/v1/routes", request, RouteGrant, timeout_s=wait_s + _ANSWER_TIMEOUT_S
+                    "/v1/routes",
+                    request,
+                    RouteGrant,
+                    timeout_s=wait_s + _ANSWER_TIMEOUT_S,
+                    needed=_needed(wanted),
                 )
             except BrigadeError as error:
                 n_refusals += 1
@@ -83,6 +93,16 @@ class RouteFinder:
         await asyncio.sleep(again.after_s)
 
 
+def _needed(wanted: WantedRoute) -> list[str]:
+    """What an older coordinator must not pass over: it decides who sees the tokens."""
+    asked = {
+        "min_trust": wanted.min_trust > 0.0,
+        "pinned_ends": wanted.pinned_ends,
+        "private_blocks": wanted.private_blocks is not None,
+    }
+    return [name for name, is_asked in asked.items() if is_asked]
+
+
 def _request(wanted: WantedRoute, known: Failover, wait_s: float, now_s: float) -> RouteRequest:
     return RouteRequest(
         model=wanted.model,
@@ -94,4 +114,7 @@ def _request(wanted: WantedRoute, known: Failover, wait_s: float, now_s: float) 
         wait_s=wait_s,
         speculate=wanted.speculate,
         prefix=wanted.prefix,
+        min_trust=wanted.min_trust,
+        pinned_ends=wanted.pinned_ends,
+        private_blocks=wanted.private_blocks,
     )

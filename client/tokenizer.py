@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from protocol.errors import InvalidRequestError, TooLargeError, UntrustedFileErr
 from protocol.messages import MAX_STOP_TOKEN_IDS
 
 MAX_PROMPT_CHARACTERS = 64 * 2**20
+_MAX_REASON = 500
 _SPECIAL_TOKENS = (
     "bos_token",
     "eos_token",
@@ -96,8 +98,7 @@ class ModelTokenizer:
         if self._tokenizer is None:
             raise InvalidRequestError("this model has no tokenizer: give token ids instead of text")
         _check_text(text)
-        encoding = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return self.checked_ids(encoding.ids)
+        return self.checked_ids(await asyncio.to_thread(_ids_of, self._tokenizer, text, add_special_tokens))
 
     def _stop_tokens(self, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:
         found: dict[int, None] = {}
@@ -138,14 +139,31 @@ def _json_object(contents: Mapping[str, bytes], name: str) -> dict[str, Any]:
 def _tokenizer(data: bytes | None) -> Tokenizer | None:
     if data is None:
         return None
-    try:
+    with _untrusted("the model's tokenizer.json is malformed"):
         tokenizer = Tokenizer.from_buffer(data)
-    except Exception as exc:  # the library raises bare Exception
-        raise UntrustedFileError(f"the model's tokenizer.json is malformed: {exc}") from exc
     # Left in some files from training; a prompt is never cut silently.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _ids_of(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:  # noqa: FBT001 - for a thread
+    with _untrusted("the model's tokenizer can't do this text"):
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+@contextmanager
+def _untrusted(what: str) -> Iterator[None]:
+    """Blame the file for what its tokenizer does: the library raises bare Exception, and panics beyond that.
+
+    It panics where a regular expression of the file backtracks for too long (it counts), which isn't an Exception.
+    """
+    try:
+        yield
+    except BaseException as exc:
+        if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
+            raise
+        raise UntrustedFileError(f"{what}: {str(exc)[:_MAX_REASON]}") from exc
 
 
 def _special_tokens(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -25,7 +25,14 @@ from protocol.errors import (
     ProtocolVersionError,
     UnauthenticatedError,
 )
-from protocol.frames import MAX_HEADER_BYTES, PREFIX_BYTES, decode_frame, encode_frame
+from protocol.frames import (
+    MAX_CLIENT_PAYLOAD_BYTES,
+    MAX_HEADER_BYTES,
+    PREFIX_BYTES,
+    Frame,
+    decode_frame,
+    encode_frame,
+)
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -48,7 +55,7 @@ PING_S = 6.0
 """A worker that vanished without a word (its machine lost power) is noticed after this and half as much again: by
 name, before its silence counts as a stall of nobody in particular."""
 _MAX_MESSAGE_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES
-"""Nothing that a worker says to a client has a payload."""
+"""Without a payload: only a private session's tail has one for a client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +65,15 @@ class ConnectionLost:
     error: BrigadeError
 
 
-Happening: TypeAlias = SessionOpened | Token | SessionEnded | ConnectionLost
+@dataclass(frozen=True, slots=True)
+class ReturnedStates:
+    """Hidden states from the tail of a private session."""
+
+    step: Step
+    payload: bytes | memoryview
+
+
+Happening: TypeAlias = SessionOpened | Token | SessionEnded | ConnectionLost | Credit | ReturnedStates
 
 
 class Inbox:
@@ -68,8 +83,10 @@ class Inbox:
     and a session that says more has failed.
     """
 
-    def __init__(self, session_id: SessionId, *, max_tokens: int) -> None:
+    def __init__(self, session_id: SessionId, *, max_tokens: int, takes_states: bool = False) -> None:
+        """`takes_states`: it is of a private session, whose steps and credit count as its tokens."""
         self.session_id = session_id
+        self.takes_states = takes_states
         # besides its tokens: opened, ended and lost, from two workers each
         self._queue: asyncio.Queue[tuple[WorkerId, Happening]] = asyncio.Queue(max_tokens + 8)
 
@@ -111,7 +128,7 @@ class Connection:
         finally:
             self._inboxes.pop(inbox.session_id, None)
 
-    async def send(self, message: ToWorker, payload: bytes = b"") -> None:
+    async def send(self, message: ToWorker | Credit, payload: bytes | memoryview = b"") -> None:
         """Send one frame; waits while the worker doesn't read. The caller has the deadline.
 
         Raises:
@@ -131,7 +148,7 @@ class Connection:
             async for message in self._websocket:
                 if message.type is not WSMsgType.BINARY:
                     raise ProtocolError(f"worker {self.worker_id} sent a message that is not binary")
-                self._deliver(decode_frame(message.data).message)
+                self._deliver(decode_frame(message.data))
         except BrigadeError as exc:
             error = exc
         except (aiohttp.ClientError, OSError) as exc:
@@ -147,16 +164,25 @@ class Connection:
         with suppress(aiohttp.ClientError, OSError):
             await self._websocket.close()
 
-    def _deliver(self, message: ToWorker | SessionOpened | Credit | SessionEnded | Token) -> None:
+    def _deliver(self, frame: Frame) -> None:
+        message = frame.message
+        inbox = self._inboxes.get(message.session_id)  # if none: a straggler of a session that is over here
         match message:
             case SessionOpened() | Token() | SessionEnded():
-                inbox = self._inboxes.get(message.session_id)
-                if inbox is not None:  # else a straggler of a session that is over here
+                if inbox is not None:
                     inbox.put(self.worker_id, message)
             case Credit():
-                pass  # a client sends one step a session, which needs none
+                if inbox is not None and inbox.takes_states:  # any other session sends one step, which needs none
+                    inbox.put(self.worker_id, message)
+            case Step() if inbox is None or inbox.takes_states:
+                if inbox is not None:
+                    inbox.put(self.worker_id, ReturnedStates(message, frame.payload))
             case OpenSession() | AttachTail() | Step() | FeedToken() | CloseSession():
                 raise ProtocolError(f"worker {self.worker_id} sent a message that is meant for workers")
+
+
+_Address: TypeAlias = tuple[WorkerId, str, bool]
+"""Of a connection: which worker, where, and whether hidden states come by it."""
 
 
 class ConnectionPool:
@@ -166,23 +192,25 @@ class ConnectionPool:
         self._http = http
         self._tls = tls
         self._readers = readers
-        self._connections: dict[tuple[WorkerId, str], Connection] = {}
-        self._dialling: dict[tuple[WorkerId, str], asyncio.Lock] = {}
+        self._connections: dict[_Address, Connection] = {}
+        self._dialling: dict[_Address, asyncio.Lock] = {}
 
-    async def connection(self, worker_id: WorkerId, url: str) -> Connection:
+    async def connection(self, worker_id: WorkerId, url: str, *, takes_states: bool = False) -> Connection:
         """The connection to this worker at this address, dialled now if there is none.
+
+        Private sessions have connections of their own, which take hidden states in (`takes_states`).
 
         Raises:
             HopLostError: nobody answers there, or not as a worker does.
             UnauthenticatedError: whoever answers is not this worker.
             ProtocolVersionError: it speaks another version.
         """
-        key = (worker_id, url)
+        key = (worker_id, url, takes_states)
         async with self._dialling.setdefault(key, asyncio.Lock()):
             known = self._connections.get(key)
             if known is not None and known.is_usable:
                 return known
-            connection = Connection(worker_id, await self._dial(worker_id, url))
+            connection = Connection(worker_id, await self._dial(worker_id, url, takes_states=takes_states))
             self._connections[key] = connection
             self._readers.create_task(self._read(key, connection), name=f"read {worker_id}")
             return connection
@@ -193,13 +221,13 @@ class ConnectionPool:
             for connection in self._connections.values():
                 closing.create_task(connection.close(), name=f"close {connection.worker_id}")
 
-    async def _read(self, key: tuple[WorkerId, str], connection: Connection) -> None:
+    async def _read(self, key: _Address, connection: Connection) -> None:
         """Read until it ends; then it isn't kept, since a worker that comes back may have another address."""
         await connection.read()
         if self._connections.get(key) is connection:
             del self._connections[key]
 
-    async def _dial(self, worker_id: WorkerId, url: str) -> ClientWebSocketResponse:
+    async def _dial(self, worker_id: WorkerId, url: str, *, takes_states: bool) -> ClientWebSocketResponse:
         if not url.startswith("https://"):
             raise ProtocolError(f"the address of worker {worker_id} is {url[:200]!r}, which is not https://")
         with _dial_errors(worker_id, url):
@@ -210,7 +238,7 @@ class ConnectionPool:
                     server_hostname=worker_name(worker_id),
                     headers={VERSION_HEADER: PROTOCOL_VERSION},
                     heartbeat=PING_S,
-                    max_msg_size=_MAX_MESSAGE_BYTES,
+                    max_msg_size=_MAX_MESSAGE_BYTES + (MAX_CLIENT_PAYLOAD_BYTES if takes_states else 0),
                     timeout=ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
                 )
 

@@ -9,43 +9,35 @@ import socket
 from yarl import URL
 
 from coordinator.config import CoordinatorConfig
-from protocol.errors import ForbiddenError, InvalidRequestError
+from protocol import host_names
+from protocol.errors import InvalidRequestError
+from protocol.host_names import Address, literal_address, own_names
 from protocol.tls import COORDINATOR_NAME
 
 RESOLVE_TIMEOUT_S = 5.0
 MAX_URL_CHARS = 300
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+METADATA_SERVICES = frozenset(
+    map(
+        ipaddress.ip_address,
+        ("169.254.169.254", "100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"),
+    )
+)
+"""Where clouds tell a machine its secrets: AWS and most others, Alibaba, Azure, Oracle, AWS and GCP over IPv6."""
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def known_names(config: CoordinatorConfig) -> frozenset[str]:
     """The names that this coordinator answers to, beside every address."""
-    machine = socket.gethostname().lower()
-    names = {"localhost", COORDINATOR_NAME, config.listen_host.lower(), machine, f"{machine}.local"}
-    names.add(machine.split(".")[0])
-    if config.public_url is not None and (host := URL(config.public_url).host):
-        names.add(host.lower())
-    return frozenset(names)
+    return own_names((COORDINATOR_NAME, config.listen_host), (config.public_url,))
 
 
 def check_host(header: str, names: frozenset[str]) -> None:
-    """Refuse a Host header with a name that isn't ours: a page whose name was pointed at us (DNS rebinding).
-
-    An address is let through, whichever it is: such a page has its own name there, never an address.
+    """Refuse a Host header with a name that isn't ours.
 
     Raises:
         ForbiddenError: another name; the message says how to make it known.
     """
-    try:
-        host = (URL(f"https://{header}").host or "").lower().rstrip(".")
-    except ValueError:
-        host = ""
-    if host in names or _literal(host) is not None:
-        return
-    raise ForbiddenError(
-        f"this coordinator doesn't go by the name {host[:100]!r}; use its address, or start it with that name in "
-        "--public-url"
-    )
+    host_names.check_host(header, names, who="coordinator", option="--public-url")
 
 
 async def check_advertised_url(url: str, connects_from: str) -> None:
@@ -58,7 +50,7 @@ async def check_advertised_url(url: str, connects_from: str) -> None:
         InvalidRequestError: not https://host:port, or an address that is refused; the message says which and why.
     """
     host, port = _host_and_port(url)
-    caller = _literal(connects_from)
+    caller = literal_address(connects_from)
     is_caller_local = caller is not None and caller.is_loopback
     for address in await _addresses(host, port):
         if why := refusal(address, is_caller_local=is_caller_local):
@@ -70,6 +62,10 @@ async def check_advertised_url(url: str, connects_from: str) -> None:
 
 def refusal(address: Address, *, is_caller_local: bool) -> str | None:
     """Why others must not be sent to `address`; None if they may."""
+    if isinstance(address, ipaddress.IPv6Address) and (inner := _inner(address)) is not None:
+        return refusal(inner, is_caller_local=False)
+    if address in METADATA_SERVICES:
+        return "a cloud's metadata service"
     if address.is_unspecified:
         return "no machine's address"
     if address.is_multicast or address == ipaddress.IPv4Address("255.255.255.255"):
@@ -81,22 +77,11 @@ def refusal(address: Address, *, is_caller_local: bool) -> str | None:
     return None
 
 
-def rate_key(address: str) -> str:
-    """What limits are counted by: the address, of IPv6 its network, since one machine has a whole /64."""
-    literal = _literal(address)
-    if isinstance(literal, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((literal, 64), strict=False))
-    return str(literal) if literal is not None else address
-
-
-def _literal(text: str) -> Address | None:
-    try:
-        address = ipaddress.ip_address(text.strip("[]").split("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that packets to this one end up at (NAT64, 6to4)."""
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour
 
 
 def _host_and_port(url: str) -> tuple[str, int]:
@@ -116,7 +101,7 @@ def _host_and_port(url: str) -> tuple[str, int]:
 
 async def _addresses(host: str, port: int) -> list[Address]:
     """Every address that `host` stands for; odd spellings of an address (0x7f.1) come out in full."""
-    literal = _literal(host)
+    literal = literal_address(host)
     if literal is not None:
         return [literal]
     loop = asyncio.get_running_loop()
@@ -127,5 +112,5 @@ async def _addresses(host: str, port: int) -> list[Address]:
         raise InvalidRequestError(
             f"the advertised name {host[:100]!r} can't be resolved by the coordinator ({exc}); advertise an address"
         ) from exc
-    found = [_literal(str(info[4][0])) for info in infos]
+    found = [literal_address(str(info[4][0])) for info in infos]
     return [address for address in found if address is not None]

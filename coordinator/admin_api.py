@@ -1,11 +1,8 @@
-"""What operators ask: the whole cluster, models, keys, draining a worker."""
+"""What operators ask: the whole cluster, the plan, models."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Collection
-from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
@@ -13,7 +10,7 @@ from aiohttp import web
 
 from coordinator.client_api import model, model_infos, models
 from coordinator.keys import (
-    AUTHENTICATOR,
+    AUDITOR,
     AUTHORITY,
     CATALOGUE,
     CLOCK,
@@ -24,51 +21,57 @@ from coordinator.keys import (
     VERSION,
 )
 from coordinator.middleware import add_route, json_answer, read_json
-from coordinator.policy.events import DrainAsked, ImprovementFound
+from coordinator.policy.audit_schedule import unaudited
+from coordinator.policy.events import ImprovementFound
 from coordinator.policy.improvement import improvement
 from coordinator.policy.outlook import moving_words
-from coordinator.policy.state import checked_placement
+from coordinator.policy.state import Placement, checked_placement
 from coordinator.policy.trust_words import trust_note
 from coordinator.policy.views import model_info, plan_info, worker_info
-from coordinator.stored_rows import StoredKey
-from protocol.api_key import new_api_key, secret_hash
-from protocol.errors import ConflictError, InvalidRequestError, NotFoundError, repeated
-from protocol.ids import KeyId, ModelName, WorkerId
-from protocol.rest import (
-    AddModelRequest,
-    ChangeModelRequest,
-    ClusterStatus,
-    CreatedKey,
-    CreateKeyRequest,
-    KeyInfo,
-    KeyList,
-    WorkerInfo,
-)
+from coordinator.queries import read_query
+from coordinator.resources import MODEL
+from coordinator.route_docs import RouteDoc
+from protocol.errors import ConfigError, ConflictError, NotFoundError, UntrustedFileError
+from protocol.ids import ModelName, WorkerId
+from protocol.plan_rest import PlanInfo, PlanQuery
+from protocol.rest import AddModelRequest, ChangeModelRequest, ClusterStatus, ModelInfo, ModelList, WorkerInfo
 
-MIN_ID_CHARS = 6
-"""Fewer characters of a worker's id don't name it."""
-_KEY_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,100}")
+STATUS_DOC = RouteDoc("Show the whole cluster.", answer=ClusterStatus)
+PLAN_DOC = RouteDoc("Show what would be placed.", query=PlanQuery, answer=PlanInfo, errors=(ConfigError,))
+APPLY_PLAN_DOC = RouteDoc("Move to what would be placed.", answer=PlanInfo, errors=(ConflictError,))
+ADD_MODEL_DOC = RouteDoc(
+    "Serve a model that is in the coordinator's store.",
+    body=AddModelRequest,
+    answer=ModelInfo,
+    status=201,
+    errors=(ConflictError, NotFoundError, UntrustedFileError),
+)
+MODEL_DOC = RouteDoc("Show a model.", answer=ModelInfo, resource=MODEL)
+CHANGE_MODEL_DOC = RouteDoc(
+    "Change a model.",
+    body=ChangeModelRequest,
+    answer=ModelInfo,
+    errors=(UntrustedFileError,),
+    resource=MODEL,
+)
+REMOVE_MODEL_DOC = RouteDoc("Serve a model no more.", answer=ModelInfo, resource=MODEL)
 
 
 def add_admin_routes(app: web.Application) -> None:
     """Put the operators' routes in."""
-    add_route(app, "admin", "GET", "/admin/v1/status", status)
-    add_route(app, "admin", "GET", "/admin/v1/plan", plan)
-    add_route(app, "admin", "POST", "/admin/v1/plan", apply_plan)
-    add_route(app, "admin", "GET", "/admin/v1/models", models)
-    add_route(app, "admin", "POST", "/admin/v1/models", add_model)
-    add_route(app, "admin", "GET", "/admin/v1/models/{name}", model)
-    add_route(app, "admin", "PATCH", "/admin/v1/models/{name}", change_model)
-    add_route(app, "admin", "DELETE", "/admin/v1/models/{name}", remove_model)
-    add_route(app, "admin", "GET", "/admin/v1/keys", keys)
-    add_route(app, "admin", "POST", "/admin/v1/keys", create_key)
-    add_route(app, "admin", "DELETE", "/admin/v1/keys/{key_id}", revoke_key)
-    add_route(app, "admin", "POST", "/admin/v1/workers/{worker_id}/drain", drain)
+    add_route(app, "admin", "GET", "/admin/v1/status", status, STATUS_DOC)
+    add_route(app, "admin", "GET", "/admin/v1/plan", plan, PLAN_DOC)
+    add_route(app, "admin", "POST", "/admin/v1/plan", apply_plan, APPLY_PLAN_DOC)
+    add_route(app, "admin", "GET", "/admin/v1/models", models, RouteDoc("List the models.", answer=ModelList))
+    add_route(app, "admin", "POST", "/admin/v1/models", add_model, ADD_MODEL_DOC)
+    add_route(app, "admin", "GET", "/admin/v1/models/{name}", model, MODEL_DOC)
+    add_route(app, "admin", "PATCH", "/admin/v1/models/{name}", change_model, CHANGE_MODEL_DOC)
+    add_route(app, "admin", "DELETE", "/admin/v1/models/{name}", remove_model, REMOVE_MODEL_DOC)
 
 
 async def status(request: web.Request) -> web.Response:
     """-> `ClusterStatus`."""
-    state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
+    state = request.app[CLUSTER].state
     return json_answer(
         ClusterStatus(
             coordinator_id=request.app[AUTHORITY].coordinator_id,
@@ -77,28 +80,25 @@ async def status(request: web.Request) -> web.Response:
             database=request.app[REPOSITORY].kind,
             database_problem=request.app[REPOSITORY].problem,
             moving=moving_words(state),
+            audits=_audits_words(request),
             models=model_infos(request),
-            workers=tuple(
-                _with_notes(
-                    worker_info(state, worker_id, now_s),
-                    request.app[ROUTE_DESK].note(worker_id),
-                    trust_note(state, worker, now_s),
-                )
-                for worker_id, worker in state.workers.items()
-            ),
+            workers=tuple(shown_worker(request, worker_id) for worker_id in state.workers),
         )
     )
 
 
-def _with_notes(info: WorkerInfo, *notes: str) -> WorkerInfo:
-    return msgspec.structs.replace(info, reason="; ".join(filter(None, (info.reason, *notes))))
-
-
 async def plan(request: web.Request) -> web.Response:
     """-> `PlanInfo`. In a thread: a large fleet takes a second."""
-    state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
-    wanted = checked_placement(request.query.get("placement") or state.settings.placement, "placement")
-    return json_answer(await asyncio.to_thread(plan_info, state, wanted, now_s))
+    query = read_query(request, PlanQuery)
+    wanted = checked_placement(query.placement or request.app[CLUSTER].state.settings.placement, "placement")
+    return await _planned(request, wanted)
+
+
+def _audits_words(request: web.Request) -> str:
+    """Whom audits don't reach."""
+    auditor = request.app[AUDITOR]
+    lone = unaudited(request.app[CLUSTER].state) if auditor.share > 0.0 else ""
+    return "; ".join(filter(None, (lone, auditor.evading())))
 
 
 async def apply_plan(request: web.Request) -> web.Response:
@@ -111,13 +111,24 @@ async def apply_plan(request: web.Request) -> web.Response:
     await cluster.handle(ImprovementFound(basis=basis, improvement=better, is_asked=True))
     if cluster.state.moving is None:
         raise ConflictError("nothing is moved: a worker or a model changed meanwhile; ask again once all is ready")
-    return await plan(request)
+    return await _planned(request, cluster.state.settings.placement)
+
+
+async def _planned(request: web.Request, wanted: Placement) -> web.Response:
+    state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
+    return json_answer(await asyncio.to_thread(plan_info, state, wanted, now_s))
 
 
 async def add_model(request: web.Request) -> web.Response:
     """`AddModelRequest` -> `ModelInfo`."""
     wanted = await read_json(request, AddModelRequest)
-    await request.app[CATALOGUE].add(wanted.name, wanted.revision, wanted.n_replicas)
+    await request.app[CATALOGUE].add(
+        wanted.name,
+        wanted.revision,
+        wanted.n_replicas,
+        signature=wanted.signature,
+        pinned_ends=wanted.pinned_ends,
+    )
     info = model_info(request.app[CLUSTER].state, ModelName(wanted.name), request.app[CLOCK]())
     return json_answer(info, status=201)
 
@@ -125,7 +136,12 @@ async def add_model(request: web.Request) -> web.Response:
 async def change_model(request: web.Request) -> web.Response:
     """`ChangeModelRequest` -> `ModelInfo`."""
     wanted = await read_json(request, ChangeModelRequest)
-    changed = await request.app[CATALOGUE].set_replicas(request.match_info["name"], wanted.n_replicas)
+    changed = await request.app[CATALOGUE].change(
+        request.match_info["name"],
+        n_replicas=wanted.n_replicas,
+        signature=wanted.signature,
+        pinned_ends=wanted.pinned_ends,
+    )
     return json_answer(model_info(request.app[CLUSTER].state, changed.name, request.app[CLOCK]()))
 
 
@@ -137,64 +153,9 @@ async def remove_model(request: web.Request) -> web.Response:
     return json_answer(info)
 
 
-async def keys(request: web.Request) -> web.Response:
-    """-> `KeyList`."""
-    stored = await request.app[REPOSITORY].api_keys()
-    return json_answer(KeyList(keys=tuple(key_info(key) for key in stored)))
-
-
-async def create_key(request: web.Request) -> web.Response:
-    """`CreateKeyRequest` -> `CreatedKey`."""
-    wanted = await read_json(request, CreateKeyRequest)
-    name = wanted.name.strip()
-    if _KEY_NAME.fullmatch(name) is None:
-        raise InvalidRequestError("a key needs a name: 1 to 100 printable characters that say who holds it")
-    key = new_api_key(wanted.kind, request.app[AUTHORITY].ca_fingerprint)
-    await request.app[REPOSITORY].add_api_key(
-        key.key_id, name, key.kind, secret_hash(key.secret), _now(request), limits=wanted.limits
-    )
-    return json_answer(CreatedKey(key_id=key.key_id, key=key.text()), status=201)
-
-
-async def revoke_key(request: web.Request) -> web.Response:
-    """-> `KeyInfo`."""
-    key_id = KeyId(request.match_info["key_id"])
-    stored = await request.app[REPOSITORY].revoke_api_key(key_id, _now(request))
-    request.app[AUTHENTICATOR].forget(key_id)
-    return json_answer(key_info(stored))
-
-
-async def drain(request: web.Request) -> web.Response:
-    """-> `WorkerInfo`."""
-    cluster = request.app[CLUSTER]
-    worker_id = named_worker(request.match_info["worker_id"], cluster.state.workers)
-    await cluster.handle(DrainAsked(worker_id=worker_id, reason="an operator asked for it"))
-    return json_answer(worker_info(cluster.state, worker_id, request.app[CLOCK]()))
-
-
-def named_worker(name: str, workers: Collection[WorkerId]) -> WorkerId:
-    """The worker of this id, or the only one whose id begins so."""
-    if name in workers:
-        return WorkerId(name)
-    found = [worker_id for worker_id in workers if len(name) >= MIN_ID_CHARS and worker_id.startswith(name)]
-    if len(found) > 1:
-        raise InvalidRequestError(f"{len(found)} workers' ids begin with {repeated(name)}; give more of it")
-    if not found:
-        raise NotFoundError(f"there is no worker {repeated(name)}; `coord status` shows them")
-    return found[0]
-
-
-def key_info(stored: StoredKey) -> KeyInfo:
-    """A key for operators, without its secret."""
-    return KeyInfo(
-        key_id=stored.key_id,
-        name=stored.name,
-        kind=stored.kind,
-        created_at=stored.created_at.isoformat(),
-        revoked_at=stored.revoked_at.isoformat() if stored.revoked_at is not None else None,
-        limits=stored.limits,
-    )
-
-
-def _now(request: web.Request) -> datetime:
-    return datetime.fromtimestamp(request.app[CLOCK](), UTC)
+def shown_worker(request: web.Request, worker_id: WorkerId) -> WorkerInfo:
+    """A worker that is known, as it stands now, with all that speaks against it."""
+    state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
+    info = worker_info(state, worker_id, now_s)
+    notes = (request.app[ROUTE_DESK].note(worker_id), trust_note(state, state.workers[worker_id], now_s))
+    return msgspec.structs.replace(info, reason="; ".join(filter(None, (info.reason, *notes))))

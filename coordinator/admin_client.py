@@ -7,16 +7,21 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
+from urllib.parse import urlencode
+
+import msgspec
 
 from coordinator import state_folder as names
 from coordinator.config import default_state, secret_from_file
 from coordinator.state_folder import read_state_file
 from protocol.api_key import ApiKey, api_key_from_text
+from protocol.coordinator_urls import checked_coordinator_url
 from protocol.errors import UnreachableError
-from protocol.pinned_http import CoordinatorSession, checked_coordinator_url, pinned_session
+from protocol.pinned_http import CoordinatorSession, pinned_session
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,47 @@ class AdminTarget:
                 return await question(session)
 
         return asyncio.run(asked())
+
+
+class Page(Protocol):
+    """A part of a list."""
+
+    @property
+    def next_cursor(self) -> str | None:
+        """Where the next part begins; None: this is the last."""
+
+
+P = TypeVar("P", bound=Page)
+
+
+async def all_pages(
+    session: CoordinatorSession, path: str, filters: Mapping[str, str | None], kind: type[P]
+) -> list[P]:
+    """Every page of a list; filters that are None are left out."""
+    given = {name: value for name, value in filters.items() if value is not None}
+    pages: list[P] = []
+    while not pages or pages[-1].next_cursor is not None:
+        cursor = {"cursor": pages[-1].next_cursor} if pages else {}
+        query = urlencode(given | cursor)
+        pages.append(await session.get(f"{path}?{query}" if query else path, kind))
+    return pages
+
+
+async def changed_as_read(
+    session: CoordinatorSession,
+    path: str,
+    kind: type[msgspec.Struct],
+    change: msgspec.Struct,
+    answer: type[S],
+    *,
+    change_path: str | None = None,
+) -> S:
+    """PATCH of what is at `path` as it is now: if another operator changes it meanwhile, one of the two is told.
+
+    `kind` is what `path` shows, and `change_path` where the change goes, if not there.
+    """
+    _, etag = await session.get_tagged(path, kind)
+    return await session.patch(change_path or path, change, answer, if_match=etag)
 
 
 def _from_folder(folder: Path, name: str, instead: str) -> str:

@@ -1,7 +1,7 @@
 """The cluster's trust anchors: CA, the coordinator's own certificate, signing keys, the join secret's MAC keys.
 
 All of it is made at the first start and lives in the state folder, never in the repository or the database. The
-join secret only admits and signs nothing; signing keys rotate, and old ones verify until they are retired for good.
+join secret only admits and signs nothing; it and the signing keys rotate (`secret_files`).
 Everything here blocks for milliseconds (files, key generation): open it in a thread.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import msgspec
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -24,9 +23,9 @@ from coordinator.certificates import (
     certificate_for,
     subject_names,
 )
+from coordinator.secret_files import SecretFiles, damaged
 from coordinator.state_folder import StateFolder
-from protocol.errors import StorageError, WrongSecretError
-from protocol.handshake import checked_secret, join_key
+from protocol.errors import WrongSecretError
 from protocol.ids import CoordinatorId, WorkerId
 from protocol.private_keys import key_from_pem, key_to_pem, new_key, public_key_der
 from protocol.tls import COORDINATOR_NAME, fingerprint, worker_id_of_key, worker_name
@@ -35,19 +34,6 @@ SERVER_LIFE = timedelta(days=365)
 SERVER_RENEWAL = timedelta(days=60)
 """The coordinator's certificate is renewed at a start that finds it good for less."""
 WORKER_LIFE = timedelta(days=90)
-GRACE = timedelta(days=8)
-"""A replaced signing key or join secret is still accepted for so long: longer than a session token lives."""
-
-
-class _Dated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A secret with its dates, as it is in the state folder."""
-
-    value: str
-    created_at: datetime
-    retired_at: datetime | None = None
-
-    def __repr__(self) -> str:
-        return f"_Dated(created_at={self.created_at}, retired_at={self.retired_at})"
 
 
 class Authority:
@@ -68,8 +54,6 @@ class Authority:
         self, folder: StateFolder, *, now: datetime, secret: str | None = None, hosts: Sequence[str] = ()
     ) -> None:
         self._folder = folder
-        self.has_new_secret = False
-        """Whether this start made the join secret."""
         self.coordinator_id = self._settled_id()
         self._ca_key, self._ca = self._settled_ca(now)
         self.ca_pem = self._ca.public_bytes(serialization.Encoding.PEM).decode()
@@ -79,24 +63,18 @@ class Authority:
         self.server_key: Path = folder.path(names.SERVER_KEY)
         self.server_fingerprint: bytes = self._settled_server(now, hosts)
         """SHA-256 of the certificate that joining workers are shown: it goes into the join proof."""
-        self._signing_keys = self._settled_signing_keys(now)
-        self._join_secret = self._settled_secret(secret)
-        self._previous_secrets = self._read_dated(names.PREVIOUS_SECRETS)
-        self._opened_at = now
+        self.secrets = SecretFiles(folder, now, secret)
+        """Join secret and signing keys, which rotate."""
 
     @property
     def signing_keys(self) -> tuple[bytes, ...]:
-        """Keys of session tokens and tickets that verify, oldest first; the last one signs.
-
-        What `GRACE` has run out for meanwhile is left out from the next start or rotation on.
-        """
-        return tuple(bytes.fromhex(key.value) for key in _still_valid(self._signing_keys, self._opened_at))
+        """Keys of session tokens and tickets that verify, oldest first; the last one signs."""
+        return self.secrets.signing_keys
 
     @property
     def join_keys(self) -> tuple[bytes, ...]:
         """MAC keys of the join secret (first) and of the previous ones that still admit."""
-        previous = [key.value for key in _still_valid(self._previous_secrets, self._opened_at)]
-        return tuple(join_key(secret) for secret in (self._join_secret, *reversed(previous)))
+        return self.secrets.join_keys
 
     def issue_worker_certificate(self, csr_pem: str, worker_id: WorkerId, now: datetime) -> str:
         """A certificate (PEM) for the key of a certificate request; everything else in the request is ignored.
@@ -109,7 +87,7 @@ class Authority:
             request = x509.load_pem_x509_csr(csr_pem.encode())
             public_key = request.public_key()
             is_signed = request.is_signature_valid
-        except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
             raise refused from exc
         if not is_signed or not isinstance(public_key, ec.EllipticCurvePublicKey):
             raise refused
@@ -125,22 +103,6 @@ class Authority:
             is_client=True,
         )
         return certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-    def rotate_signing_key(self, now: datetime) -> None:
-        """Sign with a new key from now on; the old ones verify until `GRACE` is over."""
-        kept = _retired(_still_valid(self._signing_keys, now), now)
-        self._signing_keys = (*kept, _Dated(value=secrets.token_bytes(32).hex(), created_at=now))
-        self._opened_at = now
-        self._write_dated(names.SIGNING_KEYS, self._signing_keys)
-
-    def rotate_join_secret(self, now: datetime) -> None:
-        """Make a new join secret; the old ones admit until `GRACE` is over."""
-        old = _Dated(value=self._join_secret, created_at=now, retired_at=now)
-        self._previous_secrets = (*_still_valid(self._previous_secrets, now), old)
-        self._write_dated(names.PREVIOUS_SECRETS, self._previous_secrets)
-        self._join_secret = secrets.token_urlsafe(32)
-        self._opened_at = now
-        self._folder.write(names.JOIN_SECRET, self._join_secret)
 
     def _settled_id(self) -> CoordinatorId:
         found = self._folder.read(names.COORDINATOR_ID)
@@ -162,9 +124,9 @@ class Authority:
             certificate = x509.load_pem_x509_certificate(pem.encode())
             key = key_from_pem(key_pem or "")
         except ValueError as exc:
-            raise self._damaged(names.CA_KEY if not key_pem else names.CA_CERTIFICATE) from exc
+            raise damaged(self._folder, names.CA_KEY if not key_pem else names.CA_CERTIFICATE) from exc
         if key.public_key() != certificate.public_key():
-            raise self._damaged(names.CA_KEY)
+            raise damaged(self._folder, names.CA_KEY)
         return key, certificate
 
     def _settled_server(self, now: datetime, hosts: Sequence[str]) -> bytes:
@@ -200,49 +162,3 @@ class Authority:
         is_current = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - SERVER_RENEWAL
         matches = key.public_key() == certificate.public_key() and set(sans) <= set(present)
         return certificate if is_current and matches else None
-
-    def _settled_signing_keys(self, now: datetime) -> tuple[_Dated, ...]:
-        found = self._read_dated(names.SIGNING_KEYS)
-        if not found:
-            found = (_Dated(value=secrets.token_bytes(32).hex(), created_at=now),)
-            self._write_dated(names.SIGNING_KEYS, found)
-        for key in found:
-            if len(key.value) != 64 or not set(key.value) <= set("0123456789abcdef"):
-                raise self._damaged(names.SIGNING_KEYS)
-        return found
-
-    def _settled_secret(self, given: str | None) -> str:
-        if given is not None:
-            return checked_secret(given)
-        found = self._folder.read(names.JOIN_SECRET)
-        if found is None:  # an empty file is no invitation: it is checked, and refused
-            found = secrets.token_urlsafe(32)
-            self.has_new_secret = True
-            self._folder.write(names.JOIN_SECRET, found)
-        return checked_secret(found)
-
-    def _read_dated(self, name: str) -> tuple[_Dated, ...]:
-        text = self._folder.read(name)
-        if text is None:
-            return ()
-        try:
-            return msgspec.json.decode(text, type=tuple[_Dated, ...])
-        except msgspec.DecodeError as exc:
-            raise self._damaged(name) from exc
-
-    def _write_dated(self, name: str, values: Sequence[_Dated]) -> None:
-        self._folder.write(name, msgspec.json.encode(values).decode())
-
-    def _damaged(self, name: str) -> StorageError:
-        return StorageError(
-            f"{self._folder.path(name)} is damaged or missing: restore the state folder from a backup, or move it "
-            "away to begin a new cluster (every worker and client must then get new credentials)"
-        )
-
-
-def _still_valid(values: Sequence[_Dated], now: datetime) -> tuple[_Dated, ...]:
-    return tuple(value for value in values if value.retired_at is None or now < value.retired_at + GRACE)
-
-
-def _retired(values: Sequence[_Dated], now: datetime) -> tuple[_Dated, ...]:
-    return tuple(msgspec.structs.replace(value, retired_at=value.retired_at or now) for value in values)

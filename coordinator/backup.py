@@ -21,7 +21,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ FORMAT = 1
 CONTENTS = "backup.json"
 STATE_FILES = (
     *(names.COORDINATOR_ID, names.CA_CERTIFICATE, names.CA_KEY, names.SERVER_CERTIFICATE, names.SERVER_KEY),
-    *(names.SIGNING_KEYS, names.JOIN_SECRET, names.PREVIOUS_SECRETS, names.ADMIN_KEY, names.CLIENT_KEY),
+    *(names.SIGNING_KEYS, names.JOIN_SECRET, names.PREVIOUS_SECRETS, names.RETIRED_SECRETS),
+    *(names.ADMIN_KEY, names.CLIENT_KEY),
 )
 NEEDED_STATE_FILES = (names.COORDINATOR_ID, names.CA_CERTIFICATE, names.CA_KEY, names.SIGNING_KEYS)
 MAX_MEMBER_BYTES = 2**32
@@ -112,7 +113,7 @@ def read_backup(path: Path) -> Backup:
     wrong = sorted({name for name, _ in found.items() ^ contents.hashes.items()})
     if wrong:
         raise _damaged(path, f"{', '.join(wrong[:5])} isn't as it was written")
-    state = {name[6:]: data.decode() for name, data in parts.items() if name.startswith("state/")}
+    state = {name[6:]: _text(path, name, data) for name, data in parts.items() if name.startswith("state/")}
     missing = [name for name in NEEDED_STATE_FILES if name not in state]
     strange = sorted(set(state) - set(STATE_FILES))
     if missing or strange:
@@ -156,8 +157,11 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     parts: dict[str, bytes] = {}
     try:
         with tarfile.open(path, mode="r:") as archive:
+            # What a part only claims to be, as a sparse one does, is never allocated.
+            most_bytes = min(MAX_MEMBER_BYTES, path.stat().st_size)
             for entry in archive:
-                data = archive.extractfile(entry) if entry.isreg() and entry.size <= MAX_MEMBER_BYTES else None
+                is_plain = entry.isreg() and not entry.issparse() and entry.size <= most_bytes
+                data = archive.extractfile(entry) if is_plain else None
                 if data is None or entry.name in parts:
                     raise _damaged(path, f"{entry.name[:80]!r} is no part of one")
                 parts[entry.name] = data.read()
@@ -173,7 +177,7 @@ def _contents(path: Path, data: bytes | None) -> Contents:
         raise _damaged(path, f"{CONTENTS} isn't in it")
     try:
         contents = msgspec.json.decode(data, type=Contents)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise _damaged(path, f"its {CONTENTS} can't be read") from exc
     if contents.format != FORMAT:
         raise StorageError(
@@ -193,6 +197,8 @@ def _marked(value: Any) -> Any:
         case datetime():
             at = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
             return {"$time": at.isoformat()}
+        case date():
+            return {"$date": value.isoformat()}
         case bytes():
             return {"$bytes": base64.b64encode(value).decode()}
         case _:
@@ -203,6 +209,8 @@ def _unmarked(value: dict[str, Any]) -> Any:
     match value:
         case {"$time": str(text)}:
             return datetime.fromisoformat(text)
+        case {"$date": str(text)}:
+            return date.fromisoformat(text)
         case {"$bytes": str(text)}:
             return base64.b64decode(text)
         case _:
@@ -210,11 +218,21 @@ def _unmarked(value: dict[str, Any]) -> Any:
 
 
 def _rows(path: Path, name: str, data: bytes) -> Iterator[Row]:
+    for line in data.splitlines():
+        try:
+            row = json.loads(line, object_hook=_unmarked)
+        except (ValueError, RecursionError) as exc:
+            raise _damaged(path, f"{name} can't be read") from exc
+        if not isinstance(row, dict):
+            raise _damaged(path, f"{name} has a line that is no row")
+        yield row
+
+
+def _text(path: Path, name: str, data: bytes) -> str:
     try:
-        for line in data.splitlines():
-            yield json.loads(line, object_hook=_unmarked)
-    except ValueError as exc:
-        raise _damaged(path, f"{name} can't be read") from exc
+        return data.decode()
+    except UnicodeDecodeError as exc:
+        raise _damaged(path, f"{name} is no text") from exc
 
 
 def _damaged(path: Path, why: str) -> StorageError:

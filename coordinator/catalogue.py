@@ -10,11 +10,14 @@ import structlog
 
 from coordinator.cluster import Cluster
 from coordinator.file_store import FileStore
-from coordinator.policy.events import ModelAdded, ModelRemoved, ReplicasAsked
+from coordinator.policy.events import ModelAdded, ModelRemoved, ModelSigned, PinnedEndsAsked, ReplicasAsked
+from coordinator.policy.signing import why_unsigned
 from coordinator.policy.state import ModelRecord
-from protocol.errors import ConflictError, NotFoundError, StorageError, UntrustedFileError, repeated
+from protocol.error_forms import repeated
+from protocol.errors import ConflictError, ForbiddenError, NotFoundError, StorageError, UntrustedFileError
 from protocol.ids import FileHash, ModelName, Revision, checked_model_name
 from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest
+from protocol.model_signature import verified_signature
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +53,13 @@ class Catalogue:
             raise NotFoundError(f"no model here has the revision {repeated(revision)}")
         return encode_manifest(manifest)
 
+    def signature_bytes(self, revision: str) -> bytes:
+        """The signature of a model that is served; NotFoundError if no model of this revision is signed."""
+        for model in self._cluster.state.models.values():
+            if model.revision == revision and model.signature is not None:
+                return model.signature.envelope
+        raise NotFoundError(f"no model here of the revision {repeated(revision)} is signed")
+
     def file_path(self, sha256: str) -> Path:
         """Where a file of a model that is served lies; NotFoundError for every other name."""
         self._index()
@@ -57,10 +67,20 @@ class Catalogue:
             raise NotFoundError(f"no model here has a file {repeated(sha256)}")
         return self._store.path(FileHash(sha256))
 
-    async def add(self, name: str, revision: Revision, n_replicas: int = 1) -> None:
-        """Serve a manifest, already in the store with all its files, as `name`. Again: changes nothing.
+    async def add(
+        self,
+        name: str,
+        revision: Revision,
+        n_replicas: int = 1,
+        *,
+        signature: str | None = None,
+        pinned_ends: bool = False,
+    ) -> None:
+        """Serve a manifest, already in the store with all its files, as `name`. Again: changes what is given.
 
         Raises:
+            ForbiddenError: models must be signed here, and no trusted author signed this one.
+            UntrustedFileError: the signature is none, or another model's.
             InvalidRequestError: the name can't be one.
             ConflictError: the name stands for another revision.
             NotFoundError, UntrustedFileError: the store has no such manifest.
@@ -71,27 +91,65 @@ class Catalogue:
             present = self._cluster.state.models.get(model_name)
             if present is not None:
                 if present.revision == revision:
+                    await self._changed(present, signature=signature, pinned_ends=pinned_ends or None)
                     return
                 raise ConflictError(
                     f"there is a model {name} already, of revision {present.revision[:12]}; remove it first "
                     f"(`coord model remove {name}`), or take another name"
                 )
             manifest = await asyncio.to_thread(_checked_manifest, self._store, revision)
+            signed = None if signature is None else verified_signature(signature.encode(), revision)
+            if why := why_unsigned(self._cluster.state, model_name, signed):
+                raise ForbiddenError(why)
             await self._cluster.handle(
-                ModelAdded(name=model_name, revision=revision, manifest=manifest, n_replicas=n_replicas)
+                ModelAdded(
+                    name=model_name,
+                    revision=revision,
+                    manifest=manifest,
+                    n_replicas=n_replicas,
+                    signature=signed,
+                    pinned_ends=pinned_ends,
+                )
             )
         log.info("model_added", model=name, revision=revision, n_blocks=manifest.n_blocks)
 
-    async def set_replicas(self, name: str, n_replicas: int) -> ModelRecord:
-        """Have so many workers hold each block of the model, as far as there is room; the model as it is then.
+    async def change(
+        self,
+        name: str,
+        *,
+        n_replicas: int | None = None,
+        signature: str | None = None,
+        pinned_ends: bool | None = None,
+    ) -> ModelRecord:
+        """Change what is given; the model as it is then.
+
+        `n_replicas`: so many workers are to hold each block, as far as there is room.
 
         Raises:
             NotFoundError: there is no such model.
+            UntrustedFileError: the signature is none, or another model's; nothing is changed.
         """
         async with self._changing:
-            model = self.model(name)
-            await self._cluster.handle(ReplicasAsked(name=model.name, n_replicas=n_replicas))
+            await self._changed(
+                self.model(name), n_replicas=n_replicas, signature=signature, pinned_ends=pinned_ends
+            )
             return self.model(name)
+
+    async def _changed(
+        self,
+        model: ModelRecord,
+        *,
+        n_replicas: int | None = None,
+        signature: str | None = None,
+        pinned_ends: bool | None = None,
+    ) -> None:
+        if signature is not None:
+            signed = verified_signature(signature.encode(), model.revision)
+            await self._cluster.handle(ModelSigned(name=model.name, signature=signed))
+        if n_replicas is not None:
+            await self._cluster.handle(ReplicasAsked(name=model.name, n_replicas=n_replicas))
+        if pinned_ends is not None:
+            await self._cluster.handle(PinnedEndsAsked(name=model.name, is_wanted=pinned_ends))
 
     async def remove(self, name: str) -> None:
         """Serve the model no more, have the workers drop it, and remove the files that no other model has.

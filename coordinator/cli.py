@@ -11,14 +11,22 @@ from typing import Annotated, Any
 
 import typer
 
-from coordinator.cli_admin import key_commands, plan, status, worker_commands
+from coordinator.cli_admin import plan, status
+from coordinator.cli_assignment import assignment_commands
+from coordinator.cli_audit import audit_log
+from coordinator.cli_audits import audit, audits
+from coordinator.cli_author import author_commands
 from coordinator.cli_backup import backup, restore
 from coordinator.cli_doctor import doctor
+from coordinator.cli_key import key_commands
 from coordinator.cli_model import model_commands
 from coordinator.cli_output import notes, print_error
 from coordinator.cli_quota import quota_commands
+from coordinator.cli_secret import secret_commands
 from coordinator.cli_serve import serve
+from coordinator.cli_settings import settings_commands
 from coordinator.cli_trust import trust_commands
+from coordinator.cli_worker import worker_commands
 from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError
 from protocol.version import program_version
 
@@ -30,14 +38,21 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(status)
 app.command()(plan)
+app.command("audit")(audit_log)
 app.command()(backup)
 app.command()(restore)
 app.command()(doctor)
 app.add_typer(model_commands, name="model")
+app.add_typer(author_commands, name="author")
 app.add_typer(key_commands, name="key")
 app.add_typer(quota_commands, name="quota")
 app.add_typer(worker_commands, name="worker")
+trust_commands.command("audit")(audit)
+trust_commands.command("audits")(audits)
 app.add_typer(trust_commands, name="trust")
+app.add_typer(assignment_commands, name="assignment")
+app.add_typer(secret_commands, name="secret")
+app.add_typer(settings_commands, name="settings")
 
 
 @app.callback(invoke_without_command=True)

@@ -76,7 +76,8 @@ def restore(
     notes().print(
         f"{root}: coordinator {found.contents.coordinator_id} as it was at "
         f"{found.contents.created_at:%Y-%m-%d %H:%M} UTC, {sum(found.contents.n_rows.values())} rows.{note} Start "
-        "it with `coord serve`, and never beside the one that it was taken from.",
+        "it with `coord serve`, and never beside the one that it was taken from. Secrets that were rotated since "
+        "count again, and the newer ones don't: rotate them again (`coord secret`).",
         markup=False,
         soft_wrap=True,
     )

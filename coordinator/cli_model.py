@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from coordinator import state_folder as names
-from coordinator.admin_client import AdminTarget
+from coordinator.admin_client import AdminTarget, changed_as_read
 from coordinator.cli_output import console, human_bytes, model_table, notes, print_json, printable, short_ids
+from coordinator.cli_packing import packed
+from coordinator.cli_sign import keygen, sign_model, verify_model
 from coordinator.cli_target import JsonOption, for_coordinator
 from coordinator.file_store import FileStore
-from coordinator.state_folder import StateFolder, read_state_file
+from coordinator.served_models import check_is_here, model_path
+from coordinator.signing_files import read_signature, signature_beside
+from coordinator.state_folder import StateFolder
 from protocol.errors import ConfigError, ConflictError
-from protocol.ids import ModelName, checked_model_name
+from protocol.ids import ModelName, Revision, checked_model_name
 from protocol.rest import MAX_REPLICAS, AddModelRequest, ChangeModelRequest, ClusterStatus, ModelInfo, ModelList
-
-STEPS = {"download": "downloading", "read": "reading", "pack": "packing"}
 
 ReplicasOption = Annotated[
     int, typer.Option(min=1, max=MAX_REPLICAS, help="Workers that are to hold each block, as far as there is room.")
 ]
 
 model_commands = typer.Typer(no_args_is_help=True, help="The models that the cluster serves.")
+model_commands.command("keygen")(keygen)
+model_commands.command("sign")(sign_model)
+model_commands.command("verify")(verify_model)
+
+
+def _on_or_off(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ConfigError(f"{text[:40]!r} isn't one of on, off")
+    return text == "on"
 
 
 @model_commands.command("add")
@@ -39,6 +47,20 @@ def add_model(
     ],
     *,
     replicas: ReplicasOption = 1,
+    signature: Annotated[
+        Path | None,
+        typer.Option(
+            help="Its author's signature. Else the one in its folder or beside its file, if there is one."
+        ),
+    ] = None,
+    pinned_ends: Annotated[
+        bool,
+        typer.Option(
+            "--pinned-ends",
+            help="All its routes begin and end on workers whose trust you pinned (`coord trust pin`): the first "
+            "and the last worker see the tokens.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Split a model into files by hash, in the coordinator's store, and have the cluster serve it.
@@ -47,9 +69,20 @@ def add_model(
     """
     model_name = checked_model_name(name)
     status = target.ask(lambda session: session.get("/admin/v1/status", ClusterStatus))
-    _check_is_here(target, status)
+    check_is_here(target, status, "coord model add")
     _check_is_free(model_name, status)
-    info, remarks = _packed_and_added(target, model_name, source, replicas)
+    envelope = _signature(signature, source)
+
+    def request(revision: Revision) -> AddModelRequest:
+        return AddModelRequest(
+            name=model_name,
+            revision=revision,
+            n_replicas=replicas,
+            signature=envelope,
+            pinned_ends=pinned_ends,
+        )
+
+    info, remarks = _packed_and_added(target, source, request)
     for remark in remarks:
         notes().print(f"note: {printable(remark)}", markup=False, soft_wrap=True)
     if as_json:
@@ -57,7 +90,7 @@ def add_model(
         return
     console().print(
         f"added {info.name}: {info.architecture}, {info.n_blocks} blocks, {human_bytes(info.size_bytes)}, "
-        f"revision {info.revision[:12]}",
+        f"revision {info.revision[:12]}, {signed_words(info)}",
         markup=False,
         soft_wrap=True,
     )
@@ -84,12 +117,14 @@ def show_model(
     as_json: JsonOption = False,
 ) -> None:
     """Show one model."""
-    path = _model_path(checked_model_name(name))
+    path = model_path(checked_model_name(name))
     model = target.ask(lambda session: session.get(path, ModelInfo))
     if as_json:
         print_json(model)
     else:
         console().print(model_table((model,)))
+        ends = "; its routes begin and end on pinned workers" if model.pinned_ends else ""
+        console().print(signed_words(model) + ends, markup=False, soft_wrap=True)
 
 
 @model_commands.command("replicas")
@@ -105,12 +140,34 @@ def set_replicas(
 
     With two or more, a worker that dies is replaced by one that has its blocks loaded.
     """
-    path, request = _model_path(checked_model_name(name)), ChangeModelRequest(n_replicas=replicas)
-    info = target.ask(lambda session: session.patch(path, request, ModelInfo))
+    path, request = model_path(checked_model_name(name)), ChangeModelRequest(n_replicas=replicas)
+    info = target.ask(lambda session: changed_as_read(session, path, ModelInfo, request, ModelInfo))
     if as_json:
         print_json(info)
         return
     console().print(f"{info.name}: {info.n_replicas} wanted of each block", markup=False)
+    _print_reason(info)
+
+
+@model_commands.command("pinned-ends")
+@for_coordinator
+def set_pinned_ends(
+    target: AdminTarget,
+    name: Annotated[str, typer.Argument(help="The model's name.")],
+    is_wanted: Annotated[bool, typer.Argument(metavar="on|off", parser=_on_or_off, help="Whether they must.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether all routes of a model begin and end on workers whose trust you pinned (`coord trust pin`).
+
+    The first worker is sent the prompt and the last one makes the answer; those between see hidden states only.
+    """
+    path, request = model_path(checked_model_name(name)), ChangeModelRequest(pinned_ends=is_wanted)
+    info = target.ask(lambda session: changed_as_read(session, path, ModelInfo, request, ModelInfo))
+    if as_json:
+        print_json(info)
+        return
+    console().print(f"{info.name}: pinned ends {'on' if info.pinned_ends else 'off'}", markup=False)
     _print_reason(info)
 
 
@@ -126,7 +183,7 @@ def remove_model(
 
     Workers drop its blocks; files that no other model has are removed from the coordinator.
     """
-    path = _model_path(checked_model_name(name))
+    path = model_path(checked_model_name(name))
     model = target.ask(lambda session: session.delete(path, ModelInfo))
     if as_json:
         print_json(model)
@@ -139,19 +196,6 @@ def _print_reason(info: ModelInfo) -> None:
         console().print(short_ids(printable(info.reason)), markup=False, soft_wrap=True)
 
 
-def _model_path(name: ModelName) -> str:
-    return f"/admin/v1/models/{quote(name, safe='')}"
-
-
-def _check_is_here(target: AdminTarget, status: ClusterStatus) -> None:
-    """The files are written beside the coordinator, so it has to be the one of this state folder."""
-    if read_state_file(target.state / names.COORDINATOR_ID) != status.coordinator_id:
-        raise ConfigError(
-            f"`coord model add` writes into the coordinator's own folder, and {target.state} isn't the one of the "
-            f"coordinator at {target.url}: run it on the coordinator's machine and name its folder with --state"
-        )
-
-
 def _check_is_free(name: ModelName, status: ClusterStatus) -> None:
     for model in status.models:
         if model.name == name:
@@ -162,33 +206,31 @@ def _check_is_free(name: ModelName, status: ClusterStatus) -> None:
 
 
 def _packed_and_added(
-    target: AdminTarget, name: ModelName, source: str, n_replicas: int
+    target: AdminTarget, source: str, request: Callable[[Revision], AddModelRequest]
 ) -> tuple[ModelInfo, tuple[str, ...]]:
     """The added model, and what the operator should know about it."""
-    try:
-        from coordinator.packing import pack_model  # noqa: PLC0415 - torch, which only this command needs
-    except ImportError as exc:
-        raise ConfigError(
-            f"adding a model needs packages that aren't installed ({exc.name}): pip install 'brigade[packing]'"
-        ) from exc
     store = FileStore(StateFolder(target.state).files)
     with store.lock():  # until the model is recorded, nothing else says that its files are needed
-        with _progress_bar() as progress:
-            packed = pack_model(source, store, progress)
-        request = AddModelRequest(name=name, revision=packed.revision, n_replicas=n_replicas)
-        info = target.ask(lambda session: session.post("/admin/v1/models", request, ModelInfo))
-    return info, packed.notes
+        model = packed(source, store)
+        wanted = request(model.revision)
+        needed = [name for name in ("signature", "pinned_ends") if getattr(wanted, name)]
+        info = target.ask(lambda session: session.post("/admin/v1/models", wanted, ModelInfo, needed=needed))
+    return info, model.notes
 
 
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error; gives the function that moves it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    out = notes()
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-        task = progress.add_task("reading", total=None)
+def _signature(given: Path | None, source: str) -> str | None:
+    """The signature that is given, else the one that lies in the model's folder or beside its file."""
+    found = signature_beside(source) if given is None else read_signature(given)
+    return None if found is None else found.decode("utf-8", errors="replace")
 
-        def move(step: str, n_done: int, n_total: int) -> None:
-            progress.update(task, description=STEPS.get(step, step), completed=n_done, total=n_total or None)
 
-        yield move
+def signed_words(info: ModelInfo) -> str:
+    """Who signed a model, in words; what signers call themselves is quoted."""
+    if info.signed is None:
+        return "not signed"
+    signed = info.signed
+    who = (
+        f"{signed.author}, {signed.key}" if signed.author else f"nobody whom this coordinator trusts, {signed.key}"
+    )
+    what = f"{signed.model!r} version {signed.version!r}, by {signed.signer!r}"
+    return printable(f"signed by {who}, on {signed.signed_at} (as it says: {what})")

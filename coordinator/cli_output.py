@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from protocol.errors import BrigadeError
-from protocol.plan_rest import ModelledSpeed, PlanInfo
-from protocol.rest import BlockCoverage, ClusterStatus, KeyInfo, ModelInfo, WorkerInfo
+from protocol.plan_rest import ModelledSpeed, PlanInfo, PlannedSpan
+from protocol.rest import BlockCoverage, ClusterStatus, ModelInfo, WorkerInfo
 from protocol.trust_rest import TrustHistory, TrustInfo
 
 _STATE_STYLES = {
@@ -118,7 +118,9 @@ def worker_table(workers: tuple[WorkerInfo, ...]) -> Group:
         for span in worker.spans
         if span.note
     )
-    return Group(table, *_reasons((worker.worker_id, worker.reason) for worker in workers), *_reasons(notes))
+    pins = ((worker.worker_id, worker.pinned) for worker in workers)
+    reasons = ((worker.worker_id, worker.reason) for worker in workers)
+    return Group(table, *_reasons(reasons), *_reasons(pins), *_reasons(notes))
 
 
 def _device(worker: WorkerInfo) -> str:
@@ -137,11 +139,13 @@ def plan_table(plan: PlanInfo) -> Group:
             table.add_row(
                 cell(span.worker_id[:_ID_CHARS]),
                 cell(span.hostname),
-                f"{span.blocks} in {span.quantization}" if span.quantization else str(span.blocks),
+                _planned(span),
                 f"{1000 * span.stage_s:.2f}",
             )
-        parts.append(Text(f"{printable(model.model)}, placed for {plan.placement}: {_tokens_per_s(model.planned)}"))
-        parts.append(Text(f"  as it is now: {_tokens_per_s(model.now)}", style="dim"))
+        parts.append(
+            Text(f"{printable(model.model)}, placed for {plan.placement}: {tokens_per_s_text(model.planned)}")
+        )
+        parts.append(Text(f"  as it is now: {tokens_per_s_text(model.now)}", style="dim"))
         if model.note:
             parts.append(Text(f"  {printable(model.note)}", style="dim"))
         parts.append(table)
@@ -151,19 +155,17 @@ def plan_table(plan: PlanInfo) -> Group:
     return Group(*parts, *_reasons((worker.worker_id, worker.reason) for worker in plan.left_out), *outlook)
 
 
-def _tokens_per_s(speed: ModelledSpeed | None) -> str:
+def _planned(span: PlannedSpan) -> str:
+    held_as = f" in {span.quantization}" if span.quantization else ""
+    return f"{span.blocks}{held_as}{' (pinned)' if span.is_pinned else ''}"
+
+
+def tokens_per_s_text(speed: ModelledSpeed | None) -> str:
+    """How fast a model would be, in words."""
     if speed is None:
         return "not all blocks are held"
     one, many = speed.one_stream_tokens_per_s, speed.many_streams_tokens_per_s
     return f"about {one:.1f} tokens/s for one stream, {many:.1f} for many one token at a time"
-
-
-def key_table(keys: tuple[KeyInfo, ...]) -> Table:
-    """API keys; the secrets aren't known."""
-    table = plain_table("key", "name", "kind", "created", "revoked")
-    for key in keys:
-        table.add_row(key.key_id, cell(key.name), key.kind, _minute(key.created_at), _minute(key.revoked_at))
-    return table
 
 
 def trust_table(workers: tuple[TrustInfo, ...]) -> Group:
@@ -189,14 +191,14 @@ def trust_history(history: TrustHistory) -> Group:
         opinions.add_row(cell(short_ids(opinion.reporter)), cell(opinion.kind), f"{opinion.weight:.2f}")
     for event in history.events:
         events.add_row(
-            _minute(event.at),
+            minute(event.at),
             cell(event.kind),
             cell(short_ids(event.reporter)),
             f"{event.score_before:.2f} -> {event.score_after:.2f}",
             cell(short_ids(event.reason)),
         )
     older = [
-        Text(f"  before that {part.n_events} of {printable(part.kind)}, until {_minute(part.last_at)}", style="dim")
+        Text(f"  before that {part.n_events} of {printable(part.kind)}, until {minute(part.last_at)}", style="dim")
         for part in history.older
     ]
     return Group(trust_table((history.trust,)), opinions, events, *older)
@@ -214,6 +216,8 @@ def print_status(status: ClusterStatus) -> None:
         out.print("What runs goes on; what would have to be kept is refused until it is back.", soft_wrap=True)
     if status.moving:
         out.print(Text(short_ids(printable(status.moving))), soft_wrap=True)
+    if status.audits:
+        out.print(Text(short_ids(printable(status.audits))), soft_wrap=True)
     out.print(model_table(status.models))
     if status.workers:
         out.print(worker_table(status.workers))
@@ -235,7 +239,7 @@ def _reasons(pairs: Iterable[tuple[str, str]]) -> list[Text]:
     return [Text(f"  {short_ids(printable(f'{name}: {reason}'))}", style="dim") for name, reason in pairs if reason]
 
 
-def _minute(time: str | None) -> str:
+def minute(time: str | None) -> str:
     """An ISO time in UTC, to the minute."""
     return f"{time[:16].replace('T', ' ')} UTC" if time else ""
 

@@ -10,10 +10,11 @@ import msgspec
 import typer
 from rich.table import Table
 
-from coordinator.admin_client import AdminTarget
-from coordinator.cli_output import cell, console, notes, plain_table, print_json, short_ids
+from coordinator.admin_client import AdminTarget, all_pages
+from coordinator.cli_output import cell, console, notes, plain_table, print_json, printable, short_ids
 from coordinator.cli_target import JsonOption, for_coordinator
-from protocol.errors import ConfigError, repeated
+from protocol.error_forms import repeated
+from protocol.errors import ConfigError
 from protocol.key_limits import KeyLimits, LimitsChange
 from protocol.quota_rest import Contribution, ContributionList, QuotaInfo, QuotaList, UsageDay, UsageList
 
@@ -21,7 +22,8 @@ quota_commands = typer.Typer(no_args_is_help=True, help="What keys may use, what
 
 LIMITS_HELP = (
     "NAME=VALUE: requests-per-min, tokens-per-min, tokens-per-day, max-concurrent, max-context, "
-    "priority (high, normal, low), models (names with commas in between), min-trust (0 to 1)"
+    "priority (high, normal, low), models (names with commas in between), min-trust (0 to 1), "
+    "pinned-ends (true, false)"
 )
 _NONE = "none"
 
@@ -62,7 +64,8 @@ def show(
 ) -> None:
     """Show the limits of keys, and how much of them is used now."""
     if key_id is None:
-        found = target.ask(lambda session: session.get("/admin/v1/quotas", QuotaList)).quotas
+        pages = target.ask(lambda session: all_pages(session, "/admin/v1/quotas", {}, QuotaList))
+        found = tuple(quota for page in pages for quota in page.quotas)
     else:
         path = f"/admin/v1/quotas/{quote(key_id, safe='')}"
         found = (target.ask(lambda session: session.get(path, QuotaInfo)),)
@@ -84,23 +87,30 @@ def usage(
     as_json: JsonOption = False,
 ) -> None:
     """Show what keys used, by day, as the workers reported it."""
-    path = f"/admin/v1/usage?days={days}" + (f"&key={quote(key_id, safe='')}" if key_id else "")
-    found = target.ask(lambda session: session.get(path, UsageList))
+    given = {"days": str(days), "key": key_id}
+    pages = target.ask(lambda session: all_pages(session, "/admin/v1/usage", given, UsageList))
+    used = tuple(one for page in pages for one in page.usage)
     if as_json:
-        print_json(found)
+        print_json(UsageList(usage=used))
     else:
-        console().print(usage_table(found.usage))
+        console().print(usage_table(used))
 
 
 @quota_commands.command("contributions")
 @for_coordinator
 def contributions(target: AdminTarget, *, days: DaysOption = 7, as_json: JsonOption = False) -> None:
     """Show what workers gave, by day and owner: tokens times the blocks that they ran them through."""
-    found = target.ask(lambda session: session.get(f"/admin/v1/contributions?days={days}", ContributionList))
+    given = {"days": str(days)}
+    pages = target.ask(lambda session: all_pages(session, "/admin/v1/contributions", given, ContributionList))
+    gave = tuple(one for page in pages for one in page.contributions)
+    raised = tuple(pages[0].raised_owners)
     if as_json:
-        print_json(found)
+        print_json(ContributionList(contributions=gave, raised_owners=raised))
     else:
-        console().print(contribution_table(found.contributions))
+        console().print(contribution_table(gave))
+        if raised:
+            names = ", ".join(printable(owner) for owner in raised)
+            console().print(f"priority earned: keys of {names} are served as one class higher", markup=False)
 
 
 def new_limits(given: Sequence[str]) -> KeyLimits:
@@ -111,11 +121,18 @@ def new_limits(given: Sequence[str]) -> KeyLimits:
 def limits_words(limits: KeyLimits) -> str:
     """The limits as one would write them on the command line; `none` if there are none."""
     given = msgspec.to_builtins(limits)
-    words = (
-        f"{name.replace('_', '-')}={','.join(value) if isinstance(value, list | tuple) else value}"
-        for name, value in given.items()
-    )
+    words = (f"{name.replace('_', '-')}={_limit_text(value)}" for name, value in given.items())
     return " ".join(words) or _NONE
+
+
+def _limit_text(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case list() | tuple():
+            return ",".join(value)
+        case _:
+            return str(value)
 
 
 def quota_table(quotas: Sequence[QuotaInfo]) -> Table:

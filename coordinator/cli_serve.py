@@ -18,9 +18,10 @@ from rich.text import Text
 
 from coordinator import state_folder as names
 from coordinator.background import freeze_heap
-from coordinator.cli_output import console
+from coordinator.cli_output import console, notes
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig, default_state
 from protocol.errors import EXIT_CANCELLED
+from protocol.event_loops import event_loop_factory
 from protocol.logs import configure_logs
 
 ListenOption = Annotated[
@@ -40,7 +41,10 @@ DatabaseOption = Annotated[
 ]
 SecretFileOption = Annotated[
     Path | None,
-    typer.Option(help="File with the join secret. Else BRIGADE_SECRET, else one made at the first start."),
+    typer.Option(
+        help="File with the join secret. Else BRIGADE_SECRET, else one made at the first start. One that `coord "
+        "secret rotate` replaced doesn't count any more, and the state folder's does."
+    ),
 ]
 SecretOption = Annotated[str | None, typer.Option(help="The join secret itself; anybody can see it in `ps`.")]
 PublicUrlOption = Annotated[
@@ -72,6 +76,25 @@ AutoQuantizeOption = Annotated[
     ),
 ]
 
+RequireSignedOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="on|off",
+        help="on: models are added, and generations begin, only if an author whom you trust signed the model "
+        "(`coord author add`, `coord model sign`). Else BRIGADE_REQUIRE_SIGNED_MODELS, else off.",
+    ),
+]
+
+AuditShareOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Most of a worker's time, 0 to 0.5, that audits may take: now and then two workers that hold the same "
+        "blocks are given the same numbers, and who computes something else is quarantined (`coord trust audits`). "
+        "0: only by `coord trust audit`. Else BRIGADE_AUDIT_SHARE, else 0.01.",
+    ),
+]
+
 ReplanOption = Annotated[
     str | None,
     typer.Option(
@@ -93,6 +116,8 @@ def serve(
     placement: PlacementOption = None,
     replan: ReplanOption = None,
     auto_quantize: AutoQuantizeOption = None,
+    require_signed_models: RequireSignedOption = None,
+    audit_share: AuditShareOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
     """Run the coordinator until it is told to stop (Ctrl-C or SIGTERM; a second time: at once)."""
@@ -108,8 +133,11 @@ def serve(
         placement=placement,
         replan=replan,
         auto_quantize=auto_quantize,
+        require_signed_models=require_signed_models,
+        audit_share=audit_share,
     )
-    asyncio.run(_serve(config))
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+        runner.run(_serve(config))
 
 
 async def _serve(config: CoordinatorConfig) -> None:
@@ -120,16 +148,25 @@ async def _serve(config: CoordinatorConfig) -> None:
             console().print(Text(_welcome(config, coordinator.url)), soft_wrap=True)
         else:
             console().print(Text(f"Brigade coordinator at {coordinator.url}"), soft_wrap=True)
-            if coordinator.authority.has_new_secret:
+            if coordinator.authority.secrets.has_new_secret:
                 path = coordinator.state_folder.path(names.JOIN_SECRET)
                 console().print(
                     Text(f"No join secret was given or kept: a new one was made, {path}"), soft_wrap=True
                 )
+        if retired_at := coordinator.authority.secrets.given_was_retired_at:
+            warning = (
+                f"warning: the join secret that {config.secret_from} gives was rotated away on "
+                f"{retired_at:%Y-%m-%d} and doesn't count; the state folder's does. Leave it out, or give the new "
+                "one"
+            )
+            notes().print(Text(warning, style="yellow"), soft_wrap=True)
 
     stop = asyncio.Event()
     with _stop_signals(asyncio.get_running_loop(), stop):
         async with running(config) as coordinator:
             announce(coordinator)
+            if warning := exposure(config.listen_host):
+                notes().print(Text(warning, style="yellow"), soft_wrap=True)
             sys.stdout.flush()
             freeze_heap()
             await stop.wait()
@@ -188,6 +225,17 @@ It listens on loopback only: other machines can't reach it. To let them:
        coord serve --listen 0.0.0.0:{port} --public-url https://THIS-HOST:{port}{option}
 """
     return text
+
+
+def exposure(host: str) -> str | None:
+    """What to say of listening where other machines reach it; None on loopback."""
+    if _is_loopback(host):
+        return None
+    where = "every address of this machine" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared with
+    return (
+        f"warning: it listens on {where}: whoever reaches that can try to join, and to guess keys. Everything is "
+        "encrypted and asks for the join secret or a key; let only the cluster's networks through the firewall."
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import typer
 
-from coordinator.admin_client import AdminTarget
+from coordinator.admin_client import AdminTarget, all_pages
 from coordinator.cli_output import console, notes, print_json, printable, short_ids, trust_history, trust_table
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.errors import ConfigError
@@ -25,11 +25,12 @@ ReasonOption = Annotated[str, typer.Option(help="Why, for the history and the au
 @for_coordinator
 def list_trust(target: AdminTarget, *, as_json: JsonOption = False) -> None:
     """List all workers, the least trusted first: score in [0, 1], level, and what speaks against them."""
-    found = target.ask(lambda session: session.get("/admin/v1/trust", TrustList))
+    pages = target.ask(lambda session: all_pages(session, "/admin/v1/trust", {}, TrustList))
+    workers = tuple(worker for page in pages for worker in page.workers)
     if as_json:
-        print_json(found)
+        print_json(TrustList(workers=workers))
     else:
-        console().print(trust_table(found.workers))
+        console().print(trust_table(workers))
 
 
 @trust_commands.command("show")

@@ -8,19 +8,56 @@ from coordinator.credentials import KeyCaller
 from coordinator.keys import AUTHORITY, CALLER, CATALOGUE, CLOCK, CLUSTER, ROUTE_DESK
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.policy.views import model_info
+from coordinator.route_docs import Download, RouteDoc
+from protocol.errors import (
+    ConflictError,
+    ContextExceededError,
+    ForbiddenError,
+    ModelLoadingError,
+    ModelUnavailableError,
+    NotFoundError,
+    OverLimitError,
+    OverloadedError,
+    QuotaExceededError,
+)
+from protocol.file_answers import file_answer
 from protocol.messages import PROTOCOL_VERSION
-from protocol.rest import Hello, ModelInfo, ModelList, RouteRequest
+from protocol.rest import Hello, ModelInfo, ModelList, RouteGrant, RouteRequest
+
+PEM = Download("application/x-pem-file")
+ROUTES_DOC = RouteDoc(
+    "Ask for a way through a model for one generation; what it may use is reserved.",
+    body=RouteRequest,
+    answer=RouteGrant,
+    errors=(
+        ContextExceededError,
+        ForbiddenError,
+        ConflictError,
+        ModelLoadingError,
+        ModelUnavailableError,
+        NotFoundError,
+        OverloadedError,
+        OverLimitError,
+        QuotaExceededError,
+    ),
+)
+MANIFEST_DOC = RouteDoc("Give the manifest of a model's revision.", answer=Download("application/json"))
+SIGNATURE_DOC = RouteDoc(
+    "Give the signature of a model's revision.", answer=Download("application/json"), errors=(NotFoundError,)
+)
+FILE_DOC = RouteDoc("Give a model's file, or a range of it.", answer=Download("application/octet-stream"))
 
 
 def add_client_routes(app: web.Application) -> None:
     """Put the clients' routes in."""
-    add_route(app, "open", "GET", "/v1/hello", hello)
-    add_route(app, "open", "GET", "/v1/ca", ca)
-    add_route(app, "client", "GET", "/v1/models", models)
-    add_route(app, "client", "GET", "/v1/models/{name}", model)
-    add_route(app, "client", "POST", "/v1/routes", routes)
-    add_route(app, "reader", "GET", "/v1/manifests/{revision}", manifest)
-    add_route(app, "reader", "GET", "/v1/files/{sha256}", file)
+    add_route(app, "open", "GET", "/v1/hello", hello, RouteDoc("Say who answers here.", answer=Hello))
+    add_route(app, "open", "GET", "/v1/ca", ca, RouteDoc("Give the cluster CA's certificate.", answer=PEM))
+    add_route(app, "client", "GET", "/v1/models", models, RouteDoc("List the models.", answer=ModelList))
+    add_route(app, "client", "GET", "/v1/models/{name}", model, RouteDoc("Show a model.", answer=ModelInfo))
+    add_route(app, "client", "POST", "/v1/routes", routes, ROUTES_DOC)
+    add_route(app, "reader", "GET", "/v1/manifests/{revision}", manifest, MANIFEST_DOC)
+    add_route(app, "reader", "GET", "/v1/manifests/{revision}/signature", signature, SIGNATURE_DOC)
+    add_route(app, "reader", "GET", "/v1/files/{sha256}", file, FILE_DOC)
 
 
 async def hello(request: web.Request) -> web.Response:
@@ -62,10 +99,16 @@ async def manifest(request: web.Request) -> web.Response:
     return web.Response(body=data, content_type="application/json")
 
 
+async def signature(request: web.Request) -> web.Response:
+    """-> the signature's bytes, as its author made them."""
+    data = request.app[CATALOGUE].signature_bytes(request.match_info["revision"])
+    return web.Response(body=data, content_type="application/json")
+
+
 async def file(request: web.Request) -> web.StreamResponse:
     """-> the file's bytes, or the range of them that is asked for."""
     path = request.app[CATALOGUE].file_path(request.match_info["sha256"])
-    return web.FileResponse(path, chunk_size=2**18, headers={"Content-Type": "application/octet-stream"})
+    return await file_answer(request, path)
 
 
 async def routes(request: web.Request) -> web.Response:

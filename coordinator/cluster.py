@@ -7,7 +7,7 @@ whoever holds the socket empties, and the repository saves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -16,12 +16,19 @@ import structlog
 
 from coordinator.background import uninterrupted
 from coordinator.policy.effects import (
+    DeleteAuthor,
     DeleteModel,
+    DeletePin,
+    DeleteSetting,
     DeleteTrust,
+    DeleteWorker,
     Effect,
     Persistent,
     SaveAssignment,
+    SaveAuthor,
     SaveModel,
+    SavePin,
+    SaveSetting,
     SaveTrust,
     SaveWorker,
     SendToWorker,
@@ -30,7 +37,9 @@ from coordinator.policy.effects import (
     WriteTrustEvent,
 )
 from coordinator.policy.events import Event
-from coordinator.policy.state import ClusterState, PolicySettings, StoredState, WorkerRecord, restored
+from coordinator.policy.settings import with_stored
+from coordinator.policy.state import ClusterState, PolicySettings, WorkerRecord
+from coordinator.policy.stored import StoredState, restored
 from coordinator.policy.transition import apply
 from coordinator.policy.trust import NO_RECORD
 from coordinator.policy.trust_changes import why_refused
@@ -62,9 +71,13 @@ class Storage(Protocol):
 class Cluster:
     """The state and the outboxes. Call `restore` once, before anything else."""
 
-    def __init__(self, repository: Storage, settings: PolicySettings, clock: Clock) -> None:
+    def __init__(
+        self, repository: Storage, settings: PolicySettings, clock: Clock, given: Collection[str] = ()
+    ) -> None:
         self._repository = repository
         self._settings = settings
+        self._given = given
+        """Names of settings that are as they were given at the start, whatever was stored."""
         self._clock = clock
         self._state = ClusterState(settings=settings)
         self._outboxes: dict[WorkerId, Outbox] = {}
@@ -105,7 +118,11 @@ class Cluster:
             StorageError: it can't be read.
         """
         async with self._lock:
-            self._state = restored(await self._repository.load_state(), self._settings, self._clock())
+            stored = await self._repository.load_state()
+            settings, unusable = with_stored(self._settings, stored.settings, self._given)
+            for why in unusable:
+                log.warning("stored_setting_unusable", reason=why)
+            self._state = restored(stored, settings, self._clock())
 
     async def handle(self, event: Event) -> None:
         """Decide, save, publish, tell; one event at a time. On return all of it is done.
@@ -142,6 +159,10 @@ class Cluster:
             if self._outboxes.get(worker_id) is outbox:
                 del self._outboxes[worker_id]
 
+    def tell(self, worker_id: WorkerId, message: CoordinatorToWorker) -> None:
+        """Have a message sent that follows from no event; to nobody if the worker isn't here."""
+        self._put(worker_id, message)
+
     def is_current(self, worker_id: WorkerId, outbox: Outbox) -> bool:
         """Whether no newer socket of the worker has taken this outbox's place."""
         # one that was dismissed because it was full has no successor, and its end is the worker's
@@ -165,7 +186,11 @@ class Cluster:
                     self._put(effect.worker_id, effect.message)
                 case SaveWorker() | SaveAssignment() | SaveModel() | DeleteModel() | SaveTrust() | DeleteTrust():
                     pass  # saved already
-                case WriteTrustEvent() | SumUpTrustEvents():
+                case SavePin() | DeletePin() | SaveSetting() | DeleteSetting():
+                    pass
+                case DeleteWorker():
+                    pass
+                case WriteTrustEvent() | SumUpTrustEvents() | SaveAuthor() | DeleteAuthor():
                     pass
                 case WriteAudit():
                     log.info(effect.action, subject=effect.subject, details=effect.details)
@@ -196,7 +221,9 @@ class Cluster:
 
 def _may_route_otherwise(before: ClusterState, after: ClusterState) -> bool:
     """Whether more changed than what heartbeats do: they come by the hundred a second, and wake nobody."""
-    if before.models != after.models or before.workers.keys() != after.workers.keys():
+    if before.settings != after.settings or before.models != after.models:
+        return True
+    if before.workers.keys() != after.workers.keys():
         return True
     pairs = ((before.workers[worker_id], worker) for worker_id, worker in after.workers.items())
     return any(old is not new and _unmeasured(old) != _unmeasured(new) for old, new in pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,12 +12,14 @@ import platformdirs
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from coordinator.policy.state import Placement, Replan, checked_placement, checked_replan
+from coordinator.policy.settings import MAX_AUDIT_SHARE
+from coordinator.policy.state import Placement, PolicySettings, Replan, checked_placement, checked_replan
+from protocol.coordinator_urls import checked_coordinator_url
 from protocol.errors import ConfigError
 from protocol.handshake import checked_secret
-from protocol.pinned_http import checked_coordinator_url
 
 DEFAULT_PORT = 7400
+DEFAULT_AUDIT_SHARE = 0.01
 MAX_SECRET_FILE_BYTES = 64 * 2**10
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 """Databases that can be named without their driver, and the driver that is meant."""
@@ -54,6 +57,32 @@ class CoordinatorConfig:
     """How many times as fast it must be."""
     auto_quantize: bool = True
     """Whether workers with `--precision auto` hold blocks in int8 or int4 where a model doesn't fit otherwise."""
+    require_signed_models: bool = False
+    """Whether models are served only if a trusted author signed them."""
+    audit_share: float = 0.0
+    """Most of a worker's time that audits may take; 0: there are none but by hand."""
+
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Settings that were given at the start and where, `--placement` or `BRIGADE_PLACEMENT`: these go before what
+    is changed while the coordinator runs (`coord settings`)."""
+    secret_from: str = ""
+    """Where the join secret was given; empty: the state folder's own."""
+
+    def policy_settings(self) -> PolicySettings:
+        """What decisions depend on, unless operators changed it while the coordinator ran."""
+        return PolicySettings(
+            suspect_after_s=self.suspect_after_s,
+            failover_after_s=self.failover_after_s,
+            lost_after_s=self.lost_after_s,
+            settle_s=self.settle_s,
+            placement=self.placement,
+            replan=self.replan,
+            replan_every_s=self.replan_every_s,
+            replan_margin=self.replan_margin,
+            auto_quantize=self.auto_quantize,
+            require_signed_models=self.require_signed_models,
+            audit_share=self.audit_share,
+        )
 
     @classmethod
     def from_env(
@@ -70,6 +99,8 @@ class CoordinatorConfig:
         placement: str | None = None,
         replan: str | None = None,
         auto_quantize: str | None = None,
+        require_signed_models: str | None = None,
+        audit_share: float | None = None,
     ) -> CoordinatorConfig:
         """Settle every setting: the argument, else `BRIGADE_STATE`, `_LISTEN`, `_DATABASE_URL`, `_SECRET`, ...
 
@@ -91,13 +122,56 @@ class CoordinatorConfig:
             placement=checked_placement(placement or environ.get("BRIGADE_PLACEMENT") or "balance", "--placement"),
             replan=checked_replan(replan or environ.get("BRIGADE_REPLAN") or "auto", "--replan"),
             auto_quantize=_is_on(auto_quantize or environ.get("BRIGADE_AUTO_QUANTIZE") or "on", "--auto-quantize"),
+            require_signed_models=_is_on(
+                require_signed_models or environ.get("BRIGADE_REQUIRE_SIGNED_MODELS") or "off",
+                "--require-signed-models",
+            ),
+            audit_share=_checked_share(audit_share, environ.get("BRIGADE_AUDIT_SHARE")),
+            given=_given(
+                environ,
+                {
+                    "placement": placement,
+                    "replan": replan,
+                    "auto_quantize": auto_quantize,
+                    "require_signed_models": require_signed_models,
+                    "audit_share": audit_share,
+                },
+            ),
+            secret_from=_secret_from(environ, secret, secret_file),
         )
+
+
+def _given(environ: Mapping[str, str], options: Mapping[str, object]) -> dict[str, str]:
+    """Where each setting was given, of those that were."""
+    where: dict[str, str] = {}
+    for name, value in options.items():
+        variable = f"BRIGADE_{name.upper()}"
+        if value is not None:
+            where[name] = f"--{name.replace('_', '-')}"
+        elif environ.get(variable):
+            where[name] = variable
+    return where
 
 
 def _is_on(text: str, option: str) -> bool:
     if text not in ("on", "off"):
         raise ConfigError(f"{option} {text[:40]!r} isn't one of on, off")
     return text == "on"
+
+
+def _checked_share(option: float | None, text: str | None) -> float:
+    """What `--audit-share`, else `BRIGADE_AUDIT_SHARE` says."""
+    named = "--audit-share" if option is not None or not text else "BRIGADE_AUDIT_SHARE"
+    try:
+        share = option if option is not None else float(text) if text else DEFAULT_AUDIT_SHARE
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share <= MAX_AUDIT_SHARE:
+        said = (text or "")[:40] if option is None else f"{option:g}"
+        raise ConfigError(
+            f"{named} is {said}; it must be between 0 (no audits) and {MAX_AUDIT_SHARE:g} of a worker's time"
+        )
+    return share
 
 
 def default_state(environ: Mapping[str, str] | None = None) -> Path:
@@ -177,6 +251,14 @@ def _settled_secret(environ: Mapping[str, str], secret: str | None, secret_file:
     if "BRIGADE_SECRET" in environ:
         return checked_secret(environ["BRIGADE_SECRET"])
     return None
+
+
+def _secret_from(environ: Mapping[str, str], secret: str | None, secret_file: Path | None) -> str:
+    if secret is not None:
+        return "--secret"
+    if secret_file is not None:
+        return "--secret-file"
+    return "BRIGADE_SECRET" if "BRIGADE_SECRET" in environ else ""
 
 
 def secret_from_file(path: Path) -> str:

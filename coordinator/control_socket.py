@@ -13,7 +13,9 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from coordinator.addresses import check_advertised_url
 from coordinator.cluster import Cluster
 from coordinator.generation_reports import GenerationReports
+from coordinator.openings import Openings
 from coordinator.policy import events
+from coordinator.session_ends import SessionEnds
 from protocol.codec import MAX_CONTROL_BYTES, decode_message, encode_message
 from protocol.control_messages import (
     Announce,
@@ -24,17 +26,12 @@ from protocol.control_messages import (
     GenerationReport,
     Heartbeat,
     Leaving,
+    SessionsBegun,
     SpanReport,
     WorkerToCoordinator,
 )
-from protocol.errors import (
-    BrigadeError,
-    DeadlineExceededError,
-    InternalError,
-    InvalidRequestError,
-    ProtocolError,
-    error_fields,
-)
+from protocol.error_forms import error_fields
+from protocol.errors import BrigadeError, DeadlineExceededError, InternalError, InvalidRequestError, ProtocolError
 from protocol.ids import WorkerId
 
 log = structlog.get_logger(__name__)
@@ -49,6 +46,11 @@ Outbox = asyncio.Queue[CoordinatorToWorker]
 class _SocketOverError(Exception):
     """The socket is done with, in an orderly way; ends the task group of its two directions."""
 
+    def __init__(self, dismissal: Dismiss | None = None) -> None:
+        super().__init__()
+        self.dismissal = dismissal
+        """What the worker was told last: the socket is still to be closed."""
+
 
 class ControlSocket:
     """A socket that was accepted. `run` returns when it is over, however it ended."""
@@ -61,19 +63,24 @@ class ControlSocket:
         connects_from: str,
         cluster: Cluster,
         reports: GenerationReports,
+        openings: Openings,
+        ends: SessionEnds,
     ) -> None:
         self._socket = socket
         self._worker_id = worker_id
         self._connects_from = connects_from
         self._cluster = cluster
         self._reports = reports
+        self._openings = openings
+        self._ends = ends
 
     async def run(self) -> None:
         """Serve the worker until either side has had enough. What the worker did wrong, it is told."""
         try:
             await self._serve(await self._announcement())
-        except _SocketOverError:
-            pass
+        except _SocketOverError as over:
+            if over.dismissal is not None:
+                await self._close_after(over.dismissal)
         except BrigadeError as error:
             log.warning("worker_dismissed", **error_fields(error))
             await self._dismiss(Dismiss(error=error.body()))
@@ -104,6 +111,7 @@ class ControlSocket:
         try:
             with self._cluster.connected(self._worker_id) as outbox:
                 await self._cluster.handle(events.WorkerConnected(worker_id=self._worker_id, announce=announce))
+                await self._ends.catch_up(self._worker_id)
                 log.info("worker_connected", url=announce.url, device=announce.device.device)
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._read(), name=f"control-read-{self._worker_id}")
@@ -124,10 +132,9 @@ class ControlSocket:
     async def _write(self, outbox: Outbox) -> None:
         while True:
             message = await outbox.get()
-            if isinstance(message, Dismiss):
-                await self._dismiss(message)
-                raise _SocketOverError
             await self._send(message)
+            if isinstance(message, Dismiss):
+                raise _SocketOverError(message)
 
     async def _receive(self) -> Any:
         """The next message; None once the socket is closed."""
@@ -158,6 +165,8 @@ class ControlSocket:
                 await self._cluster.handle(left)
             case GenerationReport():
                 self._reports.take(message, worker_id)
+            case SessionsBegun():
+                self._openings.take(message, worker_id)
 
     async def _send(self, message: CoordinatorToWorker) -> None:
         try:
@@ -168,9 +177,14 @@ class ControlSocket:
 
     async def _dismiss(self, message: Dismiss) -> None:
         """Say why, and close; a worker that doesn't listen is closed without."""
+        with suppress(_SocketOverError):
+            await self._send(message)
+            await self._close_after(message)
+
+    async def _close_after(self, message: Dismiss) -> None:
+        """Close, with nobody reading: while somebody does, aiohttp hangs up before the worker has read the code."""
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                await self._socket.send_bytes(encode_message(message))
                 await self._socket.close(code=WSCloseCode.POLICY_VIOLATION, message=message.error.code.encode())
         except (TimeoutError, ConnectionError):
             log.info("dismissed_worker_deaf", error_code=message.error.code)

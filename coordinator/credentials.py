@@ -19,7 +19,7 @@ from protocol.api_key import ApiKey, api_key_from_text, secret_hash
 from protocol.errors import BrigadeError, ForbiddenError, OverloadedError, StorageError, UnauthenticatedError
 from protocol.ids import KeyId, WorkerId
 from protocol.key_limits import UNLIMITED, KeyLimits
-from protocol.rest import KeyKind
+from protocol.key_rest import KeyKind
 from protocol.tickets import SessionToken, ticket_key, verified_claims
 
 KEY_CACHE_S = 2.0
@@ -142,6 +142,11 @@ class Authenticator:
             return WorkerCaller(worker_id=claims.worker_id, ticket_key=ticket_key(signing_key, claims.worker_id))
         raise error
 
+    def is_in_force(self, caller: WorkerCaller) -> bool:
+        """Whether the signing key that the worker's token was made with counts still."""
+        keys = (ticket_key(key, caller.worker_id) for key in reversed(self._authority.signing_keys))
+        return any(hmac.compare_digest(key, caller.ticket_key) for key in keys)
+
     async def _key_caller(self, text: str) -> KeyCaller:
         shown = api_key_from_text(text)
         stored = await self._stored(shown.key_id)
@@ -153,8 +158,15 @@ class Authenticator:
         """All parts are compared, for unknown keys as well, so that the time tells nothing."""
         kept = stored.secret_hash if stored is not None else _NO_STORED_HASH
         is_secret = hmac.compare_digest(secret_hash(shown.secret), kept)
+        is_old_secret = hmac.compare_digest(secret_hash(shown.secret), self._old_hash(stored))
         is_cluster = hmac.compare_digest(shown.ca_fingerprint, self._authority.ca_fingerprint)
-        return is_secret and is_cluster and stored is not None and stored.kind == shown.kind
+        return (is_secret or is_old_secret) and is_cluster and stored is not None and stored.kind == shown.kind
+
+    def _old_hash(self, stored: StoredKey | None) -> str:
+        """Of the secret before the last rotation, while that is good; else one that no secret has."""
+        if stored is None or stored.old_secret_hash is None or stored.old_until is None:
+            return _NO_STORED_HASH
+        return stored.old_secret_hash if self._clock() < stored.old_until.timestamp() else _NO_STORED_HASH
 
     async def _stored(self, key_id: KeyId) -> StoredKey | None:
         while True:

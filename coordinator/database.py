@@ -16,11 +16,12 @@ from types import MappingProxyType
 from typing import Any
 
 import asyncpg
+import sqlalchemy
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -82,6 +83,16 @@ def create_engine(url: URL, *, is_pooled: bool = True) -> AsyncEngine:
         return engine
     timeouts = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": QUERY_TIMEOUT_S}
     return create_async_engine(url, connect_args=timeouts, pool_pre_ping=True, **options)
+
+
+def blocking_engine(engine: AsyncEngine) -> Engine:
+    """The same SQLite file, for transactions that a thread runs as a whole; disposed of when `engine` is."""
+    url = engine.url.set(drivername="sqlite+pysqlite")
+    blocking = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    event.listen(blocking, "connect", _set_up_sqlite)
+    event.listen(blocking, "begin", _begin_sqlite)
+    event.listen(engine.sync_engine, "engine_disposed", lambda _engine: blocking.dispose())
+    return blocking
 
 
 class SameFile:

@@ -26,6 +26,7 @@ from protocol.checks import Finding, broken, doubtful, fine, opened_mode, write_
 SECRET_FILES = (
     names.JOIN_SECRET,
     names.PREVIOUS_SECRETS,
+    names.RETIRED_SECRETS,
     names.SIGNING_KEYS,
     names.CA_KEY,
     names.SERVER_KEY,

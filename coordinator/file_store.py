@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from protocol.disk import storage_error, storage_errors
-from protocol.errors import ConflictError, NotFoundError, repeated
+from protocol.error_forms import repeated
+from protocol.errors import ConflictError, NotFoundError
 from protocol.file_locks import HeldLock, try_lock
 from protocol.ids import FileHash
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 from coordinator.authority import Authority
 from coordinator.policy.ratelimit import Bucket, RateLimit, full_bucket, taken
+from coordinator.recent_joins import Join, RecentJoins
 from protocol.codec import check_version, decode_json, encode_json
 from protocol.errors import ClockSkewError, InvalidRequestError, OverloadedError, WrongSecretError
 from protocol.handshake import (
@@ -42,8 +43,8 @@ MAX_LIMITED_ADDRESSES = 4096
 
 _NONCE = re.compile(rf"[0-9a-f]{{{2 * NONCE_BYTES}}}")
 _REFUSED = (
-    "the join proof doesn't verify: the worker's join secret is not the coordinator's, the challenge was used or "
-    f"is older than {CHALLENGE_LIFE_S:.0f} s, or somebody is in between"
+    "the join proof doesn't verify: the worker's join secret is not the coordinator's (or not any more), the "
+    f"challenge was used or is older than {CHALLENGE_LIFE_S:.0f} s, or somebody is in between"
 )
 
 
@@ -137,6 +138,7 @@ class Joining:
         self._clock = clock
         self._check_worker = check_worker
         self._challenges = ChallengeStore()
+        self.recent = RecentJoins()
 
     def challenge(self, request: ChallengeRequest) -> Challenge:
         """Give out a challenge.
@@ -176,6 +178,8 @@ class Joining:
         _check_clock(request.time_s, now_s)
         self._check_worker(request.worker_id)
         answer = encode_json(await self._grant(request, now_s))
+        is_current = key == self._authority.join_keys[0]
+        self.recent.note(Join(worker_id=request.worker_id, at_s=now_s, is_current=is_current))
         ours = self._transcript(opened.version, request, answer)
         return Granted(worker_id=request.worker_id, body=answer, proof=join_proof(key, ours, "coordinator"))
 

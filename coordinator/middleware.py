@@ -12,11 +12,14 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
+from coordinator.acting import COORDINATOR, acting
 from coordinator.addresses import check_host
-from coordinator.credentials import Access, WorkerCaller
-from coordinator.keys import ACCESS, AUTHENTICATOR, CALLER, CLUSTER, KNOWN_NAMES
+from coordinator.credentials import Access, Caller, KeyCaller, WorkerCaller
+from coordinator.keys import ACCESS, AUTHENTICATOR, CALLER, CLUSTER, KNOWN_NAMES, ROUTE_DOCS, described
+from coordinator.route_docs import RouteDoc
 from protocol.codec import MAX_BODY_BYTES, check_version, decode_json, encode_json
 from protocol.compatibility import answer_understood_by, error_understood_by, spoken_version
+from protocol.error_forms import error_fields
 from protocol.errors import (
     BrigadeError,
     DeadlineExceededError,
@@ -24,9 +27,10 @@ from protocol.errors import (
     InternalError,
     InvalidRequestError,
     NotFoundError,
+    PreconditionFailedError,
     TooLargeError,
-    error_fields,
 )
+from protocol.guarded_site import SECURITY_HEADERS, asked_hosts
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import ErrorAnswer
 
@@ -40,23 +44,22 @@ PASSING = (503, 507)
 RETRY_S = 2.0
 """Where the error itself doesn't say."""
 
-SECURITY_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Server": "brigade",
-    "Strict-Transport-Security": "max-age=31536000",
-    "X-Content-Type-Options": "nosniff",
-}
+NEWER_HEADERS = frozenset({hdrs.IF_MATCH, "Idempotency-Key"})
+"""Who sends one of these is no older program, whether or not it says a version: HTTP's own answers are expected."""
+CONTENT_POLICY = "Content-Security-Policy"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 
 
-def add_route(app: web.Application, access: Access, method: str, path: str, handler: Handler) -> None:
-    """Put a handler in, and say who may use it."""
-    app[ACCESS][app.router.add_route(method, path, handler)] = access
+def add_route(
+    app: web.Application, access: Access, method: str, path: str, handler: Handler, doc: RouteDoc | None = None
+) -> None:
+    """Put a handler in, say who may use it, and what it takes and answers."""
+    route = app.router.add_route(method, path, handler)
+    app[ACCESS][route] = access
+    if doc is not None:
+        app[ROUTE_DOCS][route] = doc
 
 
 class JsonAnswer(web.Response):
@@ -87,6 +90,8 @@ async def read_body(request: web.Request) -> bytes:
     """
     if hdrs.CONTENT_ENCODING in request.headers:
         raise InvalidRequestError("send the body without Content-Encoding")
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        raise TooLargeError(f"the body is over {MAX_BODY_BYTES} bytes")
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()
@@ -113,6 +118,8 @@ def error_answer(error: BrigadeError) -> web.Response:
     response = json_answer(ErrorAnswer(error=body), status=error.status)
     if retry_after_s is not None:
         response.headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(retry_after_s)))
+    if isinstance(error, PreconditionFailedError):
+        response.headers[hdrs.ETAG] = error.etag
     if error.status == web.HTTPUnauthorized.status_code:
         response.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
     return response
@@ -120,7 +127,10 @@ def error_answer(error: BrigadeError) -> web.Response:
 
 async def add_security_headers(_request: web.Request, response: web.StreamResponse) -> None:
     """For `on_response_prepare`: every answer has them, files and sockets too. No CORS header is ever sent."""
+    policy = response.headers.get(CONTENT_POLICY)
     response.headers.update(SECURITY_HEADERS)
+    if policy is not None:  # the API's viewer runs scripts of ours
+        response.headers[CONTENT_POLICY] = policy
     if (request_id := structlog.contextvars.get_contextvars().get("request_id")) is not None:
         response.headers["Brigade-Request-Id"] = request_id
 
@@ -148,7 +158,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 @web.middleware
 async def check_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse strange Host headers, other major versions, then whoever may not use the route or is banned."""
-    check_host(request.headers.get(hdrs.HOST, ""), request.app[KNOWN_NAMES])
+    for host in asked_hosts(request):
+        check_host(host, request.app[KNOWN_NAMES])
     version = spoken_version(request.headers)
     check_version(version)
     if request.match_info.http_exception is not None:
@@ -165,7 +176,29 @@ async def check_caller(request: web.Request, handler: Handler) -> web.StreamResp
             structlog.contextvars.bind_contextvars(worker_id=caller.worker_id)
         else:
             structlog.contextvars.bind_contextvars(key_id=caller.key_id)
+    acting.set(_acts(request.get(CALLER)))
+    if access == "admin":
+        _check_query(request)
     return await _answered_in(version, request, handler)
+
+
+def _acts(caller: Caller | None) -> str:
+    match caller:
+        case WorkerCaller(worker_id=worker_id):
+            return f"worker:{worker_id}"
+        case KeyCaller(key_id=key_id):
+            return f"key:{key_id}"
+        case None:
+            return COORDINATOR
+
+
+def _check_query(request: web.Request) -> None:
+    """Where there are query parameters, the handler reads them; else they are a mistake."""
+    doc = described(request)
+    if request.query_string and doc is not None and doc.query is None:
+        raise InvalidRequestError(
+            f"{request.method} {request.path[:200]} takes no query parameters: leave them out"
+        )
 
 
 async def _answered_in(version: str, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -173,7 +206,7 @@ async def _answered_in(version: str, request: web.Request, handler: Handler) -> 
         answer = await handler(request)
     except BrigadeError as error:
         known = error_understood_by(error, version)
-        if known is error:
+        if known is error or not NEWER_HEADERS.isdisjoint(request.headers):
             raise
         raise known from error
     if isinstance(answer, JsonAnswer):

@@ -21,7 +21,7 @@ from coordinator.repository import Repository
 from coordinator.state_folder import StateFolder
 from protocol.api_key import ApiKey, api_key_from_text, new_api_key, secret_hash
 from protocol.errors import UnauthenticatedError
-from protocol.rest import KeyKind
+from protocol.key_rest import KeyKind
 
 FIRST_KEYS: tuple[tuple[KeyKind, str], ...] = (("admin", names.ADMIN_KEY), ("client", names.CLIENT_KEY))
 """Keys that every state folder has, and their files."""

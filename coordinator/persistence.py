@@ -9,13 +9,26 @@ from typing import Any
 import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
+from coordinator.acting import acting
+from coordinator.log_tables import AuditRow
+from coordinator.model_store import load_authors, load_models, persist_model
+from coordinator.operator_store import load_pins, load_settings, persist_choice
 from coordinator.policy.effects import (
+    AuditView,
+    DeleteAuthor,
     DeleteModel,
+    DeletePin,
+    DeleteSetting,
     DeleteTrust,
+    DeleteWorker,
     Persistent,
     SaveAssignment,
+    SaveAuthor,
     SaveModel,
+    SavePin,
+    SaveSetting,
     SaveTrust,
     SaveWorker,
     SumUpTrustEvents,
@@ -23,13 +36,12 @@ from coordinator.policy.effects import (
     WriteAudit,
     WriteTrustEvent,
 )
-from coordinator.policy.state import ModelRecord, StoredState, StoredWorker
-from coordinator.tables import AssignmentRow, AuditRow, ModelFileRow, ModelRow, WorkerRow
+from coordinator.policy.stored import StoredState, StoredWorker
+from coordinator.tables import AssignmentRow, WorkerRow
 from coordinator.trust_store import load_trust, persist_trust
 from protocol.control_messages import DeviceReport, SpanAssignment
 from protocol.errors import StorageError
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
-from protocol.manifest import Manifest, ModelFile, decode_manifest, encode_manifest
 from protocol.messages import Quantization
 
 
@@ -40,20 +52,50 @@ async def persist(session: AsyncSession, effect: Persistent) -> None:
             await _save_worker(session, effect)
         case SaveAssignment():
             await _save_assignment(session, effect)
-        case SaveModel():
-            await _save_model(session, effect)
-        case DeleteModel(name=name):
-            await session.execute(delete(ModelRow).where(ModelRow.name == name))
+        case SaveModel() | DeleteModel() | SaveAuthor() | DeleteAuthor():
+            await persist_model(session, effect)
         case SaveTrust() | DeleteTrust() | WriteTrustEvent() | SumUpTrustEvents():
             await persist_trust(session, effect)
-        case WriteAudit(at_s=at_s, action=action, subject=subject, details=details):
-            insert_audit(session, datetime.fromtimestamp(at_s, UTC), action, subject, details)
+        case SavePin() | DeletePin() | SaveSetting() | DeleteSetting():
+            await persist_choice(session, effect)
+        case WriteAudit():
+            at = datetime.fromtimestamp(effect.at_s, UTC)
+            insert_audit(
+                session,
+                at,
+                effect.action,
+                effect.subject,
+                effect.details,
+                before=effect.before,
+                after=effect.after,
+            )
+        case DeleteWorker(worker_id=worker_id):
+            await session.execute(delete(WorkerRow).where(WorkerRow.worker_id == worker_id))
     await session.flush()
 
 
-def insert_audit(session: AsyncSession, at: datetime, action: str, subject: str, details: str) -> None:
-    """Append a line to the audit log."""
-    session.add(AuditRow(at=at, action=action, subject=_storable(subject), details=_storable(details)))
+def insert_audit(
+    session: AsyncSession | Session,
+    at: datetime,
+    action: str,
+    subject: str,
+    details: str,
+    *,
+    before: AuditView = None,
+    after: AuditView = None,
+) -> None:
+    """Append a line to the audit log: who is acting now did this, and what was changed, as it was and as it is."""
+    session.add(
+        AuditRow(
+            at=at,
+            action=action,
+            subject=_storable(subject),
+            details=_storable(details),
+            who=acting.get(),
+            before=None if before is None else dict(before),
+            after=None if after is None else dict(after),
+        )
+    )
 
 
 async def load_stored_state(session: AsyncSession) -> StoredState:
@@ -62,7 +104,6 @@ async def load_stored_state(session: AsyncSession) -> StoredState:
     Raises:
         StorageError: a stored manifest doesn't match its revision.
     """
-    models = [_model(row) for row in await session.scalars(select(ModelRow).order_by(ModelRow.id))]
     spans: defaultdict[str, list[SpanAssignment]] = defaultdict(list)
     query = select(AssignmentRow).order_by(AssignmentRow.worker_id, AssignmentRow.position)
     for row in await session.scalars(query):
@@ -78,7 +119,14 @@ async def load_stored_state(session: AsyncSession) -> StoredState:
         _worker(row, tuple(spans[row.worker_id]))
         for row in await session.scalars(select(WorkerRow).order_by(WorkerRow.worker_id))
     ]
-    return StoredState(workers=tuple(workers), models=tuple(models), trust=await load_trust(session))
+    return StoredState(
+        workers=tuple(workers),
+        models=await load_models(session),
+        trust=await load_trust(session),
+        authors=await load_authors(session),
+        pins=await load_pins(session),
+        settings=await load_settings(session),
+    )
 
 
 async def _save_worker(session: AsyncSession, effect: SaveWorker) -> None:
@@ -112,40 +160,9 @@ async def _save_assignment(session: AsyncSession, effect: SaveAssignment) -> Non
         session.add(row)
 
 
-async def _save_model(session: AsyncSession, effect: SaveModel) -> None:
-    row = await session.scalar(select(ModelRow).where(ModelRow.name == effect.name))
-    if row is None:
-        row = ModelRow(name=effect.name)
-        session.add(row)
-    row.revision = effect.revision
-    row.manifest = encode_manifest(effect.manifest)
-    row.n_replicas = effect.n_replicas
-    await session.flush()
-    await session.execute(delete(ModelFileRow).where(ModelFileRow.model_id == row.id))
-    for name, file in _files_by_name(effect.manifest).items():
-        session.add(ModelFileRow(model_id=row.id, name=name, sha256=file.sha256, size_bytes=file.size_bytes))
-
-
-def _files_by_name(manifest: Manifest) -> dict[str, ModelFile]:
-    files = (*manifest.blocks, *manifest.before, *manifest.after, *manifest.auxiliary)
-    return {file.name: file for file in files}
-
-
 def _storable(text: str) -> str:
     """A worker's own words, without the one character that PostgreSQL has no place for."""
     return text.replace("\x00", "")
-
-
-def _model(row: ModelRow) -> ModelRecord:
-    try:
-        manifest = decode_manifest(row.manifest, expected=Revision(row.revision))
-    except Exception as exc:
-        raise StorageError(
-            f"the stored manifest of model {row.name} is damaged: remove and add the model again"
-        ) from exc
-    return ModelRecord(
-        name=ModelName(row.name), revision=Revision(row.revision), manifest=manifest, n_replicas=row.n_replicas
-    )
 
 
 def _worker(row: WorkerRow, spans: tuple[SpanAssignment, ...]) -> StoredWorker:

@@ -6,25 +6,51 @@ from datetime import UTC, date, datetime, timedelta
 
 from aiohttp import web
 
-from coordinator.admin_api import key_info, named_worker
-from coordinator.keys import AUTHENTICATOR, CLOCK, CLUSTER, QUOTA_CLOCK, REPOSITORY
+from coordinator.key_api import key_info
+from coordinator.keys import AUTHENTICATOR, CLOCK, CLUSTER, EARNED_PRIORITY, QUOTA_CLOCK, QUOTA_DESK, REPOSITORY
 from coordinator.middleware import add_route, json_answer, read_json
-from protocol.errors import InvalidRequestError, NotFoundError, repeated
+from coordinator.paging import page_of, read_cursor
+from coordinator.queries import read_query
+from coordinator.resources import KEY, WORKER, key_called, named_key, named_worker
+from coordinator.route_docs import RouteDoc
+from protocol.admin_rest import PageQuery
+from protocol.errors import NotFoundError
 from protocol.ids import KeyId
 from protocol.key_limits import LimitsChange
-from protocol.quota_rest import MAX_DAYS, ContributionList, OwnerRequest, QuotaList, UsageList, WorkerOwner
+from protocol.key_rest import KeyInfo
+from protocol.quota_rest import (
+    ContributionList,
+    ContributionQuery,
+    OwnerRequest,
+    QuotaInfo,
+    QuotaList,
+    UsageList,
+    UsageQuery,
+    WorkerOwner,
+)
 
-DEFAULT_DAYS = 7
+LIMITS_DOC = RouteDoc("Change what an API key may use.", body=LimitsChange, answer=KeyInfo, resource=KEY)
+QUOTAS_DOC = RouteDoc(
+    "Show the keys that have limits, and what is used of them.", query=PageQuery, answer=QuotaList
+)
+QUOTA_DOC = RouteDoc("Show a key's limits, and what is used of them.", answer=QuotaInfo, resource=KEY)
+USAGE_DOC = RouteDoc(
+    "Show what keys used, newest day first.", query=UsageQuery, answer=UsageList, errors=(NotFoundError,)
+)
+CONTRIBUTIONS_DOC = RouteDoc(
+    "Show what workers gave, newest day first.", query=ContributionQuery, answer=ContributionList
+)
+OWNER_DOC = RouteDoc("Say whose machine a worker is.", body=OwnerRequest, answer=WorkerOwner, resource=WORKER)
 
 
 def add_quota_routes(app: web.Application) -> None:
     """Put the routes in."""
-    add_route(app, "admin", "PATCH", "/admin/v1/keys/{key_id}/limits", change_limits)
-    add_route(app, "admin", "GET", "/admin/v1/quotas", quotas)
-    add_route(app, "admin", "GET", "/admin/v1/quotas/{key_id}", quota)
-    add_route(app, "admin", "GET", "/admin/v1/usage", usage)
-    add_route(app, "admin", "GET", "/admin/v1/contributions", contributions)
-    add_route(app, "admin", "PATCH", "/admin/v1/workers/{worker_id}/owner", set_owner)
+    add_route(app, "admin", "PATCH", "/admin/v1/keys/{key_id}/limits", change_limits, LIMITS_DOC)
+    add_route(app, "admin", "GET", "/admin/v1/quotas", quotas, QUOTAS_DOC)
+    add_route(app, "admin", "GET", "/admin/v1/quotas/{key_id}", quota, QUOTA_DOC)
+    add_route(app, "admin", "GET", "/admin/v1/usage", usage, USAGE_DOC)
+    add_route(app, "admin", "GET", "/admin/v1/contributions", contributions, CONTRIBUTIONS_DOC)
+    add_route(app, "admin", "PATCH", "/admin/v1/workers/{worker_id}/owner", set_owner, OWNER_DOC)
 
 
 async def change_limits(request: web.Request) -> web.Response:
@@ -33,16 +59,19 @@ async def change_limits(request: web.Request) -> web.Response:
     key_id = KeyId(request.match_info["key_id"])
     await request.app[REPOSITORY].quotas.change(key_id, change, _quota_now(request))
     request.app[AUTHENTICATOR].forget(key_id)
-    stored = await request.app[REPOSITORY].api_key(key_id)
-    if stored is None:
-        raise NotFoundError(f"the key {repeated(key_id)} was removed this moment")
-    return json_answer(key_info(stored))
+    request.app[QUOTA_DESK].forget_refusal(key_id)
+    return json_answer(key_info(await named_key(request)))
 
 
 async def quotas(request: web.Request) -> web.Response:
     """-> `QuotaList`."""
-    found = await request.app[REPOSITORY].quotas.quotas(_quota_now(request))
-    return json_answer(QuotaList(quotas=found))
+    query = read_query(request, PageQuery)
+    after = read_cursor(request, query)
+    found = await request.app[REPOSITORY].quotas.quotas(
+        _quota_now(request), after=None if after is None else KeyId(str(after[0])), n_keys=query.limit + 1
+    )
+    shown, next_cursor = page_of(request, query, found, lambda quota: (quota.key_id,))
+    return json_answer(QuotaList(quotas=shown, next_cursor=next_cursor))
 
 
 async def quota(request: web.Request) -> web.Response:
@@ -52,18 +81,30 @@ async def quota(request: web.Request) -> web.Response:
 
 
 async def usage(request: web.Request) -> web.Response:
-    """-> `UsageList`; `?days=7&key=KEY`."""
-    first, last = _days(request)
-    key_id = request.query.get("key")
-    found = await request.app[REPOSITORY].usage.usage(first, last, None if key_id is None else KeyId(key_id))
-    return json_answer(UsageList(usage=found))
+    """-> `UsageList`."""
+    query = read_query(request, UsageQuery)
+    if query.key is not None:
+        await key_called(request, query.key)
+    place = read_cursor(request, query)
+    after = None if place is None else (date.fromisoformat(str(place[0])), str(place[1]))
+    found = await request.app[REPOSITORY].usage.usage(
+        *_days(request, query.days), query.key, after=after, n_rows=query.limit + 1
+    )
+    shown, next_cursor = page_of(request, query, found, lambda used: (used.day, used.key_id))
+    return json_answer(UsageList(usage=shown, next_cursor=next_cursor))
 
 
 async def contributions(request: web.Request) -> web.Response:
-    """-> `ContributionList`; `?days=7`."""
-    return json_answer(
-        ContributionList(contributions=await request.app[REPOSITORY].usage.contributions(*_days(request)))
+    """-> `ContributionList`."""
+    query = read_query(request, ContributionQuery)
+    place = read_cursor(request, query)
+    after = None if place is None else (date.fromisoformat(str(place[0])), str(place[1]), str(place[2]))
+    found = await request.app[REPOSITORY].usage.contributions(
+        *_days(request, query.days), after=after, n_rows=query.limit + 1
     )
+    shown, next_cursor = page_of(request, query, found, lambda gave: (gave.day, gave.owner, gave.worker_id))
+    raised = request.app[EARNED_PRIORITY].raised_owners
+    return json_answer(ContributionList(contributions=shown, next_cursor=next_cursor, raised_owners=raised))
 
 
 async def set_owner(request: web.Request) -> web.Response:
@@ -76,13 +117,10 @@ async def set_owner(request: web.Request) -> web.Response:
     return json_answer(WorkerOwner(worker_id=worker_id, owner=owner))
 
 
-def _days(request: web.Request) -> tuple[date, date]:
+def _days(request: web.Request, n_days: int) -> tuple[date, date]:
     """The first and the last day that are asked for: the latest so many, with today (UTC)."""
-    text = request.query.get("days", str(DEFAULT_DAYS))
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_DAYS)) and 1 <= int(text) <= MAX_DAYS):
-        raise InvalidRequestError(f"days is {repeated(text)}; it can be 1 to {MAX_DAYS}")
     last = datetime.fromtimestamp(request.app[CLOCK](), UTC).date()
-    return last - timedelta(days=int(text) - 1), last
+    return last - timedelta(days=n_days - 1), last
 
 
 def _quota_now(request: web.Request) -> datetime:

@@ -5,18 +5,22 @@ One method is one transaction.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from coordinator.persistence import insert_audit
 from coordinator.policy.quota import at, rate_uses
-from coordinator.quota_rows import Settling, account_of, limits_of, locked_quota
+from coordinator.quota_rows import LONGEST_GENERATION, OPENS_WITHIN, Settling, account_of, limits_of, locked_quota
+from coordinator.stored_rows import after_key
 from coordinator.tables import ApiKeyRow, QuotaRow, ReservationRow
 from coordinator.transactions import Transactions
-from protocol.errors import NotFoundError, repeated
+from protocol.error_forms import repeated
+from protocol.errors import NotFoundError
 from protocol.ids import KeyId
 from protocol.key_limits import UNLIMITED, KeyLimits, LimitsChange
 from protocol.quota_rest import QuotaInfo
@@ -55,9 +59,10 @@ class QuotaBook:
         Raises:
             NotFoundError: there is no such key.
         """
-        async with self._transactions.writing() as session:
-            await _named(session, key_id)
-            quota = await locked_quota(session, key_id)
+
+        def work(session: Session) -> KeyLimits:
+            _named(session, key_id)
+            quota = locked_quota(session, key_id)
             before = UNLIMITED if quota is None else quota.limits
             limits = change.applied_to(before)
             if limits == before:
@@ -65,32 +70,54 @@ class QuotaBook:
             if quota is None:
                 session.add(new_quota(key_id, limits, now))
             elif limits == UNLIMITED:
-                await session.delete(quota.row)
+                session.delete(quota.row)
             else:
                 quota.write(at(quota.account, before, now.timestamp()))
                 quota.row.limits = msgspec.to_builtins(limits)
-            insert_audit(session, now, "key_limits_changed", key_id, f"{_words(before)} to {_words(limits)}")
+            insert_audit(
+                session,
+                now,
+                "key_limits_changed",
+                key_id,
+                f"{_words(before)} to {_words(limits)}",
+                before={"limits": msgspec.to_builtins(before)},
+                after={"limits": msgspec.to_builtins(limits)},
+            )
             return limits
+
+        return await self._transactions.write(work)
 
     async def quota(self, key_id: KeyId, now: datetime) -> QuotaInfo:
         """One key's limits and what is used of them; NotFoundError if there is no such key."""
         async with self._transactions.reading() as session:
-            key = await _named(session, key_id)
-            n_running = (await _n_running(session, key_id)).get(key_id, 0)
+            key = await session.run_sync(_named, key_id)
+            n_running = (await _n_running(session, [key_id])).get(key_id, 0)
             return _info(key, await session.get(QuotaRow, key_id), n_running, now)
 
-    async def quotas(self, now: datetime) -> tuple[QuotaInfo, ...]:
-        """The same of every key that has limits, oldest first."""
+    async def quotas(self, now: datetime, *, after: KeyId | None, n_keys: int) -> tuple[QuotaInfo, ...]:
+        """The same of keys that have limits, oldest first: of so many, those that come after one of them."""
+        query = select(ApiKeyRow, QuotaRow).join(QuotaRow, QuotaRow.key_id == ApiKeyRow.key_id)
+        query = after_key(query, after).order_by(ApiKeyRow.created_at, ApiKeyRow.key_id).limit(n_keys)
         async with self._transactions.reading() as session:
-            query = (
-                select(ApiKeyRow, QuotaRow)
-                .join(QuotaRow, QuotaRow.key_id == ApiKeyRow.key_id)
-                .order_by(ApiKeyRow.created_at, ApiKeyRow.key_id)
-            )
-            n_running = await _n_running(session)
-            return tuple(
-                _info(key, row, n_running.get(key.key_id, 0), now) for key, row in await session.execute(query)
-            )
+            found = (await session.execute(query)).all()
+            n_running = await _n_running(session, [key.key_id for key, _ in found])
+            return tuple(_info(key, row, n_running.get(key.key_id, 0), now) for key, row in found)
+
+    async def begin_anew(self, now: datetime) -> None:
+        """After a start, hold nothing for longer than from now on, nor for less than workers take to come back.
+
+        A clock that was ahead may have written when it ends. What heads said was opened while nobody listened they
+        say again when they are back.
+        """
+        longest, shortest = now + LONGEST_GENERATION, now + OPENS_WITHIN
+
+        def work(session: Session) -> None:
+            ends = ReservationRow.expires_at
+            session.execute(update(ReservationRow).where(ends > longest).values(expires_at=longest))
+            early = ReservationRow.is_open.is_(True), ends < shortest
+            session.execute(update(ReservationRow).where(*early).values(expires_at=shortest))
+
+        await self._transactions.write(work)
 
     async def expire(self, now: datetime) -> int:
         """Give back what leaked, as much as one transaction should; how many reservations that were.
@@ -101,30 +128,34 @@ class QuotaBook:
         async with self._transactions.reading() as session:
             if await session.scalar(due.limit(1)) is None:
                 return 0
-        async with self._transactions.writing() as session:
-            open_first = func.min(case((ReservationRow.is_open.is_(True), 0), else_=1))
-            longest_first = due.group_by(ReservationRow.key_id).order_by(
-                open_first, func.min(ReservationRow.expires_at), ReservationRow.key_id
-            )
-            keys = (await session.scalars(longest_first.limit(MAX_KEYS_A_SWEEP))).all()
-            settling = await Settling.of_time(session, keys, now, MAX_RESERVATIONS_A_SWEEP)
-            n_expired = await settling.expire(now)
-            await settling.write()
-            return n_expired
+        return await self._transactions.write(lambda session: _expired(session, now))
 
 
-async def _named(session: AsyncSession, key_id: KeyId) -> ApiKeyRow:
-    row = await session.get(ApiKeyRow, key_id)
+def _expired(session: Session, now: datetime) -> int:
+    open_first = func.min(case((ReservationRow.is_open.is_(True), 0), else_=1))
+    due = select(ReservationRow.key_id).where(ReservationRow.expires_at <= now)
+    longest_first = due.group_by(ReservationRow.key_id).order_by(
+        open_first, func.min(ReservationRow.expires_at), ReservationRow.key_id
+    )
+    keys = session.scalars(longest_first.limit(MAX_KEYS_A_SWEEP)).all()
+    settling = Settling.of_time(session, keys, now, MAX_RESERVATIONS_A_SWEEP)
+    n_expired = settling.expire(now)
+    settling.write()
+    return n_expired
+
+
+def _named(session: Session, key_id: KeyId) -> ApiKeyRow:
+    row = session.get(ApiKeyRow, key_id)
     if row is None:
         raise NotFoundError(f"there is no key {repeated(key_id)}; `coord key list` shows them")
     return row
 
 
-async def _n_running(session: AsyncSession, key_id: KeyId | None = None) -> dict[str, int]:
+async def _n_running(session: AsyncSession, key_ids: Collection[str]) -> dict[str, int]:
     """By key, as far as any runs."""
-    query = select(ReservationRow.key_id, func.count()).where(ReservationRow.is_open.is_(True))
-    if key_id is not None:
-        query = query.where(ReservationRow.key_id == key_id)
+    query = select(ReservationRow.key_id, func.count()).where(
+        ReservationRow.is_open.is_(True), ReservationRow.key_id.in_(key_ids)
+    )
     found = await session.execute(query.group_by(ReservationRow.key_id))
     return {row[0]: row[1] for row in found}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ import structlog
 from msgspec import structs
 
 from coordinator.background import uninterrupted
-from coordinator.policy.quota import Wanted, check_allowed
+from coordinator.policy.quota import Wanted, check_allowed, refused_again
 from coordinator.policy.state import ModelRecord
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
@@ -22,6 +23,7 @@ from protocol.errors import (
     InternalError,
     LeaseError,
     OverloadedError,
+    QuotaExceededError,
     StorageError,
 )
 from protocol.ids import KeyId
@@ -36,6 +38,9 @@ MAX_TOGETHER = 64
 """Generations of one transaction."""
 MAX_LINE = 256
 """Generations that wait to be written."""
+MAX_REFUSED = 1024
+REMEMBERED_S = 1.0
+"""A refusal is remembered so long: a key at its limit costs the database a look a second, not one a request."""
 LONGEST_IN_LINE_S = 10.0
 """Who stood in line for longer isn't written: clients give up 15 s after they were to have a route."""
 
@@ -50,6 +55,16 @@ class _Waiting:
     is_gone: Callable[[], bool]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refused:
+    """What a key couldn't have. Until then it can't have more either, unless a generation of it ends."""
+
+    n_tokens: int
+    at_s: float
+    until_s: float
+    error: QuotaExceededError
+
+
 class QuotaDesk:
     """Says no, or keeps what was granted. `quota_clock`: a `SteadyClock` over `clock`."""
 
@@ -60,10 +75,11 @@ class QuotaDesk:
         self._clock = clock
         self._quota_clock = quota_clock
         self._line: list[_Waiting] = []
+        self._refused: OrderedDict[KeyId, _Refused] = OrderedDict()
         self._turn = asyncio.Lock()
 
     def allowed(self, model: ModelRecord, wanted: RouteRequest, limits: KeyLimits) -> RouteRequest:
-        """The request as the key may ask it: its floor of trust is the least.
+        """The request as the key may ask it: the key's floor of trust is the least, pinned ends are the most.
 
         Raises:
             ContextExceededError: prompt and answer don't fit the model, or the key.
@@ -72,15 +88,43 @@ class QuotaDesk:
         _check_context(model, wanted)
         check_allowed(limits, model.name, _most(wanted))
         floor = max(wanted.min_trust, limits.min_trust or 0.0)
-        return wanted if floor == wanted.min_trust else structs.replace(wanted, min_trust=floor)
+        pinned_ends = wanted.pinned_ends or limits.pinned_ends or model.pinned_ends
+        if (floor, pinned_ends) == (wanted.min_trust, wanted.pinned_ends):
+            return wanted
+        return structs.replace(wanted, min_trust=floor, pinned_ends=pinned_ends)
+
+    def check_room(self, wanted: RouteRequest, key_id: KeyId) -> None:
+        """Refuse again what was refused a moment ago, before anything is looked for.
+
+        Raises:
+            QuotaExceededError: a limit of the key doesn't allow it.
+        """
+        refused = self._refused.get(key_id)
+        if refused is None or _most(wanted).n_tokens < refused.n_tokens:
+            return
+        now_s = self._quota_clock()
+        if now_s >= min(refused.until_s, refused.at_s + REMEMBERED_S):
+            del self._refused[key_id]
+            return
+        raise refused_again(refused.error, refused.until_s - now_s)
+
+    def forget_refusal(self, key_id: KeyId) -> None:
+        """The key may have room again: a generation of it is over, or its limits were changed."""
+        self._refused.pop(key_id, None)
 
     async def record(
-        self, grant: RouteGrant, wanted: RouteRequest, key_id: KeyId, *, is_gone: Callable[[], bool]
+        self,
+        grant: RouteGrant,
+        wanted: RouteRequest,
+        key_id: KeyId,
+        *,
+        is_opening_told: bool = False,
+        is_gone: Callable[[], bool],
     ) -> None:
         """Keep that the route was given, and hold what it may use, both or neither.
 
         Those who come while others are being written are written together after them, but for those whose callers
-        have hung up by then.
+        have hung up by then. `is_opening_told` as in `NewGeneration`.
 
         Raises:
             QuotaExceededError, OverLimitError: a limit of the key doesn't allow it.
@@ -92,7 +136,7 @@ class QuotaDesk:
             message = f"{MAX_LINE} generations wait to be written down already; ask again"
             raise OverloadedError(message, retry_after_s=RETRY_FULL_S)
         waiting = _Waiting(
-            new=self._new(grant, wanted, key_id),
+            new=self._new(grant, wanted, key_id, is_opening_told=is_opening_told),
             written=asyncio.Future(),
             until_s=asyncio.get_running_loop().time() + LONGEST_IN_LINE_S,
             is_gone=is_gone,
@@ -140,9 +184,23 @@ class QuotaDesk:
             message = "the generation couldn't be recorded; the coordinator's log has the details"
             refusals = [InternalError(message) for _ in together]
         for waiting, refusal in zip(together, refusals, strict=True):
+            if isinstance(refusal, QuotaExceededError):
+                self._remember(waiting.new, refusal)
             waiting.written.set_result(refusal)
 
-    def _new(self, grant: RouteGrant, wanted: RouteRequest, key_id: KeyId) -> NewGeneration:
+    def _remember(self, new: NewGeneration, error: QuotaExceededError) -> None:
+        now_s = self._quota_clock()
+        n_tokens = new.n_prompt_tokens + new.max_tokens
+        known = self._refused.get(new.key_id)
+        if known is None or n_tokens <= known.n_tokens:
+            until_s = now_s + (error.retry_after_s or 0.0)
+            self._refused[new.key_id] = _Refused(n_tokens=n_tokens, at_s=now_s, until_s=until_s, error=error)
+            if len(self._refused) > MAX_REFUSED:
+                self._refused.popitem(last=False)
+
+    def _new(
+        self, grant: RouteGrant, wanted: RouteRequest, key_id: KeyId, *, is_opening_told: bool
+    ) -> NewGeneration:
         return NewGeneration(
             session_id=grant.session_id,
             key_id=key_id,
@@ -153,6 +211,7 @@ class QuotaDesk:
             max_tokens=wanted.max_tokens,
             at=datetime.fromtimestamp(self._clock(), UTC),
             continues=wanted.continues,
+            is_opening_told=is_opening_told,
         )
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 from sqlalchemy import Case, case, func, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from coordinator.policy import quota as policy
 from coordinator.policy.quota import Account, Meter, Reservation, Settled, Wanted
@@ -23,6 +23,8 @@ from protocol.key_limits import KeyLimits
 
 LONGEST_GENERATION = timedelta(hours=1)
 """As long as its tickets are good. What nobody has reported by then is given back, and may still be reported."""
+OPENS_WITHIN = timedelta(seconds=60)
+"""What nobody has opened by then is given back, if its head is one that says what is opened."""
 GOES_ON_WITHIN = timedelta(seconds=10)
 """A generation that failed keeps its reservation for so long: its client is about to go on by another route."""
 
@@ -48,9 +50,9 @@ class LockedQuota:
         self.row.updated_at = datetime.fromtimestamp(account.updated_s, UTC)
 
 
-async def locked_quota(session: AsyncSession, key_id: str) -> LockedQuota | None:
+def locked_quota(session: Session, key_id: str) -> LockedQuota | None:
     """The key's row; None if it has no limits."""
-    row = await session.get(QuotaRow, key_id, with_for_update=True, populate_existing=True)
+    row = session.get(QuotaRow, key_id, with_for_update=True, populate_existing=True)
     return None if row is None else LockedQuota(row=row, limits=limits_of(row))
 
 
@@ -72,28 +74,28 @@ def account_of(row: QuotaRow) -> Account:
 class Reserving:
     """Reservations that are made together in one transaction, each by what those before it left."""
 
-    def __init__(self, session: AsyncSession, quotas: dict[str, LockedQuota]) -> None:
+    def __init__(self, session: Session, quotas: dict[str, LockedQuota]) -> None:
         self._session = session
         self._quotas = quotas
         self._continued: dict[str, ReservationRow] = {}
         self._n_running: dict[str, int] = {}
 
     @classmethod
-    async def of(cls, session: AsyncSession, key_ids: Iterable[str], continues: Iterable[str]) -> Reserving:
+    def of(cls, session: Session, key_ids: Iterable[str], continues: Iterable[str]) -> Reserving:
         """Lock what is to be reserved from; `continues`: the sessions that others go on from."""
-        quotas = await _locked_quotas(session, set(key_ids))
+        quotas = _locked_quotas(session, set(key_ids))
         counted = {key_id: quota for key_id, quota in quotas.items() if policy.has_limits(quota.limits)}
         self = cls(session, counted)
         sessions = set(continues)
         if counted and sessions:
-            found = await session.execute(
+            found = session.execute(
                 select(GenerationRow.session_id, ReservationRow)
                 .join(ReservationRow, GenerationRow.reservation_id == ReservationRow.id)
                 .where(GenerationRow.session_id.in_(sessions))
             )
             self._continued = {row[0]: row[1] for row in found}
         if any(quota.limits.max_concurrent is not None for quota in counted.values()):
-            running = await session.execute(
+            running = session.execute(
                 select(ReservationRow.key_id, func.count())
                 .where(ReservationRow.key_id.in_(counted), ReservationRow.is_open.is_(True))
                 .group_by(ReservationRow.key_id)
@@ -102,7 +104,14 @@ class Reserving:
         return self
 
     def reserve(
-        self, key_id: KeyId, session_id: SessionId, wanted: Wanted, now: datetime, continues: SessionId | None
+        self,
+        key_id: KeyId,
+        session_id: SessionId,
+        wanted: Wanted,
+        now: datetime,
+        continues: SessionId | None,
+        *,
+        held_for: timedelta = LONGEST_GENERATION,
     ) -> ReservationRow | None:
         """Hold what a generation may use, or what goes beyond what is held for the session that it continues.
 
@@ -129,40 +138,40 @@ class Reserving:
         self._n_running[key_id] = n_running + (not row.is_open)
         quota.write(account)
         row.session_id = session_id
-        _write(row, held, now + LONGEST_GENERATION)
+        _write(row, held, now + held_for)
         return row
 
 
 class Settling:
     """Reservations of some keys that reports and time bring to an end, together in one transaction."""
 
-    def __init__(
-        self, session: AsyncSession, quotas: dict[str, LockedQuota], rows: dict[int, ReservationRow]
-    ) -> None:
+    def __init__(self, session: Session, quotas: dict[str, LockedQuota], rows: dict[int, ReservationRow]) -> None:
         self._session = session
         self._quotas = quotas
         self._rows = rows
         self._moves: list[tuple[ReservationRow, Settled]] = []
 
     @classmethod
-    async def of_generations(cls, session: AsyncSession, generations: Iterable[GenerationRow]) -> Settling:
+    def of_generations(cls, session: Session, generations: Iterable[GenerationRow]) -> Settling:
         """Lock what these sessions were reserved from."""
         found = list(generations)
-        quotas = await _locked_quotas(session, {generation.key_id for generation in found})
+        quotas = _locked_quotas(session, {generation.key_id for generation in found})
         ids = {generation.reservation_id for generation in found if generation.key_id in quotas} - {None}
-        rows = await session.scalars(select(ReservationRow).where(ReservationRow.id.in_(ids))) if ids else ()
+        rows = session.scalars(select(ReservationRow).where(ReservationRow.id.in_(ids))) if ids else ()
         return cls(session, quotas, {row.id: row for row in rows})
 
     @classmethod
-    async def of_time(cls, session: AsyncSession, key_ids: Iterable[str], now: datetime, n_most: int) -> Settling:
+    def of_time(cls, session: Session, key_ids: Iterable[str], now: datetime, n_most: int) -> Settling:
         """Lock what of these keys is due, at most so many: first what is open, as it keeps others waiting."""
-        quotas = await _locked_quotas(session, set(key_ids))
+        quotas = _locked_quotas(session, set(key_ids))
         query = select(ReservationRow).where(ReservationRow.key_id.in_(quotas), ReservationRow.expires_at <= now)
         in_order = query.order_by(ReservationRow.is_open.desc(), ReservationRow.expires_at, ReservationRow.id)
-        rows = await session.scalars(in_order.limit(n_most))
+        rows = session.scalars(in_order.limit(n_most))
         return cls(session, quotas, {row.id: row for row in rows})
 
-    def report(self, generation: GenerationRow, report: GenerationReport, now: datetime) -> None:
+    def report(
+        self, generation: GenerationRow, report: GenerationReport, now: datetime, n_counted: int | None = None
+    ) -> None:
         """Count what a session has used; give back what its generation doesn't need any more.
 
         One that failed may go on by another route, so that its reservation stays for `GOES_ON_WITHIN`.
@@ -178,6 +187,7 @@ class Settling:
             report.n_completion_tokens,
             has_failed=has_failed,
             n_before=0 if row is None else row.n_used,
+            n_counted=n_counted,
         )
         if row is None:
             quota.write(policy.owed(quota.account, quota.limits, n_tokens, now.timestamp()))
@@ -187,21 +197,30 @@ class Settling:
         if row.is_open and is_latest:
             row.expires_at = now + GOES_ON_WITHIN
 
-    async def expire(self, now: datetime) -> int:
+    def begun(self, generation: GenerationRow, now: datetime) -> bool:
+        """Hold what a session may use that was opened, for as long as it may take; False: it was given back."""
+        row = self._rows.get(generation.reservation_id or 0)
+        if row is None or row.session_id != generation.session_id:
+            return True
+        if row.is_open:
+            row.expires_at = now + LONGEST_GENERATION
+        return row.is_open
+
+    def expire(self, now: datetime) -> int:
         """Give back what is held for generations that nobody reported, and forget those long over; how many."""
         for row in self._rows.values():
             if row.is_open:
                 self._settle(self._quotas[row.key_id], row, 0, now, is_over=True)
             else:
-                await self._session.delete(row)
+                self._session.delete(row)
         return len(self._rows)
 
-    async def write(self) -> None:
+    def write(self) -> None:
         """Write what was settled. What is given back leaves the queue, so that what is held behind it moves up."""
-        await self._session.flush()
+        self._session.flush()
         for key_id in sorted({row.key_id for row, _ in self._moves}):
             minute, day = self._given_back_before(key_id)
-            await self._session.execute(
+            self._session.execute(
                 update(ReservationRow)
                 .where(
                     ReservationRow.key_id == key_id,
@@ -245,10 +264,10 @@ class Settling:
                 other.day_mark -= result.given_back[1]
 
 
-async def _locked_quotas(session: AsyncSession, key_ids: set[str]) -> dict[str, LockedQuota]:
+def _locked_quotas(session: Session, key_ids: set[str]) -> dict[str, LockedQuota]:
     """In order, so that two who lock several never wait for each other."""
     query = select(QuotaRow).where(QuotaRow.key_id.in_(key_ids)).order_by(QuotaRow.key_id).with_for_update()
-    return {row.key_id: LockedQuota(row=row, limits=limits_of(row)) for row in await session.scalars(query)}
+    return {row.key_id: LockedQuota(row=row, limits=limits_of(row)) for row in session.scalars(query)}
 
 
 def _reservation(row: ReservationRow) -> Reservation:

@@ -1,4 +1,4 @@
-"""Give back, every few seconds, what is held for generations that nobody reported."""
+"""Give back, every few seconds, what is held for generations that nobody opened or nobody reported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import structlog
 
 from coordinator.background import uninterrupted
+from coordinator.openings import Openings
 from coordinator.quota_book import QuotaBook
 from protocol.errors import StorageError
 
@@ -18,17 +19,24 @@ SWEEP_S = 2.0
 """Against the 10 s that the reservation of a failed generation waits."""
 
 
-async def expire_forever(book: QuotaBook, clock: Callable[[], float], *, every_s: float = SWEEP_S) -> None:
+async def expire_forever(
+    book: QuotaBook, openings: Openings, clock: Callable[[], float], *, every_s: float = SWEEP_S
+) -> None:
     """Look every `every_s` seconds until cancelled; while the database can't be used, that is logged."""
+    has_begun = False
     while True:
-        await asyncio.sleep(every_s)
         try:
+            if not has_begun:
+                await uninterrupted(book.begin_anew(datetime.fromtimestamp(clock(), UTC)))
+                has_begun = True
+            await openings.save()
             n_expired = await expire_due(book, clock)
         except StorageError as error:
             log.warning("reservations_not_expired", error_message=error.message)
-            continue
+            n_expired = 0
         if n_expired:
             log.info("reservations_expired", n_expired=n_expired)
+        await asyncio.sleep(every_s)
 
 
 async def expire_due(book: QuotaBook, clock: Callable[[], float]) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Table, select
+from sqlalchemy import Table, and_, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from coordinator.persistence import insert_audit
 from coordinator.policy.quota import MAX_CONTINUATIONS, Wanted, n_used
@@ -23,15 +23,18 @@ from protocol.quota_rest import Contribution, UsageDay
 USAGE_COUNTS = ("n_generations", "n_prompt_tokens", "n_completion_tokens")
 
 
-async def add_usage(
-    session: AsyncSession, ended: Sequence[tuple[GenerationRow, GenerationReport, datetime]]
+def add_usage(
+    session: Session,
+    ended: Sequence[tuple[GenerationRow, GenerationReport, datetime]],
+    counted: Mapping[str, int],
 ) -> None:
     """Count sessions for their keys and for the workers of their routes, in the caller's transaction.
 
     One that goes on from another counts for the key only what wasn't reported before it: its answer, and the rest
-    if the tails of those before died without a word. The workers ran all of it.
+    if the tails of those before died without a word. Should one of these be heard of after all, `counted` says how
+    many of its tokens were. The workers ran all of it.
     """
-    before = await _reported_before(session, [generation for generation, _, _ in ended])
+    before = _reported_before(session, [generation for generation, _, _ in ended])
     used: defaultdict[tuple[str, date], Counter[str]] = defaultdict(Counter)
     given: Counter[tuple[str, date]] = Counter()
     for generation, report, at in ended:
@@ -44,25 +47,25 @@ async def add_usage(
         )
         n_completion = generation.n_completion_tokens or 0
         counts = used[generation.key_id, at.date()]
-        counts["n_completion_tokens"] += n_completion
-        n_before = before.get(generation.session_id)
-        if n_before is None:
+        n_before, n_counted = before.get(generation.session_id), counted.get(generation.session_id)
+        if n_before is None and n_counted is None:
             counts["n_generations"] += 1
         if not n_before:
-            counts["n_prompt_tokens"] += max(0, n_tokens - n_completion)
+            counts["n_prompt_tokens"] += max(0, n_tokens - n_completion) if n_counted is None else 0
+        counts["n_completion_tokens"] += n_completion if n_before else max(0, n_completion - (n_counted or 0))
         for worker_id, start, end in generation.route if n_tokens else ():
             given[worker_id, at.date()] += n_tokens * (end - start)
     usage = [
         {"key_id": key_id, "day": day} | {name: counts[name] for name in USAGE_COUNTS}
         for (key_id, day), counts in sorted(used.items())
     ]
-    await _add(session, UsageRow, usage, *USAGE_COUNTS)
-    owners = await _owners(session, {worker_id for worker_id, _ in given}) if given else {}
+    _add(session, UsageRow, usage, *USAGE_COUNTS)
+    owners = _owners(session, {worker_id for worker_id, _ in given}) if given else {}
     contributions = [
         {"worker_id": worker_id, "owner": owners.get(worker_id, ""), "day": day, "n_token_blocks": n}
         for (worker_id, day), n in sorted(given.items())
     ]
-    await _add(session, ContributionRow, contributions, "n_token_blocks")
+    _add(session, ContributionRow, contributions, "n_token_blocks")
 
 
 class UsageBook:
@@ -71,8 +74,16 @@ class UsageBook:
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
-    async def usage(self, first: date, last: date, key_id: KeyId | None = None) -> tuple[UsageDay, ...]:
-        """Usage of all keys or one on these days, newest first.
+    async def usage(
+        self,
+        first: date,
+        last: date,
+        key_id: KeyId | None = None,
+        *,
+        after: tuple[date, str] | None = None,
+        n_rows: int | None = None,
+    ) -> tuple[UsageDay, ...]:
+        """Usage of all keys or one on these days, newest first: so many rows, or all, after a day and key.
 
         Raises:
             StorageError: the database can't be used.
@@ -82,7 +93,11 @@ class UsageBook:
             .join(ApiKeyRow, ApiKeyRow.key_id == UsageRow.key_id)
             .where(UsageRow.day >= first, UsageRow.day <= last)
             .order_by(UsageRow.day.desc(), UsageRow.key_id)
+            .limit(n_rows)
         )
+        if after is not None:
+            day, key = after
+            query = query.where(or_(UsageRow.day < day, and_(UsageRow.day == day, UsageRow.key_id > key)))
         if key_id is not None:
             query = query.where(UsageRow.key_id == key_id)
         async with self._transactions.reading() as session:
@@ -98,8 +113,15 @@ class UsageBook:
                 for row, name in await session.execute(query)
             )
 
-    async def contributions(self, first: date, last: date) -> tuple[Contribution, ...]:
-        """What all workers gave on these days, newest first.
+    async def contributions(
+        self,
+        first: date,
+        last: date,
+        *,
+        after: tuple[date, str, str] | None = None,
+        n_rows: int | None = None,
+    ) -> tuple[Contribution, ...]:
+        """What workers gave on these days, newest first: so many rows, or all, after a day, owner and worker.
 
         Raises:
             StorageError: the database can't be used.
@@ -108,7 +130,12 @@ class UsageBook:
             select(ContributionRow)
             .where(ContributionRow.day >= first, ContributionRow.day <= last)
             .order_by(ContributionRow.day.desc(), ContributionRow.owner, ContributionRow.worker_id)
+            .limit(n_rows)
         )
+        if after is not None:
+            day, *of_day = after
+            is_later = tuple_(ContributionRow.owner, ContributionRow.worker_id) > tuple_(*of_day)
+            query = query.where(or_(ContributionRow.day < day, and_(ContributionRow.day == day, is_later)))
         async with self._transactions.reading() as session:
             return tuple(
                 Contribution(
@@ -119,6 +146,26 @@ class UsageBook:
                 )
                 for row in await session.scalars(query)
             )
+
+    async def owners(self) -> dict[WorkerId, str]:
+        """Whose machine each worker is, of those that are anybody's.
+
+        Raises:
+            StorageError: the database can't be used.
+        """
+        async with self._transactions.reading() as session:
+            rows = await session.scalars(select(WorkerOwnerRow).where(WorkerOwnerRow.owner != ""))
+            return {WorkerId(row.worker_id): row.owner for row in rows}
+
+    async def keys_of(self, owners: Collection[str]) -> frozenset[KeyId]:
+        """The keys that are these owners'.
+
+        Raises:
+            StorageError: the database can't be used.
+        """
+        async with self._transactions.reading() as session:
+            query = select(ApiKeyRow.key_id).where(ApiKeyRow.owner.in_(owners))
+            return frozenset(KeyId(key_id) for key_id in await session.scalars(query))
 
     async def set_owner(self, worker_id: WorkerId, owner: str, now: datetime) -> None:
         """From now on what this worker gives is this owner's; empty: nobody's in particular.
@@ -131,11 +178,14 @@ class UsageBook:
             if row is None:
                 row = WorkerOwnerRow(worker_id=worker_id, owner="")
                 session.add(row)
-            insert_audit(session, now, "worker_owner_set", worker_id, f"{row.owner!r} to {owner!r}")
+            details, before = f"{row.owner!r} to {owner!r}", {"owner": row.owner}
+            insert_audit(
+                session, now, "worker_owner_set", worker_id, details, before=before, after={"owner": owner}
+            )
             row.owner = owner
 
 
-async def _reported_before(session: AsyncSession, ended: Sequence[GenerationRow]) -> dict[str, int]:
+def _reported_before(session: Session, ended: Sequence[GenerationRow]) -> dict[str, int]:
     """Tokens that were reported of the sessions before each of these; those without a report aren't in it."""
     found: dict[str, int] = {}
     behind = {row.session_id: (row.key_id, row.continues) for row in ended if row.continues is not None}
@@ -143,7 +193,7 @@ async def _reported_before(session: AsyncSession, ended: Sequence[GenerationRow]
         if not behind:
             break
         query = select(GenerationRow).where(GenerationRow.session_id.in_({before for _, before in behind.values()}))
-        rows = {row.session_id: row for row in await session.scalars(query)}
+        rows = {row.session_id: row for row in session.scalars(query)}
         further = {}
         for session_id, (key_id, continues) in behind.items():
             row = rows.get(continues or "")
@@ -157,22 +207,21 @@ async def _reported_before(session: AsyncSession, ended: Sequence[GenerationRow]
     return found
 
 
-async def _owners(session: AsyncSession, worker_ids: set[str]) -> dict[str, str]:
+def _owners(session: Session, worker_ids: set[str]) -> dict[str, str]:
     query = select(WorkerOwnerRow).where(WorkerOwnerRow.worker_id.in_(worker_ids))
-    return {row.worker_id: row.owner for row in await session.scalars(query)}
+    return {row.worker_id: row.owner for row in session.scalars(query)}
 
 
-async def _add(session: AsyncSession, kind: type[Base], rows: Sequence[dict[str, Any]], *counts: str) -> None:
+def _add(session: Session, kind: type[Base], rows: Sequence[dict[str, Any]], *counts: str) -> None:
     """Insert the rows, or add their `counts` to those that are there."""
     if not rows:
         return
     table = kind.__table__
     assert isinstance(table, Table)
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement: Any = insert(table).values(list(rows))
-    await session.execute(
-        statement.on_conflict_do_update(
-            index_elements=list(table.primary_key.columns),
-            set_={name: table.c[name] + statement.excluded[name] for name in counts},
-        )
+    statement: Any = insert(table)
+    upsert = statement.on_conflict_do_update(
+        index_elements=list(table.primary_key.columns),
+        set_={name: table.c[name] + statement.excluded[name] for name in counts},
     )
+    session.execute(upsert, list(rows))  # not `values`: then it would be compiled anew each time

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from coordinator.admin_requests import AdminRequests
+from coordinator.audit_log import AuditLog
+from coordinator.generation_rows import begin_generations, finish_generations, hold_begun
+from coordinator.key_changes import KeyChanges
+from coordinator.log_tables import AuditRow
 from coordinator.persistence import insert_audit, load_stored_state, persist
 from coordinator.policy.effects import Effect, SendToWorker
-from coordinator.policy.quota import Wanted
-from coordinator.policy.state import StoredState
+from coordinator.policy.stored import StoredState
 from coordinator.quota_book import QuotaBook, new_quota
-from coordinator.quota_rows import Reserving, Settling
-from coordinator.quota_usage import UsageBook, add_usage
+from coordinator.quota_usage import UsageBook
 from coordinator.stored_rows import (
     AuditLine,
     NewGeneration,
     ReportedEnd,
     StoredGeneration,
     StoredKey,
+    after_key,
     stored_generation,
     stored_key,
 )
-from coordinator.tables import ApiKeyRow, AuditRow, GenerationRow, QuotaRow, ReservationRow, SettingRow
+from coordinator.tables import ApiKeyRow, GenerationRow, QuotaRow, SettingRow
 from coordinator.transactions import Transactions
 from coordinator.trust_store import trust_history
 from protocol.control_messages import GenerationReport
-from protocol.errors import BrigadeError, ConflictError, NotFoundError, OverLimitError, QuotaExceededError
+from protocol.errors import BrigadeError, ConflictError, NotFoundError
 from protocol.ids import CoordinatorId, KeyId, SessionId, WorkerId
 from protocol.key_limits import UNLIMITED, KeyLimits
-from protocol.rest import KeyKind
+from protocol.key_rest import KeyKind
 from protocol.trust_rest import TrustEventInfo, TrustSummary
 
 MAX_AUDIT_LINES = 1000
@@ -44,6 +48,9 @@ class Repository:
         self.transactions = Transactions(engine)
         self.quotas = QuotaBook(self.transactions)
         self.usage = UsageBook(self.transactions)
+        self.keys = KeyChanges(self.transactions)
+        self.requests = AdminRequests(self.transactions)
+        self.audit_log = AuditLog(self.transactions)
 
     @property
     def kind(self) -> str:
@@ -114,21 +121,29 @@ class Repository:
         now: datetime,
         *,
         limits: KeyLimits = UNLIMITED,
+        owner: str = "",
     ) -> StoredKey:
         """Keep a new key; ConflictError if the id is taken."""
         async with self.transactions.writing() as session:
             if await session.get(ApiKeyRow, key_id) is not None:
                 raise ConflictError(f"there is a key {key_id} already")
             row = ApiKeyRow(
-                key_id=key_id, name=name, kind=kind, secret_hash=secret_hash, created_at=now, revoked_at=None
+                key_id=key_id,
+                name=name,
+                kind=kind,
+                secret_hash=secret_hash,
+                created_at=now,
+                revoked_at=None,
+                owner=owner,
             )
             session.add(row)
             quota = None if limits == UNLIMITED else new_quota(key_id, limits, now)
             if quota is not None:
                 await session.flush()
                 session.add(quota)
-            insert_audit(session, now, "key_created", key_id, f"{kind}: {name}")
-            return stored_key(row, quota)
+            stored = stored_key(row, quota)
+            insert_audit(session, now, "key_created", key_id, f"{kind}: {name}", after=stored.view())
+            return stored
 
     async def api_key(self, key_id: KeyId) -> StoredKey | None:
         """The key, revoked or not; None if there is none."""
@@ -136,11 +151,11 @@ class Repository:
             found = (await session.execute(_keys().where(ApiKeyRow.key_id == key_id))).one_or_none()
             return None if found is None else stored_key(*found)
 
-    async def api_keys(self) -> tuple[StoredKey, ...]:
-        """All keys, oldest first."""
+    async def api_keys(self, *, after: KeyId | None = None, n_keys: int | None = None) -> tuple[StoredKey, ...]:
+        """Keys, oldest first: those that come after one of them, so many, or all."""
+        query = after_key(_keys(), after).order_by(ApiKeyRow.created_at, ApiKeyRow.key_id).limit(n_keys)
         async with self.transactions.reading() as session:
-            found = await session.execute(_keys().order_by(ApiKeyRow.created_at, ApiKeyRow.key_id))
-            return tuple(stored_key(key, quota) for key, quota in found)
+            return tuple(stored_key(key, quota) for key, quota in await session.execute(query))
 
     async def revoke_api_key(self, key_id: KeyId, now: datetime) -> StoredKey:
         """Refuse the key from now on; revoking again changes nothing. NotFoundError if there is none."""
@@ -148,10 +163,14 @@ class Repository:
             row = await session.get(ApiKeyRow, key_id)
             if row is None:
                 raise NotFoundError(f"there is no key {key_id[:64]!r}; `coord key list` shows them")
+            quota = await session.get(QuotaRow, key_id)
             if row.revoked_at is None:
+                before = stored_key(row, quota).view()
                 row.revoked_at = now
-                insert_audit(session, now, "key_revoked", key_id, f"{row.kind}: {row.name}")
-            return stored_key(row, await session.get(QuotaRow, key_id))
+                after = stored_key(row, quota).view()
+                details = f"{row.kind}: {row.name}"
+                insert_audit(session, now, "key_revoked", key_id, details, before=before, after=after)
+            return stored_key(row, quota)
 
     # -------------------------------------------------------------- generations
 
@@ -169,24 +188,7 @@ class Repository:
         Of one that isn't allowed nothing is kept. They are decided in order, each by what those before it left.
         Quotas go by `quota_clock` as it is once it is this transaction's turn; without one, by the times given.
         """
-        refusals: list[BrigadeError | None] = []
-        allowed: list[tuple[NewGeneration, ReservationRow | None]] = []
-        async with self.transactions.writing() as session:
-            continues = [new.continues for new in generations if new.continues is not None]
-            reserving = await Reserving.of(session, [new.key_id for new in generations], continues)
-            quota_now = _now(quota_clock)
-            for new in generations:
-                wanted = Wanted(n_prompt_tokens=new.n_prompt_tokens, max_tokens=new.max_tokens)
-                try:
-                    row = reserving.reserve(new.key_id, new.session_id, wanted, quota_now or new.at, new.continues)
-                except (QuotaExceededError, OverLimitError) as refusal:
-                    refusals.append(refusal)
-                    continue
-                allowed.append((new, row))
-                refusals.append(None)
-            await session.flush()
-            session.add_all(new.row(None if row is None else row.id) for new, row in allowed)
-        return refusals
+        return await self.transactions.write(lambda session: begin_generations(session, generations, quota_clock))
 
     async def finish_generation(
         self, report: GenerationReport, now: datetime, *, reported_by: WorkerId | None = None
@@ -204,26 +206,39 @@ class Repository:
         generation's route is believed, and never more tokens than were allowed. `quota_clock` as in
         `record_generations`.
         """
-        ids = {end.report.session_id for end in ends}
-        query = select(GenerationRow).where(GenerationRow.session_id.in_(ids)).order_by(GenerationRow.session_id)
-        async with self.transactions.writing() as session:
-            rows = {row.session_id: row for row in await session.scalars(query.with_for_update())}
-            settling = await Settling.of_generations(session, rows.values())
-            quota_now = _now(quota_clock)
-            finished = [end.take(rows.get(end.report.session_id)) for end in ends]
-            for end, row in zip(ends, finished, strict=True):
-                if row is not None:
-                    settling.report(row, end.report, quota_now or end.at)
-            await settling.write()
-            done = [(row, end.report, end.at) for end, row in zip(ends, finished, strict=True) if row is not None]
-            await add_usage(session, done)
-            return [None if row is None else stored_generation(row) for row in finished]
+        return await self.transactions.write(lambda session: finish_generations(session, ends, quota_clock))
+
+    async def hold_begun(
+        self, heads: Mapping[SessionId, WorkerId], quota_clock: Callable[[], float]
+    ) -> list[StoredGeneration]:
+        """Hold on to what sessions may use that these heads say were opened; those for which it was too late.
+
+        Of one that isn't known, is over or isn't the head's nothing is changed.
+        """
+        return await self.transactions.write(lambda session: hold_begun(session, heads, quota_clock))
 
     async def generation(self, session_id: SessionId) -> StoredGeneration | None:
         """One generation; None if there is none."""
         async with self.transactions.reading() as session:
             row = await session.get(GenerationRow, session_id)
             return None if row is None else stored_generation(row)
+
+    async def unfinished_generations(
+        self, since: datetime, key_id: KeyId | None = None
+    ) -> tuple[StoredGeneration, ...]:
+        """Those that began since then and weren't reported, newest first; of this key, or of keys revoked since."""
+        query = (
+            select(GenerationRow)
+            .where(GenerationRow.started_at >= since, GenerationRow.finished_at.is_(None))
+            .order_by(GenerationRow.started_at.desc())
+        )
+        if key_id is None:
+            revoked = select(ApiKeyRow.key_id).where(ApiKeyRow.revoked_at >= since)
+            query = query.where(GenerationRow.key_id.in_(revoked))
+        else:
+            query = query.where(GenerationRow.key_id == key_id)
+        async with self.transactions.reading() as session:
+            return tuple(stored_generation(row) for row in await session.scalars(query))
 
     # -------------------------------------------------------------- audit log
 
@@ -235,10 +250,6 @@ class Repository:
                 AuditLine(at=row.at, action=row.action, subject=row.subject, details=row.details)
                 for row in await session.scalars(query)
             )
-
-
-def _now(clock: Callable[[], float] | None) -> datetime | None:
-    return None if clock is None else datetime.fromtimestamp(clock(), UTC)
 
 
 def _keys() -> Select[ApiKeyRow, QuotaRow | None]:

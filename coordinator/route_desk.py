@@ -15,37 +15,35 @@ from dataclasses import replace
 import structlog
 
 from coordinator.cluster import Cluster
+from coordinator.earned_priority import EarnedPriority
 from coordinator.policy import breakers as policy
 from coordinator.policy.breakers import Breakers
-from coordinator.policy.missing import MissingBlocks, missing_blocks
 from coordinator.policy.prefixes import held_stages
-from coordinator.policy.ready_segments import ReadySegments
-from coordinator.policy.routing import NOTHING_HELD, Held, Route, cheapest_route
+from coordinator.policy.routing import NOTHING_HELD, Held
+from coordinator.policy.signing import why_unserved
 from coordinator.policy.state import ModelRecord
-from coordinator.policy.trust_words import below, too_little_trust
 from coordinator.quota_desk import QuotaDesk
 from coordinator.repository import Repository
+from coordinator.route_search import RouteSearch
+from coordinator.session_ends import SessionEnds
 from coordinator.stored_rows import StoredGeneration
 from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
 from coordinator.trust_reports import SUCCESSES, TrustReports
 from coordinator.waiting_room import Asker, Place, WaitingRoom
+from protocol.control_messages import SessionsBegun
 from protocol.errors import (
+    ForbiddenError,
     InvalidRequestError,
-    ModelLoadingError,
     ModelUnavailableError,
     NotFoundError,
 )
-from protocol.ids import KeyId, ModelName, SessionId, WorkerId
+from protocol.ids import KeyId, SessionId, WorkerId
 from protocol.key_limits import KeyLimits
 from protocol.rest import STALLED, HopFailure, RouteGrant, RouteRequest
 
 log = structlog.get_logger(__name__)
 
-RETRY_UNAVAILABLE_S = 2.0
-"""A worker that loads becomes ready within seconds."""
 MAX_EXCLUDED = 1000
-MAX_MISSING = 256
-"""Answers to who asked for a route in vain that are remembered."""
 SILENT_S = 2.5
 """A worker of a stalled route that wasn't heard of for so long (two heartbeats) is taken to be the cause."""
 
@@ -60,6 +58,8 @@ class RouteDesk:
         tickets: TicketDesk,
         trust: TrustReports,
         quotas: QuotaDesk,
+        ends: SessionEnds,
+        earned: EarnedPriority,
         clock: Callable[[], float],
     ) -> None:
         self._cluster = cluster
@@ -67,12 +67,12 @@ class RouteDesk:
         self._tickets = tickets
         self._trust = trust
         self._quotas = quotas
+        self._ends = ends
+        self._earned = earned
         self._clock = clock
         self._waiting = WaitingRoom()
         self._breakers = Breakers()
-        self._segments = ReadySegments()
-        self._missing: dict[tuple[ModelName, frozenset[WorkerId]], MissingBlocks] = {}
-        self._missing_until = cluster.routes_changed
+        self._search = RouteSearch(cluster, tickets)
 
     async def grant(
         self,
@@ -87,7 +87,8 @@ class RouteDesk:
 
         Raises:
             ContextExceededError: prompt and answer don't fit the model, or the key.
-            ForbiddenError, OverLimitError: the key never may.
+            ForbiddenError, OverLimitError: the key never may, or nobody may since the model must be signed.
+            KeyRevokedError: the key was revoked meanwhile.
             QuotaExceededError: the key may not now; says when.
             NotFoundError: this key has no session as the one that is to be continued.
             ModelUnavailableError: no route (ModelLoadingError: but there will be one).
@@ -96,20 +97,30 @@ class RouteDesk:
         """
         if len(wanted.exclude) > MAX_EXCLUDED:
             raise InvalidRequestError(f"{len(wanted.exclude)} workers excluded; at most {MAX_EXCLUDED}")
+        if why := why_unserved(self._cluster.state, model):
+            raise ForbiddenError(why)
         wanted = self._quotas.allowed(model, wanted, limits)
         continued = None
         if wanted.continues is not None:
             continued = await self._continued(wanted.continues, key_id)
             self._take_failure(continued, wanted.failure)
+        else:
+            self._quotas.check_room(wanted, key_id)
         held = await self._held(model, wanted, key_id)
-        grant = await self._awaited(model, wanted, Asker(key_id, limits.priority), continued, held, is_gone)
-        await self._quotas.record(grant, wanted, key_id, is_gone=is_gone)
+        asker = Asker(key_id, self._earned.of(key_id, limits.priority))
+        grant = await self._awaited(model, wanted, asker, continued, held, is_gone)
+        is_opening_told = self._tickets.can_be_told(SessionsBegun, grant.hops[0].worker_id)
+        await self._quotas.record(grant, wanted, key_id, is_opening_told=is_opening_told, is_gone=is_gone)
+        self._ends.check_not_revoked(key_id)
+        if continued is not None:
+            self._ends.end_continued(continued)
         self._breakers = policy.tried(self._breakers, [hop.worker_id for hop in grant.hops], _now_s())
         return grant
 
     def take_finished(self, generation: StoredGeneration) -> None:
         """A generation is over, with the outcome that its tail reported."""
         route, outcome = [worker_id for worker_id, _, _ in generation.route], generation.outcome or ""
+        self._quotas.forget_refusal(generation.key_id)
         self._trust.take_finished(generation.key_id, route, outcome)
         if outcome in SUCCESSES:
             self._breakers = policy.succeeded(self._breakers, route)
@@ -117,6 +128,11 @@ class RouteDesk:
     def note(self, worker_id: WorkerId) -> str:
         """Why routes go round a worker now; empty if they don't."""
         return policy.note(self._breakers, worker_id, _now_s())
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait for a route."""
+        return len(self._waiting)
 
     def stop(self) -> None:
         """Send away those who wait."""
@@ -221,7 +237,9 @@ class RouteDesk:
         doubted: frozenset[WorkerId],
         held: Held,
     ) -> RouteGrant:
-        route = self._route(model.name, frozenset(wanted.exclude) | silent, doubted, held, wanted.min_trust)
+        avoided = policy.avoided(self._breakers, _now_s())
+        avoided = replace(avoided, workers=avoided.workers | doubted)
+        route = self._search.found(model, frozenset(wanted.exclude) | silent, avoided, held, wanted)
         holds_prefix = any((hop.worker_id, hop.blocks) in held for hop in route.hops)
         session_id = SessionId(secrets.token_hex(16))
         max_positions = wanted.n_prompt_tokens + wanted.max_tokens
@@ -236,10 +254,15 @@ class RouteDesk:
             continues=wanted.continues,
             prefix=wanted.prefix if holds_prefix else None,
             speculate=wanted.speculate,
+            is_private=wanted.private_blocks is not None,
             asker=asker,
         )
         attach_ticket = self._tickets.attach_ticket(
-            route.hops, session_id=session_id, max_positions=max_positions, now_s=now_s
+            route.hops,
+            session_id=session_id,
+            max_positions=max_positions,
+            now_s=now_s,
+            is_private=wanted.private_blocks is not None,
         )
         return RouteGrant(
             session_id=session_id,
@@ -249,41 +272,6 @@ class RouteDesk:
             attach_ticket=attach_ticket,
             expires_in_s=TICKET_LIFE_S,
         )
-
-    def _route(
-        self,
-        model: ModelName,
-        exclude: frozenset[WorkerId],
-        doubted: frozenset[WorkerId],
-        held: Held,
-        min_trust: float,
-    ) -> Route:
-        """What was found missing is remembered until something changes: many may wait for the same."""
-        if self._missing_until is not self._cluster.routes_changed or len(self._missing) >= MAX_MISSING:
-            self._missing.clear()
-            self._missing_until = self._cluster.routes_changed
-        # Other names change nothing, and a request may hold many long ones.
-        untrusted = below(self._cluster.state, min_trust)
-        exclude = untrusted.union(exclude.intersection(self._cluster.state.workers))
-        found: Route | MissingBlocks | None = self._missing.get((model, exclude))
-        if found is None:
-            avoided = policy.avoided(self._breakers, _now_s())
-            avoided = replace(avoided, workers=avoided.workers | doubted)
-            found = cheapest_route(self._cluster.state, model, exclude, avoided, held, known=self._segments)
-        if isinstance(found, Route):
-            return found
-        self._missing[model, exclude] = found
-        why = too_little_trust(self._cluster.state, model, min_trust, untrusted)
-        raise self._refusal(found, exclude, why)
-
-    def _refusal(self, missing: MissingBlocks, exclude: frozenset[WorkerId], why: str) -> ModelUnavailableError:
-        state = self._cluster.state
-        model = state.models.get(missing.model)
-        is_for_exclusion = bool(exclude) and model is not None and missing_blocks(state, model) is None
-        is_on_its_way = missing.is_on_its_way and not is_for_exclusion
-        kind = ModelLoadingError if is_on_its_way else ModelUnavailableError
-        message = "; ".join(filter(None, (missing.message, why)))
-        return kind(message, retry_after_s=RETRY_UNAVAILABLE_S)
 
 
 def _doubted(continued: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:

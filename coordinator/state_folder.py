@@ -1,6 +1,7 @@
 """The coordinator's folder: what must survive a restart and isn't in the database. 0700, every file 0600.
 
     join-secret             what workers join with; previous ones that still admit: join-secrets-previous.json
+                            (fingerprints of all that were rotated away: join-secrets-retired.json)
     signing-keys.json       keys of session tokens and tickets
     ca.pem ca.key           the cluster's CA           server.pem server.key   the coordinator's own certificate
     coordinator-id          its name                   url                     where it listens (written at start)
@@ -23,6 +24,7 @@ from protocol.file_locks import try_lock
 
 JOIN_SECRET = "join-secret"  # noqa: S105 - the name of a file
 PREVIOUS_SECRETS = "join-secrets-previous.json"
+RETIRED_SECRETS = "join-secrets-retired.json"
 SIGNING_KEYS = "signing-keys.json"
 CA_CERTIFICATE = "ca.pem"
 CA_KEY = "ca.key"

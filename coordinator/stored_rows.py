@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import Select, and_, or_, select
 
 from coordinator.quota_rows import limits_of
 from coordinator.tables import ApiKeyRow, GenerationRow, QuotaRow
 from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
 from protocol.key_limits import UNLIMITED, KeyLimits
-from protocol.rest import KeyKind
+from protocol.key_rest import KeyKind
+
+Q = TypeVar("Q", bound=Select[*tuple[Any, ...]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +30,22 @@ class StoredKey:
     created_at: datetime
     revoked_at: datetime | None
     limits: KeyLimits = UNLIMITED
+    old_secret_hash: str | None = field(default=None, repr=False)
+    """Of the secret that it had before it was rotated."""
+    old_until: datetime | None = None
+    """Until when that one is good."""
+    owner: str = ""
+
+    def view(self) -> dict[str, Any]:
+        """What operators decide about it, for the audit log: nothing that proves anything."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "revoked_at": None if self.revoked_at is None else self.revoked_at.isoformat(),
+            "old_until": None if self.old_until is None else self.old_until.isoformat(),
+            "limits": msgspec.to_builtins(self.limits),
+            "owner": self.owner,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,21 +91,23 @@ class NewGeneration:
     max_tokens: int
     at: datetime
     continues: SessionId | None = None
+    is_opening_told: bool = False
+    """Whether its head will say that it was opened: what never is, is then given back soon."""
 
-    def row(self, reservation_id: int | None) -> GenerationRow:
-        """As it is kept."""
-        return GenerationRow(
-            session_id=self.session_id,
-            key_id=self.key_id,
-            model=self.model,
-            revision=self.revision,
-            route=[list(hop) for hop in self.route],
-            n_prompt_tokens=self.n_prompt_tokens,
-            max_tokens=self.max_tokens,
-            started_at=self.at,
-            continues=self.continues,
-            reservation_id=reservation_id,
-        )
+    def values(self, reservation_id: int | None) -> dict[str, Any]:
+        """As it is kept: columns of `GenerationRow`."""
+        return {
+            "session_id": self.session_id,
+            "key_id": self.key_id,
+            "model": self.model,
+            "revision": self.revision,
+            "route": [list(hop) for hop in self.route],
+            "n_prompt_tokens": self.n_prompt_tokens,
+            "max_tokens": self.max_tokens,
+            "started_at": self.at,
+            "continues": self.continues,
+            "reservation_id": reservation_id,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +140,9 @@ def stored_key(row: ApiKeyRow, quota: QuotaRow | None) -> StoredKey:
         created_at=row.created_at,
         revoked_at=row.revoked_at,
         limits=UNLIMITED if quota is None else limits_of(quota),
+        old_secret_hash=row.old_secret_hash,
+        old_until=row.old_until,
+        owner=row.owner,
     )
 
 
@@ -135,3 +162,12 @@ def stored_generation(row: GenerationRow) -> StoredGeneration:
         finished_at=row.finished_at,
         continues=None if row.continues is None else SessionId(row.continues),
     )
+
+
+def after_key(query: Q, key_id: KeyId | None) -> Q:
+    """Those of the query's keys that were made after this one; all of them for None."""
+    if key_id is None:
+        return query
+    made_at = select(ApiKeyRow.created_at).where(ApiKeyRow.key_id == key_id).scalar_subquery()
+    is_of_then = and_(ApiKeyRow.created_at == made_at, ApiKeyRow.key_id > key_id)
+    return query.where(or_(ApiKeyRow.created_at > made_at, is_of_then))

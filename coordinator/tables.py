@@ -58,6 +58,23 @@ class ModelRow(Base):
     manifest: Mapped[bytes] = mapped_column(LargeBinary)
     n_replicas: Mapped[int] = mapped_column(Integer, server_default="1")
     """How many workers are to hold each block."""
+    signature: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """Its author's; None: it isn't signed."""
+    pinned_ends: Mapped[bool] = mapped_column(Boolean, server_default="0")
+    """Whether all its routes begin and end on workers whose trust is pinned."""
+
+
+class AuthorRow(Base):
+    """An author of models whom operators trust."""
+
+    __tablename__ = "authors"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    """What the operator calls whoever holds the key."""
+    added_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    added_by: Mapped[str] = mapped_column(String(64))
+    """The operator's key."""
 
 
 class ModelFileRow(Base):
@@ -96,8 +113,14 @@ class ApiKeyRow(Base):
     name: Mapped[str] = mapped_column(Text)
     kind: Mapped[str] = mapped_column(String(16))
     secret_hash: Mapped[str] = mapped_column(String(64))
+    old_secret_hash: Mapped[str | None] = mapped_column(String(64))
+    """Of the secret before; None: there was none, or it was good for nothing any more at once."""
+    old_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """Until when that one is good."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    owner: Mapped[str] = mapped_column(String(64), server_default="")
+    """Whose it is, as an operator says: what that owner's workers give may earn it priority. Empty: nobody's."""
 
 
 class GenerationRow(Base):
@@ -120,6 +143,8 @@ class GenerationRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     continues: Mapped[str | None] = mapped_column(String(64))
     """The session that failed and goes on by this one."""
+    continued_by: Mapped[str | None] = mapped_column(String(64))
+    """The latest session by which this one's generation goes on."""
     reservation_id: Mapped[int | None] = mapped_column(BigInteger)
     """What is held for it, of `reservations`; None where its key had no limits."""
 
@@ -214,18 +239,6 @@ class LeaseRow(Base):
     url: Mapped[str] = mapped_column(Text)
     n_renewals: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
-class AuditRow(Base):
-    """A line of the audit log; never changed."""
-
-    __tablename__ = "audit_log"
-
-    id: Mapped[int] = mapped_column(RowId, primary_key=True, autoincrement=True)
-    at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
-    action: Mapped[str] = mapped_column(String(32))
-    subject: Mapped[str] = mapped_column(Text)
-    details: Mapped[str] = mapped_column(Text)
 
 
 class TrustRow(Base):

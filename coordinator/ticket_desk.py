@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from msgspec import Struct
+
 from coordinator.policy.routing import RouteStage
 from coordinator.waiting_room import Asker
-from protocol.compatibility import knows, understood_by
+from protocol.compatibility import knows, knows_message, understood_by
 from protocol.errors import ModelUnavailableError
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import PROTOCOL_VERSION, SharedPrefix, Step
@@ -69,10 +71,12 @@ class TicketDesk:
         continues: SessionId | None = None,
         prefix: SharedPrefix | None = None,
         speculate: bool = True,
+        is_private: bool = False,
     ) -> tuple[RouteHop, ...]:
         """The route as the client gets it; `continues`, `prefix`: whose cached positions its workers may have.
 
-        With `speculate` the head may guess tokens ahead, if all workers of the route know how to go back.
+        With `speculate` the head may guess tokens ahead, if all workers of the route know how to go back. A private
+        session gets hidden states alone.
 
         Raises:
             ModelUnavailableError: a worker's socket closed this very moment.
@@ -91,18 +95,25 @@ class TicketDesk:
             prefix=prefix,
             n_hops=len(stages),
             priority=asker.priority,
+            is_private=is_private,
             speculates=speculate and all(self._can_speculate(stage.worker_id) for stage in stages),
         )
         tickets = (
             _ticket(partial(common, tenant=self._label(asker.key_id, stage.worker_id)), stages, i)
             for i, stage in enumerate(stages)
         )
-        return tuple(_hop(stage, self._signed(ticket)) for stage, ticket in zip(stages, tickets, strict=True))
+        return tuple(_hop(stage, self.signed(ticket)) for stage, ticket in zip(stages, tickets, strict=True))
 
     def attach_ticket(
-        self, stages: Sequence[RouteStage], *, session_id: SessionId, max_positions: int, now_s: float
+        self,
+        stages: Sequence[RouteStage],
+        *,
+        session_id: SessionId,
+        max_positions: int,
+        now_s: float,
+        is_private: bool = False,
     ) -> str:
-        """What lets the client have the tokens at the route's tail.
+        """What lets the client have the tokens at the route's tail, or the hidden states of a private session.
 
         Raises:
             ModelUnavailableError: the tail's socket closed this very moment.
@@ -113,8 +124,19 @@ class TicketDesk:
             worker_id=tail,
             session_id=session_id,
             max_positions=max_positions,
+            is_private=is_private,
         )
-        return self._signed(ticket)
+        return self.signed(ticket)
+
+    def without_private(self) -> frozenset[WorkerId]:
+        """Workers of versions that have no private sessions: they would take hidden states for token ids."""
+        served = self._served.items()
+        return frozenset(name for name, one in served if not knows(Ticket, "is_private", one.version))
+
+    def can_be_told(self, kind: type[Struct], worker_id: WorkerId) -> bool:
+        """Whether a worker is here and knows this message of the control socket, to be told it or to say it."""
+        served = self._served.get(worker_id)
+        return served is not None and knows_message(kind, served.version)
 
     def _label(self, key_id: KeyId, worker_id: WorkerId) -> str:
         """By which a worker tells a key from others: neither which it is, nor whether another worker serves it."""
@@ -126,7 +148,12 @@ class TicketDesk:
         served = self._served.get(worker_id)
         return served is not None and knows(Step, "drafts", served.version)
 
-    def _signed(self, ticket: Ticket | AttachTicket) -> str:
+    def signed(self, ticket: Ticket | AttachTicket) -> str:
+        """A ticket as its worker understands it, signed for it.
+
+        Raises:
+            ModelUnavailableError: the worker's socket closed this very moment.
+        """
         try:
             served = self._served[ticket.worker_id]
         except KeyError:

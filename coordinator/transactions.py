@@ -6,17 +6,22 @@ Whatever the database or its driver raises becomes a `StorageError` whose messag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
 
-from coordinator.database import BUSY_TIMEOUT_MS, READ_ONLY, SameFile, database_errors
+from coordinator.background import uninterrupted
+from coordinator.database import BUSY_TIMEOUT_MS, READ_ONLY, SameFile, blocking_engine, database_errors
 from coordinator.tables import LeaseRow
 from protocol.errors import LeaseError, StorageError
+
+T = TypeVar("T")
 
 LEASE_ID = 1
 """Of the table's only row."""
@@ -36,12 +41,15 @@ class Fence:
         Raises:
             LeaseError: another coordinator has taken it.
         """
+        await session.run_sync(self.check_now)
+
+    def check_now(self, session: Session) -> None:
+        """As `check`, where waiting is no matter."""
         if self.epoch is None:
             return
         # Shared with our other writers; a coordinator that takes the lease has to wait for all of them.
         query = select(LeaseRow.epoch).where(LeaseRow.id == LEASE_ID).with_for_update(read=True)
-        if await session.scalar(query) != self.epoch:
-            self.lost.set()
+        if session.scalar(query) != self.epoch:
             raise LeaseError(
                 "another coordinator has taken this database over, so this one has stopped writing to it and ends; "
                 "`coord status` with the other's URL shows the cluster"
@@ -82,6 +90,37 @@ class Transactions:
                 await self.fence.check(session)
             yield session
 
+    async def write(self, work: Callable[[Session], T]) -> T:
+        """What `work` comes to, in a transaction as `writing` has it; `work` knows no event loop.
+
+        On SQLite a thread runs all of it: to go there and back for each statement takes several times what the
+        statements themselves take.
+
+        Raises:
+            StorageError: as `writing`.
+        """
+        if self._file is None:
+            async with self.writing() as session:
+                return await session.run_sync(work)
+        async with self._turn():
+            with self._noted("writing"):
+                return await uninterrupted(asyncio.to_thread(self._written, self._file, work))
+
+    @cached_property
+    def blocking(self) -> Engine:
+        """What `write` uses on SQLite."""
+        return blocking_engine(self._engine)
+
+    def _written(self, file: SameFile, work: Callable[[Session], T]) -> T:
+        file.check()
+        with (
+            database_errors(self._engine.url),
+            Session(self.blocking, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            self.fence.check_now(session)
+            return work(session)
+
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """A transaction that only reads; it sees one moment.
@@ -120,13 +159,21 @@ class Transactions:
 
     @asynccontextmanager
     async def _session(self, what: Literal["writing", "reading"]) -> AsyncIterator[AsyncSession]:
-        try:
+        with self._noted(what):
             if self._file is not None:
                 await asyncio.to_thread(self._file.check)
             with database_errors(self._engine.url):
                 async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
                     yield session
+
+    @contextmanager
+    def _noted(self, what: Literal["writing", "reading"]) -> Iterator[None]:
+        """Keep whether this worked, for operators, and whether the lease is lost, for who holds it."""
+        try:
+            yield
         except StorageError as error:
             self._problems[what] = error.message
+            if isinstance(error, LeaseError):
+                self.fence.lost.set()
             raise
         self._problems.pop(what, None)

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from coordinator.admin_api import named_worker
 from coordinator.credentials import KeyCaller
-from coordinator.keys import CALLER, CLOCK, CLUSTER, REPOSITORY
+from coordinator.keys import CALLER, CLOCK, CLUSTER, REPOSITORY, SESSION_ENDS
 from coordinator.middleware import add_route, json_answer, read_json
+from coordinator.paging import page
 from coordinator.policy.events import TrustEvent, TrustPinned, TrustUnpinned, WorkerBanned, WorkerPardoned
 from coordinator.policy.state import ClusterState
-from coordinator.policy.trust import NO_RECORD, standing
+from coordinator.policy.trust import NEWCOMER, NO_RECORD, standing
 from coordinator.policy.trust_words import level_words
+from coordinator.queries import read_query
+from coordinator.resources import WORKER, named_worker
+from coordinator.route_docs import RouteDoc
+from protocol.admin_rest import PageQuery
 from protocol.ids import WorkerId
 from protocol.trust_rest import TrustHistory, TrustInfo, TrustList, TrustOpinion, TrustRequest
 
 N_EVENTS_SHOWN = 100
 
+TRUST_DOC = RouteDoc(
+    "Show how far workers are trusted, the least trusted first.", query=PageQuery, answer=TrustList
+)
+HISTORY_DOC = RouteDoc("Show how far a worker is trusted, and why.", answer=TrustHistory, resource=WORKER)
+DECIDE_DOC = RouteDoc(
+    "Pin or unpin a worker's trust, ban or pardon it.", body=TrustRequest, answer=TrustInfo, resource=WORKER
+)
+
 
 def add_trust_routes(app: web.Application) -> None:
     """Put the routes in."""
-    add_route(app, "admin", "GET", "/admin/v1/trust", trust_list)
-    add_route(app, "admin", "GET", "/admin/v1/workers/{worker_id}/trust", trust_history)
-    add_route(app, "admin", "POST", "/admin/v1/workers/{worker_id}/trust", decide)
+    add_route(app, "admin", "GET", "/admin/v1/trust", trust_list, TRUST_DOC)
+    add_route(app, "admin", "GET", "/admin/v1/workers/{worker_id}/trust", trust_history, HISTORY_DOC)
+    add_route(app, "admin", "POST", "/admin/v1/workers/{worker_id}/trust", decide, DECIDE_DOC)
 
 
 async def trust_list(request: web.Request) -> web.Response:
     """-> `TrustList`."""
-    state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
+    query, state, now_s = read_query(request, PageQuery), request.app[CLUSTER].state, request.app[CLOCK]()
     infos = [_info(state, worker_id, now_s) for worker_id in {**state.workers, **state.trust}]
-    infos.sort(key=lambda info: (info.score, info.worker_id))
-    return json_answer(TrustList(workers=tuple(infos)))
+    shown, next_cursor = page(request, query, infos, lambda info: (info.score, info.worker_id))
+    return json_answer(TrustList(workers=shown, next_cursor=next_cursor))
 
 
 async def trust_history(request: web.Request) -> web.Response:
@@ -54,6 +66,8 @@ async def decide(request: web.Request) -> web.Response:
     caller = request[CALLER]
     assert isinstance(caller, KeyCaller)  # the route's access says so
     await cluster.handle(_event(wanted, worker_id, caller.key_id))
+    if wanted.action == "ban":
+        request.app[SESSION_ENDS].end_beside(worker_id)
     return json_answer(_info(cluster.state, worker_id, request.app[CLOCK]()))
 
 
@@ -79,7 +93,7 @@ def _named(request: web.Request) -> WorkerId:
 
 def _info(state: ClusterState, worker_id: WorkerId, now_s: float) -> TrustInfo:
     record, worker = state.trust.get(worker_id, NO_RECORD), state.workers.get(worker_id)
-    found = standing(record, now_s)
+    found = standing(record, now_s, NEWCOMER if worker is None else worker.trust)
     return TrustInfo(
         worker_id=worker_id,
         hostname=worker.hostname if worker is not None else "",

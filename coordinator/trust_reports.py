@@ -7,6 +7,7 @@ a machine that goes down with a hundred sessions has failed once for each API ke
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ GATHER_S = 2.0
 MAX_WAITING = 10_000
 """Pieces of evidence that may wait; what comes beyond is lost, and logged."""
 SUCCESSES = ("stop", "length")
-MAX_AT_ONCE = 500
-"""Handed in by one transaction; the rest waits for the next."""
+MAX_AT_ONCE = 50
+"""Handed in by one transaction, between two of which routes get their turn."""
 MAX_SESSIONS = 4096
 """Failed sessions that are remembered: a client that asks again tells of the same failure again."""
 
@@ -100,26 +101,31 @@ class TrustReports:
             await self.hand_in()
 
     async def hand_in(self) -> None:
-        """Hand in what was gathered; if it can't be saved it waits for the next time."""
-        if not self._waiting:
-            return
-        gathered = {about: self._waiting.pop(about) for about in list(self._waiting)[:MAX_AT_ONCE]}
-        try:
-            items = tuple(_seen(about, what) for about, what in gathered.items())
-            await uninterrupted(self._cluster.handle(EvidenceSeen(items=items)))
-        except StorageError as error:
-            log.warning("trust_not_saved", error_message=error.message, n_waiting=len(gathered))
-            self._waiting = gathered | self._waiting
+        """Hand in all that was gathered by now; what can't be saved waits for the next time."""
+        for _ in range(math.ceil(len(self._waiting) / MAX_AT_ONCE)):
+            gathered = {about: self._waiting.pop(about) for about in list(self._waiting)[:MAX_AT_ONCE]}
+            try:
+                items = tuple(_seen(about, what) for about, what in gathered.items())
+                await uninterrupted(self._cluster.handle(EvidenceSeen(items=items)))
+            except StorageError as error:
+                newer, self._waiting = self._waiting, gathered
+                for about, what in newer.items():
+                    self._merge(about, what)
+                log.warning("trust_not_saved", error_message=error.message, n_waiting=len(self._waiting))
+                return
 
     def _gather(self, about: _About, weight: float, example: str) -> None:
+        self._merge(about, _Gathered(weight=weight, example=example))
+
+    def _merge(self, about: _About, what: _Gathered) -> None:
         known = self._waiting.get(about)
         if known is not None:
-            known.n_times += 1
-            known.weight = max(known.weight, weight)
+            known.n_times += what.n_times
+            known.weight = max(known.weight, what.weight)
         elif len(self._waiting) >= MAX_WAITING:
             log.warning("trust_evidence_lost", worker_id=about.worker_id, kind=about.kind, n_waiting=MAX_WAITING)
         else:
-            self._waiting[about] = _Gathered(weight=weight, example=example)
+            self._waiting[about] = what
 
     def _is_new(self, session_id: SessionId) -> bool:
         if session_id in self._sessions:

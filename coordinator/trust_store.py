@@ -25,7 +25,8 @@ async def persist_trust(session: AsyncSession, effect: TrustEffect) -> None:
         case SaveTrust():
             await _save(session, effect)
         case DeleteTrust(worker_id=worker_id):
-            await session.execute(delete(TrustRow).where(TrustRow.worker_id == worker_id))
+            for table in (TrustRow, TrustEventRow, TrustSummaryRow):
+                await session.execute(delete(table).where(table.worker_id == worker_id))
         case WriteTrustEvent():
             session.add(_event_row(effect))
         case SumUpTrustEvents(worker_id=worker_id, n_kept=n_kept):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import structlog
 from aiohttp import web
 
-from coordinator.addresses import rate_key
 from coordinator.control_socket import ControlSocket
 from coordinator.credentials import WorkerCaller
 from coordinator.keys import (
+    AUTHENTICATOR,
     BAD_SOURCES,
     CALLER,
     CLOCK,
     CLUSTER,
     CONTROL_SOCKETS,
+    EXAMINER,
     JOIN_LIMITER,
     JOINING,
+    OPENINGS,
     REPORTS,
     REPOSITORY,
+    SESSION_ENDS,
     TICKET_DESK,
     TRUST_REPORTS,
 )
@@ -25,27 +28,61 @@ from coordinator.middleware import add_route, json_answer, read_body, read_json
 from coordinator.policy.effects import WriteAudit
 from coordinator.policy.events import WorkerJoined
 from coordinator.policy.views import file_sources
+from coordinator.route_docs import RouteDoc
 from protocol.codec import MAX_CONTROL_BYTES
 from protocol.compatibility import VERSION_HEADER, spoken_version
-from protocol.errors import InvalidRequestError, NotFoundError, UnauthenticatedError
+from protocol.errors import (
+    ClockSkewError,
+    ForbiddenError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    UnauthenticatedError,
+    WrongSecretError,
+)
 from protocol.handshake import PROOF_HEADER
+from protocol.host_names import rate_key
 from protocol.ids import FileHash
 from protocol.messages import PROTOCOL_VERSION
-from protocol.worker_rest import BadSource, ChallengeRequest, Source, SourcesAnswer, SourcesRequest
+from protocol.worker_rest import (
+    BadSource,
+    Challenge,
+    ChallengeRequest,
+    JoinGrant,
+    JoinRequest,
+    Source,
+    SourcesAnswer,
+    SourcesRequest,
+)
 
 log = structlog.get_logger(__name__)
 
 PING_S = 5.0
 MAX_SOURCES_FILES = 10_000
 
+CHALLENGE_DOC = RouteDoc(
+    "Ask to join: the first step.", body=ChallengeRequest, answer=Challenge, errors=(OverloadedError,)
+)
+JOIN_DOC = RouteDoc(
+    "Join with the proof in Brigade-Proof; the answer has the coordinator's.",
+    body=JoinRequest,
+    answer=JoinGrant,
+    errors=(WrongSecretError, ClockSkewError, ForbiddenError, OverloadedError),
+)
+CONTROL_DOC = RouteDoc("Open the control socket: a WebSocket.", answer=None, status=101)
+SOURCES_DOC = RouteDoc("Ask who else has files.", body=SourcesRequest, answer=SourcesAnswer)
+BAD_SOURCE_DOC = RouteDoc(
+    "Report that a worker sent wrong bytes.", body=BadSource, answer=None, status=204, errors=(NotFoundError,)
+)
+
 
 def add_worker_routes(app: web.Application) -> None:
     """Put the workers' routes in."""
-    add_route(app, "open", "POST", "/v1/join/challenge", challenge)
-    add_route(app, "open", "POST", "/v1/join", join)
-    add_route(app, "worker", "GET", "/v1/worker/control", control)
-    add_route(app, "worker", "POST", "/v1/worker/sources", sources)
-    add_route(app, "worker", "POST", "/v1/worker/sources/bad", bad_source)
+    add_route(app, "open", "POST", "/v1/join/challenge", challenge, CHALLENGE_DOC)
+    add_route(app, "open", "POST", "/v1/join", join, JOIN_DOC)
+    add_route(app, "worker", "GET", "/v1/worker/control", control, CONTROL_DOC)
+    add_route(app, "worker", "POST", "/v1/worker/sources", sources, SOURCES_DOC)
+    add_route(app, "worker", "POST", "/v1/worker/sources/bad", bad_source, BAD_SOURCE_DOC)
 
 
 async def challenge(request: web.Request) -> web.Response:
@@ -81,13 +118,21 @@ async def control(request: web.Request) -> web.WebSocketResponse:
         connects_from=_peer(request),
         cluster=request.app[CLUSTER],
         reports=request.app[REPORTS],
+        openings=request.app[OPENINGS],
+        ends=request.app[SESSION_ENDS],
     )
-    request.app[CONTROL_SOCKETS].add(control_socket)
+    request.app[CONTROL_SOCKETS][control_socket] = caller
     try:
-        with request.app[TICKET_DESK].serving(caller.worker_id, caller.ticket_key, spoken_version(request.headers)):
+        if not request.app[AUTHENTICATOR].is_in_force(caller):  # rotated away while this one was being opened
+            await control_socket.close()
+            return socket
+        with (
+            request.app[TICKET_DESK].serving(caller.worker_id, caller.ticket_key, spoken_version(request.headers)),
+            request.app[EXAMINER].reached_at(caller.worker_id, request.host),
+        ):
             await control_socket.run()
     finally:
-        request.app[CONTROL_SOCKETS].discard(control_socket)
+        del request.app[CONTROL_SOCKETS][control_socket]
     return socket
 
 

@@ -67,10 +67,12 @@ class LocalCluster:
             stop_process(process)
         self._stack.close()
 
-    def start_coordinator(self, *arguments: str, listen: str = "127.0.0.1:0") -> str:
-        """`coord serve`; returns its URL once it listens."""
+    def start_coordinator(
+        self, *arguments: str, listen: str = "127.0.0.1:0", program: Sequence[str] = ("coord",)
+    ) -> str:
+        """`coord serve`, or another `program` that runs it; returns its URL once it listens."""
         (self.state / "url").unlink(missing_ok=True)
-        self._start("coordinator", "coord", "serve", "--listen", listen, "--state", str(self.state), *arguments)
+        self._start("coordinator", *program, "serve", "--listen", listen, "--state", str(self.state), *arguments)
 
         def written_url() -> str | None:
             with contextlib.suppress(FileNotFoundError):

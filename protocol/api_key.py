@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol.errors import UnauthenticatedError
 from protocol.ids import KeyId
-from protocol.rest import KeyKind
+from protocol.key_rest import KeyKind
 
 _KEY = re.compile(r"brigade-(client|admin)\.([a-z0-9]{8})\.([A-Za-z0-9_-]{43})\.([0-9a-f]{64})")
 
@@ -30,6 +30,10 @@ class ApiKey:
 
     def __repr__(self) -> str:
         return f"ApiKey({self.kind}, {self.key_id})"
+
+    def of_id(self, key_id: KeyId) -> ApiKey:
+        """The same secret for a key that has an id already."""
+        return replace(self, key_id=key_id)
 
     def text(self) -> str:
         """The key as it is handed out."""

@@ -1,9 +1,9 @@
 """Speaking with an older peer: which fields a minor version added, and leaving them out for who can't know them.
 
-A minor adds fields that may be left out, and kinds of an older error; nothing else: no message, no meaning, no
-other value of an old field. Every side passes over fields that it doesn't know, since 1.1; 1.0 refuses them. So
-whoever has something newer to say to a peer says it in that peer's version, which is known from its handshake, and
-goes without where it must.
+A minor adds fields that may be left out, kinds of an older error, and messages of the control socket that only who
+knows them is sent; nothing else: no meaning, no other value of an old field. Every side passes over fields that it
+doesn't know, since 1.1; 1.0 refuses them. So whoever has something newer to say to a peer says it in that peer's
+version, which is known from its handshake, and goes without where it must.
 """
 
 from __future__ import annotations
@@ -13,27 +13,40 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from protocol.control_messages import Announce, DeviceReport, Heartbeat, Leaving, SpanAssignment, SpanStatus
+from protocol.control_messages import (
+    Announce,
+    DeviceReport,
+    EndSessions,
+    Heartbeat,
+    Leaving,
+    SessionsBegun,
+    SpanAssignment,
+    SpanStatus,
+)
 from protocol.errors import (
     BrigadeError,
     DatabaseAwayError,
+    InProgressError,
+    KeyReusedError,
+    KeyRevokedError,
     LeaseError,
     ModelLoadingError,
     OverLimitError,
+    PreconditionFailedError,
     QuotaExceededError,
 )
-from protocol.messages import CloseSession, SessionOpened, Step, Token
+from protocol.key_rest import CreateKeyRequest, KeyInfo, KeyList
+from protocol.messages import CloseSession, SessionEnded, SessionOpened, Step, Token
 from protocol.rest import (
     AddModelRequest,
+    ChangeModelRequest,
     ClusterStatus,
-    CreateKeyRequest,
-    KeyInfo,
     ModelInfo,
     RouteHop,
     RouteRequest,
     WorkerInfo,
 )
-from protocol.tickets import Ticket
+from protocol.tickets import AttachTicket, Ticket
 
 VERSION_HEADER = "Brigade-Protocol"
 """Header of the data plane and the control socket: the version of who asks; a worker's answer has it too."""
@@ -57,20 +70,29 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         Heartbeat: ("hop_p50_s", "hop_p99_s", "links"),
         SpanAssignment: ("quantization",),
         SpanStatus: ("note", "quantization"),
-        ClusterStatus: ("moving",),
-        CreateKeyRequest: ("limits",),
-        KeyInfo: ("limits",),
-        RouteRequest: ("min_trust", "prefix", "speculate"),
+        ClusterStatus: ("audits", "moving"),
+        CreateKeyRequest: ("limits", "owner"),
+        KeyInfo: ("limits", "old_until", "owner"),
+        KeyList: ("next_cursor",),
+        AddModelRequest: ("pinned_ends", "signature"),
+        ChangeModelRequest: ("pinned_ends", "signature"),
+        ModelInfo: ("pinned_ends", "signed"),
+        RouteRequest: ("min_trust", "pinned_ends", "prefix", "private_blocks", "speculate"),
         RouteHop: ("kv_precision", "quantization"),
+        CloseSession: ("finish_reason",),
+        SessionEnded: ("noticed_by",),
         SessionOpened: ("n_cached",),
         Step: ("drafts", "group"),
-        Ticket: ("n_hops", "prefix", "priority", "speculates", "tenant"),
+        AttachTicket: ("is_private",),
+        Ticket: ("is_private", "n_hops", "prefix", "priority", "speculates", "tenant"),
         Token: ("n_drafted", "n_accepted"),
         WorkerInfo: (
             "hop_p50_s",
             "hop_p99_s",
             "kv_precision",
             "links",
+            "owner",
+            "pinned",
             "round_trips_s",
             "trust",
             "trust_level",
@@ -81,9 +103,20 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
 
 ADDED_ERRORS: dict[int, tuple[type[BrigadeError], ...]] = {
     1: (LeaseError, ModelLoadingError),
-    2: (DatabaseAwayError, OverLimitError, QuotaExceededError),
+    2: (
+        DatabaseAwayError,
+        InProgressError,
+        KeyReusedError,
+        PreconditionFailedError,
+        KeyRevokedError,
+        OverLimitError,
+        QuotaExceededError,
+    ),
 }
 """By minor version: the errors that it added, each a kind of an older one."""
+
+ADDED_MESSAGES: dict[int, tuple[type[msgspec.Struct], ...]] = {2: (EndSessions, SessionsBegun)}
+"""By minor version: the messages of the control socket that it added. Who doesn't know one isn't sent it."""
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -98,8 +131,13 @@ def understood_by(message: S, version: str) -> S:
     newer = _newer(type(message), version)
     if not newer:
         return message
-    defaults = {field.name: field.default for field in msgspec.structs.fields(message) if field.name in newer}
+    defaults = {field.name: _default(field) for field in msgspec.structs.fields(message) if field.name in newer}
     return msgspec.structs.replace(message, **defaults)  # and so not sent: `omit_defaults`
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    """The field's default; of a mapping it is made anew each time."""
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def answer_understood_by(value: Any, version: str) -> Any:
@@ -135,6 +173,11 @@ def error_understood_by(error: BrigadeError, version: str) -> BrigadeError:
 def knows(kind: type[msgspec.Struct], field: str, version: str) -> bool:
     """Whether who speaks `version` has this field of a message, so that what it says can be relied on."""
     return field not in _newer(kind, version)
+
+
+def knows_message(kind: type[msgspec.Struct], version: str) -> bool:
+    """Whether who speaks `version` can be sent this message."""
+    return not any(kind in kinds for added, kinds in ADDED_MESSAGES.items() if added > _minor(version))
 
 
 def _newer(kind: type[msgspec.Struct], version: str) -> frozenset[str]:

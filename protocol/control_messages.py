@@ -5,7 +5,7 @@ Frozen, tagged structs, checked as those of the data plane (`protocol.messages`)
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -140,6 +140,18 @@ class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, tag="generatio
     outcome: Literal["stop", "length", "cancelled", "failed", "deadline"]
 
 
+MAX_SESSIONS_NAMED = 1024
+"""Of one message; who has more to say says it in several."""
+
+
+class SessionsBegun(msgspec.Struct, frozen=True, kw_only=True, tag="sessions-begun"):
+    """From heads: sessions that clients have opened here and that run, each once a socket. Since 1.2."""
+
+    session_ids: Annotated[tuple[SessionId, ...], msgspec.Meta(max_length=MAX_SESSIONS_NAMED)]
+    was_away: bool
+    """Whether they ran before this socket was there, so that nobody may have heard of them when they began."""
+
+
 class Leaving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="leaving"):
     """The worker drains (no new sessions, please) and then goes."""
 
@@ -180,11 +192,21 @@ class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain"):
     reason: str
 
 
+class EndSessions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="end-sessions"):
+    """End these sessions now, as far as they are here. Since 1.2."""
+
+    session_ids: tuple[SessionId, ...] = ()
+    neighbours: tuple[WorkerId, ...] = ()
+    """All whose route has one of these next to this worker, or at its head or tail: they were banned."""
+    error: ErrorBody
+    """Why; the client is told so."""
+
+
 class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
     """The coordinator closes this control socket; `error` says why and whether to come back."""
 
     error: ErrorBody
 
 
-WorkerToCoordinator = Announce | SpanReport | FilesHeld | Heartbeat | GenerationReport | Leaving
-CoordinatorToWorker = Assign | Drain | Dismiss
+WorkerToCoordinator = Announce | SpanReport | FilesHeld | Heartbeat | SessionsBegun | GenerationReport | Leaving
+CoordinatorToWorker = Assign | Drain | EndSessions | Dismiss

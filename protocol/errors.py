@@ -6,14 +6,11 @@ sentence with the numbers in it and says what to do; it never holds a secret, a 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
-_LONGEST_NAME = 64
-
-EXIT_OK = 0
-EXIT_INTERNAL = 1
+EXIT_OK, EXIT_INTERNAL = 0, 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_AUTH = 4
@@ -86,6 +83,12 @@ class UnauthenticatedError(RequestError):
     exit_code = EXIT_AUTH
 
 
+class KeyRevokedError(UnauthenticatedError):
+    """The API key was revoked while a generation of it ran, which ends by that."""
+
+    code = "key_revoked"
+
+
 class WrongSecretError(UnauthenticatedError):
     """The join proof doesn't verify: another secret, or someone in between."""
 
@@ -118,6 +121,28 @@ class StaleEpochError(ConflictError):
     """The message belongs to an assignment or session that has been replaced."""
 
     code = "stale_epoch"
+
+
+class InProgressError(ConflictError):
+    """The same request is being carried out right now; its answer comes to who asks again."""
+
+    code = "in_progress"
+
+
+class PreconditionFailedError(ConflictError):
+    """The thing isn't in the state that the caller named (If-Match)."""
+
+    code = "precondition_failed"
+    status = 412
+    etag: str = ""
+    """Of the state that it is in."""
+
+
+class KeyReusedError(InvalidRequestError):
+    """The Idempotency-Key stands for another request of the same caller."""
+
+    code = "idempotency_key_reused"
+    status = 422
 
 
 class TooLargeError(RequestError):
@@ -273,32 +298,3 @@ class LeaseError(StorageError):
 
     code = "lease"
     status = 503
-
-
-def _leaf_classes(root: type[BrigadeError]) -> dict[str, type[BrigadeError]]:
-    found = {root.code: root} if root is not BrigadeError else {}
-    for child in root.__subclasses__():
-        for code, cls in _leaf_classes(child).items():
-            found.setdefault(code, cls)
-    return found
-
-
-def error_from_body(body: ErrorBody) -> BrigadeError:
-    """The exception that `body` stands for; an unknown code becomes an `InternalError` that names it."""
-    cls = _leaf_classes(BrigadeError).get(body.code)
-    if cls is None or cls is ServiceError:
-        return InternalError(body.message, retry_after_s=body.retry_after_s)
-    return cls(body.message, retry_after_s=body.retry_after_s)
-
-
-def repeated(text: str) -> str:
-    """What a caller sent, as an error may repeat it: whole if it can be a name, else its beginning.
-
-    Errors are logged; an API key that was put where a name belongs must not be.
-    """
-    return repr(text if len(text) <= _LONGEST_NAME else text[:20] + "...")
-
-
-def error_fields(error: BrigadeError) -> dict[str, Any]:
-    """Fields for a log event about `error`."""
-    return {"error_code": error.code, "error_message": error.message}

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from protocol.codec import decode_message, encode_message
 from protocol.errors import ProtocolError, TooLargeError
@@ -18,7 +21,9 @@ FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
 """An `OpenSession` with the tickets of a hundred hops is under 64 kB."""
 MAX_PAYLOAD_BYTES = 64 * 2**20
-"""A chunk of 2,048 tokens of 8,192 float32 is 64 MB; a prompt of a million ids is 4 MB."""
+"""A chunk of 2,048 tokens of 8,192 float32 is 64 MB."""
+MAX_CLIENT_PAYLOAD_BYTES = 4 * 2**20
+"""Between a client and a worker: a prompt of a million ids, or 128 positions of 8,192 float32."""
 
 _PREFIX = struct.Struct(">2sBBIQ")
 PREFIX_BYTES = _PREFIX.size
@@ -34,7 +39,12 @@ class Frame:
 
 
 def encode_frame(message: DataMessage, payload: bytes | memoryview = b"") -> bytes:
-    """One frame as bytes.
+    """One frame of the data plane as bytes. Raises as `encode_parts`."""
+    return encode_parts(message, payload)
+
+
+def encode_parts(message: msgspec.Struct, payload: bytes | memoryview = b"") -> bytes:
+    """One frame as bytes, of whatever message.
 
     Raises:
         TooLargeError: header or payload over the limit; send smaller chunks.
@@ -45,8 +55,23 @@ def encode_frame(message: DataMessage, payload: bytes | memoryview = b"") -> byt
     return b"".join((_PREFIX.pack(MAGIC, FORMAT_VERSION, 0, len(header), n_payload), header, payload))
 
 
+def frame_bytes(prefix: bytes | memoryview) -> int:
+    """How long the frame is that begins with these `PREFIX_BYTES`: for streams, which don't say where one ends.
+
+    Raises:
+        ProtocolError: not the beginning of a frame.
+        TooLargeError: a length over its limit.
+    """
+    return _boundaries(memoryview(prefix))[1]
+
+
 def decode_frame(data: bytes | bytearray | memoryview) -> Frame:
-    """The one frame that `data` is, whole and nothing more; the payload is a view into `data`.
+    """The one frame of the data plane that `data` is, and nothing more. Raises as `decode_parts`."""
+    return Frame(*decode_parts(data, DataMessage))
+
+
+def decode_parts(data: bytes | bytearray | memoryview, kind: Any) -> tuple[Any, memoryview]:
+    """The message of the union `kind` and the payload of the one frame that `data` is, whole and nothing more.
 
     Raises:
         ProtocolError: cut short, trailing bytes, or not a frame.
@@ -56,7 +81,8 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Frame:
     header_end, end = _boundaries(view)
     if len(view) != end:
         raise ProtocolError(f"a frame of {end} bytes came as {len(view)}")
-    return _frame(view, header_end, end)
+    message = decode_message(view[PREFIX_BYTES:header_end], kind, max_bytes=MAX_HEADER_BYTES)
+    return message, view[header_end:end]
 
 
 def _check_lengths(n_header: int, n_payload: int) -> None:
@@ -79,8 +105,3 @@ def _boundaries(prefix: memoryview) -> tuple[int, int]:
     _check_lengths(n_header, n_payload)
     header_end = PREFIX_BYTES + n_header
     return header_end, header_end + n_payload
-
-
-def _frame(view: memoryview, header_end: int, end: int) -> Frame:
-    message: DataMessage = decode_message(view[PREFIX_BYTES:header_end], DataMessage, max_bytes=MAX_HEADER_BYTES)
-    return Frame(message, view[header_end:end])

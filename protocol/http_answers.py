@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import aiohttp
 import msgspec
 
 from protocol.codec import MAX_BODY_BYTES
-from protocol.errors import BrigadeError, ErrorBody, TooLargeError, UnreachableError, error_from_body
+from protocol.error_forms import error_from_body
+from protocol.errors import BrigadeError, ErrorBody, TooLargeError, UnauthenticatedError, UnreachableError
 from protocol.rest import ErrorAnswer
 
 _MAX_MESSAGE_CHARS = 2000
@@ -45,3 +48,29 @@ def error_of(response: aiohttp.ClientResponse, body: bytes) -> BrigadeError:
         )
     text = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", error.message)[:_MAX_MESSAGE_CHARS]
     return error_from_body(ErrorBody(code=error.code, message=text, retry_after_s=error.retry_after_s))
+
+
+@contextmanager
+def connection_errors(url: str) -> Iterator[None]:
+    """Turn what aiohttp raises on the way to the coordinator at `url` into our errors."""
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError as exc:
+        raise UnauthenticatedError(
+            f"the certificate that {url} shows is not the one of this cluster's coordinator "
+            f"({exc.certificate_error}): somebody may be in between"
+        ) from exc
+    except aiohttp.ClientSSLError as exc:
+        raise UnreachableError(
+            f"{url} answers, but not with TLS 1.3 as a Brigade coordinator does: check the address and port"
+        ) from exc
+    except TimeoutError as exc:
+        raise UnreachableError(
+            f"the coordinator at {url} didn't answer in time: check the address, the network and the firewall"
+        ) from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+        raise UnreachableError(
+            f"no coordinator answers at {url} ({reason}): check that `coord serve` runs there and that the "
+            "address and the port are right"
+        ) from exc

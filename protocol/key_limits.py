@@ -70,6 +70,8 @@ class KeyLimits(
     """The only models that may be used."""
     min_trust: float | None = None
     """Workers that are trusted less are not on its routes."""
+    pinned_ends: bool = False
+    """Whether all its routes begin and end on workers whose trust an operator pinned."""
 
     def __post_init__(self) -> None:
         """Refuse what limits nothing or everything. ValueError: msgspec reports it as invalid."""
@@ -90,6 +92,7 @@ class LimitsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     priority: Priority | UnsetType | None = UNSET
     models: tuple[ModelName, ...] | UnsetType | None = UNSET
     min_trust: float | UnsetType | None = UNSET
+    pinned_ends: bool | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         """As `KeyLimits`. ValueError: msgspec reports it as invalid."""
@@ -100,8 +103,9 @@ class LimitsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """The limits afterwards."""
         given = {name: getattr(self, name) for name in self.__struct_fields__}
         changed = {name: value for name, value in given.items() if value is not UNSET}
-        if changed.get("priority", "") is None:
-            changed["priority"] = "normal"
+        for name in ("priority", "pinned_ends"):
+            if changed.get(name, "") is None:
+                changed[name] = getattr(UNLIMITED, name)
         return msgspec.structs.replace(limits, **changed)
 
 

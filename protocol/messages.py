@@ -99,7 +99,11 @@ class OpenSession(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
 
 
 class AttachTail(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
-    """Client to tail: send me the tokens, sample like this. Payload: the prompt's token ids, int32."""
+    """Client to tail: send me the tokens, sample like this. Payload: the prompt's token ids, int32.
+
+    In a private session (the ticket says so) it is the hidden states that are sent, as `Step`; nothing is sampled,
+    so `sampling` says nothing and there is no payload.
+    """
 
     session_id: SessionId
     ticket: str
@@ -109,6 +113,8 @@ class AttachTail(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="step"):
     """Tokens [position, position + n_tokens) of a session. Payload: token ids (int32) or hidden states.
+
+    Of a private session the client gets such steps too: what the last hop made of those that the client sent.
 
     Hidden states are (n_tokens, hidden_size) in `dtype`. `is_last` marks the chunk whose last position is sampled.
     The session's next step begins where this one ends, or at any position of `drafts`: the first that didn't hold.
@@ -149,6 +155,8 @@ class CloseSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reason: Literal["finished", "cancelled", "failed", "deadline", "lost"]
     worker_id: WorkerId | None = None
     """Of one that failed: the worker to blame, unless it is the one that sends this. Since 1.1."""
+    finish_reason: Literal["stop", "length"] | None = None
+    """Of a private one that finished: why, which only its client knows. Since 1.2."""
 
 
 # ------------------------------------------------------------------ data plane: back to who opened
@@ -175,12 +183,15 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
             raise ValueError(f"credit for {self.n_steps} steps; 1 to {STEP_CREDIT}")
 
 
-class SessionEnded(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
+class SessionEnded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ended"):
     """The session failed at `worker_id`; everything of it is freed there and further on."""
 
     session_id: SessionId
     worker_id: WorkerId
     error: ErrorBody
+    noticed_by: WorkerId | None = None
+    """Who noticed it first, passed on unchanged: of a lost connection that and `worker_id` are the two ends. None:
+    an older version says nothing of it. Since 1.2."""
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="token"):

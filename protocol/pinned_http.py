@@ -8,28 +8,30 @@ coordinator may have several addresses: they are tried in their order, the one t
 from __future__ import annotations
 
 import hmac
+import secrets
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import TypeVar
 
 import aiohttp
 import msgspec
-from yarl import URL
 
 from protocol.api_key import ApiKey
 from protocol.codec import check_version, decode_json, encode_json
-from protocol.compatibility import VERSION_HEADER, understood_by
+from protocol.compatibility import VERSION_HEADER, knows, understood_by
+from protocol.coordinator_urls import checked_coordinator_urls
 from protocol.errors import (
     BrigadeError,
-    ConfigError,
     InternalError,
     InvalidRequestError,
+    ProtocolVersionError,
     UnauthenticatedError,
     UnreachableError,
 )
-from protocol.http_answers import error_of, read_body
+from protocol.http_answers import connection_errors, error_of, read_body
 from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import Hello
@@ -39,46 +41,18 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 16 * 2**20
 """Largest JSON answer that is read: the status of a thousand workers is under 1 MB."""
+IDEMPOTENCY_KEY = "Idempotency-Key"
+IF_MATCH = "If-Match"
 MAX_CA_BYTES = 16 * 2**10
 
 T = TypeVar("T")
 
 
-def checked_coordinator_url(text: str) -> str:
-    """The coordinator's address as `https://host:port`, without a trailing slash.
-
-    Raises:
-        ConfigError: not such an address, or plain HTTP (a key must never travel unencrypted).
-    """
-    text = text.strip()
-    try:
-        url = URL(text if "://" in text else f"https://{text}")
-        host, port = url.host, url.explicit_port
-        plain = URL.build(scheme="https", host=host or "", port=port)
-    except ValueError as exc:
-        raise ConfigError(f"{text[:200]!r} is not an address; write https://host:port") from exc
-    if url.scheme == "http":
-        raise ConfigError(f"{text[:200]!r} is plain HTTP; a coordinator speaks TLS only: write https://host:port")
-    if url.scheme != "https" or not host or url.user or url.path.strip("/") or url.query_string:
-        raise ConfigError(f"{text[:200]!r} is not a coordinator's address; write https://host:port")
-    return str(plain).rstrip("/")
-
-
-def checked_coordinator_urls(text: str) -> tuple[str, ...]:
-    """The addresses in a list that is separated by commas, each once.
-
-    Raises:
-        ConfigError: one of them is no address, or there is none.
-    """
-    parts = [part for part in text.split(",") if part.strip()] or [""]
-    return tuple(dict.fromkeys(checked_coordinator_url(part) for part in parts))
-
-
 class CoordinatorSession:
     """Requests to one coordinator, verified and with the key. Made by `pinned_session`.
 
-    A request that nobody answers goes to the coordinator's next address, so it may be carried out twice where an
-    answer was lost.
+    A request that nobody answers goes to the coordinator's next address, so it may come twice where an answer was
+    lost; an operator's is carried out once all the same (Idempotency-Key).
 
     Every method raises the coordinator's own error as the class of `protocol/errors.py` that it is, and
     `UnreachableError` where nobody or something else answers.
@@ -99,35 +73,86 @@ class CoordinatorSession:
 
     async def get(self, path: str, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
         """`GET path`; the answer as a `kind`."""
-        data = await self._answer("GET", path, None, MAX_ANSWER_BYTES, timeout_s)
-        return self._decoded(path, data, kind)
+        found, _ = await self.get_tagged(path, kind, timeout_s=timeout_s)
+        return found
+
+    async def get_tagged(
+        self, path: str, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> tuple[T, str | None]:
+        """The same, and its ETag, if it has one: for `if_match` of a change that depends on what was read."""
+        data, etag = await self._answer("GET", path, None, MAX_ANSWER_BYTES, timeout_s)
+        return self._decoded(path, data, kind), etag
 
     async def post(
-        self, path: str, body: msgspec.Struct | None, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S
+        self,
+        path: str,
+        body: msgspec.Struct | None,
+        kind: type[T],
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        needed: Collection[str] = (),
     ) -> T:
-        """`POST path` with `body` (less what is too new for the coordinator) or none; the answer as a `kind`."""
+        """`POST path` with `body` (less what is too new for the coordinator) or none; the answer as a `kind`.
+
+        `needed`: fields of the body without which the answer would be worth nothing. ProtocolVersionError if the
+        coordinator is too old for one.
+        """
         version = self._version or await self.greet()
+        lacking = [] if body is None else [name for name in needed if not knows(type(body), name, version)]
+        if lacking:
+            raise ProtocolVersionError(
+                f"the coordinator speaks protocol {version}, which knows nothing of {', '.join(lacking)}, so it "
+                "would go on without; update it, or ask for less"
+            )
         encoded = b"" if body is None else encode_json(understood_by(body, version))
-        data = await self._answer("POST", path, encoded, MAX_ANSWER_BYTES, timeout_s)
+        headers = {IDEMPOTENCY_KEY: secrets.token_hex(16)} if path.startswith("/admin/") else {}
+        data, _ = await self._answer("POST", path, encoded, MAX_ANSWER_BYTES, timeout_s, headers)
         return self._decoded(path, data, kind)
 
     async def patch(
-        self, path: str, body: msgspec.Struct, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S
+        self,
+        path: str,
+        body: msgspec.Struct,
+        kind: type[T],
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        if_match: str | None = None,
     ) -> T:
-        """`PATCH path` with `body`; the answer as a `kind`."""
-        data = await self._answer("PATCH", path, encode_json(body), MAX_ANSWER_BYTES, timeout_s)
+        """`PATCH path` with `body`; the answer as a `kind`.
+
+        `if_match`: the ETag of the state that is to be changed; PreconditionFailedError if it is in another by now.
+        """
+        headers = _matching(if_match)
+        data, _ = await self._answer("PATCH", path, encode_json(body), MAX_ANSWER_BYTES, timeout_s, headers)
         return self._decoded(path, data, kind)
 
-    async def delete(self, path: str, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
-        """`DELETE path`; the answer as a `kind`."""
-        data = await self._answer("DELETE", path, None, MAX_ANSWER_BYTES, timeout_s)
+    async def put(
+        self,
+        path: str,
+        body: msgspec.Struct,
+        kind: type[T],
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        if_match: str | None = None,
+    ) -> T:
+        """`PUT path` with `body`; the answer as a `kind`. `if_match` as in `patch`."""
+        headers = _matching(if_match)
+        data, _ = await self._answer("PUT", path, encode_json(body), MAX_ANSWER_BYTES, timeout_s, headers)
+        return self._decoded(path, data, kind)
+
+    async def delete(
+        self, path: str, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S, if_match: str | None = None
+    ) -> T:
+        """`DELETE path`; the answer as a `kind`. `if_match` as in `patch`."""
+        data, _ = await self._answer("DELETE", path, None, MAX_ANSWER_BYTES, timeout_s, _matching(if_match))
         return self._decoded(path, data, kind)
 
     async def get_bytes(
         self, path: str, *, max_bytes: int = MAX_AUXILIARY_FILE_BYTES, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> bytes:
         """`GET path`; the answer as it is. TooLargeError if it has more than `max_bytes`."""
-        return await self._answer("GET", path, None, max_bytes, timeout_s)
+        data, _ = await self._answer("GET", path, None, max_bytes, timeout_s)
+        return data
 
     async def greet(self) -> str:
         """Ask for the coordinator's protocol version. ProtocolVersionError if it is of another major."""
@@ -136,21 +161,38 @@ class CoordinatorSession:
         self._version = hello.protocol_version
         return hello.protocol_version
 
-    async def _answer(self, method: str, path: str, body: bytes | None, max_bytes: int, timeout_s: float) -> bytes:
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        max_bytes: int,
+        timeout_s: float,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[bytes, str | None]:
+        """The answer's body and its ETag."""
+        if body:
+            headers = {**headers, "Content-Type": "application/json"}
         try:
             return await _first_answer(
-                self._urls, lambda url: self._answer_of(url, method, path, body, max_bytes, timeout_s)
+                self._urls, lambda url: self._answer_of(url, method, path, body, headers, max_bytes, timeout_s)
             )
         except UnreachableError:
             self._version = None
             raise
 
     async def _answer_of(
-        self, url: str, method: str, path: str, body: bytes | None, max_bytes: int, timeout_s: float
-    ) -> bytes:
-        headers = {} if not body else {"Content-Type": "application/json"}
+        self,
+        url: str,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        max_bytes: int,
+        timeout_s: float,
+    ) -> tuple[bytes, str | None]:
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S)
-        with _connection_errors(url):
+        with connection_errors(url):
             async with self._http.request(
                 method,
                 url + path,
@@ -163,7 +205,7 @@ class CoordinatorSession:
                 data = await read_body(response, max_bytes)
                 if response.status >= 300:
                     raise error_of(response, data)
-                return data
+                return data, response.headers.get("ETag")
 
     def _decoded(self, path: str, data: bytes, kind: type[T]) -> T:
         try:
@@ -173,6 +215,10 @@ class CoordinatorSession:
                 f"{self.url}{path} answered something that this version can't read ({exc}): install the same "
                 "version of Brigade on both sides"
             ) from exc
+
+
+def _matching(if_match: str | None) -> dict[str, str]:
+    return {} if if_match is None else {IF_MATCH: if_match}
 
 
 @asynccontextmanager
@@ -227,7 +273,7 @@ async def _pinned_ca(url: str, ca_fingerprint: str) -> str:
     """Fetch the CA that `url` shows and compare it with the pinned fingerprint."""
     connector = aiohttp.TCPConnector(ssl=first_contact_context())
     timeout = aiohttp.ClientTimeout(total=CONNECT_TIMEOUT_S)
-    with _connection_errors(url):
+    with connection_errors(url):
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as http,
             http.get(f"{url}/v1/ca", allow_redirects=False) as response,
@@ -247,29 +293,3 @@ async def _pinned_ca(url: str, ca_fingerprint: str) -> str:
         )
     # Encoded anew from the bytes that were compared, so that nothing beside them is trusted.
     return ssl.DER_cert_to_PEM_cert(certificate)
-
-
-@contextmanager
-def _connection_errors(url: str) -> Iterator[None]:
-    """Turn what aiohttp raises into our errors."""
-    try:
-        yield
-    except aiohttp.ClientConnectorCertificateError as exc:
-        raise UnauthenticatedError(
-            f"the certificate that {url} shows is not the one of this cluster's coordinator "
-            f"({exc.certificate_error}): somebody may be in between"
-        ) from exc
-    except aiohttp.ClientSSLError as exc:
-        raise UnreachableError(
-            f"{url} answers, but not with TLS 1.3 as a Brigade coordinator does: check the address and port"
-        ) from exc
-    except TimeoutError as exc:
-        raise UnreachableError(
-            f"the coordinator at {url} didn't answer in time: check the address, the network and the firewall"
-        ) from exc
-    except (aiohttp.ClientError, OSError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
-        raise UnreachableError(
-            f"no coordinator answers at {url} ({reason}): check that `coord serve` runs there and that the "
-            "address and the port are right"
-        ) from exc

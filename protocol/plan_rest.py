@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from protocol.ids import BlockRange, ModelName, WorkerId
 from protocol.messages import Quantization
-from protocol.rest import Body
+from protocol.rest import Body, Query
+
+
+class PlanQuery(Query, frozen=True, kw_only=True):
+    """`GET /admin/v1/plan`."""
+
+    placement: str | None = None
+    """As in `coord serve`; None: as the coordinator has it."""
 
 
 class PlannedSpan(Body, frozen=True, kw_only=True):
@@ -20,6 +27,8 @@ class PlannedSpan(Body, frozen=True, kw_only=True):
     """Seconds that one token would take in all of them."""
     quantization: Quantization | None = None
     """What their weights would be held in, if not as the worker holds weights otherwise."""
+    is_pinned: bool = False
+    """Whether it is fixed by hand or by `worker join --blocks`, whatever the planner would choose."""
 
 
 class ModelledSpeed(Body, frozen=True, kw_only=True):

@@ -5,14 +5,18 @@ JSON on the wire. All of it since 1.2.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
+
+from protocol.admin_rest import PageQuery
 from protocol.ids import KeyId, WorkerId
 from protocol.key_limits import KeyLimits
+from protocol.key_rest import check_owner
 from protocol.rest import Body
 
 LimitName = Literal["requests/min", "tokens/min", "tokens/day"]
-MAX_OWNER_CHARS = 64
+DEFAULT_DAYS = 7
 MAX_DAYS = 366
 """Of usage and contributions that one request can ask for."""
 
@@ -38,9 +42,24 @@ class QuotaInfo(Body, frozen=True, kw_only=True):
 
 
 class QuotaList(Body, frozen=True, kw_only=True):
-    """`GET /admin/v1/quotas`: the keys that have limits."""
+    """`GET /admin/v1/quotas`: the keys that have limits, oldest first."""
 
     quotas: tuple[QuotaInfo, ...]
+    next_cursor: str | None = None
+
+
+class ContributionQuery(PageQuery, frozen=True, kw_only=True):
+    """`GET /admin/v1/contributions`."""
+
+    days: Annotated[int, msgspec.Meta(ge=1, le=MAX_DAYS)] = DEFAULT_DAYS
+    """How many, today (UTC) being the last."""
+
+
+class UsageQuery(ContributionQuery, frozen=True, kw_only=True):
+    """`GET /admin/v1/usage`."""
+
+    key: KeyId | None = None
+    """Only this one's."""
 
 
 class UsageDay(Body, frozen=True, kw_only=True):
@@ -58,6 +77,7 @@ class UsageList(Body, frozen=True, kw_only=True):
     """`GET /admin/v1/usage`, newest day first."""
 
     usage: tuple[UsageDay, ...]
+    next_cursor: str | None = None
 
 
 class Contribution(Body, frozen=True, kw_only=True):
@@ -74,17 +94,19 @@ class ContributionList(Body, frozen=True, kw_only=True):
     """`GET /admin/v1/contributions`, newest day first."""
 
     contributions: tuple[Contribution, ...]
+    next_cursor: str | None = None
+    raised_owners: tuple[str, ...] = ()
+    """Whose keys are served as one class higher now, for what their workers gave lately."""
 
 
 class OwnerRequest(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`PATCH /admin/v1/workers/{worker_id}/owner`: whose machine it is; empty: nobody's in particular."""
+    """`PATCH` of `workers/{worker_id}/owner` and `keys/{key_id}/owner`: whose it is; empty: nobody's."""
 
     owner: str
 
     def __post_init__(self) -> None:
         """Refuse what is no label. ValueError: msgspec reports it as invalid."""
-        if len(self.owner) > MAX_OWNER_CHARS or not self.owner.isprintable():
-            raise ValueError(f"an owner is a label of at most {MAX_OWNER_CHARS} printable characters")
+        check_owner(self.owner)
 
 
 class WorkerOwner(Body, frozen=True, kw_only=True):

@@ -1,8 +1,8 @@
 """Bodies of the HTTP requests and answers, filed by who asks. JSON on the wire.
 
 What programs say to each other may have fields that this side doesn't know yet: they are passed over. What a person
-may have written by hand (`_Request`) may not: there an unknown field is a slip, and to pass it over would be to do
-something else than was asked. A newer client leaves out what an older coordinator can't know
+may have written by hand (`RequestBody`) may not: there an unknown field is a slip, and to pass it over would be to
+do something else than was asked. A newer client leaves out what an older coordinator can't know
 (`protocol.compatibility`).
 """
 
@@ -17,17 +17,15 @@ from protocol.errors import ErrorBody
 from protocol.ids import (
     BlockRange,
     CoordinatorId,
-    KeyId,
     ModelName,
     Revision,
     SessionId,
     WorkerId,
 )
-from protocol.key_limits import UNLIMITED, KeyLimits
 from protocol.messages import KvPrecision, Precision, Quantization, SharedPrefix
+from protocol.model_signature import SignedBy
 
 TrustLevel = Literal["trusted", "probation", "weak", "quarantined", "banned"]
-KeyKind = Literal["client", "admin"]
 MAX_ROUTE_WAIT_S = 30.0
 """An answer that waits longer may be taken for lost; ask again."""
 
@@ -38,8 +36,12 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     """Base of every body: immutable, by name."""
 
 
-class _Request(Body, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class RequestBody(Body, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Base of what clients and operators ask: closed, and as short as it can be said."""
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of query parameters: an unknown one is refused, since passing it over would answer another question."""
 
 
 class ErrorAnswer(Body, frozen=True, kw_only=True):
@@ -83,6 +85,10 @@ class ModelInfo(Body, frozen=True, kw_only=True):
     coverage: tuple[BlockCoverage, ...]
     n_replicas: int = 1
     """How many workers are to hold each block."""
+    signed: SignedBy | None = None
+    """Since 1.2."""
+    pinned_ends: bool = False
+    """Whether all its routes begin and end on workers whose trust an operator pinned. Since 1.2."""
 
 
 class ModelList(Body, frozen=True, kw_only=True):
@@ -95,7 +101,7 @@ STALLED = "stalled"
 """Code of a failure that is nobody's to anybody's knowledge: nothing came in time."""
 
 
-class HopFailure(_Request, frozen=True, kw_only=True):
+class HopFailure(RequestBody, frozen=True, kw_only=True):
     """Why a client gave up a route: what it was told, or that nothing came."""
 
     worker_id: WorkerId | None = None
@@ -106,7 +112,7 @@ class HopFailure(_Request, frozen=True, kw_only=True):
     """Of the error, as in `protocol.errors`; or `STALLED`."""
 
 
-class RouteRequest(_Request, frozen=True, kw_only=True):
+class RouteRequest(RequestBody, frozen=True, kw_only=True):
     """`POST /v1/routes`: a way through the model for one generation."""
 
     model: ModelName
@@ -126,6 +132,12 @@ class RouteRequest(_Request, frozen=True, kw_only=True):
     again. Passed over if there is no such session. Since 1.2."""
     min_trust: float = 0.0
     """Only workers of this trust or more. Since 1.2."""
+    pinned_ends: bool = False
+    """Whether the first and the last worker, which see the tokens, must be ones whose trust an operator pinned.
+    Since 1.2."""
+    private_blocks: int | None = None
+    """Not None: a private session. The client runs the model's first and last so many blocks itself, embedding and
+    head too, and the route covers what is between them. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse counts that no generation can have. ValueError: msgspec reports it as invalid."""
@@ -137,6 +149,8 @@ class RouteRequest(_Request, frozen=True, kw_only=True):
             raise ValueError(f"wait_s is {self.wait_s}; it must be between 0 and {MAX_ROUTE_WAIT_S:g}")
         if not 0.0 <= self.min_trust <= 1.0:
             raise ValueError(f"min_trust is {self.min_trust}; it must be between 0 and 1")
+        if self.private_blocks is not None and self.private_blocks < 1:
+            raise ValueError(f"private_blocks is {self.private_blocks}; at least 1 at each end of the model")
 
 
 class RouteHop(Body, frozen=True, kw_only=True):
@@ -154,7 +168,7 @@ class RouteHop(Body, frozen=True, kw_only=True):
 
 
 class RouteGrant(Body, frozen=True, kw_only=True):
-    """Answer to `RouteRequest`. Hops in order; together they cover the model exactly."""
+    """Answer to `RouteRequest`. Hops in order; together they cover the model exactly, or what is asked of it."""
 
     session_id: SessionId
     model: ModelName
@@ -188,6 +202,8 @@ class WorkerInfo(Body, frozen=True, kw_only=True):
     version: str = ""
     """Of Brigade, as the worker says; empty until it has."""
     pinned_blocks: BlockRange | None = None
+    pinned: str = ""
+    """How it comes to be pinned to them, in words; empty if it isn't. Since 1.2."""
     hop_p50_s: float = 0.0
     """From a token's arrival there to its being handed on: the middle of the latest ones. Since 1.2."""
     hop_p99_s: float = 0.0
@@ -200,6 +216,8 @@ class WorkerInfo(Body, frozen=True, kw_only=True):
     """Score in [0, 1]; a new worker has 0.5. Since 1.2."""
     trust_level: TrustLevel = "probation"
     """What follows from it. Since 1.2."""
+    owner: str | None = None
+    """Whose machine it is, where that was looked up. Since 1.2."""
 
 
 class ClusterStatus(Body, frozen=True, kw_only=True):
@@ -216,29 +234,42 @@ class ClusterStatus(Body, frozen=True, kw_only=True):
     workers: tuple[WorkerInfo, ...]
     moving: str = ""
     """How far a move to something better is: who, why, what next; empty while there is none. Since 1.2."""
+    audits: str = ""
+    """Why some blocks can't be audited; empty if all can, or audits are off. Since 1.2."""
 
 
-class AddModelRequest(_Request, frozen=True, kw_only=True):
+class AddModelRequest(RequestBody, frozen=True, kw_only=True):
     """`POST /admin/v1/models`: serve the manifest `revision`, already in the coordinator's store, as `name`."""
 
     name: ModelName
     revision: Revision
     n_replicas: int = 1
     """How many workers are to hold each block."""
+    signature: str | None = None
+    """Of the manifest, by its author (`protocol.model_signature`). Since 1.2."""
+    pinned_ends: bool = False
+    """As in `ModelInfo`. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense. ValueError: msgspec reports it as invalid."""
         check_replicas(self.n_replicas)
 
 
-class ChangeModelRequest(_Request, frozen=True, kw_only=True):
-    """`PATCH /admin/v1/models/{name}`."""
+class ChangeModelRequest(RequestBody, frozen=True, kw_only=True):
+    """`PATCH /admin/v1/models/{name}`: what is left out stays."""
 
-    n_replicas: int
+    n_replicas: int | None = None
+    signature: str | None = None
+    """Takes the place of the one that the model has. Since 1.2."""
+    pinned_ends: bool | None = None
+    """Since 1.2."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense. ValueError: msgspec reports it as invalid."""
-        check_replicas(self.n_replicas)
+        """Refuse what changes nothing or makes no sense. ValueError: msgspec reports it as invalid."""
+        if (self.n_replicas, self.signature, self.pinned_ends) == (None, None, None):
+            raise ValueError("nothing is to be changed: give n_replicas, signature or pinned_ends")
+        if self.n_replicas is not None:
+            check_replicas(self.n_replicas)
 
 
 MAX_REPLICAS = 1000
@@ -249,37 +280,3 @@ def check_replicas(n_replicas: int) -> None:
     """ValueError unless so many workers can be asked to hold each block."""
     if not 1 <= n_replicas <= MAX_REPLICAS:
         raise ValueError(f"{n_replicas} replicas; 1 to {MAX_REPLICAS} can be asked for")
-
-
-class CreateKeyRequest(_Request, frozen=True, kw_only=True):
-    """`POST /admin/v1/keys`."""
-
-    name: str
-    kind: KeyKind = "client"
-    limits: KeyLimits = UNLIMITED
-    """What it may use. Since 1.2."""
-
-
-class CreatedKey(Body, frozen=True, kw_only=True):
-    """The only time that the key itself is shown; the coordinator keeps a hash."""
-
-    key_id: KeyId
-    key: str
-
-
-class KeyInfo(Body, frozen=True, kw_only=True):
-    """A key without its secret. Times are ISO 8601, UTC."""
-
-    key_id: KeyId
-    name: str
-    kind: KeyKind
-    created_at: str
-    revoked_at: str | None = None
-    limits: KeyLimits = UNLIMITED
-    """What it may use. Since 1.2."""
-
-
-class KeyList(Body, frozen=True, kw_only=True):
-    """`GET /admin/v1/keys`."""
-
-    keys: tuple[KeyInfo, ...]

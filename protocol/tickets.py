@@ -76,6 +76,9 @@ class Ticket(Claims, frozen=True, kw_only=True, tag="route-ticket"):
     label share the worker's time and memory as one. Since 1.2."""
     priority: Priority = "normal"
     """The key's class. Since 1.2."""
+    is_private: bool = False
+    """Whether the client runs the model's ends itself: hidden states come from it, and the tail gives them back to
+    it instead of sampling. Since 1.2."""
 
 
 class AttachTicket(Claims, frozen=True, kw_only=True, tag="attach-ticket"):
@@ -89,6 +92,8 @@ class AttachTicket(Claims, frozen=True, kw_only=True, tag="attach-ticket"):
     session_id: SessionId
     max_positions: int
     """Most positions, prompt and answer together, that may be run."""
+    is_private: bool = False
+    """As in `Ticket`: hidden states are to be had, not tokens. Since 1.2."""
 
 
 C = TypeVar("C", bound=Claims)

@@ -26,9 +26,13 @@ class TrustInfo(Body, frozen=True, kw_only=True):
 
 
 class TrustList(Body, frozen=True, kw_only=True):
-    """`GET /admin/v1/trust`: all workers, the least trusted first."""
+    """`GET /admin/v1/trust`: all workers, the least trusted first.
+
+    Scores change with time: a worker whose score passes the end of a page is on two pages then, or on none.
+    """
 
     workers: tuple[TrustInfo, ...]
+    next_cursor: str | None = None
 
 
 class TrustOpinion(Body, frozen=True, kw_only=True):

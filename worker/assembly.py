@@ -13,9 +13,10 @@ from functools import partial
 import aiohttp
 from aiohttp import web
 
-from protocol.codec import MAX_BODY_BYTES
 from protocol.control_messages import Announce, Heartbeat
+from protocol.host_names import own_names
 from protocol.version import program_version
+from worker.authorship import Authorship
 from worker.config import WorkerConfig
 from worker.device import fallback_warning
 from worker.downloads import Downloader
@@ -31,11 +32,13 @@ from worker.keeper import Keeper
 from worker.machine import Machine, beside_draft_model, engine_on, keeper_limits, measured
 from worker.model_folders import ModelFolders
 from worker.server import DataPlane
-from worker.site import Site, bound_socket, errors_to_answers, facing_address, url_of
+from worker.site import Site, bound_socket, facing_address, guarded_application, url_of
 from worker.sources import Sources
-from worker.uplink import Uplink, UplinkHooks
+from worker.uplink import Uplink
+from worker.uplink_hooks import UplinkHooks
 
 _MAX_FILE_CONNECTIONS = 16
+ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,7 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     footing = replace(footing, machine=machine)
     data_plane, uplink = _planes(around, footing, engine, holdings)
     await stack.enter_async_context(data_plane)
-    application = _application(data_plane, footing.cache)
+    application = _application(around.config, footing.address.url, data_plane, footing.cache)
     await stack.enter_async_context(Site(application, footing.address.bound, footing.credentials))
     http = await stack.enter_async_context(_file_session())
     return Parts(
@@ -125,13 +128,18 @@ async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     if warning := await asyncio.to_thread(fallback_warning, config.device):
         around.tell(warning)
     around.tell(f"worker {identity.worker_id}: enrolling at {', '.join(config.coordinator_urls)}")
-    renew = partial(enrol, identity, config.coordinator_urls, config.secret, around.clock)
+    renew = partial(_enrolled, around, identity)
     first = await waited_for(renew, at_most_s=config.join_timeout_s, tell=around.tell)
     credentials = CredentialsHolder(first, config.coordinator_urls)
     around.tell(f"enrolled at {credentials.current.coordinator_url}; others reach this worker at {address.url}")
     return Footing(
         identity=identity, cache=cache, address=address, machine=machine, renew=renew, credentials=credentials
     )
+
+
+async def _enrolled(around: Surroundings, identity: Identity) -> Credentials:
+    secret = await asyncio.to_thread(around.config.join_secret)
+    return await enrol(identity, around.config.coordinator_urls, secret, around.clock)
 
 
 def _planes(around: Surroundings, footing: Footing, engine: Engine, holdings: Holdings) -> tuple[DataPlane, Uplink]:
@@ -142,6 +150,8 @@ def _planes(around: Surroundings, footing: Footing, engine: Engine, holdings: Ho
         heartbeat=lambda: _heartbeat(engine, data_plane),
         renew=footing.renew,
         on_drain=around.on_drain,
+        sessions_begun=lambda: data_plane.sessions_begun,
+        on_end_sessions=lambda order: data_plane.end_sessions(order),  # noqa: PLW0108 - it is made below
         tell=around.tell,
     )
     uplink = Uplink(credentials=footing.credentials, holdings=holdings, hooks=hooks, clock=around.clock)
@@ -162,16 +172,19 @@ def _keeper(
     around: Surroundings, footing: Footing, engine: Engine, holdings: Holdings, http: aiohttp.ClientSession
 ) -> Keeper:
     rng = random.SystemRandom()
+    folders = ModelFolders(around.config.state / "models", footing.cache)
+    sources = Sources(http, footing.credentials, footing.identity.worker_id, rng)
     return Keeper(
         engine=engine,
         holdings=holdings,
-        folders=ModelFolders(around.config.state / "models", footing.cache),
+        folders=folders,
         fetching=Fetching(
             cache=footing.cache,
             downloader=Downloader(http, footing.cache, around.clock),
-            sources=Sources(http, footing.credentials, footing.identity.worker_id, rng),
+            sources=sources,
             clock=around.clock,
         ),
+        authorship=Authorship(around.config.trusted_authors, folders, sources.signature),
         limits=keeper_limits(around.config, footing.machine),
         rng=rng,
         tell=around.tell,
@@ -185,11 +198,16 @@ async def _address(around: Surroundings, stack: AsyncExitStack) -> Address:
         partial(facing_address, config.coordinator_urls), at_most_s=config.join_timeout_s, tell=around.tell
     )
     bound = stack.enter_context(bound_socket(config.listen_host or facing, config.listen_port))
+    if config.listen_host in ANY_HOST:
+        around.tell(
+            f"warning: listening on every address of this machine; --listen {facing} would do for the coordinator. "
+            "Only tickets and certificates of the cluster open anything; let no other network through the firewall"
+        )
     return Address(bound=bound, url=(config.advertise_url or url_of(bound, facing)).rstrip("/"))
 
 
-def _application(data_plane: DataPlane, cache: FileCache) -> web.Application:
-    app = web.Application(middlewares=[errors_to_answers], client_max_size=MAX_BODY_BYTES)
+def _application(config: WorkerConfig, url: str, data_plane: DataPlane, cache: FileCache) -> web.Application:
+    app = guarded_application(own_names((config.listen_host or "localhost",), (url,)))
     data_plane.add_routes(app)
     FileServer(cache).add_routes(app)
     return app

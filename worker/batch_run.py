@@ -158,7 +158,7 @@ def _result(one: CheckedStep, tensor: torch.Tensor, *, n_together: int) -> StepO
         except BrigadeError as exc:
             session.cache.truncate(step.position)
             return exc
-    elif not session.stage.is_last:
+    elif session.spec.hands_on or not session.stage.is_last:
         # whoever keeps it must not keep the others' rows
         hidden = tensor.cpu() if n_together == 1 else tensor.cpu().clone()
     session.n_drafts = step.n_drafts

@@ -11,12 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
+from protocol.author_keys import author_key_argument
 from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError
+from protocol.event_loops import event_loop_factory
 from protocol.logs import configure_logs
 from protocol.version import program_version
 from worker import cli_options as options
 from worker.cli_doctor import doctor
 from worker.config import WorkerConfig, listed_urls, listen_address
+from worker.heap import keep_few_arenas
 
 app = typer.Typer(
     name="worker",
@@ -66,6 +69,7 @@ def join(
     chunk_tokens: options.ChunkTokens = 128,
     draft_model: options.DraftModel = None,
     compile_steps: options.Compile = False,
+    trust_author: options.TrustAuthor = None,
     join_timeout: options.JoinTimeout = None,
     verbose: options.Verbose = False,
 ) -> None:
@@ -85,23 +89,16 @@ def join(
         | {"kv_precision": kv_precision}
         | {"pinned_model": model, "pinned_blocks": blocks, "draft_model": draft_model}
         | {"compiles": compile_steps}
+        | {"trusted_authors": tuple(author_key_argument(key, "--trust-author") for key in trust_author or ())}
     )
     config = WorkerConfig.from_env(secret=secret, secret_file=secret_file, state=state, **settings)
     configure_logs("worker", is_verbose=verbose)
-    with asyncio.Runner(loop_factory=_event_loop()) as runner:
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         runner.run(_join(config))
 
 
-def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Uvloop where there is one: it wakes for the engine's results sooner (docs/decisions/0006); else asyncio's."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
 async def _join(config: WorkerConfig) -> None:
+    keep_few_arenas()
     from worker.app import running  # torch takes a second to import: not for --help
 
     stop = _Stop(asyncio.current_task())
@@ -152,7 +149,11 @@ def _signals(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Iterat
 def _say(line: str) -> None:
     """A line for people. What came from elsewhere can't move a terminal's cursor."""
     with suppress(BrokenPipeError):  # nobody reads it any more: no reason to stop serving
-        print("".join(character if character.isprintable() else " " for character in line), flush=True)
+        print(_printable(line), flush=True)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -167,6 +168,6 @@ def _exit_code(command: Callable[[], Any]) -> int:
         print("stopped before the worker had joined", file=sys.stderr)
         return EXIT_CANCELLED
     except BrigadeError as exc:
-        print(f"error: {exc.message}", file=sys.stderr)
+        print(f"error: {_printable(exc.message)}", file=sys.stderr)
         return exc.exit_code
     return EXIT_OK

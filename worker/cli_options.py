@@ -44,7 +44,11 @@ Secret = Annotated[
 ]
 SecretFile = Annotated[
     Path | None,
-    typer.Option(help="File with the join secret. Without it (and --secret): BRIGADE_SECRET.", show_default=False),
+    typer.Option(
+        help="File with the join secret; read again whenever the worker joins anew, since it may be rotated. "
+        "Without it (and --secret): BRIGADE_SECRET.",
+        show_default=False,
+    ),
 ]
 State = Annotated[
     Path | None,
@@ -169,6 +173,15 @@ Compile = Annotated[
         help="Have torch compile the step of one token, once for each kind of block: loading takes up to a minute "
         "longer the first time, and single streams run faster. Needs a C++ compiler. Where it can't be done, the "
         "log and `coord status` say why, and blocks run as they do without it.",
+    ),
+]
+TrustAuthor = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Load only models that this author signed, whatever the coordinator says: his public key, "
+        "ed25519:..., or the .pub file of `coord model keygen`. May be repeated.",
+        metavar="KEY|FILE",
+        show_default=False,
     ),
 ]
 JoinTimeout = Annotated[

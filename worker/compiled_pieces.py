@@ -60,6 +60,15 @@ def compile_pieces(recording: Recording, folder: Path) -> Pieces:
         Exception: whatever torch raises: there is no compiler, or it can't do it.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # torch has no other way to be told
+    return _pieces(recording, _compiled)
+
+
+def as_they_are(recording: Recording) -> Pieces:
+    """Nothing is compiled: each piece calls one operation after the other."""
+    return _pieces(recording, lambda module, _inputs: module.forward)
+
+
+def _pieces(recording: Recording, make: Callable[[fx.GraphModule, Sequence[torch.Tensor]], _Function]) -> Pieces:
     nodes = [node for node in recording.graph.graph.nodes if node.op != "get_attr"]
     numbers = {node: number for number, node in enumerate(nodes)}
     shared: dict[str, _Function] = {}
@@ -69,7 +78,7 @@ def compile_pieces(recording: Recording, folder: Path) -> Pieces:
         inputs = [*map(_blank, takes), *weights]
         kind = _kind(module, inputs)
         if kind not in shared:
-            shared[kind] = _compiled(module, inputs)
+            shared[kind] = make(module, inputs)
         pieces.append(
             Piece(
                 run=shared[kind],

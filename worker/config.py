@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from protocol.author_keys import AuthorKey
 from protocol.errors import ConfigError
 from protocol.handshake import checked_secret
 from protocol.ids import BlockRange, ModelName
@@ -33,6 +34,8 @@ class WorkerConfig:
     coordinator_urls: tuple[str, ...]
     """Tried in order; all of one coordinator."""
     secret: str = field(repr=False)
+    secret_file: Path | None = None
+    """Where `secret` was read from, and is read again at each joining: it may have been rotated meanwhile."""
     state: Path
     listen_host: str | None = None
     listen_port: int = 0
@@ -57,6 +60,8 @@ class WorkerConfig:
     """A folder with a small model that guesses what the served ones will say."""
     compiles: bool = False
     """Whether steps of one token run by compiled code, where that can be."""
+    trusted_authors: tuple[AuthorKey, ...] = ()
+    """Only models that one of them signed are loaded; none: all that the coordinator assigns."""
     drain_s: float = 30.0
     handover_s: float = 10.0
     """A worker that is stopped takes new sessions for so long at most, until others have its blocks."""
@@ -100,7 +105,20 @@ class WorkerConfig:
             ConfigError: there is no secret, it is too weak, or another value can't be used.
         """
         env = os.environ if environment is None else environment
-        return cls(secret=settled_secret(secret, secret_file, env), state=state or default_state(env), **options)
+        return cls(
+            secret=settled_secret(secret, secret_file, env),
+            secret_file=secret_file,
+            state=state or default_state(env),
+            **options,
+        )
+
+    def join_secret(self) -> str:
+        """The join secret as it is now. Blocks: it may be in a file.
+
+        Raises:
+            ConfigError: the file can't be read any more, or holds no secret.
+        """
+        return self.secret if self.secret_file is None else checked_secret(_secret_from(self.secret_file))
 
 
 def checked_url(url: str, what: str) -> str:

@@ -17,7 +17,8 @@ import structlog
 from aiohttp import web
 
 from protocol.compatibility import understood_by
-from protocol.errors import BrigadeError, HopLostError, OverloadedError, ProtocolError, error_fields
+from protocol.error_forms import error_fields
+from protocol.errors import BrigadeError, HopLostError, OverloadedError, ProtocolError
 from protocol.frames import Frame, decode_frame, encode_frame
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import PROTOCOL_VERSION, DataMessage, Token

@@ -21,14 +21,8 @@ import aiohttp
 import structlog
 
 from protocol.disk import storage_errors
-from protocol.errors import (
-    BrigadeError,
-    StorageError,
-    TooLargeError,
-    UnreachableError,
-    UntrustedFileError,
-    error_fields,
-)
+from protocol.error_forms import error_fields
+from protocol.errors import BrigadeError, StorageError, TooLargeError, UnreachableError, UntrustedFileError
 from protocol.http_answers import error_of, read_body
 from protocol.ids import WorkerId
 from protocol.manifest import ModelFile

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import structlog
 
-from protocol.errors import BrigadeError, error_fields
+from protocol.error_forms import error_fields
+from protocol.errors import BrigadeError
 from protocol.ids import SessionId
 from worker.draft_model import DraftModelInfo, DraftModelRequest
 from worker.engine_link import EngineLink

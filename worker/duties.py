@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from protocol.control_messages import SpanAssignment
-from protocol.ids import BlockRange, FileHash
+from protocol.ids import BlockRange, FileHash, Revision
 from protocol.manifest import Manifest, ModelFile
 from protocol.messages import QUANTISED_PRECISION, Precision, Quantization
 from worker.steps import SpanKey
@@ -155,6 +155,15 @@ def span_files(manifest: Manifest, blocks: BlockRange) -> tuple[ModelFile, ...]:
     """Every file that holding these blocks takes: weights, config, tokenizer; each once."""
     files = (*manifest.weight_files(blocks), *manifest.auxiliary)
     return tuple({file.sha256: file for file in files}.values())
+
+
+def files_of(
+    spans: Collection[tuple[Revision, BlockRange]], manifests: Mapping[Revision, Manifest]
+) -> frozenset[FileHash]:
+    """The files of all of these spans, as far as their manifests are known and have such blocks."""
+    known = [(manifests[revision], blocks) for revision, blocks in spans if revision in manifests]
+    there = (span_files(manifest, blocks) for manifest, blocks in known if blocks.end <= manifest.n_blocks)
+    return frozenset(file.sha256 for files in there for file in files)
 
 
 def default_memory_bytes(free_bytes: int) -> int:

@@ -24,7 +24,8 @@ _MAX_CODE_CHARS = 64
 CloseReason = Literal["finished", "cancelled", "failed", "deadline", "lost"]
 Party = Literal["opener", "next", "ring", "client"]
 """Whom a session deals with: its opener, the next hop, the head (seen from the tail), the tail's client."""
-Outcome = Literal["stop", "length", "cancelled", "failed", "deadline"]
+FinishReason = Literal["stop", "length"]
+Outcome = Literal[FinishReason, "cancelled", "failed", "deadline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,10 @@ class Ending:
     """For those who get `SessionEnded`."""
     worker_id: WorkerId
     """Where it went wrong."""
+    noticed_by: WorkerId | None = None
+    """Who noticed that; None: this worker."""
+    finish_reason: FinishReason | None = None
+    """Why a private answer is at its end, as its client says."""
 
 
 class EndingError(Exception):
@@ -65,10 +70,14 @@ def ended_by_neighbour(said: SessionEnded, neighbour: WorkerId, source: Party) -
         retry_after_s=said.error.retry_after_s,
     )
     to_blame = said.worker_id if is_worker_id(said.worker_id) else neighbour
-    return Ending(reason="failed", source=source, error=error, worker_id=to_blame)
+    is_told = said.noticed_by is not None and is_worker_id(said.noticed_by)
+    noticed_by = said.noticed_by if is_told else neighbour
+    return Ending(reason="failed", source=source, error=error, worker_id=to_blame, noticed_by=noticed_by)
 
 
-def ended_by_close(reason: CloseReason, worker_id: WorkerId, source: Party | None) -> Ending:
+def ended_by_close(
+    reason: CloseReason, worker_id: WorkerId, source: Party | None, finish_reason: FinishReason | None = None
+) -> Ending:
     """The ending after somebody closed the session; `worker_id` is the worker to blame, if it failed."""
     error: BrigadeError
     match reason:
@@ -78,7 +87,8 @@ def ended_by_close(reason: CloseReason, worker_id: WorkerId, source: Party | Non
             error = DeadlineExceededError("the generation took longer than its deadline")
         case "failed" | "lost":
             error = HopLostError("an earlier worker of the route failed or went away: ask for another route")
-    return Ending(reason=reason, source=source, error=error.body(), worker_id=worker_id)
+    body = error.body()
+    return Ending(reason=reason, source=source, error=body, worker_id=worker_id, finish_reason=finish_reason)
 
 
 def blamed(close: CloseSession, sender: WorkerId | None) -> WorkerId | None:
@@ -117,7 +127,7 @@ def parties_to_tell(ending: Ending) -> frozenset[Party]:
     return frozenset(told - {ending.source})
 
 
-def outcome(ending: Ending, finish_reason: Literal["stop", "length"] | None) -> Outcome:
+def outcome(ending: Ending, finish_reason: FinishReason | None) -> Outcome:
     """What the tail reports; `finish_reason` if it came to its own end."""
     if finish_reason is not None:
         return finish_reason

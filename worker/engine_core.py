@@ -27,8 +27,9 @@ from protocol.ids import SessionId
 from protocol.messages import KvPrecision, SamplingParams
 from worker.batch_run import CoreSession, Measures, checked, is_device_broken, run_steps
 from worker.batching_trial import settle_batching
-from worker.compiled import compile_stage
+from worker.compiled import compile_stage, replay_stage
 from worker.draft_model import DraftModel, DraftModelInfo, DraftModelRequest, load_draft_model
+from worker.heap import give_back_free_memory
 from worker.quantised_cache import QuantisedCache
 from worker.sampling import Sampler
 from worker.stage import Stage, load_stage
@@ -50,6 +51,8 @@ class EngineCore:
     sessions: dict[SessionId, CoreSession] = field(default_factory=dict)
     measures: Measures = field(default_factory=Measures)
     draft_model: DraftModel | None = None
+    unrecorded: set[SpanKey] = field(default_factory=set)
+    """Spans of fewer bits whose steps may take less time from a recording; not tried yet."""
 
     def load_draft_model(self, request: DraftModelRequest) -> DraftModelInfo:
         """Load a model that guesses what the spans' models will say.
@@ -88,26 +91,7 @@ class EngineCore:
         if request.key in self.spans:
             return self.spans[request.key][1]
         started = time.perf_counter()
-        dtype: torch.dtype = getattr(torch, request.key.precision)
-        blocks = request.key.blocks
-        try:
-            stage = load_stage(
-                request.config_folder,
-                request.files,
-                blocks,
-                dtype=dtype,
-                device=self.device,
-                quantization=request.key.quantization,
-                quantised=self.quantised,
-            )
-            kv_bytes_by_block = stage.kv_bytes_by_block(self.kv_precision)
-            settle_batching(stage)
-        except (MemoryError, torch.OutOfMemoryError) as exc:
-            raise OverloadedError(f"blocks {blocks} don't fit into the memory of {self.device}") from exc
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
-            if is_device_broken(exc):
-                raise
-            raise UntrustedFileError(f"blocks {blocks} of this architecture can't be run: {exc}") from exc
+        stage, kv_bytes_by_block = self._loaded_stage(request)
         uncompiled_because = "" if request.compiling is None else _compiled(stage, request.compiling)
         loaded = LoadedSpan(
             key=request.key,
@@ -124,7 +108,39 @@ class EngineCore:
             uncompiled_because=uncompiled_because,
         )
         self.spans[request.key] = (stage, loaded)
+        if request.key.quantization is not None and not loaded.is_compiled and self.device.type == "cpu":
+            self.unrecorded.add(request.key)
+        give_back_free_memory()
         return loaded
+
+    def rest(self) -> None:
+        """What serves later steps and takes a second or two: for a time when nobody waits."""
+        while self.unrecorded:
+            replay_stage(self.spans[self.unrecorded.pop()][0])
+        give_back_free_memory()
+
+    def _loaded_stage(self, request: LoadRequest) -> tuple[Stage, tuple[int, ...]]:
+        """The span, and the bytes that a position takes in the cache of each of its blocks."""
+        blocks = request.key.blocks
+        try:
+            stage = load_stage(
+                request.config_folder,
+                request.files,
+                blocks,
+                dtype=getattr(torch, request.key.precision),
+                device=self.device,
+                quantization=request.key.quantization,
+                quantised=self.quantised,
+            )
+            kv_bytes_by_block = stage.kv_bytes_by_block(self.kv_precision)
+            settle_batching(stage)
+        except (MemoryError, torch.OutOfMemoryError) as exc:
+            raise OverloadedError(f"blocks {blocks} don't fit into the memory of {self.device}") from exc
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
+            if is_device_broken(exc):
+                raise
+            raise UntrustedFileError(f"blocks {blocks} of this architecture can't be run: {exc}") from exc
+        return stage, kv_bytes_by_block
 
     def unload(self, key: SpanKey) -> None:
         """Drop a span; nothing happens if it isn't loaded.
@@ -136,6 +152,7 @@ class EngineCore:
         if n_open:
             raise ConflictError(f"{n_open} sessions still run on blocks {key.blocks}; close them first")
         self.spans.pop(key, None)
+        self.unrecorded.discard(key)
 
     def open(self, spec: SessionSpec) -> None:
         """Begin a session whose memory is reserved.

@@ -24,6 +24,9 @@ from worker.engine_core import EngineCore
 from worker.steps import StepInput, StepOutput
 from worker.turns import Turns
 
+IDLE_S = 2.0
+"""Without anything to do: longer than between two turns of a generation, so that it costs none of them."""
+
 
 class Reply(Protocol):
     """Where a result goes; called from the engine's thread."""
@@ -88,6 +91,8 @@ class EngineThread:
         """The sessions that decode, and the hops of their routes; until they are closed, parked or rolled back."""
         self._decode_step_s = 0.0
         """What the last batch of decode steps alone took."""
+        self._is_rested = True
+        """Whether nothing was done since the core last rested."""
         self._turns = Turns()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
@@ -116,11 +121,21 @@ class EngineThread:
         """Take what is there, and wait for something if no step is ready; False if told to stop."""
         while True:
             try:
-                item = self.inbox.get(block=not self._ready)
+                item = self.inbox.get(block=False) if self._ready else self._next()
             except queue.Empty:
                 return True
             if not self._take(item):
                 return False
+
+    def _next(self) -> Call | Step | Stop:
+        """Wait for something to do, and use the time if there is nothing for a while."""
+        if not self._is_rested:
+            try:
+                return self.inbox.get(timeout=IDLE_S)
+            except queue.Empty:
+                self._core.rest()
+                self._is_rested = True
+        return self.inbox.get()
 
     def _gather(self) -> bool:
         """Wait a moment for the other steps of a group, and for who is behind; False if told to stop."""
@@ -142,6 +157,7 @@ class EngineThread:
 
     def _take(self, item: Call | Step | Stop) -> bool:
         """Carry out a call, keep a step for a batch; False if told to stop."""
+        self._is_rested = False
         match item:
             case Stop():
                 return False

@@ -6,7 +6,9 @@ The requests are in `worker.join_exchange`; here is what a worker makes of the a
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,14 +18,8 @@ import structlog
 from cryptography import x509
 
 from protocol.backoff import jittered_delay_s
-from protocol.errors import (
-    BrigadeError,
-    DrainingError,
-    OverloadedError,
-    UnreachableError,
-    WrongSecretError,
-    error_fields,
-)
+from protocol.error_forms import error_fields
+from protocol.errors import BrigadeError, DrainingError, OverloadedError, UnreachableError, WrongSecretError
 from protocol.ids import CoordinatorId
 from protocol.tls import worker_name
 from protocol.worker_rest import JoinGrant
@@ -34,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 ENROL_TIMEOUT_S = 15.0
 """For one address, all of it."""
+PREVIOUS_KEY_S = 60.0
+"""Tickets made just before a rotation are good for so long. For ever, and a key that got out would be too."""
 _LONGEST_DELAY_S = 5.0
 _TELL_AGAIN_S = 60.0
 
@@ -60,22 +58,27 @@ class Credentials:
 class CredentialsHolder:
     """The credentials in force. The uplink replaces them when they are renewed; the others read `current`."""
 
-    def __init__(self, credentials: Credentials, urls: Sequence[str] = ()) -> None:
+    def __init__(
+        self, credentials: Credentials, urls: Sequence[str] = (), *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.current = credentials
         self._urls = list(dict.fromkeys([url.rstrip("/") for url in urls] or [credentials.coordinator_url]))
-        self._previous_ticket_key: bytes | None = None
+        self._clock = clock
+        self._previous_ticket_key = b""
+        self._previous_until_s = -math.inf
         self._listeners: list[Callable[[Credentials], None]] = []
 
     @property
     def ticket_keys(self) -> tuple[bytes, ...]:
         """Keys that verify tickets, oldest first: a ticket made just before a rotation is good too."""
         current = self.current.ticket_key
-        return (current,) if self._previous_ticket_key is None else (self._previous_ticket_key, current)
+        return (self._previous_ticket_key, current) if self._clock() < self._previous_until_s else (current,)
 
     def replace(self, credentials: Credentials) -> None:
         """Put renewed credentials in force and tell those who asked."""
         if credentials.ticket_key != self.current.ticket_key:
             self._previous_ticket_key = self.current.ticket_key
+            self._previous_until_s = self._clock() + PREVIOUS_KEY_S
         self.current = credentials
         for listener in self._listeners:
             listener(credentials)

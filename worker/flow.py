@@ -22,6 +22,8 @@ class Arrivals:
 
     max_positions: int
     is_fed: bool
+    is_private: bool = False
+    """Whether a client runs the model's ends. It can't know what holds, and what is run anew would count once."""
     next_position: int = 0
     n_drafts: int = 0
     """How many of the positions before the next are guesses."""
@@ -48,8 +50,8 @@ class Arrivals:
         self._check(position, n_tokens)
         if self.is_fed and self.is_prompt_complete:
             raise ProtocolError("the prompt is complete: its last step said is_last")
-        if self.is_fed and n_drafts:
-            raise ProtocolError(f"a prompt with {n_drafts} drafts: those are the head's to make")
+        if (self.is_fed or self.is_private) and n_drafts:
+            raise ProtocolError(f"{n_drafts} drafts of a client's: those are a head's to make")
         self.next_position, self.n_drafts = position + n_tokens, n_drafts
         self.n_uncredited += 1
         self.is_prompt_complete = is_last

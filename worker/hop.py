@@ -26,6 +26,7 @@ from worker.hop_times import HopTimes, is_one_round
 from worker.inbox import Inbox
 from worker.onward import Onward
 from worker.peers import Peers
+from worker.private_tail import PrivateTail, tail_of
 from worker.resuming import Resumption
 from worker.speculation import DraftPrior, Rounds
 from worker.step_inputs import ArrivedStep, payload_of, pieces_of
@@ -73,10 +74,12 @@ class Hop:
 
     def __init__(self, opening: Opening, shared: Shared, user: ConnectionUser) -> None:
         ticket = opening.ticket
-        self.is_head = ticket.head == shared.worker_id
-        self.arrivals = Arrivals(max_positions=ticket.max_positions, is_fed=self.is_head)
+        self.is_head = ticket.head == shared.worker_id and not ticket.is_private
+        self.arrivals = Arrivals(
+            max_positions=ticket.max_positions, is_fed=self.is_head, is_private=ticket.is_private
+        )
         self.inbox: Inbox[ArrivedStep | FeedToken] = Inbox()
-        self.tail = Tail(ticket.session_id, ticket.max_positions) if ticket.next is None else None
+        self.tail = tail_of(ticket)
         self.history = History()
         prior = shared.draft_prior if self.is_head and ticket.speculates else None
         engine = shared.engine
@@ -101,15 +104,15 @@ class Hop:
 
     @property
     def next(self) -> Connection | None:
-        """The connection to the next hop, once it is there."""
-        return self._onward.connection if self._onward is not None else None
+        """The connection to the next hop, once it is there; a private session's tail has only its client."""
+        return self._onward.connection if self._onward is not None and self.tail is None else None
 
     def touch(self) -> None:
         """Note that the session isn't idle."""
         self.last_active_s = asyncio.get_running_loop().time()
 
     def add_credit(self, n_steps: int) -> None:
-        """The next hop has consumed steps.
+        """The next hop, or the client of a private session's tail, has consumed steps.
 
         Raises:
             ProtocolError: more than were sent.
@@ -137,14 +140,10 @@ class Hop:
             self._onward = Onward(self._session_id, connection, self.history, is_resumed=is_resumed)
             if self._resumption is not None:
                 self._resumption.onward = self._onward
-            message = OpenSession(
-                session_id=self._session_id,
-                tickets=self._opening.later_tickets,
-                deadline_s=max(0.001, self._opening.time_left_s()),
-            )
-            await connection.send(message)
+            left_s, tickets = max(0.001, self._opening.time_left_s()), self._opening.later_tickets
+            await connection.send(OpenSession(session_id=self._session_id, tickets=tickets, deadline_s=left_s))
             return
-        if not self.is_head:
+        if not self.is_head and not self._ticket.is_private:
             self.ring = await self._connected(self._ticket.head, self._ticket.head_url)
         self._opening.opener.post(SessionOpened(session_id=self._session_id, n_cached=self.n_cached))
 
@@ -162,10 +161,8 @@ class Hop:
         while True:
             arrived = await self.inbox.get()
             arrived_s = self.last_active_s  # of one token nothing else of the session is under way
-            if isinstance(arrived, FeedToken):
-                is_finished = await self._run_fed(arrived)
-            else:
-                is_finished = await self._run_arrived(arrived)
+            running = self._run_fed(arrived) if isinstance(arrived, FeedToken) else self._run_arrived(arrived)
+            is_finished = await running
             if isinstance(arrived, FeedToken) or is_one_round(arrived.step):
                 self._shared.hop_times.add(asyncio.get_running_loop().time() - arrived_s)
             if is_finished:
@@ -180,6 +177,7 @@ class Hop:
             continues=self._ticket.continues,
             prefix=self._ticket.prefix,
             n_hops=self._ticket.n_hops,
+            hands_on=self._ticket.next is not None,
             tenant=Tenant(self._ticket.tenant, self._ticket.priority),
         )
         deadline_s = min(MEMORY_WAIT_S, max(0.0, self._opening.time_left_s()))
@@ -234,8 +232,8 @@ class Hop:
                 self._resumption = None
         if token_ids is not None:
             self.history.put_ids(step.position, token_ids)
-        # a prompt comes whole and is cut here; hidden states come in the head's chunks
-        chunk_tokens = self._shared.chunk_tokens if self.is_head else step.n_tokens
+        # what a client sends is cut here; other hidden states come in the first hop's chunks
+        chunk_tokens = self._shared.chunk_tokens if self._ticket.previous is None else step.n_tokens
         for piece in pieces_of(step, payload, chunk_tokens, n_passed_over):
             is_last = step.is_last and piece.position + piece.n_tokens == step.position + step.n_tokens
             is_finished = await self._run(piece, is_last=is_last, sender=self._ticket.previous)
@@ -246,7 +244,7 @@ class Hop:
 
     async def _run(self, piece: StepInput, *, is_last: bool, sender: WorkerId | None) -> bool:
         """Run one chunk or token of `sender`'s and hand on what comes out; whether the generation is finished."""
-        if is_last and self.tail is not None:
+        if is_last and isinstance(self.tail, Tail):
             await self.tail.prepare(self._shared.engine)
             piece = replace(piece, wants_sample=True)
         self.history.n_settled = piece.position + piece.n_tokens - piece.n_drafts
@@ -255,11 +253,13 @@ class Hop:
         except ProtocolError as exc:
             raise self._blaming(sender, exc) from exc
         self.touch()
+        if isinstance(self.tail, PrivateTail):
+            self._onward = await self.tail.onward(self.history, piece.position + piece.n_tokens, is_last=is_last)
         if self._onward is not None:
             assert output.hidden is not None
             await self._onward.send(output.position, output.hidden, is_last=is_last, drafts=piece.drafts)
             return False
-        assert self.tail is not None
+        assert isinstance(self.tail, Tail)
         return bool(output.tokens) and await self._sampled(self.tail, output.tokens, piece.drafts)
 
     async def _sampled(self, tail: Tail, tokens: Sequence[SampledToken], drafts: Sequence[int]) -> bool:

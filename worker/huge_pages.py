@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from worker.layout import give_back_free_memory
+from worker.heap import give_back_free_memory
 
 _PAGE_BYTES = 2 * 2**20
 _MADV_COLLAPSE = 25

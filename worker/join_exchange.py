@@ -165,8 +165,9 @@ async def _prove(exchange: _Exchange, identity: Identity, secret: str, clock: Ca
         reply = await exchange.ask("POST", "/v1/join", body, join_proof(key, transcript(body), "worker"))
     except UnauthenticatedError as exc:
         raise WrongSecretError(
-            f"the coordinator at {exchange.url} refuses this worker's join secret: use the one that its "
-            "`coord serve` shows (or somebody is in between and altered the request)"
+            f"the coordinator at {exchange.url} refuses this worker's join secret: it isn't this cluster's, or not "
+            "any more since it was rotated; use the one that `coord secret show --reveal` prints there (or "
+            "somebody is in between and altered the request)"
         ) from exc
     if not is_proof_valid(key, transcript(reply.body), "coordinator", reply.proof):
         raise WrongSecretError(

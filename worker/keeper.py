@@ -17,11 +17,13 @@ import structlog
 
 from protocol.backoff import jittered_delay_s
 from protocol.control_messages import SpanAssignment
-from protocol.errors import BrigadeError, ConflictError, error_fields
+from protocol.error_forms import error_fields
+from protocol.errors import BrigadeError, ConflictError
 from protocol.ids import FileHash, Revision
 from protocol.manifest import Manifest
 from protocol.weight_sizes import span_weight_bytes
 from worker import duties
+from worker.authorship import Authorship
 from worker.duties import Download, Drop, FetchManifest, KeeperLimits, Load, LoadedWeights, Refuse, Retire, Wait
 from worker.engine import Engine
 from worker.error_groups import most_telling
@@ -49,6 +51,7 @@ class Keeper:
         holdings: Holdings,
         folders: ModelFolders,
         fetching: Fetching,
+        authorship: Authorship,
         limits: KeeperLimits,
         rng: random.Random,
         tell: Callable[[str], None],
@@ -59,6 +62,7 @@ class Keeper:
         self._holdings = holdings
         self._folders = folders
         self._fetching = fetching
+        self._authorship = authorship
         self._limits = limits
         self._rng = rng
         self._tell = tell
@@ -163,6 +167,7 @@ class Keeper:
         if manifest is None:
             data = await self._fetching.manifest(revision)
             manifest = await asyncio.to_thread(self._folders.save_manifest, revision, data)
+        await self._authorship.check(revision)
         if duty.span.blocks.end > manifest.n_blocks:
             self._refuse(Refuse(span=duty.span, reason=f"the model has {manifest.n_blocks} blocks only"))
             return
@@ -185,8 +190,8 @@ class Keeper:
         span, started_s = duty.span, _now_s()
         compiling = self._compiling()
         doing = "loading" if compiling is None else "loading and compiling"
-        reason = f"{doing} blocks {span.blocks} into {self._engine.device}; next: ready"
-        self._holdings.set_status(span, "loading", reason)
+        device = self._engine.device
+        self._holdings.set_status(span, "loading", f"{doing} blocks {span.blocks} into {device}; next: ready")
         self._tell(f"{doing} blocks {span.blocks} of {span.model}")
         manifest = self._manifests[span.revision]
         paths = await asyncio.to_thread(self._fetching.paths, manifest.weight_files(span.blocks))
@@ -204,9 +209,8 @@ class Keeper:
         log.info("span_ready", model=span.model, blocks=str(span.blocks), seconds=round(_now_s() - started_s, 2))
 
     def _compiling(self) -> Compiling | None:
-        if self._compile_folder is None:
-            return None
-        return Compiling(folder=self._compile_folder, n_sessions=self._engine.n_sessions)
+        folder = self._compile_folder
+        return None if folder is None else Compiling(folder=folder, n_sessions=self._engine.n_sessions)
 
     def _take(self, span: SpanAssignment, loaded: LoadedSpan) -> None:
         self._loaded[loaded.key] = LoadedWeights(
@@ -270,8 +274,7 @@ class Keeper:
             version = await self._holdings.changed_since(version)
 
     def _failed(self, span: SpanAssignment, error: BrigadeError) -> None:
-        n_failures = self._n_failures.get(span, 0) + 1
-        self._n_failures[span] = n_failures
+        self._n_failures[span] = n_failures = self._n_failures.get(span, 0) + 1
         # at least half of the longest delay: what failed on this machine isn't mended in milliseconds
         delay_s = 0.5 + jittered_delay_s(n_failures + 2, self._rng, _LONGEST_RETRY_S)
         self._retry_at_s[span] = _now_s() + delay_s
@@ -284,12 +287,7 @@ class Keeper:
         """Files that must not be evicted: of what is wanted, and of what is loaded."""
         spans = [(span.revision, span.blocks) for span in self._holdings.wanted]
         spans += [(key.revision, key.blocks) for key in self._loaded]
-        return frozenset(
-            file.sha256
-            for revision, blocks in spans
-            if (manifest := self._manifests.get(revision)) is not None and blocks.end <= manifest.n_blocks
-            for file in duties.span_files(manifest, blocks)
-        )
+        return duties.files_of(spans, self._manifests)
 
     async def _see_files(self) -> None:
         self._holdings.set_files(await asyncio.to_thread(self._fetching.held))

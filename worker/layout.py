@@ -9,10 +9,6 @@ that all workers round alike.
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from contextlib import suppress
-
 import torch
 from torch import nn
 
@@ -43,10 +39,3 @@ def _reads_better_by_columns(weight: torch.Tensor) -> bool:
         and weight.is_contiguous()
         and weight.shape[0] >= _WIDE * weight.shape[1]
     )
-
-
-def give_back_free_memory() -> None:
-    """Return to the system what loading has freed; glibc would keep it (100 MB and more) in its threads' arenas."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library: nothing to do
-            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.errors import OverloadedError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -27,3 +29,15 @@ class Limits:
     """A client's connection, without sessions: longer than it would keep it for its next generation."""
     sweep_s: float = 1.0
     """How often all that is looked at."""
+
+    def check_room(self, n_sessions: int, n_on_connection: int) -> None:
+        """Refuse one more where there is none.
+
+        Raises:
+            OverloadedError: as many are open as may be, in all or on the connection.
+        """
+        if n_sessions >= self.sessions or n_on_connection >= self.sessions_per_connection:
+            raise OverloadedError(
+                f"{n_on_connection} sessions on this connection and {n_sessions} in all; the limits are "
+                f"{self.sessions_per_connection} and {self.sessions}: try again later"
+            )

@@ -29,7 +29,8 @@ from protocol.messages import Quantization
 from worker.cut import cut_config, cut_modules
 from worker.file_tensors import FileTensor, file_tensors
 from worker.gguf_blocks import with_encodings
-from worker.layout import give_back_free_memory, lay_out_for_decode
+from worker.heap import give_back_free_memory
+from worker.layout import lay_out_for_decode
 from worker.quantised_cache import QuantisedCache
 from worker.quantised_forms import matrix_forms
 from worker.quantised_loading import QuantisedLayers, put_quantised_layers

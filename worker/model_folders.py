@@ -1,6 +1,7 @@
 """The folder of a model: its manifest, and its config and tokenizer files under their own names.
 
     FOLDER/REVISION/manifest.json
+    FOLDER/REVISION/signature.json
     FOLDER/REVISION/config/config.json ...   links into the cache of files
 
 Everything here blocks: call it from a thread.
@@ -52,6 +53,22 @@ class ModelFolders:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(path, data)
         return manifest
+
+    def signature(self, revision: Revision) -> bytes | None:
+        """The signature that was kept, unchecked; None if none was."""
+        try:
+            return (self._folder / revision / "signature.json").read_bytes()
+        except OSError:
+            return None
+
+    def save_signature(self, revision: Revision, envelope: bytes) -> None:
+        """Keep a signature beside the manifest, which is there.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        with storage_errors(self._folder):
+            write_atomically(self._folder / revision / "signature.json", envelope)
 
     def config_folder(self, revision: Revision, manifest: Manifest) -> Path:
         """A folder of the model's auxiliary files under their names, made anew from checked files.

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from protocol.control_messages import EndSessions
 from protocol.errors import (
     ContextExceededError,
     ForbiddenError,
     InvalidRequestError,
     StaleEpochError,
+    TooLargeError,
     UnauthenticatedError,
 )
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import AttachTail, OpenSession, SamplingParams
+from protocol.tensors import tensor_from_bytes
 from protocol.tickets import AttachTicket, Ticket, verified_claims
 from worker.holdings import Holdings
 from worker.steps import SpanKey
@@ -74,6 +77,22 @@ class Doorkeeper:
         return ticket
 
 
+def is_ring_of(ticket: Ticket, peer: WorkerId | None) -> bool:
+    """Whether the peer is the tail of the ticket's route and this worker its head: tokens come from there."""
+    return peer is not None and peer == ticket.tail and ticket.worker_id == ticket.head
+
+
+def is_to_end(ticket: Ticket, order: EndSessions) -> bool:
+    """Whether the coordinator wants the session of this ticket ended."""
+    return ticket.session_id in order.session_ids or banned_beside(ticket, order) is not None
+
+
+def banned_beside(ticket: Ticket, order: EndSessions) -> WorkerId | None:
+    """The worker that a session deals with and mustn't any more, if there is one."""
+    beside = {ticket.previous, ticket.next, ticket.head, ticket.tail} - {ticket.worker_id, None}
+    return next((worker_id for worker_id in order.neighbours if worker_id in beside), None)
+
+
 def span_to_use(holdings: Holdings, model: ModelName, revision: Revision, blocks: BlockRange) -> SpanKey:
     """The loaded span for a ticket's blocks.
 
@@ -102,3 +121,21 @@ def n_tokens_allowed(sampling: SamplingParams, n_prompt_tokens: int, max_positio
             f"a prompt of {n_prompt_tokens} tokens leaves no room in the {max_positions} positions of the route"
         )
     return min(sampling.max_tokens, max_positions - n_prompt_tokens)
+
+
+def prompt_token_ids(payload: bytes | memoryview, max_positions: int) -> tuple[int, ...]:
+    """The prompt that comes with `AttachTail`, if the route grants as many positions.
+
+    Raises:
+        InvalidRequestError: it is none.
+        TooLargeError: it is longer.
+    """
+    n_tokens = len(payload) // 4
+    if n_tokens < 1:
+        raise InvalidRequestError("the prompt's token ids (int32) have to come with AttachTail")
+    if n_tokens > max_positions:
+        raise TooLargeError(f"{n_tokens} token ids; the route grants {max_positions} positions")
+    ids: list[int] = tensor_from_bytes(payload, "int32", (n_tokens,)).tolist()
+    if min(ids) < 0:
+        raise InvalidRequestError("a token id below 0")
+    return tuple(ids)

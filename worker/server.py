@@ -13,10 +13,11 @@ from aiohttp import web
 
 from protocol.codec import check_version
 from protocol.compatibility import VERSION_HEADER, spoken_version
-from protocol.control_messages import GenerationReport, LinkReport
-from protocol.errors import BrigadeError, DrainingError, OverloadedError, ProtocolVersionError, error_fields
-from protocol.frames import MAX_FRAME_BYTES, MAX_HEADER_BYTES, PREFIX_BYTES
-from protocol.ids import WorkerId
+from protocol.control_messages import EndSessions, GenerationReport, LinkReport
+from protocol.error_forms import error_fields
+from protocol.errors import BrigadeError, DrainingError, OverloadedError, ProtocolVersionError
+from protocol.frames import MAX_CLIENT_PAYLOAD_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, PREFIX_BYTES
+from protocol.ids import SessionId, WorkerId
 from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import peer_worker_id
 from worker.connections import CLOSE_S, PING_S, Connection
@@ -32,8 +33,7 @@ from worker.wire import WireChoice
 
 log = structlog.get_logger(__name__)
 
-MAX_CLIENT_FRAME_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES + 4 * 2**20
-"""Clients send token ids only: a million of them."""
+MAX_CLIENT_FRAME_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES + MAX_CLIENT_PAYLOAD_BYTES
 STOP_S = 5.0
 """How long stopped sessions may take to free what they hold."""
 GOODBYE_S = 2.0
@@ -129,6 +129,16 @@ class DataPlane:
         """Put the data plane into an application; whose shutdown, if it comes first, ends the connections."""
         app.router.add_get(DATA_PATH, self._accept)
         app.on_shutdown.append(self._stop_serving)
+
+    @property
+    def sessions_begun(self) -> frozenset[SessionId]:
+        """Sessions that clients opened here, and that run."""
+        return self._sessions.begun if self._sessions is not None else frozenset()
+
+    def end_sessions(self, order: EndSessions) -> None:
+        """End what the coordinator wants ended, as far as it runs here."""
+        assert self._sessions is not None, "the uplink runs between enter and exit"
+        self._sessions.end(order)
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new sessions; return when the running ones are over, ended by force after `deadline_s`."""

@@ -30,6 +30,7 @@ from worker.ending import (
     CloseReason,
     Ending,
     EndingError,
+    FinishReason,
     Party,
     blame_to_tell,
     ended_by_close,
@@ -134,9 +135,23 @@ class Session:
             case Token():
                 self.fail(ProtocolError("a token came to a worker; tokens go to clients"), blame=neighbour)
 
-    def close(self, reason: CloseReason, source: Party, *, blame: WorkerId | None = None) -> None:
+    def take_client_credit(self, message: Credit) -> None:
+        """The client of a private session has taken steps in."""
+        try:
+            self._hop.add_credit(message.n_steps)
+        except ProtocolError as exc:
+            self.fail(exc)
+
+    def close(
+        self,
+        reason: CloseReason,
+        source: Party,
+        *,
+        blame: WorkerId | None = None,
+        finish_reason: FinishReason | None = None,
+    ) -> None:
         """Somebody who may do so closed the session."""
-        self.stop(ended_by_close(reason, blame or self._worker_id, source))
+        self.stop(ended_by_close(reason, blame or self._worker_id, source, finish_reason))
 
     def continued(self) -> None:
         """The client goes on by another route: it has given this one up, and noticed before we did."""
@@ -194,15 +209,18 @@ class Session:
         tail = self._hop.tail
         if tail is None:
             return None
+        # only the client of a private session knows where its answer ends, and says so
+        is_ended = self.ticket.is_private and ending.reason == "finished" and tail.n_sent > 0
         return GenerationReport(
             session_id=self.session_id,
             n_prompt_tokens=tail.n_prompt_tokens,
             n_completion_tokens=tail.n_sent,
-            outcome=outcome(ending, tail.finish_reason),
+            outcome=(ending.finish_reason or "stop") if is_ended else outcome(ending, tail.finish_reason),
         )
 
     async def _free(self, ending: Ending) -> None:
-        if keeps_cache(ending) and self._hop.park():
+        # nobody could tell which text a private one shares, and what is freed can't be looked at
+        if keeps_cache(ending) and not self.ticket.is_private and self._hop.park():
             return
         try:
             async with asyncio.timeout(CLEAN_UP_S):
@@ -235,9 +253,17 @@ class Session:
         return ended_by_error(error, self._worker_id)
 
     def _tell(self, ending: Ending) -> None:
-        ended = SessionEnded(session_id=self.session_id, worker_id=ending.worker_id, error=ending.error)
+        ended = SessionEnded(
+            session_id=self.session_id,
+            worker_id=ending.worker_id,
+            error=ending.error,
+            noticed_by=ending.noticed_by or self._worker_id,
+        )
         closed = CloseSession(
-            session_id=self.session_id, reason=ending.reason, worker_id=blame_to_tell(ending, self._worker_id)
+            session_id=self.session_id,
+            reason=ending.reason,
+            worker_id=blame_to_tell(ending, self._worker_id),
+            finish_reason=ending.finish_reason,
         )
         connections: dict[Party, Connection | None] = {
             "opener": self.opener,

@@ -10,18 +10,15 @@ from collections.abc import Callable
 
 import structlog
 
-from protocol.control_messages import GenerationReport
+from protocol.control_messages import EndSessions, GenerationReport
+from protocol.error_forms import error_fields, error_from_body
 from protocol.errors import (
     BrigadeError,
     ConflictError,
     DeadlineExceededError,
     DrainingError,
-    InvalidRequestError,
     NotFoundError,
-    OverloadedError,
     ProtocolError,
-    TooLargeError,
-    error_fields,
 )
 from protocol.frames import Frame
 from protocol.ids import SessionId
@@ -37,7 +34,6 @@ from protocol.messages import (
     Step,
     Token,
 )
-from protocol.tensors import tensor_from_bytes
 from protocol.tickets import Ticket
 from worker.connections import Connection
 from worker.ending import blamed
@@ -45,7 +41,15 @@ from worker.enrolment import CredentialsHolder
 from worker.holdings import Holdings
 from worker.hop import Opening, Shared
 from worker.limits import Limits
-from worker.opening import Doorkeeper, n_tokens_allowed, span_to_use
+from worker.opening import (
+    Doorkeeper,
+    banned_beside,
+    is_ring_of,
+    is_to_end,
+    n_tokens_allowed,
+    prompt_token_ids,
+    span_to_use,
+)
 from worker.session import Session
 from worker.tail import Attachment
 from worker.waiting_clients import WaitingClients
@@ -85,6 +89,11 @@ class Sessions:
         """How many are open or being freed."""
         return len(self._sessions)
 
+    @property
+    def begun(self) -> frozenset[SessionId]:
+        """Those that clients opened here, this being their head."""
+        return frozenset(name for name, session in self._sessions.items() if session.ticket.previous is None)
+
     def handle(self, connection: Connection, frame: Frame) -> None:
         """Take a frame from a connection that somebody opened to this worker.
 
@@ -102,13 +111,15 @@ class Sessions:
                     session.take_step(message, frame.payload)
             case FeedToken() as message:
                 session = self._of(message.session_id)
-                if session is None or not _is_ring_of(session, connection):
+                if session is None or not is_ring_of(session.ticket, connection.peer):
                     self._refuse(connection, message.session_id, _unknown())
                 else:
                     session.take_fed(message)
             case CloseSession() as message:
                 self._close(connection, message)
-            case SessionOpened() | Credit() | SessionEnded() | Token():
+            case Credit() as message:
+                self._take_client_credit(connection, message)
+            case SessionOpened() | SessionEnded() | Token():
                 raise ProtocolError(f"a {type(frame.message).__name__} goes back to who opened the connection")
 
     def handle_backward(self, connection: Connection, frame: Frame) -> None:
@@ -123,6 +134,13 @@ class Sessions:
         session = connection.users.get(message.session_id)
         if isinstance(session, Session):  # others are over: what comes late is no news
             session.take_backward(message)
+
+    def end(self, order: EndSessions) -> None:
+        """End sessions that the coordinator wants ended; those of others than it names run on."""
+        error = error_from_body(order.error)
+        for session in tuple(self._sessions.values()):
+            if is_to_end(session.ticket, order):
+                session.fail(error, blame=banned_beside(session.ticket, order))
 
     def sweep(self, now_s: float) -> None:
         """End what waits for too long: sessions for steps, clients for a session, what is parked for either.
@@ -204,12 +222,12 @@ class Sessions:
 
     def _attach(self, connection: Connection, message: AttachTail, payload: bytes | memoryview) -> None:
         ticket = self._doorkeeper().ticket_to_attach(message)
-        attachment = Attachment(
-            connection=connection,
-            sampling=message.sampling,
-            prompt_token_ids=_token_ids(payload, ticket.max_positions),
-        )
-        n_tokens_allowed(message.sampling, len(attachment.prompt_token_ids), ticket.max_positions)
+        token_ids: tuple[int, ...] = ()
+        if payload or not ticket.is_private:
+            token_ids = prompt_token_ids(payload, ticket.max_positions)
+        if not ticket.is_private:
+            n_tokens_allowed(message.sampling, len(token_ids), ticket.max_positions)
+        attachment = Attachment(connection=connection, sampling=message.sampling, prompt_token_ids=token_ids)
         session = self._of(message.session_id)
         if session is not None:
             session.take_attachment(attachment)
@@ -225,11 +243,22 @@ class Sessions:
         if session is None:
             return
         if session.opener is connection:
-            session.close(message.reason, "opener", blame=blamed(message, connection.peer))
+            blame = blamed(message, connection.peer)
+            session.close(message.reason, "opener", blame=blame, finish_reason=message.finish_reason)
         elif session.tail_client is connection:
-            session.close("failed" if message.reason == "failed" else "cancelled", "client")
-        elif _is_ring_of(session, connection):
+            is_believed = message.reason == "failed" or (session.ticket.is_private and message.reason == "finished")
+            reason = message.reason if is_believed else "cancelled"
+            session.close(reason, "client", finish_reason=message.finish_reason)
+        elif is_ring_of(session.ticket, connection.peer):
             session.close(message.reason, "ring", blame=blamed(message, connection.peer))
+
+    def _take_client_credit(self, connection: Connection, message: Credit) -> None:
+        """Only the client of a private session gives any; what comes after the session's end is no news."""
+        session = self._of(message.session_id)
+        if session is not None and session.ticket.is_private and session.tail_client is connection:
+            session.take_client_credit(message)
+        elif message.session_id in connection.users:
+            raise ProtocolError("a Credit goes back to who opened the connection")
 
     async def _run(self, session: Session) -> None:
         try:
@@ -254,35 +283,13 @@ class Sessions:
     def _check_room(self, connection: Connection) -> None:
         if self.is_draining:
             raise DrainingError("this worker is leaving and takes no new sessions: ask for another route")
-        n_all = len(self._sessions) + len(self._waiting_clients)
-        n_here = len(connection.users)
-        if n_all >= self._limits.sessions or n_here >= self._limits.sessions_per_connection:
-            raise OverloadedError(
-                f"{n_here} sessions on this connection and {n_all} in all; the limits are "
-                f"{self._limits.sessions_per_connection} and {self._limits.sessions}: try again later"
-            )
+        self._limits.check_room(len(self._sessions) + len(self._waiting_clients), len(connection.users))
 
     def _refuse(self, connection: Connection, session_id: SessionId, error: BrigadeError) -> None:
-        connection.post(SessionEnded(session_id=session_id, worker_id=self._shared.worker_id, error=error.body()))
+        own_id = self._shared.worker_id
+        ended = SessionEnded(session_id=session_id, worker_id=own_id, error=error.body(), noticed_by=own_id)
+        connection.post(ended)
 
 
 def _unknown() -> NotFoundError:
     return NotFoundError("no such session is open for this connection")
-
-
-def _is_ring_of(session: Session, connection: Connection) -> bool:
-    """Whether the connection is the tail's, and this the head."""
-    ticket = session.ticket
-    return connection.peer is not None and connection.peer == ticket.tail and ticket.worker_id == ticket.head
-
-
-def _token_ids(payload: bytes | memoryview, max_positions: int) -> tuple[int, ...]:
-    n_tokens = len(payload) // 4
-    if n_tokens < 1:
-        raise InvalidRequestError("the prompt's token ids (int32) have to come with AttachTail")
-    if n_tokens > max_positions:
-        raise TooLargeError(f"{n_tokens} token ids; the route grants {max_positions} positions")
-    ids: list[int] = tensor_from_bytes(payload, "int32", (n_tokens,)).tolist()
-    if min(ids) < 0:
-        raise InvalidRequestError("a token id below 0")
-    return tuple(ids)

@@ -14,19 +14,19 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from protocol.codec import encode_json
+from protocol.codec import MAX_BODY_BYTES, encode_json
 from protocol.errors import BrigadeError, ConfigError, InternalError, PortInUseError, UnreachableError
+from protocol.guarded_site import IDLE_S, GuardedSite, add_security_headers, asked_hosts
+from protocol.host_names import check_host
 from protocol.rest import ErrorAnswer
 from protocol.tls import server_context
 from worker.enrolment import Credentials, CredentialsHolder
 
 log = structlog.get_logger(__name__)
 
+_NAMES = web.AppKey("names", frozenset[str])
 _SHUTDOWN_S = 2.0
 """For what is being sent when the site stops; sessions were drained before."""
-
-IDLE_S = 15.0
-"""How long a request's headers may take to come, and a connection without a request may stay."""
 
 
 async def facing_address(coordinator_urls: tuple[str, ...]) -> str:
@@ -94,9 +94,11 @@ class Site:
     def __init__(
         self, app: web.Application, bound: socket.socket, credentials: CredentialsHolder, *, idle_s: float = IDLE_S
     ) -> None:
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S, keepalive_timeout=idle_s)
+        self._runner = web.AppRunner(app, shutdown_timeout=_SHUTDOWN_S)
+        self._idle_s = idle_s
         self._socket = bound
         self._credentials = credentials
+        self._guarded: GuardedSite | None = None
 
     async def __aenter__(self) -> Self:
         current = self._credentials.current
@@ -111,13 +113,32 @@ class Site:
 
         self._credentials.on_replaced(reload)
         await self._runner.setup()
-        await web.SockSite(self._runner, self._socket, ssl_context=context).start()
+        self._guarded = GuardedSite(self._runner, context, bound=self._socket, idle_s=self._idle_s)
+        await self._guarded.start()
         return self
 
     async def __aexit__(
         self, _type: type[BaseException] | None, _exc: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         await self._runner.cleanup()
+        if self._guarded is not None:
+            await self._guarded.ended()
+
+
+def guarded_application(names: frozenset[str]) -> web.Application:
+    """An application without routes, which answers to these names and to addresses, and says what is wrong."""
+    app = web.Application(middlewares=[errors_to_answers, check_names], client_max_size=MAX_BODY_BYTES)
+    app[_NAMES] = names
+    app.on_response_prepare.append(add_security_headers)
+    return app
+
+
+@web.middleware
+async def check_names(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what is for another host: nobody who was sent here by the coordinator asks for one."""
+    for host in asked_hosts(request):
+        check_host(host, request.app[_NAMES], who="worker", option="--advertise")
+    return await handler(request)
 
 
 @web.middleware

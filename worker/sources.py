@@ -16,10 +16,12 @@ import aiohttp
 import structlog
 
 from protocol.codec import decode_json, encode_json
-from protocol.errors import BrigadeError, ConfigError, UnreachableError, error_fields
+from protocol.error_forms import error_fields
+from protocol.errors import BrigadeError, ConfigError, UnreachableError
 from protocol.http_answers import error_of, read_body
 from protocol.ids import FileHash, Revision, WorkerId
 from protocol.manifest import MAX_MANIFEST_BYTES, ModelFile
+from protocol.model_signature import MAX_SIGNATURE_BYTES
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
 from protocol.worker_rest import BAD_SOURCE_S, BadSource, SourcesAnswer, SourcesRequest
 from worker.config import checked_url
@@ -95,6 +97,16 @@ class Sources:
             NotFoundError: it doesn't know the model any more.
         """
         return await self._ask(await self._contexts(), "GET", f"/v1/manifests/{revision}", None, MAX_MANIFEST_BYTES)
+
+    async def signature(self, revision: Revision) -> bytes:
+        """The signature of a manifest as the coordinator sends it; the caller checks it.
+
+        Raises:
+            UnreachableError: the coordinator is away.
+            NotFoundError: it has none, or is of a version that knows no signatures.
+        """
+        path = f"/v1/manifests/{revision}/signature"
+        return await self._ask(await self._contexts(), "GET", path, None, MAX_SIGNATURE_BYTES)
 
     async def _peers(
         self, contexts: _Contexts, files: tuple[FileHash, ...]

@@ -35,11 +35,12 @@ async def payload_of(arrived: ArrivedStep, *, is_head: bool) -> torch.Tensor:
         ProtocolError: it isn't what the step says.
     """
     if len(arrived.payload) > MAX_INLINE_BYTES:
-        return await asyncio.to_thread(_payload_now, arrived, is_head=is_head)
-    return _payload_now(arrived, is_head=is_head)
+        return await asyncio.to_thread(payload_now, arrived, is_head=is_head)
+    return payload_now(arrived, is_head=is_head)
 
 
-def _payload_now(arrived: ArrivedStep, *, is_head: bool) -> torch.Tensor:
+def payload_now(arrived: ArrivedStep, *, is_head: bool) -> torch.Tensor:
+    """The same, at once."""
     step, payload = arrived.step, arrived.payload
     if step.dtype == "int32" or is_head:
         return tensor_from_bytes(payload, "int32", (step.n_tokens,))

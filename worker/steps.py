@@ -111,6 +111,8 @@ class SessionSpec:
     prompt_token_ids: tuple[int, ...] = ()
     n_hops: int = 1
     """Hops of the session's route: so many groups of sessions keep all of them busy."""
+    hands_on: bool = False
+    """Whether hidden states are wanted of the last block too: the route goes on behind it, as audits' do."""
     tenant: Tenant = UNLABELLED
     """Whose sessions it shares the worker with."""
 

@@ -6,11 +6,11 @@ A coordinator that is away stops nothing here: sessions run on, and what there i
 from __future__ import annotations
 
 import asyncio
+import hmac
 import random
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NoReturn
 
 import aiohttp
@@ -18,31 +18,29 @@ import structlog
 
 from protocol.backoff import jittered_delay_s
 from protocol.codec import encode_message
-from protocol.compatibility import has_field
+from protocol.compatibility import has_field, knows_message
 from protocol.control_messages import (
     HEARTBEAT_S,
-    Announce,
+    MAX_SESSIONS_NAMED,
     Assign,
     Dismiss,
     Drain,
+    EndSessions,
     FilesHeld,
     GenerationReport,
-    Heartbeat,
     Leaving,
+    SessionsBegun,
     WorkerToCoordinator,
 )
-from protocol.errors import (
-    BrigadeError,
-    UnauthenticatedError,
-    UnreachableError,
-    error_fields,
-    error_from_body,
-)
+from protocol.error_forms import error_fields, error_from_body
+from protocol.errors import BrigadeError, UnauthenticatedError, UnreachableError
+from protocol.ids import SessionId
 from protocol.tls import client_context
 from worker.control_socket import is_final, opened_socket, received_order, spoken_by
 from worker.enrolment import Credentials, CredentialsHolder
 from worker.error_groups import most_telling
 from worker.holdings import Holdings
+from worker.uplink_hooks import UplinkHooks
 
 log = structlog.get_logger(__name__)
 
@@ -57,20 +55,6 @@ _LONGEST_DELAY_S = 5.0
 """A coordinator that was away for long is noticed back soon; 1,000 workers are then 400 attempts a second."""
 _STEADY_S = 5.0
 """A socket that lived so long was a good one: the delays begin anew."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UplinkHooks:
-    """What the uplink asks of the worker, and tells it."""
-
-    announce: Callable[[], Announce]
-    heartbeat: Callable[[], Heartbeat]
-    renew: Callable[[], Awaitable[Credentials]]
-    """Enrol again."""
-    on_drain: Callable[[str], None]
-    """The coordinator wants this worker to leave, for the reason given."""
-    tell: Callable[[str], None]
-    """A line for people."""
 
 
 class Uplink:
@@ -188,6 +172,9 @@ class Uplink:
             if self._credentials.current is stale:
                 self._credentials.replace(await self._hooks.renew())
                 log.info("credentials_renewed")
+        is_same_key = hmac.compare_digest(self._credentials.current.ticket_key, stale.ticket_key)
+        if self._socket is not None and not is_same_key:
+            await self._socket.close()  # the next one has tickets made with the key that the new token came with
 
     async def _renew_in_time(self) -> None:
         """Enrol again at half-life, and on failure every few seconds from then on."""
@@ -239,6 +226,8 @@ class Uplink:
             tasks.create_task(self._settle(), name="uplink-steady")
             tasks.create_task(self._beat(socket), name="uplink-heartbeats")
             tasks.create_task(self._report_spans(socket, version), name="uplink-spans")
+            if knows_message(SessionsBegun, spoken_by(socket)):
+                tasks.create_task(self._report_begun(socket), name="uplink-sessions")
             tasks.create_task(self._report_generations(socket), name="uplink-generations")
             await self._obey(socket)
 
@@ -263,6 +252,19 @@ class Uplink:
                 await self._send(socket, FilesHeld(files=files))
             await asyncio.sleep(_REPORT_PAUSE_S)
 
+    async def _report_begun(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """What runs when the socket is opened, then what has begun since, once each."""
+        told: frozenset[SessionId] = frozenset()
+        was_away = True
+        while True:
+            running = self._hooks.sessions_begun()
+            new = tuple(running - told)
+            for start in range(0, len(new), MAX_SESSIONS_NAMED):
+                some = new[start : start + MAX_SESSIONS_NAMED]
+                await self._send(socket, SessionsBegun(session_ids=some, was_away=was_away))
+            told, was_away = running, False
+            await asyncio.sleep(HEARTBEAT_S)
+
     async def _report_generations(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:
             await self._has_generations.wait()
@@ -283,6 +285,8 @@ class Uplink:
                         self._hooks.tell(f"assigned blocks: {blocks} ({order.reason})")
                 case Drain(reason=reason):
                     self._hooks.on_drain(reason)
+                case EndSessions() as order:
+                    self._hooks.on_end_sessions(order)
                 case Dismiss(error=error):
                     raise error_from_body(error)
 

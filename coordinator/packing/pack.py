@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.file_store import FileStore, StoredFile
+from coordinator.hash_only_store import HashOnlyStore
 from coordinator.packing.gguf_source import GgufSource
 from coordinator.packing.layout import Layout, block_file, plan_layout
 from coordinator.packing.model_config import CONFIG_FILE, ModelNumbers, model_numbers, read_config
@@ -70,7 +71,7 @@ class _Opened:
 
 
 def pack_model(
-    source: str, store: FileStore, progress: Progress, *, allow_no_tokenizer: bool = False
+    source: str, store: FileStore | HashOnlyStore, progress: Progress, *, allow_no_tokenizer: bool = False
 ) -> PackedModel:
     """Put the model that `source` names into `store`, manifest included.
 
@@ -147,7 +148,7 @@ def _gguf_config(source: GgufSource, numbers: ModelNumbers) -> bytes:
 class _Packing:
     """One run: writes the files, counts the bytes, and undoes it all if something fails."""
 
-    def __init__(self, opened: _Opened, store: FileStore, progress: Progress) -> None:
+    def __init__(self, opened: _Opened, store: FileStore | HashOnlyStore, progress: Progress) -> None:
         self._opened = opened
         self._store = store
         self._progress = progress

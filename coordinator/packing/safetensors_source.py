@@ -144,14 +144,16 @@ def read_small_file(path: Path, *, limit: int) -> bytes:
     """A whole file of at most `limit` bytes.
 
     Raises:
-        UntrustedFileError: it is larger.
+        UntrustedFileError: it is larger, or changes while it is read.
         StorageError: it can't be read.
     """
     fd, file_bytes = _open_regular(path)
     with os.fdopen(fd, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        data = file.read(min(limit, file_bytes) + 1)  # which is allocated at once, however small the file is
+    if file_bytes > limit:
         raise UntrustedFileError(f"{path.name} has {file_bytes} bytes; at most {limit} are read")
+    if len(data) != file_bytes:
+        raise UntrustedFileError(f"{path.name} had {file_bytes} bytes and changed while it was read: try again")
     return data
 
 

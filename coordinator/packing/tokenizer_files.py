@@ -84,8 +84,21 @@ def generation_config(config: dict[str, Any]) -> bytes:
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON that is the same each time, since the model's revision depends on it."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    """JSON that is the same each time, since the model's revision depends on it.
+
+    Raises:
+        UntrustedFileError: a text in it is no Unicode: JSON can write half a character, UTF-8 can't.
+    """
+    return _utf8(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)) + b"\n"
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as exc:
+        raise UntrustedFileError(
+            f"a JSON file of the model holds a lone surrogate, \\u{ord(text[exc.start]):04x}, which is no character"
+        ) from exc
 
 
 def _read(folder: Path, name: str, link_root: Path) -> bytes:
@@ -123,7 +136,7 @@ def _separated(files: dict[str, bytes]) -> dict[str, bytes]:
         settings = _json_object(TOKENIZER_CONFIG_FILE, files[TOKENIZER_CONFIG_FILE])
         template = _default_template(settings.get("chat_template"))
         if template is not None:
-            files.setdefault(CHAT_TEMPLATE_FILE, template.encode())
+            files.setdefault(CHAT_TEMPLATE_FILE, _utf8(template))
         kept = {key: value for key, value in settings.items() if key not in _HERE_ONLY}
         files[TOKENIZER_CONFIG_FILE] = canonical_json(kept)
     if CHAT_TEMPLATE_FILE in files:
@@ -139,7 +152,7 @@ def _default_template(value: object) -> str | None:
     if isinstance(value, str):
         return value or None
     if isinstance(value, list):
-        named = {each.get("name"): each.get("template") for each in value if isinstance(each, dict)}
+        named = {str(each.get("name")): each.get("template") for each in value if isinstance(each, dict)}
         chosen = named.get("default", next(iter(named.values()), None))
         return chosen if isinstance(chosen, str) else None
     return None

@@ -36,7 +36,12 @@ def joined(change: Change, worker_id: WorkerId) -> Change:
     record = change.state.trust.get(worker_id)
     trust = NEWCOMER if record is None else standing(record, change.now_s)
     worker = WorkerRecord(
-        worker_id=worker_id, presence="expected", seen_s=change.now_s, assignment=assignment, trust=trust
+        worker_id=worker_id,
+        presence="expected",
+        seen_s=change.now_s,
+        assignment=assignment,
+        trust=trust,
+        pin=change.state.pins.get(worker_id),
     )
     change = change.with_worker(worker).then(save_worker(worker))
     return change.audited("worker_joined", worker_id, "enrolled with the join secret")
@@ -81,8 +86,8 @@ def _present(old: WorkerRecord, announce: Announce, now_s: float) -> WorkerRecor
         version=announce.version[:_MAX_HOSTNAME],
         url=announce.url,
         device=announce.device,
-        pinned_model=announce.pinned_model,
-        pinned_blocks=announce.pinned_blocks,
+        announced_model=announce.pinned_model,
+        announced_blocks=announce.pinned_blocks,
         files=frozenset(announce.files),
         heartbeat=None,
     )

@@ -7,8 +7,10 @@ from typing import Any, Self
 
 from coordinator.policy.effects import (
     AuditAction,
+    AuditView,
     Effect,
     SaveAssignment,
+    SaveModel,
     SaveWorker,
     SendToWorker,
     WorkerStatus,
@@ -33,9 +35,14 @@ class Change:
         """The same with more to do."""
         return replace(self, effects=self.effects + effects)
 
-    def audited(self, action: AuditAction, subject: str, details: str) -> Self:
+    def audited(
+        self, action: AuditAction, subject: str, details: str, *, before: AuditView = None, after: AuditView = None
+    ) -> Self:
         """The same with a line for the audit log."""
-        return self.then(WriteAudit(at_s=self.now_s, action=action, subject=subject, details=details))
+        line = WriteAudit(
+            at_s=self.now_s, action=action, subject=subject, details=details, before=before, after=after
+        )
+        return self.then(line)
 
     def to_place(self, *, is_news: bool = True) -> Self:
         """The same with something for placement to answer, once it has settled; a move ends with that.
@@ -108,6 +115,16 @@ class Change:
         return self.assigned(worker_id, assignment, dropped=dropped)
 
 
+def model_view(model: ModelRecord) -> dict[str, Any]:
+    """What operators decide about a model, for the audit log."""
+    return {
+        "revision": model.revision,
+        "n_replicas": model.n_replicas,
+        "signed_by": None if model.signature is None else model.signature.statement.key,
+        "pinned_ends": model.pinned_ends,
+    }
+
+
 def assign(assignment: Assignment) -> Assign:
     """The assignment as the worker is told."""
     return Assign(epoch=assignment.epoch, spans=assignment.spans, reason=assignment.reason)
@@ -117,6 +134,18 @@ def save_assignment(worker_id: WorkerId, assignment: Assignment) -> SaveAssignme
     """The assignment as it is kept."""
     return SaveAssignment(
         worker_id=worker_id, epoch=assignment.epoch, spans=assignment.spans, reason=assignment.reason
+    )
+
+
+def save_model(model: ModelRecord) -> SaveModel:
+    """The model as it is kept."""
+    return SaveModel(
+        name=model.name,
+        revision=model.revision,
+        manifest=model.manifest,
+        n_replicas=model.n_replicas,
+        signature=model.signature,
+        pinned_ends=model.pinned_ends,
     )
 
 

@@ -6,13 +6,18 @@ messages.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from coordinator.policy.authors import Author
+from coordinator.policy.pins import Pin
 from coordinator.policy.trust import EvidenceKind, Reporter, TrustRecord
+from protocol.author_keys import AuthorKey
 from protocol.control_messages import CoordinatorToWorker, DeviceReport, SpanAssignment
 from protocol.ids import ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
+from protocol.model_signature import ModelSignature
 
 WorkerStatus = Literal["enrolled", "present", "departing", "draining", "gone"]
 """What is kept of a worker's life: whether it is silent or lost is known only while the coordinator runs."""
@@ -23,6 +28,7 @@ AuditAction = Literal[
     "worker_gone",
     "worker_draining",
     "drain_asked",
+    "drain_withdrawn",
     "model_added",
     "model_replaced",
     "replicas_asked",
@@ -36,7 +42,23 @@ AuditAction = Literal[
     "trust_unpinned",
     "worker_banned",
     "worker_pardoned",
+    "worker_removed",
+    "author_added",
+    "author_removed",
+    "model_signed",
+    "pinned_ends_asked",
+    "settings_changed",
+    "audit_asked",
+    "assignment_pinned",
+    "assignment_unpinned",
+    "assignment_moved",
+    "join_secret_rotated",
+    "signing_key_rotated",
+    "rotation_failed",
 ]
+
+AuditView = Mapping[str, Any] | None
+"""What an operator changed, as it was before or is after; None: nothing was there, or it isn't a change."""
 
 TrustEventKind = (
     EvidenceKind | Literal["quarantined", "released", "forgiven", "pinned", "unpinned", "banned", "pardoned"]
@@ -67,6 +89,13 @@ class SaveWorker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteWorker:
+    """Delete a worker with its assignment; what is known of its trust stays."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveAssignment:
     """Replace the assignment of a worker: these spans, this epoch, which is kept when `spans` is empty too.
 
@@ -87,6 +116,8 @@ class SaveModel:
     revision: Revision
     manifest: Manifest
     n_replicas: int = 1
+    signature: ModelSignature | None = None
+    pinned_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +125,20 @@ class DeleteModel:
     """Delete a model; the assignments that named it are saved (without it) before."""
 
     name: ModelName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveAuthor:
+    """Insert an author whom operators trust."""
+
+    author: Author
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteAuthor:
+    """Delete an author."""
+
+    key: AuthorKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +151,8 @@ class WriteAudit:
     subject: str
     """The worker's id, the model's name, or `cluster`."""
     details: str
+    before: AuditView = None
+    after: AuditView = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,15 +193,52 @@ class SumUpTrustEvents:
     n_kept: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavePin:
+    """Insert or overwrite what an operator has a worker hold."""
+
+    worker_id: WorkerId
+    pin: Pin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletePin:
+    """Delete it."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveSetting:
+    """Insert or overwrite a setting that was changed while the coordinator runs."""
+
+    name: str
+    value: str | float | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteSetting:
+    """Delete it: what was given at the start counts again, else the default."""
+
+    name: str
+
+
 Persistent = (
     SaveWorker
+    | DeleteWorker
     | SaveAssignment
     | SaveModel
     | DeleteModel
+    | SaveAuthor
+    | DeleteAuthor
     | WriteAudit
     | SaveTrust
     | DeleteTrust
     | WriteTrustEvent
     | SumUpTrustEvents
+    | SavePin
+    | DeletePin
+    | SaveSetting
+    | DeleteSetting
 )
 Effect = SendToWorker | Persistent

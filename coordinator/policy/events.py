@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from coordinator.policy.authors import Author
 from coordinator.policy.improvement import Improvement
+from coordinator.policy.pins import Pin
 from coordinator.policy.placement import Placed
+from coordinator.policy.settings import SettingValue
 from coordinator.policy.state import ClusterState
 from coordinator.policy.trust import Evidence
+from protocol.author_keys import AuthorKey
 from protocol.control_messages import Announce, Heartbeat, SpanReport
 from protocol.ids import FileHash, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
+from protocol.model_signature import ModelSignature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,20 @@ class DrainAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrainWithdrawn:
+    """An operator wants a worker to stay after all that was asked to leave; one that was told to go goes."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRemoved:
+    """An operator had a worker forgotten that is gone or lost."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelAdded:
     """A model is to be served under this name; the name's earlier revision, if any, is replaced."""
 
@@ -90,6 +109,9 @@ class ModelAdded:
     revision: Revision
     manifest: Manifest
     n_replicas: int = 1
+    signature: ModelSignature | None = None
+    """Verified, and of this revision."""
+    pinned_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +120,36 @@ class ReplicasAsked:
 
     name: ModelName
     n_replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSigned:
+    """An operator brought a signature of a model that is there; verified, it takes the place of an earlier one."""
+
+    name: ModelName
+    signature: ModelSignature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedEndsAsked:
+    """An operator said whether all routes of a model begin and end on workers whose trust is pinned."""
+
+    name: ModelName
+    is_wanted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorAdded:
+    """An operator trusts an author of models."""
+
+    author: Author
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorRemoved:
+    """An operator trusts an author no longer."""
+
+    key: AuthorKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +237,35 @@ class WorkerPardoned:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentPinned:
+    """An operator decided what a worker is to hold; with `takes_from` in the pin, that it comes from another."""
+
+    worker_id: WorkerId
+    pin: Pin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentUnpinned:
+    """An operator had the planner decide again what a worker is to hold."""
+
+    worker_id: WorkerId
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChanged:
+    """An operator changed settings."""
+
+    stored: Mapping[str, SettingValue | None]
+    """What is kept of them; None: nothing any more."""
+    in_force: Mapping[str, SettingValue]
+    """What they are from now on, all of the above."""
+    by: str
+
+
+OperatorEvent = AssignmentPinned | AssignmentUnpinned | SettingsChanged
+
 TrustEvent = EvidenceSeen | TrustPinned | TrustUnpinned | WorkerBanned | WorkerPardoned
 
 
@@ -193,7 +274,17 @@ class MoveStepEnded:
     """Of a move all who changed last are ready, or they take too long."""
 
 
-WorkerEvent = SpansReported | WorkerBeat | FilesChanged | WorkerLeft | SocketLost | DrainAsked
+ModelEvent = ModelAdded | ReplicasAsked | ModelSigned | PinnedEndsAsked | ModelRemoved
+WorkerEvent = (
+    SpansReported
+    | WorkerBeat
+    | FilesChanged
+    | WorkerLeft
+    | SocketLost
+    | DrainAsked
+    | DrainWithdrawn
+    | WorkerRemoved
+)
 """Events that mean nothing of a worker that isn't known."""
 
 Found = PlacementFound | ImprovementFound | MoveStepEnded
@@ -203,10 +294,11 @@ Event = (
     WorkerJoined
     | WorkerConnected
     | WorkerEvent
-    | ModelAdded
-    | ReplicasAsked
-    | ModelRemoved
+    | ModelEvent
+    | AuthorAdded
+    | AuthorRemoved
     | TimePassed
     | Found
     | TrustEvent
+    | OperatorEvent
 )

@@ -18,6 +18,7 @@ def check(state: ClusterState) -> None:
     for worker_id, worker in state.workers.items():
         assert worker_id == worker.worker_id
         check_worker(worker)
+        assert worker.pin == state.pins.get(worker_id), f"{worker_id} is pinned to {worker.pin}"
         check_trust(state, worker)
         check_assignment(state, worker)
 

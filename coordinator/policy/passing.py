@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from coordinator.policy.changes import Change, save_worker
 from coordinator.policy.departure import why_now
+from coordinator.policy.effects import DeletePin, DeleteWorker
 from coordinator.policy.giving_out import all_placed
 from coordinator.policy.looking import next_look_s
 from coordinator.policy.placement import take_overs
@@ -31,6 +32,18 @@ def to_depart(change: Change, worker: WorkerRecord, departure: Departure) -> Cha
     worker = replace(worker, departure=departure, has_said_leaving=worker.has_said_leaving or departure.is_own_wish)
     change = change.with_worker(worker).then(save_worker(worker)).stopped_moving("a worker is to leave")
     return let_go(all_placed(change, take_overs(change.state)), is_placed=True)
+
+
+def kept(change: Change, worker: WorkerRecord) -> Change:
+    """The worker stays, if it hasn't been told to go; placement sees to who was given its blocks meanwhile."""
+    departure = worker.departure
+    if departure is None or departure.is_own_wish:
+        return change
+    worker = replace(worker, departure=None)
+    change = change.with_worker(worker).then(save_worker(worker))
+    before, after = {"drain_reason": departure.reason}, {"drain_reason": None}
+    reason = f"was: {departure.reason}"
+    return change.audited("drain_withdrawn", worker.worker_id, reason, before=before, after=after).to_place()
 
 
 def let_go(change: Change, *, is_placed: bool) -> Change:
@@ -143,6 +156,26 @@ def _presence(worker: WorkerRecord, silent_s: float, settings: PolicySettings) -
             return "gone" if silent_s > settings.forget_after_s else "lost"
         case "gone":
             return "gone"
+
+
+def removed(change: Change, worker: WorkerRecord) -> Change:
+    """The worker is forgotten, if it isn't there any more, and its pin too; what is known of its trust stays."""
+    if worker.presence not in ("lost", "gone") or worker.is_connected:
+        return change
+    if worker.presence == "lost":
+        change = gone(change, worker, "removed by an operator")
+    pin = change.state.pins.get(worker.worker_id)
+    before = {
+        "hostname": worker.hostname,
+        "url": worker.url,
+        "presence": worker.presence,
+        "pin": None if pin is None else f"blocks {pin.blocks} of {pin.model}",
+    }
+    if pin is not None:
+        pins = {key: other for key, other in change.state.pins.items() if key != worker.worker_id}
+        change = replace(change, state=replace(change.state, pins=pins)).then(DeletePin(worker_id=worker.worker_id))
+    change = change.without_worker(worker.worker_id).then(DeleteWorker(worker_id=worker.worker_id))
+    return change.audited("worker_removed", worker.worker_id, f"was {worker.presence}", before=before)
 
 
 def gone(change: Change, worker: WorkerRecord, reason: str) -> Change:

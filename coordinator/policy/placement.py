@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from coordinator.policy.board import Board
 from coordinator.policy.mending import back_up, fill_model, take_over
+from coordinator.policy.pins import pin_words
 from coordinator.policy.quantising import filled_quantised, fitting_quantization, why_quantised
 from coordinator.policy.replicas import add_pipelines, add_replicas, make_replica
 from coordinator.policy.sizing import KV_TARGETS
@@ -129,10 +130,13 @@ def _pin(board: Board, worker: WorkerRecord) -> str:
     if blocks.end > model.manifest.n_blocks:
         return (
             f"pinned to blocks {blocks}, but {model.name} has {model.manifest.n_blocks}; "
-            f"start the worker with --blocks within 0:{model.manifest.n_blocks}"
+            f"{'pin it' if worker.pin is not None else 'start the worker with --blocks'} within "
+            f"0:{model.manifest.n_blocks}"
         )
     fewer_bits = fitting_quantization(worker, model, blocks) if board.state.settings.auto_quantize else None
     span = SpanAssignment(model=model.name, revision=model.revision, blocks=blocks, quantization=fewer_bits)
     board.spans[worker.worker_id] = (span,)
     why = f", and in {fewer_bits}, since they don't fit otherwise" if fewer_bits else ""
+    if worker.pin is not None:
+        return f"{pin_words(worker.pin)}{why}"
     return f"pinned to blocks {blocks} of {model.name} by its operator (--blocks){why}"

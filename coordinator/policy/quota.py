@@ -12,13 +12,8 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from coordinator.policy.ratelimit import Bucket, RateLimit, taken
-from protocol.errors import (
-    ContextExceededError,
-    ForbiddenError,
-    OverLimitError,
-    QuotaExceededError,
-    repeated,
-)
+from protocol.error_forms import repeated
+from protocol.errors import ContextExceededError, ForbiddenError, OverLimitError, QuotaExceededError
 from protocol.ids import ModelName
 from protocol.key_limits import KeyLimits
 from protocol.quota_rest import LimitName, RateUse
@@ -71,8 +66,7 @@ class Reservation:
 
     n_reserved: int
     """Tokens in the account for it: what it may use; once it is over, what it used."""
-    marks: tuple[float, ...]
-    """Of `TOKEN_RATES`: where in the queue it ends."""
+    marks: tuple[float, ...]  # of `TOKEN_RATES`: where in the queue it ends
     n_used: int = 0
     """Tokens that were reported so far."""
     n_sessions: int = 1
@@ -168,13 +162,22 @@ def can_continue(held: Reservation) -> bool:
 
 
 def n_used(
-    wanted: Wanted, n_prompt_tokens: int, n_completion_tokens: int, *, has_failed: bool, n_before: int
+    wanted: Wanted,
+    n_prompt_tokens: int,
+    n_completion_tokens: int,
+    *,
+    has_failed: bool,
+    n_before: int,
+    n_counted: int | None = None,
 ) -> int:
     """Tokens that a session has used by its tail's report, beside the `n_before` that its generation used before.
 
-    Nothing if it failed before a first token. A prompt that is what was generated before isn't counted again.
+    Nothing if it failed before a first token. A prompt that is what was generated before isn't counted again. If
+    the session by which it went on reported first, prompt and `n_counted` tokens were counted as that one's prompt.
     """
     n_completion = min(max(n_completion_tokens, 0), wanted.max_tokens)
+    if n_counted is not None:
+        return max(0, n_completion - n_counted)
     if has_failed and n_completion == 0:
         return 0
     n_prompt = min(max(n_prompt_tokens, wanted.n_prompt_tokens), wanted.n_tokens - n_completion)
@@ -245,6 +248,16 @@ def rate_uses(account: Account, limits: KeyLimits, now_s: float) -> tuple[RateUs
     )
 
 
+def refused_again(error: QuotaExceededError, wait_s: float) -> QuotaExceededError:
+    """The same refusal as it is some time later, when `wait_s` are left."""
+    before = _until(error.retry_after_s or 0.0)
+    return QuotaExceededError(error.message.replace(before, _until(wait_s)), retry_after_s=wait_s)
+
+
+def _until(wait_s: float) -> str:
+    return f"{math.ceil(wait_s):,} s until there is room"
+
+
 def _check_running(limits: KeyLimits, n_running: int) -> None:
     if limits.max_concurrent is not None and n_running >= limits.max_concurrent:
         raise QuotaExceededError(
@@ -278,5 +291,5 @@ def _taken(account: Account, limits: KeyLimits, amounts: Mapping[LimitName, int]
         meters.append(Meter(used=limit - result.bucket.n_left, entered=meter.entered + n))
     if refusals:
         wait_s, words = max(refusals)
-        raise QuotaExceededError(f"{words}; {math.ceil(wait_s):,} s until there is room", retry_after_s=wait_s)
+        raise QuotaExceededError(f"{words}; {_until(wait_s)}", retry_after_s=wait_s)
     return replace(now, meters=tuple(meters))

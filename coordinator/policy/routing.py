@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from coordinator.policy.coverage import counts, gaps, ready_spans
 from coordinator.policy.links import LINK_S
 from coordinator.policy.missing import MissingBlocks, missing_blocks
+from coordinator.policy.pinned_ends import missing_ends, with_pinned_ends
 from coordinator.policy.ready_segments import ReadySegments
 from coordinator.policy.segments import Leg, Segment
 from coordinator.policy.shortest_path import cheapest_legs
 from coordinator.policy.state import ClusterState, ModelRecord
+from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
 from protocol.messages import QUANTISED_PRECISION, KvPrecision, Precision, Quantization
 
@@ -43,7 +45,7 @@ class RouteStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Hops in order; together they cover the model exactly."""
+    """Hops in order; together they cover the model exactly, or the blocks that were asked for."""
 
     model: ModelName
     revision: Revision
@@ -77,27 +79,58 @@ def cheapest_route(
     avoided: Avoided = NOTHING_AVOIDED,
     held: Held = NOTHING_HELD,
     known: ReadySegments | None = None,
+    *,
+    pinned_ends: bool = False,
+    blocks: BlockRange | None = None,
 ) -> Route | MissingBlocks:
     """The route for one generation, or which blocks are missing for one without `exclude`, and why.
 
     `known`: what the caller keeps from one route to the next, so that a large fleet isn't gone through each time.
+    `pinned_ends`: whether its first and last workers must be ones whose trust an operator pinned. `blocks`: those
+    that it has to cover, if not all, since the rest is a private client's.
     """
     model = state.models.get(model_name)
     if model is None:
         message = f"no model is served as {model_name!r}; `coord model list` shows which are"
         return MissingBlocks(model=model_name, blocks=(), is_on_its_way=False, message=message)
-    segments = _weighed((known or ReadySegments()).of(state, model), exclude, avoided, held)
-    if gaps(counts((segment.blocks for segment in segments), model.manifest.n_blocks)):
+    ready = (known or ReadySegments()).of(state, model)
+    covered = blocks or BlockRange(0, model.manifest.n_blocks)
+    if blocks is not None:
+        ready = _within(ready, blocks)
+    if pinned_ends:
+        ready = with_pinned_ends(state, ready, len(covered))
+    segments = _weighed(ready, exclude, avoided, held)
+    if gaps(counts((segment.blocks for segment in segments), len(covered))):
         missing = missing_blocks(state, model, exclude)
+        if missing is None and pinned_ends:
+            missing = missing_ends(state, model, covered, exclude)
         assert missing is not None, "segments are what is ready"
         return missing
-    _, legs = cheapest_legs(segments, model.manifest.n_blocks)
+    _, legs = cheapest_legs(segments, len(covered))
+    ranges = [(i, BlockRange(covered.start + start, covered.start + end)) for i, start, end in legs]
     return Route(
         model=model.name,
         revision=model.revision,
-        hops=tuple(_stage(state, model, segments[i].worker_id, BlockRange(start, end)) for i, start, end in legs),
+        hops=tuple(_stage(state, model, segments[i].worker_id, one) for i, one in ranges),
         cost_s=_seconds_per_token(segments, legs),
     )
+
+
+def between_ends(model: ModelRecord, private_blocks: int | None) -> BlockRange | None:
+    """The blocks of a private session's workers; None: all, as it isn't private.
+
+    Raises:
+        InvalidRequestError: there are none.
+    """
+    if private_blocks is None:
+        return None
+    n_blocks = model.manifest.n_blocks
+    if 2 * private_blocks >= n_blocks:
+        raise InvalidRequestError(
+            f"{private_blocks} private blocks at each end of {model.name}, which has {n_blocks}, leave none for "
+            f"workers; at most {(n_blocks - 1) // 2} can be asked for"
+        )
+    return BlockRange(private_blocks, n_blocks - private_blocks)
 
 
 def _kept(segment: Segment, held: Held) -> list[Segment]:
@@ -133,6 +166,17 @@ def _weighed(segments: list[Segment], exclude: frozenset[WorkerId], avoided: Avo
     holders = {worker_id for worker_id, _ in held}
     kept = [part for segment in segments if segment.worker_id in holders for part in _kept(segment, held)]
     return segments + kept
+
+
+def _within(segments: Sequence[Segment], blocks: BlockRange) -> list[Segment]:
+    """What segments have of `blocks`, counted from the first of these."""
+    within = [segment for segment in segments if segment.blocks.overlaps(blocks)]
+    return [replace(segment, blocks=_shifted(segment.blocks, blocks)) for segment in within]
+
+
+def _shifted(held: BlockRange, blocks: BlockRange) -> BlockRange:
+    start, end = max(held.start, blocks.start), min(held.end, blocks.end)
+    return BlockRange(start - blocks.start, end - blocks.start)
 
 
 def _avoiding(segment: Segment, avoided: Avoided) -> Segment:

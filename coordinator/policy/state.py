@@ -1,4 +1,4 @@
-"""The cluster as the coordinator sees it: a frozen snapshot, and what is stored of it.
+"""The cluster as the coordinator sees it: a frozen snapshot.
 
 Mappings are never changed in place; `transition` makes new ones. Times are seconds since 1970, UTC.
 """
@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
-from coordinator.policy.effects import WorkerStatus
+from coordinator.policy.authors import Authors
+from coordinator.policy.pins import Pin
 from coordinator.policy.statuses import span_in
-from coordinator.policy.trust import NEWCOMER, Standing, TrustRecord, standing
+from coordinator.policy.trust import NEWCOMER, Standing, TrustRecord
 from protocol.control_messages import DeviceReport, Heartbeat, SpanAssignment, SpanStatus
 from protocol.errors import ConfigError
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
+from protocol.model_signature import ModelSignature
 
 Presence = Literal["expected", "here", "suspect", "lost", "gone"]
 """expected: enrolled or known from before a restart, no control socket yet. suspect: silent, or its socket closed;
@@ -61,6 +63,20 @@ class PolicySettings:
     placement: Placement = "balance"
     auto_quantize: bool = True
     """Whether workers that leave their precision open hold blocks in fewer bits where nothing else fits."""
+
+    require_signed_models: bool = False
+    """Whether generations begin only with models that a trusted author signed."""
+
+    earned_priority: bool = False
+    """Whether keys of owners whose workers gave much are served as one class higher (`policy.earned`)."""
+    default_requests_per_min: float = 0.0
+    """Limits of new client keys where nothing else is said; 0: none."""
+    default_tokens_per_min: float = 0.0
+    default_tokens_per_day: float = 0.0
+    default_max_concurrent: float = 0.0
+
+    audit_share: float = 0.0
+    """Most of a worker's time that audits may take; 0: there are none but by hand."""
 
     suspect_after_s: float = 3.0
     failover_after_s: float = 2.0
@@ -135,8 +151,11 @@ class WorkerRecord:
     """Of Brigade, as it says."""
     url: str = ""
     device: DeviceReport | None = None
-    pinned_model: ModelName | None = None
-    pinned_blocks: BlockRange | None = None
+    announced_model: ModelName | None = None
+    announced_blocks: BlockRange | None = None
+    """What whoever started it fixed (`worker join --blocks`)."""
+    pin: Pin | None = None
+    """What an operator has it hold; this goes before what was announced. As in `ClusterState.pins`."""
     assignment: Assignment = field(default_factory=Assignment)
     reported: tuple[SpanStatus, ...] = ()
     """Of spans of the current epoch only."""
@@ -144,6 +163,16 @@ class WorkerRecord:
     heartbeat: Heartbeat | None = None
     trust: Standing = NEWCOMER
     """How far it is trusted, as of the latest review; worked out of its `TrustRecord`."""
+
+    @property
+    def pinned_model(self) -> ModelName | None:
+        """The model that its fixed blocks are of; None: nothing is fixed, or the first model there is."""
+        return self.announced_model if self.pin is None else self.pin.model
+
+    @property
+    def pinned_blocks(self) -> BlockRange | None:
+        """What it is to hold whatever else would be better; None: nothing is fixed."""
+        return self.announced_blocks if self.pin is None else self.pin.blocks
 
     @property
     def is_draining(self) -> bool:
@@ -192,6 +221,10 @@ class ModelRecord:
     manifest: Manifest
     n_replicas: int = 1
     """How many workers are to hold each block, if there is room."""
+    signature: ModelSignature | None = None
+    """Who vouches for it; verified, but whether that author is trusted is another question (`signing`)."""
+    pinned_ends: bool = False
+    """Whether the first and last worker of every route must be ones whose trust an operator pinned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,71 +258,13 @@ class ClusterState:
     """When to look next whether something better exists; None while there is nothing to improve."""
     trust: Mapping[WorkerId, TrustRecord] = field(default_factory=dict)
     """Of workers that anything is known of, also of those that are forgotten otherwise."""
+    authors: Authors = field(default_factory=dict)
+    """Whose signatures count where models must be signed."""
     n_trust_reviews: int = 0
     """How far the turn has come of looking at what time does to scores."""
     n_moves: int = 0
     """How many times something better was moved to since somebody joined, left, or a model changed."""
-
-
-# ------------------------------------------------------------------ what the repository loads
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredWorker:
-    """A worker's row and its assignment, as `SaveWorker` and `SaveAssignment` left them."""
-
-    worker_id: WorkerId
-    status: WorkerStatus
-    hostname: str
-    url: str
-    device: DeviceReport | None
-    seen_s: float
-    epoch: int = 0
-    spans: tuple[SpanAssignment, ...] = ()
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredState:
-    """What `Repository.load_state` returns: all workers, and the models in the order in which they were added."""
-
-    workers: tuple[StoredWorker, ...] = ()
-    models: tuple[ModelRecord, ...] = ()
-    trust: Mapping[WorkerId, TrustRecord] = field(default_factory=dict)
-
-
-_ASKED_BEFORE = "an operator asked for it before the coordinator was restarted"
-
-
-def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> ClusterState:
-    """The state after a start. Workers keep their blocks while they have `lost_after_s` from now to connect."""
-    models = {model.name: model for model in stored.models}
-    workers = {
-        worker.worker_id: WorkerRecord(
-            worker_id=worker.worker_id,
-            presence="gone" if worker.status == "gone" else "expected",
-            seen_s=worker.seen_s if worker.status == "gone" else now_s,
-            drain_reason=_ASKED_BEFORE if worker.status == "draining" else None,
-            departure=(
-                Departure(reason=_ASKED_BEFORE, by_s=now_s + settings.longest_departure_s)
-                if worker.status == "departing"
-                else None
-            ),
-            hostname=worker.hostname,
-            url=worker.url,
-            device=worker.device,
-            assignment=Assignment(
-                epoch=worker.epoch, spans=worker.spans, reason=worker.reason, unwanted_bytes=None
-            ),
-            trust=standing(stored.trust[worker.worker_id], now_s) if worker.worker_id in stored.trust else NEWCOMER,
-        )
-        for worker in stored.workers
-    }
-    return ClusterState(
-        settings=settings,
-        workers=workers,
-        models=models,
-        changed_s=now_s,
-        looked_s=now_s,
-        trust=dict(stored.trust),
-    )
+    pins: Mapping[WorkerId, Pin] = field(default_factory=dict)
+    """What operators have workers hold, also workers that are forgotten otherwise."""
+    stored_settings: Mapping[str, str | float | bool] = field(default_factory=dict)
+    """Settings that operators changed while a coordinator ran; what was given at the start goes before them."""

@@ -10,21 +10,30 @@ from __future__ import annotations
 from dataclasses import replace
 
 from coordinator.policy.arrival import connected, joined, sound
-from coordinator.policy.changes import Change, save_worker
+from coordinator.policy.changes import Change, model_view, save_model, save_worker
 from coordinator.policy.coverage import has_failed
-from coordinator.policy.effects import AuditAction, DeleteModel, Effect, SaveModel
+from coordinator.policy.effects import AuditAction, DeleteModel, Effect
 from coordinator.policy.events import (
+    AssignmentPinned,
+    AssignmentUnpinned,
+    AuthorAdded,
+    AuthorRemoved,
     DrainAsked,
+    DrainWithdrawn,
     Event,
     EvidenceSeen,
     FilesChanged,
     Found,
     ImprovementFound,
     ModelAdded,
+    ModelEvent,
     ModelRemoved,
+    ModelSigned,
     MoveStepEnded,
+    PinnedEndsAsked,
     PlacementFound,
     ReplicasAsked,
+    SettingsChanged,
     SocketLost,
     SpansReported,
     TimePassed,
@@ -37,10 +46,13 @@ from coordinator.policy.events import (
     WorkerJoined,
     WorkerLeft,
     WorkerPardoned,
+    WorkerRemoved,
 )
 from coordinator.policy.giving_out import improvement_found, moved_on, placement_found
 from coordinator.policy.handover import reported_on
-from coordinator.policy.passing import departed, gone, let_go, time_passed, to_depart
+from coordinator.policy.operator_changes import finished_moves, operator_decided
+from coordinator.policy.passing import departed, gone, kept, let_go, removed, time_passed, to_depart
+from coordinator.policy.signing import author_changed, model_signed, pinned_ends_asked
 from coordinator.policy.state import ClusterState, Departure, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import span_in
 from coordinator.policy.trust_changes import is_banned, refused, reviewed_some, trust_changed
@@ -61,15 +73,28 @@ def _changed(change: Change, event: Event) -> Change:
     match event:
         case WorkerJoined() | WorkerConnected():
             return _arrived(change, event)
-        case ModelAdded() | ReplicasAsked() | ModelRemoved():
+        case ModelAdded() | ReplicasAsked() | ModelSigned() | PinnedEndsAsked() | ModelRemoved():
             return _models_changed(change, event)
+        case AuthorAdded() | AuthorRemoved():
+            return author_changed(change, event)
         case TimePassed():
-            return reviewed_some(time_passed(change))
+            return reviewed_some(finished_moves(time_passed(change)))
         case PlacementFound() | ImprovementFound() | MoveStepEnded():
             return _found(change, event)
         case EvidenceSeen() | TrustPinned() | TrustUnpinned() | WorkerBanned() | WorkerPardoned():
             return trust_changed(change, event)
-        case SpansReported() | WorkerBeat() | FilesChanged() | WorkerLeft() | SocketLost() | DrainAsked():
+        case AssignmentPinned() | AssignmentUnpinned() | SettingsChanged():
+            return operator_decided(change, event)
+        case (
+            SpansReported()
+            | WorkerBeat()
+            | FilesChanged()
+            | WorkerLeft()
+            | SocketLost()
+            | DrainAsked()
+            | DrainWithdrawn()
+            | WorkerRemoved()
+        ):
             worker = change.state.workers.get(event.worker_id)
             # of a worker that was forgotten meanwhile, or never was: nothing to change
             return change if worker is None else _worker_changed(change, worker, event)
@@ -110,6 +135,10 @@ def _worker_changed(change: Change, worker: WorkerRecord, event: WorkerEvent) ->
             return _socket_lost(change, worker)
         case DrainAsked():
             return _drain_asked(change, worker, event.reason)
+        case DrainWithdrawn():
+            return kept(change, worker)
+        case WorkerRemoved():
+            return removed(change, worker)
 
 
 def _heard(change: Change, worker: WorkerRecord) -> WorkerRecord:
@@ -175,25 +204,35 @@ def _drain_asked(change: Change, worker: WorkerRecord, reason: str) -> Change:
         return change
     if worker.presence == "here" and not worker.is_draining:
         departure = Departure(reason=reason, by_s=change.now_s + change.state.settings.longest_departure_s)
-        return to_depart(change.audited("drain_asked", worker.worker_id, reason), worker, departure)
+        return to_depart(_drain_audited(change, worker, reason), worker, departure)
+    change = _drain_audited(change, worker, reason)
     is_doubted = worker.is_doubted and worker.presence == "suspect"
     worker = replace(worker, drain_reason=reason, kept_until_s=None, is_doubted=is_doubted)
-    change = change.with_worker(worker).audited("drain_asked", worker.worker_id, reason)
+    change = change.with_worker(worker)
     if not worker.is_connected and (worker.presence == "lost" or worker.has_said_leaving):
         return gone(change, worker, f"drained while away: {reason}")
     change = change.then(save_worker(worker)).to_place()
     return change.sent(worker.worker_id, Drain(reason=reason))
 
 
+def _drain_audited(change: Change, worker: WorkerRecord, reason: str) -> Change:
+    before, after = {"drain_reason": worker.drain_reason}, {"drain_reason": reason}
+    return change.audited("drain_asked", worker.worker_id, reason, before=before, after=after)
+
+
 # ------------------------------------------------------------------ models
 
 
-def _models_changed(change: Change, event: ModelAdded | ReplicasAsked | ModelRemoved) -> Change:
+def _models_changed(change: Change, event: ModelEvent) -> Change:
     match event:
         case ModelAdded():
             return _model_added(change, event)
         case ReplicasAsked():
             return _replicas_asked(change, event)
+        case ModelSigned():
+            return model_signed(change, event)
+        case PinnedEndsAsked():
+            return pinned_ends_asked(change, event)
         case ModelRemoved():
             return _model_removed(change, event.name)
 
@@ -205,10 +244,17 @@ def _model_added(change: Change, event: ModelAdded) -> Change:
     if old is not None:
         change = _without_spans_of(change, event.name, f"{event.name} was replaced by another revision")
     model = ModelRecord(
-        name=event.name, revision=event.revision, manifest=event.manifest, n_replicas=event.n_replicas
+        name=event.name,
+        revision=event.revision,
+        manifest=event.manifest,
+        n_replicas=event.n_replicas,
+        signature=event.signature,
+        pinned_ends=event.pinned_ends,
     )
     action: AuditAction = "model_added" if old is None else "model_replaced"
-    return change.with_model(model).then(_save_model(model)).audited(action, event.name, event.revision).to_place()
+    before = None if old is None else model_view(old)
+    change = change.with_model(model).then(save_model(model))
+    return change.audited(action, event.name, event.revision, before=before, after=model_view(model)).to_place()
 
 
 def _replicas_asked(change: Change, event: ReplicasAsked) -> Change:
@@ -216,9 +262,10 @@ def _replicas_asked(change: Change, event: ReplicasAsked) -> Change:
     if old is None or old.n_replicas == event.n_replicas:
         return change
     model = replace(old, n_replicas=event.n_replicas)
-    change = change.with_model(model).then(_save_model(model))
+    change = change.with_model(model).then(save_model(model))
     details = f"{event.n_replicas} instead of {old.n_replicas}"
-    return change.audited("replicas_asked", event.name, details).to_place()
+    before, after = model_view(old), model_view(model)
+    return change.audited("replicas_asked", event.name, details, before=before, after=after).to_place()
 
 
 def _model_removed(change: Change, name: ModelName) -> Change:
@@ -227,11 +274,7 @@ def _model_removed(change: Change, name: ModelName) -> Change:
         return change
     change = _without_spans_of(change, name, f"{name} was removed")
     change = change.without_model(name).then(DeleteModel(name=name))
-    return change.audited("model_removed", name, model.revision).to_place()
-
-
-def _save_model(model: ModelRecord) -> SaveModel:
-    return SaveModel(name=model.name, revision=model.revision, manifest=model.manifest, n_replicas=model.n_replicas)
+    return change.audited("model_removed", name, model.revision, before=model_view(model)).to_place()
 
 
 def _without_spans_of(change: Change, name: ModelName, reason: str) -> Change:

@@ -32,10 +32,12 @@ EvidenceKind = Literal[
     "bad_bytes",
     "audit_passed",
     "audit_failed",
+    "audit_differed",
 ]
 """work: a generation ended as it should over the worker. hop_failed: a step failed there, or it went away in the
 middle of one. wrong_data: it sent what is no message. stalled, deadline: a route that it was on stood still, or was
-too slow. bad_bytes: it served a file that isn't what its hash says."""
+too slow. bad_bytes: it served a file that isn't what its hash says. audit_differed: it and another differ, and
+nobody could say which is wrong: no proof, so an opinion like others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ WEIGHINGS: Mapping[EvidenceKind, Weighing] = {
     "bad_bytes": Weighing(weight=1.0, half_life_s=7 * DAY_S),
     "audit_passed": Weighing(weight=1.0, half_life_s=30 * DAY_S, is_good=True),
     "audit_failed": Weighing(weight=3.0, half_life_s=7 * DAY_S),
+    "audit_differed": Weighing(weight=1.05, half_life_s=7 * DAY_S),
 }
 """A machine that was switched off is forgiven by the next day; wrong bytes, which no accident makes, in weeks."""
 
@@ -83,7 +86,8 @@ RELEASED_FROM = 0.35
 WEAK_BELOW = 0.4
 """Below it routes over a worker are reckoned to cost more, and others get the blocks that it holds alone.
 One failure of a newcomer doesn't bring it there, two do."""
-
+STRONG_FROM = 0.45
+"""A weak worker is weak no more from here on: so that little doesn't make it both in turns."""
 PENALTY_S = 1.0
 """Seconds a token that a route over a worker of score 0 is reckoned to cost beside what it takes."""
 
@@ -128,6 +132,13 @@ class Standing:
 
     score: float = NEW_SCORE
     level: Level = "probation"
+    is_pinned: bool = False
+    """Whether an operator gave it the score."""
+
+    @property
+    def may_hold_ends(self) -> bool:
+        """Whether the tokens of sensitive routes may be seen there: an operator vouches for it."""
+        return self.is_pinned and self.level == "trusted"
 
     @property
     def is_barred(self) -> bool:
@@ -242,10 +253,10 @@ def score(record: TrustRecord, now_s: float) -> float:
     return float(believed * 2.0**-audits)
 
 
-def standing(record: TrustRecord, now_s: float) -> Standing:
-    """Score and level of a record that is up to date (`reviewed`)."""
+def standing(record: TrustRecord, now_s: float, before: Standing = NEWCOMER) -> Standing:
+    """Score and level of a record that is up to date (`reviewed`), of a worker that stood so before."""
     found = score(record, now_s)
-    return Standing(score=found, level=_level(record, found, now_s))
+    return Standing(score=found, level=_level(record, found, now_s, before), is_pinned=record.pinned is not None)
 
 
 def reviewed(record: TrustRecord, now_s: float) -> TrustRecord:
@@ -268,12 +279,13 @@ def penalty_s(standing: Standing) -> float:
     return PENALTY_S * max(0.0, WEAK_BELOW - standing.score) / WEAK_BELOW
 
 
-def _level(record: TrustRecord, found: float, now_s: float) -> Level:
+def _level(record: TrustRecord, found: float, now_s: float, before: Standing) -> Level:
     if record.banned_reason is not None:
         return "banned"
     if record.is_quarantined:
         return "quarantined"
-    if found < WEAK_BELOW:
+    was_weak = before.level in ("weak", "quarantined") and record.pinned is None
+    if found < (STRONG_FROM if was_weak else WEAK_BELOW):
         return "weak"
     return "probation" if record.pinned is None and is_on_probation(record, now_s) else "trusted"
 
@@ -287,6 +299,5 @@ def _audited(opinions: tuple[Opinion, ...], evidence: Evidence, now_s: float) ->
 
 def _lightest_dropped(others: list[Opinion], mine: list[Opinion], now_s: float) -> tuple[Opinion, ...]:
     n_left = MAX_OPINIONS - len(mine)
-    if len(others) > n_left:
-        others = sorted(others, key=lambda o: (o.kind == "audit_failed", o.mass_at(now_s)))[-n_left:]
-    return (*others, *mine)
+    by_weight = sorted(others, key=lambda o: (o.kind == "audit_failed", o.mass_at(now_s)))
+    return (*(by_weight[-n_left:] if len(others) > n_left else others), *mine)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from coordinator.policy.changes import Change
 from coordinator.policy.departure import is_served_elsewhere
 from coordinator.policy.effects import (
+    AuditAction,
     DeleteTrust,
     SaveTrust,
     SendToWorker,
@@ -27,6 +29,7 @@ from coordinator.policy.passing import gone
 from coordinator.policy.state import ClusterState
 from coordinator.policy.trust import (
     COORDINATOR,
+    NEWCOMER,
     NO_RECORD,
     ROUTED_FROM,
     Level,
@@ -91,7 +94,7 @@ def reviewed_some(change: Change) -> Change:
         elif reviewed(record, now_s) != record:
             change = _recorded(change, worker_id, record, _Line(kind="forgiven", reason="evidence grows old"))
         else:
-            change = _stands(change, worker_id, standing(record, now_s))
+            change = _stands(change, worker_id, _standing(change, worker_id, record))
     return change
 
 
@@ -104,6 +107,11 @@ def is_banned(state: ClusterState, worker_id: WorkerId) -> bool:
     """Whether the worker is to be let in no more."""
     record = state.trust.get(worker_id)
     return record is not None and record.banned_reason is not None
+
+
+def banned_workers(state: ClusterState) -> tuple[WorkerId, ...]:
+    """All that are banned."""
+    return tuple(worker_id for worker_id, record in state.trust.items() if record.banned_reason is not None)
 
 
 def why_refused(record: TrustRecord) -> str | None:
@@ -148,20 +156,36 @@ def _decided(change: Change, event: TrustPinned | TrustUnpinned | WorkerBanned |
     match event:
         case TrustPinned(score=score):
             line = _Line(kind="pinned", reporter=by, reason=reason)
-            change = change.audited("trust_pinned", worker_id, f"{score:.2f}: {details}")
-            return _recorded(change, worker_id, replace(record, pinned=score), line)
+            after = replace(record, pinned=score)
+            change = _audited(change, "trust_pinned", worker_id, f"{score:.2f}: {details}", after)
+            return _recorded(change, worker_id, after, line)
         case TrustUnpinned():
             line = _Line(kind="unpinned", reporter=by, reason=reason)
-            change = change.audited("trust_unpinned", worker_id, details)
-            return _recorded(change, worker_id, replace(record, pinned=None), line)
+            after = replace(record, pinned=None)
+            return _recorded(_audited(change, "trust_unpinned", worker_id, details, after), worker_id, after, line)
         case WorkerBanned():
             line = _Line(kind="banned", reporter=by, reason=reason)
-            change = change.audited("worker_banned", worker_id, details)
-            return _put_out(_recorded(change, worker_id, replace(record, banned_reason=reason), line), worker_id)
+            after = replace(record, banned_reason=reason)
+            change = _audited(change, "worker_banned", worker_id, details, after)
+            return _put_out(_recorded(change, worker_id, after, line), worker_id)
         case WorkerPardoned():
             line = _Line(kind="pardoned", reporter=by, reason=reason)
-            change = change.audited("worker_pardoned", worker_id, details)
-            return _recorded(change, worker_id, without_blame(record), line)
+            after = without_blame(record)
+            return _recorded(_audited(change, "worker_pardoned", worker_id, details, after), worker_id, after, line)
+
+
+def _audited(change: Change, action: AuditAction, worker_id: WorkerId, details: str, after: TrustRecord) -> Change:
+    before = _view(change.state.trust.get(worker_id, NO_RECORD))
+    return change.audited(action, worker_id, details, before=before, after=_view(after))
+
+
+def _view(record: TrustRecord) -> dict[str, Any]:
+    """What operators decide about a worker's trust, and what they pardon."""
+    return {
+        "pinned": record.pinned,
+        "banned_reason": record.banned_reason,
+        "is_quarantined": record.is_quarantined,
+    }
 
 
 def _put_out(change: Change, worker_id: WorkerId) -> Change:
@@ -184,10 +208,10 @@ def _recorded(change: Change, worker_id: WorkerId, record: TrustRecord, line: _L
     """The same with this record, saved, with its place in the history, and all that follows from the score."""
     now_s = change.now_s
     old = change.state.trust.get(worker_id, NO_RECORD)
-    before, record = standing(old, now_s), reviewed(record, now_s)
+    before, record = _standing(change, worker_id, old), reviewed(record, now_s)
     if record.is_quarantined and not old.is_quarantined:
         record = replace(record, quarantine_reason=f"{line.kind}: {line.reason}")
-    after = standing(record, now_s)
+    after = _standing(change, worker_id, record)
     lines = [line, *_quarantine_lines(old, record)]
     n_events = old.n_events + len(lines)
     record = replace(record, n_events=N_EVENTS_KEPT if n_events > MAX_EVENTS else n_events)
@@ -198,6 +222,11 @@ def _recorded(change: Change, worker_id: WorkerId, record: TrustRecord, line: _L
     if n_events > MAX_EVENTS:
         change = change.then(SumUpTrustEvents(worker_id=worker_id, n_kept=N_EVENTS_KEPT))
     return _stands(change, worker_id, after)
+
+
+def _standing(change: Change, worker_id: WorkerId, record: TrustRecord) -> Standing:
+    worker = change.state.workers.get(worker_id)
+    return standing(record, change.now_s, NEWCOMER if worker is None else worker.trust)
 
 
 def _quarantine_lines(old: TrustRecord, new: TrustRecord) -> list[_Line]:
@@ -241,7 +270,7 @@ def _stands(change: Change, worker_id: WorkerId, now: Standing) -> Change:
 def _forgotten(change: Change, worker_id: WorkerId) -> Change:
     trust = {key: record for key, record in change.state.trust.items() if key != worker_id}
     change = replace(change, state=replace(change.state, trust=trust)).then(DeleteTrust(worker_id=worker_id))
-    return _stands(change, worker_id, standing(NO_RECORD, change.now_s))
+    return _stands(change, worker_id, _standing(change, worker_id, NO_RECORD))
 
 
 def _blocks_taken(change: Change) -> Change:

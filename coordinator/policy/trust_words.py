@@ -103,11 +103,13 @@ def too_little_trust(state: ClusterState, name: ModelName, min_trust: float, lef
     ]
     if not serving:
         return ""
-    best = max(w.trust.score for w in serving)
+    serving.sort(key=lambda w: (-w.trust.score, w.worker_id))
+    who = [f"{w.worker_id} has {w.trust.score:.2f}, {w.trust.level}" for w in serving[:_MAX_NAMES]]
+    more = f"; {len(serving) - _MAX_NAMES} more have less" if len(serving) > _MAX_NAMES else ""
     return (
-        f"the request asks for a trust of {min_trust:.2f}, which leaves out {len(serving)} of the workers that "
-        f"serve {name} (the best of them has {best:.2f}); ask for less, or have an operator pin those you trust "
-        "(`coord trust pin`)"
+        f"the request, or the limits of its API key, ask for a trust of {min_trust:.2f}, which leaves out "
+        f"{len(serving)} of the workers that serve {name} ({'; '.join(who)}{more}); ask for less, or have an "
+        "operator pin those you trust (`coord trust pin`)"
     )
 
 

@@ -11,14 +11,18 @@ from coordinator.policy import modelled
 from coordinator.policy.coverage import ready_counts, runs
 from coordinator.policy.missing import missing_blocks
 from coordinator.policy.outlook import outlook
+from coordinator.policy.pinned_ends import missing_ends
+from coordinator.policy.pins import pin_words
 from coordinator.policy.plan import plan
 from coordinator.policy.redundancy import too_few_replicas
+from coordinator.policy.signing import why_unserved
 from coordinator.policy.standing import standing
 from coordinator.policy.state import ClusterState, ModelRecord, Placement, WorkerRecord
 from coordinator.policy.statuses import status_as
 from coordinator.policy.trust_words import unbacked
 from protocol.control_messages import LinkReport, SpanStatus
-from protocol.ids import FileHash, ModelName, WorkerId
+from protocol.ids import BlockRange, FileHash, ModelName, WorkerId
+from protocol.model_signature import SignedBy
 from protocol.plan_rest import LeftOut, ModelledSpeed, ModelPlan, PlanInfo, PlannedSpan
 from protocol.rest import BlockCoverage, ModelInfo, ModelState, WorkerInfo
 from protocol.worker_rest import Source
@@ -31,16 +35,20 @@ def model_info(state: ClusterState, name: ModelName, now_s: float) -> ModelInfo:
     """One model; `name` must be one of the state's."""
     model = state.models[name]
     missing = missing_blocks(state, model)
+    if missing is None and model.pinned_ends:
+        missing = missing_ends(state, model, BlockRange(0, model.manifest.n_blocks))
+    unserved = why_unserved(state, model)
     model_state: ModelState = "ready"
-    if missing is not None:
-        model_state = "waiting" if missing.is_on_its_way else "incomplete"
+    if missing is not None or unserved:
+        model_state = "waiting" if missing is not None and missing.is_on_its_way else "incomplete"
+    reason = _ready_words(state, model) if missing is None else missing.message
     n_of = ready_counts(state.workers.values(), model)
     manifest = model.manifest
     return ModelInfo(
         name=name,
         revision=model.revision,
         state=model_state,
-        reason=_ready_words(state, model) if missing is None else missing.message,
+        reason="; ".join(filter(None, (unserved, reason))),
         architecture=manifest.architecture,
         n_blocks=manifest.n_blocks,
         context_length=manifest.context_length,
@@ -48,6 +56,23 @@ def model_info(state: ClusterState, name: ModelName, now_s: float) -> ModelInfo:
         is_chat=manifest.is_chat,
         coverage=tuple(BlockCoverage(blocks=blocks, n_workers=n) for blocks, n in runs(n_of)),
         n_replicas=model.n_replicas,
+        signed=_signed(state, model),
+        pinned_ends=model.pinned_ends,
+    )
+
+
+def _signed(state: ClusterState, model: ModelRecord) -> SignedBy | None:
+    if model.signature is None:
+        return None
+    statement = model.signature.statement
+    author = state.authors.get(statement.key)
+    return SignedBy(
+        key=statement.key,
+        signer=statement.signer,
+        model=statement.model,
+        version=statement.version,
+        signed_at=statement.signed_at,
+        author=author.name if author is not None else None,
     )
 
 
@@ -76,11 +101,12 @@ def plan_info(state: ClusterState, wanted: Placement, now_s: float) -> PlanInfo:
                         blocks=span.blocks,
                         stage_s=span.stage_s,
                         quantization=span.quantization,
+                        is_pinned=state.workers[span.worker_id].pinned_blocks is not None,
                     )
                     for span in of_model.spans
                 ),
-                planned=_speed(of_model.planned),
-                now=_speed(of_model.now),
+                planned=speed_info(of_model.planned),
+                now=speed_info(of_model.now),
                 note=of_model.note,
             )
             for of_model in found.models
@@ -92,7 +118,8 @@ def plan_info(state: ClusterState, wanted: Placement, now_s: float) -> PlanInfo:
     )
 
 
-def _speed(found: modelled.ModelledSpeed | None) -> ModelledSpeed | None:
+def speed_info(found: modelled.ModelledSpeed | None) -> ModelledSpeed | None:
+    """How fast a model would be; None where blocks are left out."""
     if found is None:
         return None
     return ModelledSpeed(one_stream_tokens_per_s=1 / found.step_s, many_streams_tokens_per_s=found.tokens_per_s)
@@ -119,6 +146,7 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         last_seen_s_ago=max(0.0, now_s - worker.seen_s),
         version=worker.version,
         pinned_blocks=worker.pinned_blocks,
+        pinned=_pinned_words(worker),
         hop_p50_s=_finite(beat.hop_p50_s) if beat is not None else 0.0,
         hop_p99_s=_finite(beat.hop_p99_s) if beat is not None else 0.0,
         round_trips_s={to: _finite(s) for to, s in beat.round_trips_s.items()} if beat is not None else {},
@@ -127,6 +155,13 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         trust=worker.trust.score,
         trust_level=worker.trust.level,
     )
+
+
+def _pinned_words(worker: WorkerRecord) -> str:
+    if worker.pin is not None:
+        return pin_words(worker.pin)
+    blocks = worker.announced_blocks
+    return "" if blocks is None else f"pinned to blocks {blocks} by whoever started it (--blocks)"
 
 
 def _links(links: dict[WorkerId, LinkReport]) -> dict[WorkerId, LinkReport]:

@@ -31,6 +31,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         cluster.start_worker("worker", "--precision", "float32", "--verbose")
         cluster.wait_for_workers(1)
         cluster.wait_until_ready(TINY)
+        for rotation in ("rotate", "rotate-signing-key"):  # so that there are older ones to be found as well
+            assert cluster.run("coord", "secret", rotation).returncode == 0
         yield cluster
 
 
@@ -38,6 +40,8 @@ def secrets_of(cluster: LocalCluster) -> dict[str, bytes]:
     """Everything that must not be seen, as it would be seen: text, hex, base64."""
     state = cluster.state
     found = {name: (state / name).read_text().strip() for name in ("join-secret", "admin.key", "client.key")}
+    for i, older in enumerate(json.loads((state / "join-secrets-previous.json").read_text())):
+        found[f"older join secret {i}"] = older["value"]
     for name in ("admin.key", "client.key"):
         found[f"secret part of {name}"] = api_key_from_text(found[name]).secret
     worker_id = WorkerId(cluster.status()["workers"][0]["worker_id"])
@@ -98,6 +102,9 @@ def test_not_in_logs_and_outputs_of_errors_and_successes(cluster: LocalCluster) 
         "status": ("coord", "status"),
         "status --json": ("coord", "status", "--json"),
         "key list": ("coord", "key", "list", "--json"),
+        "secret show": ("coord", "secret", "show"),
+        "secret show --json": ("coord", "secret", "show", "--json"),
+        "settings show": ("coord", "settings", "show"),
         "generate": ("client", "generate", PROMPT, "--model", TINY, "--max-tokens", "4", "--raw"),
         "an unknown model": ("client", "generate", PROMPT, "--model", "other"),
         "a mangled key": ("coord", "status", "--admin-key-file", str(wrong_key)),

@@ -14,12 +14,12 @@ import pytest
 from itsdangerous import Signer
 
 from coordinator.app import RunningCoordinator, utc_now_s
-from coordinator.authority import GRACE
 from coordinator.credentials import KEY_CACHE_S
 from coordinator.joining import SESSION_TOKEN_LIFE_S
+from coordinator.secret_files import GRACE
 from protocol.api_key import api_key_from_text
+from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.messages import SessionEnded
-from protocol.rest import CreatedKey, CreateKeyRequest
 from protocol.tickets import Claims, SessionToken, Ticket, sign_claims
 from tests.support.coordinators import WorkerKey, enrolled, http_session, key_of, running_coordinator
 from tests.support.ring import Generation, running_ring
@@ -120,9 +120,9 @@ async def test_signing_keys_rotate_and_old_ones_end(tmp_path: Path) -> None:
     async with running_coordinator(tmp_path) as coordinator:
         old_key = coordinator.authority.signing_keys[-1]
         forged = sign_claims(SessionToken(worker_id=WorkerKey().worker_id, expires_at_s=1e12), [old_key])
-        coordinator.authority.rotate_signing_key(datetime.now(UTC))
+        coordinator.authority.secrets.rotate_signing_key(datetime.now(UTC))
         assert await status_with(coordinator, forged) == 400
         assert (await enrolled(coordinator, WorkerKey())).session_token
-        coordinator.authority.rotate_signing_key(datetime.now(UTC) + GRACE + timedelta(seconds=1))
+        coordinator.authority.secrets.rotate_signing_key(datetime.now(UTC) + GRACE + timedelta(seconds=1))
         assert old_key not in coordinator.authority.signing_keys
         assert await status_with(coordinator, forged) == 401

@@ -13,15 +13,15 @@ from coordinator.app import RunningCoordinator
 from protocol.api_key import api_key_from_text
 from protocol.handshake import PROOF_HEADER
 from protocol.ids import KeyId
-from protocol.rest import CreatedKey, CreateKeyRequest
+from protocol.key_rest import CreatedKey, CreateKeyRequest
 from tests.support.coordinators import WorkerKey, http_session, key_of, proven_join, running_coordinator
 
 ROOT = Path(__file__).parents[2]
 SECRET_NAME = re.compile(r"(^|_)(secret|secret_hash|proof|mac|signature|password|token|api_key|ticket_key|hmac)$")
 
 
-ITS_OWN = {"credentials.ticket_key != self.current.ticket_key"}
-"""A worker compares its own new key with its own old one: nobody else's guess."""
+ITS_OWN = {"credentials.ticket_key != self.current.ticket_key", "old.signature == event.signature"}
+"""Nobody's guess: a worker compares its own new key with its own old one, and a model's signature is public."""
 
 
 def compared_by_equality(source: str) -> Iterator[int]:

@@ -92,7 +92,7 @@ async def test_a_control_message_over_the_cap_is_refused_by_its_length(tmp_path:
 
 @pytest.mark.parametrize("n_bytes", [MAX_BODY_BYTES + 1, HUGE])
 async def test_a_request_body_over_the_cap_is_refused_by_its_length(tmp_path: Path, n_bytes: int) -> None:
-    """Fails without `client_max_size`: the body never comes."""
+    """Fails if neither the length that is said nor `client_max_size` counts: the body never comes."""
     async with running_coordinator(tmp_path) as coordinator:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1",

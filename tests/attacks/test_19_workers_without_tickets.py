@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from protocol.ids import BlockRange, SessionId
 from protocol.messages import FeedToken, OpenSession, SessionEnded, SessionOpened
 from protocol.tickets import sign_claims
 from tests.support.pki import TestAuthority, WorkerFiles
-from tests.support.ring import Generation, Ring, Wire, prompt_step, running_ring
+from tests.support.ring import Generation, Ring, Wire, ids_payload, prompt_step, running_ring
 from tests.support.tiny_checkpoint import TinyCheckpoint
 
 Checkpoints = Callable[[str], TinyCheckpoint]
@@ -134,3 +135,43 @@ async def test_a_worker_cannot_feed_anothers_session(ring: Ring, insider: Worker
     await generation.attach()
     await generation.step()
     assert len(await generation.tokens()) == 8
+
+
+async def test_a_worker_cannot_step_in_anothers_session(ring: Ring, insider: WorkerFiles) -> None:
+    """Fails if steps are taken from any worker's connection instead of the one that opened the session."""
+    generation = await Generation.prepared(ring, PROMPT, session_id=SESSION)
+    await generation.open()
+    await generation.head.receive(SessionOpened)
+    for worker in ring.workers:
+        wire = await ring.connect(worker, as_worker=insider)
+        await wire.send(prompt_step(SESSION, PROMPT), ids_payload(PROMPT))
+        assert (await wire.receive(SessionEnded)).error.code == "not_found"
+    await generation.attach()
+    await generation.step()
+    assert len(await generation.tokens()) == 8
+
+
+async def test_a_banned_workers_certificate_lasts_no_longer_than_its_tickets(
+    ring: Ring, insider: WorkerFiles
+) -> None:
+    """Its certificate is good for months: but only tickets open anything, for an hour at most, and what one opens
+    ends with it, whatever deadline is asked for. Fails if a session may outlive its ticket."""
+    wire = await ring.connect(ring.workers[1], as_worker=insider)
+    soon_s = time.time() + 1.0  # noqa: TID251 - the worker's clock is the real one
+    ticket = ring.ticket(SESSION, 1, previous=insider.worker_id, expires_at_s=soon_s)
+    text = sign_claims(ticket, [ring.workers[1].ticket_key])
+    await wire.send(OpenSession(session_id=SESSION, tickets=(text,), deadline_s=3600.0))
+    await wire.receive(SessionOpened)
+    assert (await wire.receive(SessionEnded)).error.code == "deadline_exceeded"
+    assert await refusal(await ring.connect(ring.workers[1], as_worker=insider), text) == "unauthenticated"
+
+
+async def test_whoever_answers_at_a_workers_address_must_be_that_worker(ring: Ring, insider: WorkerFiles) -> None:
+    """Fails if a next hop is believed for being any worker of the cluster: the head dials the id of one at the
+    address of another."""
+    head, tail = ring.workers
+    ticket = ring.ticket(SESSION, 0, next=insider.worker_id, next_url=tail.url)
+    text = sign_claims(ticket, [head.ticket_key])
+    wire = await ring.connect(head)
+    await wire.send(OpenSession(session_id=SESSION, tickets=(text, "for the next"), deadline_s=30.0))
+    assert (await wire.receive(SessionEnded)).error.code == "hop_lost"

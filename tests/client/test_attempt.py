@@ -101,21 +101,32 @@ async def test_a_head_that_is_not_there_has_heard_of_no_session(
         assert raised.value.failure == HopFailure(worker_id=head, code="hop_lost")
 
 
-@pytest.mark.parametrize(("is_on_route", "place"), [(True, 0), (False, 1)])
-async def test_who_ended_the_session_and_who_said_so(
-    pool: ConnectionPool, cluster: ScriptedCluster, is_on_route: bool, place: int
+STRANGER = WorkerId("w-" + "q" * 26)
+
+
+@pytest.mark.parametrize(
+    ("told", "places"),
+    [((0, None), (0, 1)), ((STRANGER, STRANGER), (1, 1)), ((1, 0), (1, 0)), ((0, 0), (0, 0))],
+    ids=["an older tail", "strangers", "the head noticed", "the head itself"],
+)
+async def test_who_ended_the_session_and_who_noticed(
+    pool: ConnectionPool,
+    cluster: ScriptedCluster,
+    told: tuple[int | WorkerId, int | WorkerId | None],
+    places: tuple[int, int],
 ) -> None:
-    (head, _), (tail, _) = cluster.workers
-    named = head if is_on_route else WorkerId("w-" + "q" * 26)
-    cluster.script = Script(ends_with=ErrorBody(code="hop_lost", message="gone"), blames=named)
+    """The tail tells it. By places in the route, but for strangers, who can be neither."""
+    blames, noticed_by = (cluster.workers[one][0] if isinstance(one, int) else one for one in told)
+    gone = ErrorBody(code="hop_lost", message="gone")
+    cluster.script = Script(ends_with=gone, blames=blames, noticed_by=noticed_by)
     async with asyncio.timeout(DEADLINE_S):
         grant = grant_of(cluster, cluster.workers)
         with Attempt(pool, grant, max_tokens=3, vocab_size=270) as attempt:
             await attempt.start([7], SamplingParams(max_tokens=3), remaining_s=5.0)
             with pytest.raises(AttemptFailed) as raised:
                 await attempt.token()
-    blamed = cluster.workers[place][0]
-    assert raised.value.failure == HopFailure(worker_id=blamed, noticed_by=tail, code="hop_lost")
+    blamed, noticed = (cluster.workers[place][0] for place in places)
+    assert raised.value.failure == HopFailure(worker_id=blamed, noticed_by=noticed, code="hop_lost")
 
 
 async def test_the_last_allowed_token_ends_it_though_the_tail_says_nothing(

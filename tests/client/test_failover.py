@@ -259,6 +259,17 @@ def test_exclusions_that_leave_no_route_are_dropped_after_the_workers_own_wait()
     assert again == AskAgain(known=replace(known, exclusions=()), after_s=2.0, wait_s=0.0, waits_for=None)
 
 
+def test_who_failed_last_is_avoided_longest() -> None:
+    """Blame for a dead link may have fallen on the wrong end of it: then that one is needed to pass the other."""
+    known, refused = known_after(lost(A), lost(B)), ModelUnavailableError("missing")
+    again = after_refusal(known, refused, asked(has_excluded=True), RNG)
+    assert again is not None
+    assert again.known.excluded(0.0) == (B,)
+    last = after_refusal(again.known, refused, asked(has_excluded=True), RNG)
+    assert last is not None
+    assert last.known.excluded(0.0) == ()
+
+
 def test_a_session_that_the_coordinator_does_not_know_is_not_named_again() -> None:
     again = after_refusal(FAILED, NotFoundError("no such session"), asked(), RNG)
     assert again is not None

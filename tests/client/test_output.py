@@ -51,6 +51,12 @@ def test_the_summary_says_how_many_guesses_held() -> None:
     assert ", 5 of 9 guesses held, via w-a" in summary_line(changed(drafted_tokens=9, accepted_tokens=5))
 
 
+def test_the_summary_says_what_ran_here() -> None:
+    assert ", private (2 at each end of the model's blocks run here), via w-a" in summary_line(
+        changed(private_blocks=2)
+    )
+
+
 def test_the_summary_says_only_what_was_measured() -> None:
     assert summary_line(changed(completion_tokens=1, route=())) == "1 token, first after 0.31 s"
     assert summary_line(changed(completion_tokens=0, route=(), finish_reason="cancelled")) == "0 tokens (cancelled)"
@@ -77,6 +83,7 @@ def test_json_lines_have_the_fields_that_are_documented() -> None:
             "cached_tokens": 0,
             "drafted_tokens": 0,
             "accepted_tokens": 0,
+            "private_blocks": 0,
             "seed": 4,
         }
     }

@@ -50,6 +50,13 @@ async def test_asks_for_the_rest_and_says_what_failed(tmp_path: Path) -> None:
         assert asked.wait_s == 0.0
 
 
+async def test_who_may_see_the_tokens_is_asked_for(tmp_path: Path) -> None:
+    async with scripted_cluster(tmp_path) as cluster:
+        await found(cluster, Failover(), wanted=replace(WANTED, min_trust=0.75, pinned_ends=True))
+        (asked,) = cluster.route_requests
+        assert (asked.min_trust, asked.pinned_ends) == (0.75, True)
+
+
 async def test_looks_first_and_lets_the_coordinator_wait_then(tmp_path: Path) -> None:
     async with scripted_cluster(tmp_path) as cluster, asyncio.TaskGroup() as group:
         cluster.has_route.clear()

@@ -7,23 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.admin_api import named_worker
 from coordinator.app import RunningCoordinator
 from coordinator.file_store import FileStore
+from coordinator.resources import named_worker
 from protocol.api_key import api_key_from_text
 from protocol.control_messages import Assign, Drain
 from protocol.errors import ConfigError, InvalidRequestError
 from protocol.ids import ModelName, Revision, WorkerId
+from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyList
 from protocol.plan_rest import PlanInfo
 from protocol.rest import (
     AddModelRequest,
     ChangeModelRequest,
     ClusterStatus,
-    CreatedKey,
-    CreateKeyRequest,
     ErrorAnswer,
-    KeyInfo,
-    KeyList,
     ModelInfo,
     ModelList,
     WorkerInfo,

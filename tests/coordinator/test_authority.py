@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from coordinator.authority import GRACE, Authority
+from coordinator.authority import Authority
+from coordinator.secret_files import GRACE
 from coordinator.state_folder import StateFolder
 from protocol.errors import ConfigError, StorageError, WrongSecretError
 from protocol.handshake import join_key
@@ -54,8 +55,8 @@ def alternative_names(certificate: x509.Certificate) -> list[object]:
 def test_everything_is_made_once_and_kept(folder: StateFolder) -> None:
     first = opened(folder)
     again = opened(folder, NOW + timedelta(days=1))
-    assert first.has_new_secret
-    assert not again.has_new_secret
+    assert first.secrets.has_new_secret
+    assert not again.secrets.has_new_secret
     for what in ("coordinator_id", "ca_pem", "ca_fingerprint", "server_fingerprint", "signing_keys", "join_keys"):
         assert getattr(first, what) == getattr(again, what), what
     assert len(first.signing_keys) == 1
@@ -144,7 +145,7 @@ def test_bad_certificate_requests_get_one_and_the_same_answer(folder: StateFolde
 def test_signing_keys_rotate_and_retire(folder: StateFolder) -> None:
     authority = opened(folder)
     (old,) = authority.signing_keys
-    authority.rotate_signing_key(NOW)
+    authority.secrets.rotate_signing_key(NOW)
     assert authority.signing_keys[0] == old
     assert len(set(authority.signing_keys)) == 2
     assert opened(folder, NOW + GRACE - timedelta(seconds=1)).signing_keys == authority.signing_keys
@@ -155,7 +156,7 @@ def test_the_join_secret_rotates(folder: StateFolder) -> None:
     authority = opened(folder)
     old_secret = folder.read("join-secret") or ""
     assert authority.join_keys == (join_key(old_secret),)
-    authority.rotate_join_secret(NOW)
+    authority.secrets.rotate_join_secret(NOW)
     new_secret = folder.read("join-secret") or ""
     assert authority.join_keys == (join_key(new_secret), join_key(old_secret))
     assert opened(folder, NOW).join_keys == authority.join_keys
@@ -166,10 +167,10 @@ def test_a_given_secret_is_not_written_down(folder: StateFolder) -> None:
     secret = secrets.token_urlsafe(32)
     authority = opened(folder, secret=secret)
     assert authority.join_keys == (join_key(secret),)
-    assert not authority.has_new_secret
+    assert not authority.secrets.has_new_secret
     assert folder.read("join-secret") is None
     assert all(secret not in path.read_text() for path in folder.root.iterdir())
-    assert secret not in repr(vars(authority)["_previous_secrets"])
+    assert secret not in repr(vars(authority.secrets))
 
 
 @pytest.mark.parametrize("text", ["", "short", "a" * 100])

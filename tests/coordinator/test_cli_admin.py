@@ -48,13 +48,6 @@ def test_a_clients_key_is_no_admins(coord: Coord, coordinator: Served) -> None:
     assert coord("status", "--url", coordinator.url, "--admin-key-file", key_file)[0] == EXIT_AUTH
 
 
-def test_workers(here: Coord) -> None:
-    assert json.loads(here("worker", "list", "--json")[1]) == []
-    code, _, err = here("worker", "drain", "w-nobody")
-    assert code == EXIT_USAGE
-    assert "w-nobody" in err
-
-
 def test_nobody_answers(coord: Coord, coordinator: Served, tmp_path: Path) -> None:
     code, _, err = coord("status", "--state", str(tmp_path))
     assert code == EXIT_UNREACHABLE

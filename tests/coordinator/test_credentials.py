@@ -170,7 +170,7 @@ async def test_an_older_signing_key_still_verifies_and_gives_its_own_ticket_key(
 ) -> None:
     token = session_token(coordinator)
     old_key = coordinator.authority.signing_keys[-1]
-    coordinator.authority.rotate_signing_key(datetime.now(UTC))
+    coordinator.authority.secrets.rotate_signing_key(datetime.now(UTC))
     caller = await authenticator.caller("worker", bearer(token))
     assert isinstance(caller, WorkerCaller)
     assert caller.ticket_key == ticket_key(old_key, WORKER)

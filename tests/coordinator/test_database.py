@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from coordinator.database import READ_ONLY, opened
-from coordinator.tables import AuditRow
+from coordinator.log_tables import AuditRow
 from protocol.errors import EXIT_STORAGE, StorageError
 
 

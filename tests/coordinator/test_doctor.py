@@ -100,7 +100,7 @@ async def test_a_database_that_the_coordinator_can_not_use_fails(tmp_path: Path)
 async def test_too_few_replicas_are_a_warning(tmp_path: Path) -> None:
     async with running_coordinator(tmp_path) as coordinator:
         await add_model(coordinator)
-        await coordinator.catalogue.set_replicas("tiny", 2)
+        await coordinator.catalogue.change("tiny", n_replicas=2)
         async with pinned_workers(coordinator, (0, 4)):
             check = (await examined(coordinator, tmp_path))["model tiny"]
             assert check.status == "warn"

@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -23,21 +22,13 @@ from coordinator.state_folder import StateFolder
 from protocol.control_messages import GenerationReport, Heartbeat
 from protocol.errors import EXIT_STORAGE
 from protocol.ids import ModelName
-from protocol.rest import (
-    AddModelRequest,
-    ClusterStatus,
-    CreatedKey,
-    CreateKeyRequest,
-    ErrorAnswer,
-    KeyList,
-    ModelList,
-    RouteGrant,
-    RouteRequest,
-)
+from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
+from protocol.rest import AddModelRequest, ClusterStatus, ErrorAnswer, ModelList, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
 from tests.support.coord_process import ROOT, STOP_DEADLINE_S, Served, environ, serve_command, served
 from tests.support.coordinators import (
     Http,
+    ReachedCoordinator,
     add_model,
     eventually,
     eventually_answered,
@@ -51,11 +42,9 @@ from tests.support.postgres import PostgresServer, running_postgres
 N_KILLS = 3
 
 
-def reached(process: Served) -> Any:
-    """A coordinator in another process, as the helpers for one in this process want it."""
-    ca_pem = (process.state / "ca.pem").read_text()
-    return SimpleNamespace(
-        authority=SimpleNamespace(ca_pem=ca_pem),
+def reached(process: Served) -> ReachedCoordinator:
+    return ReachedCoordinator(
+        ca_pem=(process.state / "ca.pem").read_text(),
         port=int(process.url.rpartition(":")[2]),
         state_folder=StateFolder(process.state),
     )

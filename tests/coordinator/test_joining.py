@@ -195,7 +195,7 @@ async def test_a_nonce_that_is_none_is_refused(door: Door, nonce: str) -> None:
 
 
 async def test_the_previous_secret_admits_after_a_rotation(door: Door) -> None:
-    door.authority.rotate_join_secret(NOW)
+    door.authority.secrets.rotate_join_secret(NOW)
     request = door.request(door.challenge())
     granted = await door.joining.grant(encode_json(request), door.proof(request))
     ours = door.transcript(request, body=granted.body)

@@ -9,7 +9,7 @@ import pytest
 import migrations
 from coordinator.config import CoordinatorConfig
 from coordinator.opening import opened_state
-from coordinator.policy.state import StoredState
+from coordinator.policy.stored import StoredState
 from coordinator.table_copy import all_rows
 from protocol.api_key import api_key_from_text, secret_hash
 from protocol.errors import ConflictError, LeaseError
@@ -22,7 +22,7 @@ async def test_the_first_start_makes_a_key_of_each_kind_once(tmp_path: Path) -> 
     texts = []
     for day in range(2):
         async with opened_state(config, NOW + timedelta(days=day)) as opened:
-            assert opened.authority.has_new_secret == (day == 0)
+            assert opened.authority.secrets.has_new_secret == (day == 0)
             for kind in ("admin", "client"):
                 key = api_key_from_text(opened.folder.read(f"{kind}.key") or "")
                 stored = await opened.repository.api_key(key.key_id)

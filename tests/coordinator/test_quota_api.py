@@ -13,17 +13,9 @@ import pytest
 from coordinator.app import RunningCoordinator
 from protocol.control_messages import GenerationReport
 from protocol.key_limits import KeyLimits, LimitsChange
+from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyList
 from protocol.quota_rest import ContributionList, OwnerRequest, QuotaInfo, QuotaList, UsageList
-from protocol.rest import (
-    CreatedKey,
-    CreateKeyRequest,
-    ErrorAnswer,
-    HopFailure,
-    KeyInfo,
-    KeyList,
-    RouteGrant,
-    RouteRequest,
-)
+from protocol.rest import ErrorAnswer, HopFailure, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import pinned_workers
 from tests.support.coordinators import (
     Answer,
@@ -142,5 +134,6 @@ async def test_limits_that_are_none_are_refused_with_the_reason(admin: Http, bod
 async def test_what_is_not_there_and_days_that_are_none(admin: Http) -> None:
     assert (await admin.ask("PATCH", "/admin/v1/keys/nobody/limits", LimitsChange(max_context=5))).status == 404
     assert (await admin.ask("GET", "/admin/v1/quotas/nobody")).status == 404
+    assert (await admin.ask("GET", "/admin/v1/usage?key=nobody")).status == 404
     for days in ("0", "367", "x", "-1"):
         assert (await admin.ask("GET", f"/admin/v1/usage?days={days}")).status == 400

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
+from msgspec import structs
 
 from coordinator import quota_desk
 from coordinator.database import opened
 from coordinator.quota_desk import MAX_LINE, QuotaDesk
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
-from protocol.errors import BrigadeError, InternalError, OverloadedError
+from protocol.errors import BrigadeError, InternalError, OverloadedError, QuotaExceededError
 from protocol.ids import KeyId, ModelName, Revision, SessionId
 from protocol.rest import RouteGrant, RouteRequest
 
@@ -27,6 +28,7 @@ class SlowRepository(Repository):
         self.may_write = asyncio.Event()
         self.written: list[str] = []
         self.error: Exception | None = None
+        self.refusal: QuotaExceededError | None = None
 
     async def record_generations(
         self, generations: Sequence[NewGeneration], quota_clock: Callable[[], float] | None = None
@@ -35,7 +37,7 @@ class SlowRepository(Repository):
         if self.error is not None:
             raise self.error
         self.written += [new.session_id for new in generations]
-        return [None] * len(generations)
+        return [self.refusal] * len(generations)
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ async def repository() -> AsyncIterator[SlowRepository]:
         yield SlowRepository(engine)
 
 
-def desk_of(repository: SlowRepository) -> QuotaDesk:
-    return QuotaDesk(repository, lambda: 1000.0, lambda: 1000.0)
+def desk_of(repository: SlowRepository, quota_clock: Callable[[], float] = lambda: 1000.0) -> QuotaDesk:
+    return QuotaDesk(repository, lambda: 1000.0, quota_clock)
 
 
 async def record(desk: QuotaDesk, name: str, *, is_gone: bool = False) -> None:
@@ -104,3 +106,25 @@ async def test_who_stood_in_line_for_too_long_is_sent_away(
     with pytest.raises(OverloadedError, match="stood in line"):
         await record(desk, "late")
     assert repository.written == []
+
+
+async def test_who_was_refused_is_refused_again_unless_there_may_be_room(repository: SlowRepository) -> None:
+    now_s = 1000.0
+    desk = desk_of(repository, lambda: now_s)
+    repository.may_write.set()
+    repository.refusal = QuotaExceededError("tokens/min: 9 of 8; 31 s until there is room", retry_after_s=30.5)
+    desk.check_room(WANTED, KeyId("k"))
+    with pytest.raises(QuotaExceededError):
+        await record(desk, "s1")
+    now_s += 0.75
+    desk.check_room(WANTED, KeyId("other"))
+    more = structs.replace(WANTED, max_tokens=5)
+    with pytest.raises(QuotaExceededError, match="30 s until") as caught:
+        desk.check_room(more, KeyId("k"))
+    assert caught.value.retry_after_s == 29.75
+    desk.forget_refusal(KeyId("k"))
+    desk.check_room(more, KeyId("k"))
+    with pytest.raises(QuotaExceededError):
+        await record(desk, "s2")
+    now_s += 1.0
+    desk.check_room(WANTED, KeyId("k"))

@@ -17,7 +17,7 @@ from coordinator.policy.effects import (
     SendToWorker,
     WriteAudit,
 )
-from coordinator.policy.state import StoredState
+from coordinator.policy.stored import StoredState
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
 from protocol.control_messages import DeviceReport, Drain, GenerationReport, SpanAssignment

@@ -28,7 +28,7 @@ def stage(worker_id: WorkerId, start: int, end: int) -> RouteStage:
 
 
 def hops(
-    desk: TicketDesk, *stages: RouteStage, speculate: bool = True, asker: Asker = ASKER
+    desk: TicketDesk, *stages: RouteStage, speculate: bool = True, asker: Asker = ASKER, is_private: bool = False
 ) -> tuple[RouteHop, ...]:
     return desk.hops(
         stages,
@@ -39,6 +39,7 @@ def hops(
         max_positions=9,
         now_s=100.0,
         speculate=speculate,
+        is_private=is_private,
     )
 
 
@@ -129,3 +130,13 @@ def test_a_worker_whose_socket_is_closed_gets_no_tickets() -> None:
     with pytest.raises(ModelUnavailableError) as caught:
         hops(desk, stage(A, 0, 4))
     assert caught.value.retry_after_s is not None
+
+
+def test_private_sessions_are_signed_as_such_and_older_workers_are_none_for_them() -> None:
+    desk, route = TicketDesk(), (stage(A, 1, 3),)
+    with desk.serving(A, b"key of a"), desk.serving(B, b"key of b", "1.1"):
+        assert desk.without_private() == {B}
+        (hop,) = hops(desk, *route, is_private=True)
+        text = desk.attach_ticket(route, session_id=SessionId("s"), max_positions=9, now_s=100.0, is_private=True)
+    assert verified_claims(hop.ticket, Ticket, (b"key of a",), 100.0).is_private
+    assert verified_claims(text, AttachTicket, (b"key of a",), 100.0).is_private

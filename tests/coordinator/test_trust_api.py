@@ -11,7 +11,9 @@ import pytest
 from coordinator.app import RunningCoordinator
 from protocol.control_messages import Assign, Dismiss
 from protocol.ids import ModelName, WorkerId
-from protocol.rest import ClusterStatus, ErrorAnswer, RouteGrant, RouteRequest
+from protocol.key_limits import KeyLimits
+from protocol.key_rest import CreatedKey, CreateKeyRequest
+from protocol.rest import ChangeModelRequest, ClusterStatus, ErrorAnswer, RouteGrant, RouteRequest
 from protocol.trust_rest import TrustHistory, TrustInfo, TrustList, TrustRequest
 from protocol.worker_rest import SourcesRequest
 from tests.coordinator.test_client_api import pinned_workers
@@ -131,6 +133,41 @@ async def test_pins_route_and_a_request_may_ask_for_more_trust(
             "pinned",
         ]
         assert history.events[0].score_after == 0.5
+
+
+async def test_pinned_ends_by_request_by_key_and_by_model(coordinator: RunningCoordinator, admin: Http) -> None:
+    """A pin that changes no score counts at once, for those too who were told no a moment before."""
+    await add_model(coordinator)
+    limited = CreateKeyRequest(name="limited", limits=KeyLimits(pinned_ends=True))
+    key = (await admin.ask("POST", "/admin/v1/keys", limited)).read(CreatedKey).key
+    async with (
+        pinned_workers(coordinator, (0, 4), (0, 2), (2, 4)) as workers,
+        http_session(coordinator, key_of(coordinator, "client")) as client,
+        http_session(coordinator, key) as sensitive,
+    ):
+        whole, first, last = (worker.worker_id for worker in workers)
+
+        async def asked(session: Http, *, pinned_ends: bool = False) -> list[WorkerId] | str:
+            request = RouteRequest(
+                model=ModelName("tiny"), n_prompt_tokens=3, max_tokens=5, pinned_ends=pinned_ends
+            )
+            answer = await session.ask("POST", "/v1/routes", request)
+            if answer.status == 200:
+                return [hop.worker_id for hop in answer.read(RouteGrant).hops]
+            assert answer.status == 503
+            return answer.read(ErrorAnswer).error.message
+
+        assert await asked(client) == [whole]
+        for refused in (await asked(client, pinned_ends=True), await asked(sensitive)):
+            assert "coord trust pin" in refused
+        await decided(admin, first, action="pin", score=1.0)
+        assert f"{first} (" in await asked(client, pinned_ends=True)
+        await decided(admin, last, action="pin", score=1.0)
+        assert await asked(client, pinned_ends=True) == await asked(sensitive) == [first, last]
+        assert await asked(client) == [whole]
+        change = ChangeModelRequest(pinned_ends=True)
+        assert (await admin.ask("PATCH", "/admin/v1/models/tiny", change)).status == 200
+        assert await asked(client) == [first, last]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.cluster import Cluster
 from coordinator.database import opened
-from coordinator.policy.events import WorkerJoined
+from coordinator.policy.events import Event, EvidenceSeen, WorkerJoined
 from coordinator.policy.state import PolicySettings
+from coordinator.policy.trust import repeated
 from coordinator.repository import Repository
-from coordinator.trust_reports import TrustReports
+from coordinator.trust_reports import MAX_AT_ONCE, TrustReports
 from protocol.ids import FileHash, KeyId, SessionId, WorkerId
 from protocol.rest import STALLED, HopFailure
 
@@ -96,13 +97,33 @@ async def test_work_speaks_for_all_of_the_route_as_often_as_it_was_done(cluster:
 async def test_a_database_that_is_away_loses_no_evidence(cluster: Cluster, engine: AsyncEngine) -> None:
     reports = TrustReports(cluster)
     reports.take_failure(SessionId("s1"), KEY, [A], failed(A))
+    for _ in range(3):
+        reports.take_finished(KEY, [C], "stop")
     async with engine.begin() as connection:
         await connection.execute(text("ALTER TABLE trust RENAME TO trust_away"))
     await reports.hand_in()
     assert cluster.state.trust == {}
     async with engine.begin() as connection:
         await connection.execute(text("ALTER TABLE trust_away RENAME TO trust"))
-    reports.take_finished(KEY, [B], "stop")
+    reports.take_finished(KEY, [B, C], "stop")
     await reports.hand_in()
     assert said_of(cluster, A) == {"key:k hop_failed": 1.0}
     assert said_of(cluster, B) == {"key:k work": 0.5}
+    assert said_of(cluster, C) == {"key:k work": repeated(0.5, "key:k", 4)}, "three times before, once after"
+
+
+async def test_much_evidence_is_handed_in_by_short_transactions(cluster: Cluster) -> None:
+    reports = TrustReports(cluster)
+    n_said: list[int] = []
+    handle = cluster.handle
+
+    async def counted(event: Event) -> None:
+        assert isinstance(event, EvidenceSeen)
+        n_said.append(len(event.items))
+        await handle(event)
+
+    cluster.handle = counted  # type: ignore[method-assign]
+    for number in range(MAX_AT_ONCE + 7):
+        reports.take_finished(KeyId(f"k{number}"), [A], "stop")
+    await reports.hand_in()
+    assert n_said == [MAX_AT_ONCE, 7]

@@ -43,6 +43,15 @@ async def test_what_is_kept_of_trust_is_loaded_and_deleted(database_url: str) ->
         assert (await repository.load_state()).trust == {A: RECORD}
 
 
+async def test_who_is_forgotten_leaves_no_history(database_url: str) -> None:
+    async with opened(database_url) as engine:
+        repository = Repository(engine)
+        await repository.apply([SaveTrust(worker_id=A, record=RECORD), *(event(i) for i in range(5))])
+        await repository.apply([SumUpTrustEvents(worker_id=A, n_kept=2), event(9, B), DeleteTrust(worker_id=A)])
+        assert await repository.trust_history(A) == ((), ())
+        assert len((await repository.trust_history(B))[0]) == 1
+
+
 async def test_older_events_are_summed_up_and_the_newest_kept(database_url: str) -> None:
     async with opened(database_url) as engine:
         repository = Repository(engine)

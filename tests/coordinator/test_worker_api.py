@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from protocol.control_messages import Assign, Dismiss, FilesHeld, GenerationReport, Leaving
-from protocol.errors import error_from_body
+from protocol.error_forms import error_from_body
 from protocol.handshake import PROOF_HEADER, Transcript, is_proof_valid, join_key
 from protocol.ids import FileHash, SessionId
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
@@ -241,7 +241,7 @@ async def test_tickets_verify_with_the_key_granted_also_after_a_rotation(tmp_pat
                 assign = await worker.receive(Assign)
             await worker.hold(assign)
             await eventually(lambda: coordinator.cluster.state.workers[worker.worker_id].reported)
-            coordinator.authority.rotate_signing_key(datetime.now(UTC))
+            coordinator.authority.secrets.rotate_signing_key(datetime.now(UTC))
             body = RouteRequest(model="tiny", n_prompt_tokens=3, max_tokens=5)  # type: ignore[arg-type]
             grant = (await client.ask("POST", "/v1/routes", body)).read(RouteGrant)
             ticket = verified_claims(

@@ -139,7 +139,7 @@ def test_a_wrong_secret(cluster: LocalCluster, tmp_path: Path) -> None:
     done = cluster.run(
         "worker", "join", cluster.url, "--secret-file", str(tmp_path / "other"), "--state", str(tmp_path / "worker")
     )
-    error_line(done, errors.EXIT_AUTH, "join secret", "coord serve")
+    error_line(done, errors.EXIT_AUTH, "join secret", "coord secret show")
     assert not (tmp_path / "worker" / "certificate.pem").exists()
 
 

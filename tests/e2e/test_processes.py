@@ -29,8 +29,8 @@ MB = 2**20
 SPLIT = {"first": BlockRange(0, 15), "second": BlockRange(15, 30)}
 N_PROMPT_TOKENS = 512
 N_TOKENS = 16
-OVERHEAD_BYTES = 500 * MB
-"""450 was the aim; a worker takes more since sessions run together, and why isn't found (docs/benchmarks.md)."""
+OVERHEAD_BYTES = 470 * MB
+"""450 is the aim; a worker takes 435 to 450, and the pages of libraries that it finds in memory vary by more."""
 COORDINATOR_BYTES = 150 * MB
 START_WITHIN_S = 60.0
 

@@ -52,6 +52,35 @@ async def test_migrations_go_down_and_up_again(database_url: str) -> None:
         assert await connection.run_sync(differences) == []
 
 
+_USED = (
+    "INSERT INTO api_keys (key_id, name, kind, secret_hash, created_at) "
+    "VALUES ('k1', 'anna', 'client', 'h', '2026-11-01 00:00:00')",
+    "INSERT INTO workers (worker_id, status, hostname, url, seen_at, epoch, assignment_reason) "
+    "VALUES ('w-1', 'ready', 'h', 'u', '2026-11-01 00:00:00', 1, '')",
+    "INSERT INTO models (id, name, revision, manifest) VALUES (1, 'tiny', 'r', '')",
+    "INSERT INTO model_files (model_id, name, sha256, size_bytes) VALUES (1, 'config.json', 's', 2)",
+    'INSERT INTO assignments (worker_id, position, epoch, model, revision, start, "end") '
+    "VALUES ('w-1', 0, 1, 'tiny', 'r', 0, 4)",
+    "INSERT INTO generations (session_id, key_id, model, revision, route, n_prompt_tokens, max_tokens, started_at) "
+    "VALUES ('g', 'k1', 'tiny', 'r', '[]', 1, 1, '2026-11-01 00:00:00')",
+)
+"""Rows that refer to each other, as the first version had them."""
+
+
+async def test_a_database_that_is_in_use_is_migrated(database_url: str) -> None:
+    def use(connection: Connection) -> None:
+        for statement in _USED:
+            connection.execute(text(statement))
+
+    await asyncio.to_thread(migrate, database_url, "0001")
+    await in_database(database_url, use)
+    async with opened(database_url) as engine, engine.connect() as connection:
+        row = (await connection.execute(text("SELECT pinned_ends, n_replicas FROM models"))).one()
+        assert tuple(map(int, row)) == (0, 1)
+        for table in ("assignments", "generations", "model_files"):
+            assert (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar() == 1
+
+
 async def test_opening_twice_changes_nothing(database_url: str) -> None:
     for _ in range(2):
         async with opened(database_url) as engine, engine.connect() as connection:

@@ -25,6 +25,7 @@ from protocol.control_messages import (
 )
 from protocol.errors import ErrorBody
 from protocol.ids import BlockRange, FileHash, SessionId, WorkerId
+from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyList
 from protocol.messages import (
     AttachTail,
     CloseSession,
@@ -41,12 +42,8 @@ from protocol.rest import (
     AddModelRequest,
     BlockCoverage,
     ClusterStatus,
-    CreatedKey,
-    CreateKeyRequest,
     ErrorAnswer,
     Hello,
-    KeyInfo,
-    KeyList,
     ModelInfo,
     ModelList,
     RouteGrant,

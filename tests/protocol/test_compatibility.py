@@ -12,7 +12,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from protocol import control_messages, messages, plan_rest, rest, tickets, worker_rest
+from protocol import control_messages, key_rest, messages, plan_rest, rest, tickets, worker_rest
 from protocol.codec import decode_json, decode_message
 from protocol.compatibility import (
     ADDED,
@@ -23,12 +23,11 @@ from protocol.compatibility import (
     understood_by,
 )
 from protocol.control_messages import CoordinatorToWorker, WorkerToCoordinator
+from protocol.error_forms import all_errors
 from protocol.errors import (
-    BrigadeError,
     ModelLoadingError,
     ModelUnavailableError,
     OverloadedError,
-    _leaf_classes,
 )
 from protocol.frames import decode_frame, encode_frame
 from protocol.ids import SessionId
@@ -120,7 +119,7 @@ V1_1 = Older(
     errors=ERRORS_1_0 | ERRORS_OF_1_1,
 )
 OLDER = (V1_0, V1_1)
-NEW = structs(messages, control_messages, tickets, rest, plan_rest, worker_rest)
+NEW = structs(messages, control_messages, tickets, rest, key_rest, plan_rest, worker_rest)
 SOCKET_MESSAGES = (*get_args(DataMessage), *get_args(CoordinatorToWorker))
 """Said in the version of the worker that gets them; what coordinators are told is passed over where it is new."""
 
@@ -218,7 +217,7 @@ def test_an_older_worker_understands_our_tokens(older: Older, name: str) -> None
 @of_every_version("bodies")
 def test_an_older_peer_understands_our_bodies(older: Older, name: str) -> None:
     body = older.samples.bodies[name]
-    adapted = understood_by if isinstance(body, rest._Request) else answer_understood_by
+    adapted = understood_by if isinstance(body, rest.RequestBody) else answer_understood_by
     data = msgspec.json.encode(adapted(body, older.version))
     assert older.means(msgspec.json.decode(data, type=older.structs[type(body).__name__]), body)
 
@@ -245,7 +244,7 @@ def test_every_field_that_was_added_is_listed_and_may_be_left_out(older: Older) 
         assert set(old_fields) <= set(fields), f"{name} lost a field that {older.version} sends"
         for field_name in set(fields) - set(old_fields):
             assert not fields[field_name].required, f"{name}.{field_name} is new: it needs a default"
-            is_adapted = NEW[name] in SOCKET_MESSAGES or issubclass(NEW[name], (tickets.Claims, rest._Request))
+            is_adapted = NEW[name] in SOCKET_MESSAGES or issubclass(NEW[name], (tickets.Claims, rest.RequestBody))
             assert NEW[name].__struct_config__.omit_defaults or not is_adapted, f"{name}: omit_defaults=True"
             added.add((name, field_name))
         for field_name, field in old_fields.items():
@@ -271,7 +270,7 @@ def test_what_is_newer_than_the_peer_is_left_out() -> None:
 def test_every_error_that_was_added_is_listed_and_is_a_kind_of_an_older_one(older: Older) -> None:
     minor = int(older.version.split(".")[1])
     added = [kind for added_in, kinds in ADDED_ERRORS.items() for kind in kinds if added_in > minor]
-    assert set(_leaf_classes(BrigadeError)) - {kind.code for kind in added} == older.errors
+    assert {kind.code for kind in all_errors()} - {kind.code for kind in added} == older.errors
     for kind in added:
         assert error_understood_by(kind("why"), older.version).code in older.errors
 

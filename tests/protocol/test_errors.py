@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from protocol import errors
-from protocol.errors import BrigadeError, ErrorBody, InternalError, ServiceError, error_fields, error_from_body
+from protocol.error_forms import error_fields, error_from_body
+from protocol.errors import BrigadeError, ErrorBody, InternalError, ServiceError
 
 
 def all_classes(root: type[BrigadeError] = BrigadeError) -> list[type[BrigadeError]]:

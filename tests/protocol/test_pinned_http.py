@@ -17,6 +17,7 @@ from coordinator.authority import Authority
 from coordinator.state_folder import StateFolder
 from protocol.api_key import ApiKey, new_api_key
 from protocol.codec import encode_json
+from protocol.coordinator_urls import checked_coordinator_url, checked_coordinator_urls
 from protocol.errors import (
     BrigadeError,
     ConfigError,
@@ -28,9 +29,10 @@ from protocol.errors import (
     UnreachableError,
 )
 from protocol.ids import CoordinatorId, KeyId, ModelName, SessionId
+from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
 from protocol.messages import PROTOCOL_VERSION
-from protocol.pinned_http import checked_coordinator_url, checked_coordinator_urls, pinned_session
-from protocol.rest import CreatedKey, CreateKeyRequest, ErrorAnswer, Hello, KeyList, RouteRequest
+from protocol.pinned_http import pinned_session
+from protocol.rest import ErrorAnswer, Hello, RouteRequest
 from protocol.tls import server_context
 
 UNAVAILABLE = ModelUnavailableError("blocks 3:5 of tiny are missing", retry_after_s=2.5)
@@ -191,6 +193,16 @@ async def test_an_older_coordinator_is_asked_in_its_own_version_until_a_newer_on
         await session.post("/keys", newer, CreatedKey)
     bodies = [body for method, _, _, body in peer.seen if method == "POST"]
     assert bodies == [encode_json(asked), encode_json(newer), encode_json(newer)]
+
+
+async def test_what_an_older_coordinator_would_pass_over_is_not_asked(authority: Authority, key: ApiKey) -> None:
+    peer = Peer(authority)
+    peer.version = "1.1"
+    asked = RouteRequest(model=ModelName("m"), n_prompt_tokens=1, max_tokens=2, pinned_ends=True)
+    async with served(peer, authority) as url, pinned_session(url, key) as session:
+        with pytest.raises(ProtocolVersionError, match=r"1\.1, which knows nothing of pinned_ends"):
+            await session.post("/keys", asked, CreatedKey, needed=["pinned_ends"])
+    assert not [method for method, _, _, _ in peer.seen if method == "POST"]
 
 
 @pytest.mark.parametrize("ca", ["", "<html>", "x" * 20_000, ssl.DER_cert_to_PEM_cert(b"nonsense")])

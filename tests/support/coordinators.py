@@ -25,6 +25,7 @@ from cryptography.x509.oid import NameOID
 from coordinator.app import RunningCoordinator, running, utc_now_s
 from coordinator.config import CoordinatorConfig
 from coordinator.file_store import FileStore
+from coordinator.state_folder import StateFolder
 from protocol.codec import decode_json, decode_message, encode_json, encode_message
 from protocol.compatibility import VERSION_HEADER
 from protocol.control_messages import (
@@ -59,14 +60,23 @@ async def running_coordinator(
         yield coordinator
 
 
-def key_of(coordinator: RunningCoordinator, kind: str) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReachedCoordinator:
+    """A coordinator in another process on this machine, as far as it is to be reached."""
+
+    port: int
+    ca_pem: str
+    state_folder: StateFolder
+
+
+def key_of(coordinator: RunningCoordinator | ReachedCoordinator, kind: str) -> str:
     """The first key of a kind, `admin` or `client`."""
     text = coordinator.state_folder.read(f"{kind}.key")
     assert text is not None
     return text
 
 
-def join_secret_of(coordinator: RunningCoordinator) -> str:
+def join_secret_of(coordinator: RunningCoordinator | ReachedCoordinator) -> str:
     """What workers join with."""
     text = coordinator.state_folder.read("join-secret")
     assert text is not None
@@ -79,9 +89,14 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def http_session(coordinator: RunningCoordinator, token: str | None = None) -> AsyncIterator[Http]:
+async def http_session(
+    coordinator: RunningCoordinator | ReachedCoordinator, token: str | None = None
+) -> AsyncIterator[Http]:
     """Verified requests to the coordinator, with a credential if one is given."""
-    connector = aiohttp.TCPConnector(ssl=client_context(coordinator.authority.ca_pem))
+    is_ours = isinstance(coordinator, RunningCoordinator)
+    connector = aiohttp.TCPConnector(
+        ssl=client_context(coordinator.authority.ca_pem if is_ours else coordinator.ca_pem)
+    )
     headers = {VERSION_HEADER: PROTOCOL_VERSION} | (bearer(token) if token is not None else {})
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         yield Http(session=session, url=f"https://127.0.0.1:{coordinator.port}")

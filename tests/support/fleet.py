@@ -18,7 +18,8 @@ from protocol.tickets import SessionToken, sign_claims, ticket_key
 from tests.support.coordinators import WorkerKey, announcement, eventually
 from worker.enrolment import Credentials, CredentialsHolder
 from worker.holdings import Holdings
-from worker.uplink import Uplink, UplinkHooks
+from worker.uplink import Uplink
+from worker.uplink_hooks import UplinkHooks
 
 LIFE_S = 3600.0
 
@@ -94,8 +95,10 @@ def _uplink(fleet: Fleet, credentials: Credentials, urls: Sequence[str]) -> Upli
         heartbeat=lambda: Heartbeat(
             n_sessions=0, n_queued=0, free_kv_bytes=1, decode_s_per_block=0.0, prefill_s_per_token_block=0.0
         ),
+        sessions_begun=frozenset,
         renew=renew,
         on_drain=lambda reason: None,
+        on_end_sessions=lambda order: None,
         tell=lambda line: None,
     )
     holder = CredentialsHolder(credentials, urls)

@@ -22,9 +22,10 @@ import pytest
 
 START_DEADLINE_S = 40.0
 SETTINGS = (
-    *("listen_addresses=", "fsync=off", "synchronous_commit=off", "full_page_writes=off"),
-    *("shared_buffers=16MB", "max_connections=40", "autovacuum=off", "log_min_messages=fatal"),
+    *("listen_addresses=", "shared_buffers=16MB", "max_connections=40", "autovacuum=off"),
+    "log_min_messages=fatal",
 )
+NOT_DURABLE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class PostgresServer:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """One server for all tests; they are skipped where PostgreSQL isn't installed."""
-    programs = _programs()
+    programs = postgres_programs()
     if programs is None:
         pytest.skip("no PostgreSQL here: neither in /usr/lib/postgresql/*/bin nor on PATH")
     with running_postgres(programs) as server:
@@ -80,15 +81,17 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @contextmanager
-def running_postgres(programs: Path) -> Iterator[PostgresServer]:
-    """Make a cluster, start its server, stop it and remove it all."""
+def running_postgres(programs: Path, *, is_durable: bool = False) -> Iterator[PostgresServer]:
+    """Make a cluster, start its server, stop it and remove it all; `is_durable`: it waits for its disk."""
     # Not pytest's folder: that is root's alone. Short: a socket's path has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="brigade-pg-", dir="/tmp"))
     try:
         as_user = _as_other_user(folder)
         data = folder / "data"
         _run([*as_user, programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8"])
-        settings = [part for setting in SETTINGS for part in ("-c", setting)]
+        settings = [
+            part for setting in (*SETTINGS, *(() if is_durable else NOT_DURABLE)) for part in ("-c", setting)
+        ]
         command = [*as_user, str(programs / "postgres"), "-D", str(data), "-k", str(folder), *settings]
         server = PostgresServer(programs, folder, command)
         try:
@@ -100,7 +103,7 @@ def running_postgres(programs: Path) -> Iterator[PostgresServer]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _programs() -> Path | None:
+def postgres_programs() -> Path | None:
     """The folder of the newest server programs."""
     found = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parent.parent.name)

@@ -62,6 +62,8 @@ class Script:
     """When the prompt comes."""
     blames: WorkerId | None = None
     """Named by `ends_with` and `head_ends_with` in the speaker's place."""
+    noticed_by: WorkerId | None = None
+    """Likewise: who noticed it."""
     head_drops_connection: bool = False
     """When the prompt comes."""
     on_answered: Callable[[], Awaitable[None]] | None = None
@@ -308,7 +310,8 @@ class ScriptedCluster:
                 session.prompt_step = frame
                 if script.head_ends_with is not None:
                     blamed = script.blames or worker_id
-                    await _send(socket, _ended(message.session_id, blamed, script.head_ends_with))
+                    ended = _ended(message.session_id, blamed, script.head_ends_with, script.noticed_by)
+                    await _send(socket, ended)
                     return
                 if script.head_drops_connection:
                     await socket.close()
@@ -352,7 +355,7 @@ class ScriptedCluster:
         if script.raw_at_end is not None:
             await socket.send_bytes(script.raw_at_end)
         if script.ends_with is not None:
-            await _send(socket, _ended(session_id, script.blames or tail, script.ends_with))
+            await _send(socket, _ended(session_id, script.blames or tail, script.ends_with, script.noticed_by))
         if script.drops_connection:
             await socket.close()
 
@@ -402,8 +405,10 @@ async def _send(socket: web.WebSocketResponse, message: SessionOpened | Token | 
         return  # the client has gone, as some tests want
 
 
-def _ended(session_id: SessionId, worker_id: WorkerId, error: ErrorBody) -> SessionEnded:
-    return SessionEnded(session_id=session_id, worker_id=worker_id, error=error)
+def _ended(
+    session_id: SessionId, worker_id: WorkerId, error: ErrorBody, noticed_by: WorkerId | None
+) -> SessionEnded:
+    return SessionEnded(session_id=session_id, worker_id=worker_id, error=error, noticed_by=noticed_by)
 
 
 def _json(body: msgspec.Struct) -> web.Response:

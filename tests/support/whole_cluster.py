@@ -30,7 +30,16 @@ from protocol.api_key import api_key_from_text
 from protocol.control_messages import SpanStatus
 from protocol.errors import ForbiddenError
 from protocol.ids import BlockRange, ModelName
-from tests.support.coordinators import eventually, join_secret_of, key_of, running_coordinator
+from protocol.key_limits import UNLIMITED, KeyLimits
+from protocol.key_rest import CreatedKey, CreateKeyRequest
+from tests.support.coordinators import (
+    Answer,
+    eventually,
+    http_session,
+    join_secret_of,
+    key_of,
+    running_coordinator,
+)
 from tests.support.measured_once import measure_once
 from tests.support.tiny_models import TINY_CONFIGS, save_tiny_model
 from worker.app import RunningWorker, running
@@ -212,12 +221,26 @@ class WholeCluster:
         return is_covered and is_settled and state.changed_s is None
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
-        """A client with the coordinator's first key."""
-        key = api_key_from_text(key_of(self.coordinator, "client"))
-        config = ClientConfig(url=self.coordinator.url, api_key=key, cache=self.folder / "client")
+    async def client(self, key: CreatedKey | None = None) -> AsyncIterator[Client]:
+        """A client with this key, or with the coordinator's first."""
+        text, name = (key_of(self.coordinator, "client"), "client") if key is None else (key.key, key.key_id)
+        config = ClientConfig(
+            url=self.coordinator.url, api_key=api_key_from_text(text), cache=self.folder / f"client-{name}"
+        )
         async with Client(config=config) as client:
             yield client
+
+    async def new_key(self, limits: KeyLimits = UNLIMITED) -> CreatedKey:
+        """Another client key."""
+        answer = await self.admin("POST", "/admin/v1/keys", CreateKeyRequest(name="another", limits=limits))
+        return answer.read(CreatedKey)
+
+    async def admin(self, method: str, path: str, body: Any = None) -> Answer:
+        """What an operator asks, and is answered."""
+        async with http_session(self.coordinator, key_of(self.coordinator, "admin")) as http:
+            answer = await http.ask(method, path, body)
+        assert answer.status < 300, answer.body
+        return answer
 
     async def generate(self, model: str, prompt: Prompt, **options: Any) -> Generation:
         """One generation by a client of its own; greedy if nothing else is said."""

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from client.api import Client
-from client.config import ClientConfig
-from protocol.api_key import api_key_from_text
 from protocol.errors import BrigadeError
 from protocol.key_limits import KeyLimits
-from protocol.rest import CreatedKey, CreateKeyRequest
-from tests.support.coordinators import eventually, http_session, key_of
-from tests.support.whole_cluster import WholeCluster, packed_tiny, whole_cluster
+from tests.support.coordinators import eventually
+from tests.support.whole_cluster import packed_tiny, whole_cluster
 from worker.engine_core import EngineCore
 from worker.fairness import Tenant
 from worker.steps import StepInput, StepOutput
@@ -44,16 +40,6 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     return ran
 
 
-@asynccontextmanager
-async def client_of_a_new_key(cluster: WholeCluster, name: str, limits: KeyLimits) -> AsyncIterator[Client]:
-    async with http_session(cluster.coordinator, key_of(cluster.coordinator, "admin")) as admin:
-        made = await admin.ask("POST", "/admin/v1/keys", CreateKeyRequest(name=name, limits=limits))
-    key = api_key_from_text(made.read(CreatedKey).key)
-    config = ClientConfig(url=cluster.coordinator.url, api_key=key, cache=cluster.folder / name)
-    async with Client(config=config) as client:
-        yield client
-
-
 async def test_a_single_stream_goes_on_beside_fifty_of_another_key(tmp_path: Path, batches: list[Batch]) -> None:
     """Counted in batches: alone, each of its tokens takes one; beside the others two at most, and one that waits.
 
@@ -71,8 +57,8 @@ async def test_a_single_stream_goes_on_beside_fifty_of_another_key(tmp_path: Pat
         await cluster.join("worker", "0:4", files=packed)
         await cluster.until_ready()
         async with (
-            client_of_a_new_key(cluster, "many", KeyLimits()) as many,
-            client_of_a_new_key(cluster, "one", KeyLimits(priority="high")) as one,
+            cluster.client(await cluster.new_key()) as many,
+            cluster.client(await cluster.new_key(KeyLimits(priority="high"))) as one,
             asyncio.TaskGroup() as tasks,
         ):
             asking = [tasks.create_task(keep_asking(many, i), name=f"stream-{i}") for i in range(N_STREAMS)]

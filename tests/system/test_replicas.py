@@ -33,7 +33,7 @@ async def test_workers_grow_into_replicas_while_generations_go_on_and_one_may_di
         await cluster.add_model("tiny", packed)
         await cluster.until_ready()
         assert ready_blocks(cluster) == ["0:2", "2:4"]
-        await cluster.coordinator.catalogue.set_replicas("tiny", 2)
+        await cluster.coordinator.catalogue.change("tiny", n_replicas=2)
         async with cluster.client() as client, asyncio.timeout(60.0):
             while ready_blocks(cluster) != ["0:4", "0:4"]:
                 got = await client.generate("tiny", PROMPT, max_tokens=8, temperature=0.0)

@@ -17,7 +17,7 @@ from coordinator.cli import main
 from coordinator.policy.state import ClusterState
 from protocol.api_key import api_key_from_text
 from protocol.errors import InternalError
-from protocol.rest import CreatedKey, CreateKeyRequest
+from protocol.key_rest import CreatedKey, CreateKeyRequest
 from tests.support.coordinators import eventually, http_session, key_of
 from tests.support.whole_cluster import Member, WholeCluster, greedy_ids, packed_tiny, whole_cluster
 from worker.engine_core import EngineCore

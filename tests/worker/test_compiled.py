@@ -12,7 +12,7 @@ from torch._inductor import config as inductor
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.batching_trial import TOLERANCES, settle_batching
-from worker.compiled import compile_stage
+from worker.compiled import compile_stage, replay_stage
 from worker.engine_core import EngineCore
 from worker.stage import Stage, StageInput
 from worker.steps import Compiling
@@ -82,6 +82,19 @@ def test_without_a_compiler_a_stage_runs_as_it_did(checkpoint: Checkpoints, tmp_
     assert because.startswith("torch can't compile it (")
     assert "compiler" in because
     assert greedy(stage) == whole.greedy(PROMPT, N_TOKENS)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_replayed_steps_are_the_same_to_the_bit(architecture: str, checkpoint: Checkpoints) -> None:
+    stage, replayed = (settled(checkpoint(architecture), WHOLE) for _ in range(2))
+    assert replay_stage(replayed) == ""
+    caches = [one.new_cache(len(PROMPT) + 1) for one in (stage, replayed)]
+    for payload in (torch.tensor(PROMPT), torch.tensor([11])):
+        given = [
+            one.run([StageInput(payload=payload, position=cache.length, cache=cache, n_logits=1)])[0]
+            for one, cache in zip((stage, replayed), caches, strict=True)
+        ]
+        assert torch.equal(*given)
 
 
 def test_a_span_that_cant_be_compiled_is_loaded_and_says_why(checkpoint: Checkpoints, tmp_path: Path) -> None:

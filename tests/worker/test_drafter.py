@@ -75,7 +75,7 @@ async def test_a_model_that_guesses_well_gives_the_same_answer_in_fewer_rounds(t
             plain, guessed = await both(cluster, relays)
         assert list(plain.token_ids) == list(guessed.token_ids) == greedy_ids(whole, PROMPT, N_TOKENS)
         assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
-        assert N_TOKENS / 2 < guessed.accepted_tokens <= guessed.drafted_tokens
+        assert N_TOKENS / 3 < guessed.accepted_tokens <= guessed.drafted_tokens
         n_drafted, n_accepted = n_by_model(logs)
         assert n_accepted > n_drafted / 2  # all but those of the last round, whose outcome no head hears of
         with capture_logs() as logs:

@@ -49,6 +49,14 @@ def test_a_neighbour_may_blame_another_worker() -> None:
     assert (ending.worker_id, ending.error) == (other, error)
 
 
+def test_who_noticed_is_passed_on_and_one_that_says_nothing_of_it_counts_as_that() -> None:
+    error, other, third = ErrorBody(code="hop_lost", message="m"), OTHER, WorkerId("w-" + "b" * 26)
+    for told, noticed_by in ((third, third), (None, ME), (WorkerId("x" * 9000), ME)):
+        said = SessionEnded(session_id=SessionId("s"), worker_id=other, error=error, noticed_by=told)
+        assert ended_by_neighbour(said, ME, "next").noticed_by == noticed_by
+    assert ended_by_error(HopLostError("gone"), OTHER, "next").noticed_by is None
+
+
 @given(st.sampled_from(get_args(CloseReason)), st.sampled_from([None, *get_args(Party)]))
 def test_who_said_it_isnt_told_and_later_hops_always_are(reason: CloseReason, source: Party | None) -> None:
     told = parties_to_tell(ended_by_close(reason, ME, source))

@@ -26,7 +26,7 @@ from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import first_contact_context, server_context, worker_name
 from tests.support.coordinators import join_secret_of, running_coordinator
 from tests.support.pki import TestAuthority
-from worker.enrolment import CredentialsHolder, enrol
+from worker.enrolment import PREVIOUS_KEY_S, CredentialsHolder, enrol
 from worker.identity import Identity, load_identity
 
 
@@ -219,19 +219,24 @@ async def test_a_man_in_the_middle_who_relays_everything_fails(tmp_path: Path, i
         await asyncio.sleep(0)
 
 
-async def test_renewed_credentials_are_told_and_the_old_ticket_key_verifies_on(
+async def test_renewed_credentials_are_told_and_the_old_ticket_key_verifies_on_for_a_while(
     tmp_path: Path, identity: Identity
 ) -> None:
     async with running_coordinator(tmp_path) as coordinator:
         secret = join_secret_of(coordinator)
         first = await enrol(identity, (coordinator.url,), secret, utc_now_s)
-        holder = CredentialsHolder(first)
+        now_s = 0.0
+        holder = CredentialsHolder(first, clock=lambda: now_s)
         told = []
         holder.on_replaced(told.append)
-        await asyncio.to_thread(coordinator.authority.rotate_signing_key, datetime.datetime.now(datetime.UTC))
+        await asyncio.to_thread(
+            coordinator.authority.secrets.rotate_signing_key, datetime.datetime.now(datetime.UTC)
+        )
         second = await enrol(identity, (coordinator.url,), secret, utc_now_s)
         holder.replace(second)
         assert told == [second]
         assert holder.current is second
         assert holder.ticket_keys == (first.ticket_key, second.ticket_key)
         assert first.ticket_key != second.ticket_key
+        now_s += PREVIOUS_KEY_S
+        assert holder.ticket_keys == (second.ticket_key,), "a signing key that got out opens nothing for ever"

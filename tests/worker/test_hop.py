@@ -11,8 +11,9 @@ import msgspec
 import pytest
 import torch
 
+from protocol.errors import ErrorBody
 from protocol.frames import MAX_HEADER_BYTES
-from protocol.ids import BlockRange, SessionId
+from protocol.ids import BlockRange, SessionId, WorkerId
 from protocol.messages import (
     STEP_CREDIT,
     AttachTail,
@@ -100,7 +101,7 @@ async def test_a_previous_worker_that_sends_nonsense_is_named(
     await wire.send(*hidden_step(hidden))
     for end in (wire, client):
         ended = await end.receive(SessionEnded)
-        assert ended.worker_id == fake.files.worker_id
+        assert (ended.worker_id, ended.noticed_by) == (fake.files.worker_id, tail.worker_id)
         assert ended.error.code == "hop_lost"
     await ring.until_clean()
 
@@ -210,6 +211,16 @@ async def test_a_connection_cut_in_the_middle_of_a_frame_is_a_lost_hop(ring: Rin
     await fake.cut()
     ended = await generation.head.receive(SessionEnded)
     assert (ended.worker_id, ended.error.code) == (fake.files.worker_id, "hop_lost")
+    assert ended.noticed_by == ring.workers[0].worker_id
+    await ring.until_clean()
+
+
+async def test_what_a_later_hop_noticed_is_passed_on_as_that(ring: Ring, fake: FakeWorker) -> None:
+    generation = await opened_before(ring, fake)
+    lost, error = WorkerId("w-" + "c" * 26), ErrorBody(code="hop_lost", message="gone")
+    said = SessionEnded(session_id=SESSION, worker_id=lost, error=error, noticed_by=fake.files.worker_id)
+    await fake.say(said)
+    assert await generation.head.receive(SessionEnded) == said
     await ring.until_clean()
 
 

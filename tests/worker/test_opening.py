@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from protocol.control_messages import EndSessions
 from protocol.errors import (
     BrigadeError,
     ContextExceededError,
     ForbiddenError,
+    HopLostError,
     InvalidRequestError,
     StaleEpochError,
     UnauthenticatedError,
@@ -16,7 +18,7 @@ from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import AttachTail, OpenSession, SamplingParams
 from protocol.tickets import AttachTicket, SessionToken, Ticket, sign_claims
 from worker.holdings import Holdings
-from worker.opening import Doorkeeper, n_tokens_allowed, span_to_use
+from worker.opening import Doorkeeper, banned_beside, is_to_end, n_tokens_allowed, span_to_use
 
 ME, BEFORE, AFTER = WorkerId("w-me"), WorkerId("w-before"), WorkerId("w-after")
 KEY = b"k" * 32
@@ -141,3 +143,13 @@ def test_the_answer_ends_with_the_tickets_budget() -> None:
         n_tokens_allowed(GREEDY, 100, 100)
     with pytest.raises(InvalidRequestError):
         n_tokens_allowed(GREEDY, 0, 100)
+
+
+def test_the_coordinator_ends_sessions_by_name_and_those_beside_a_banned_worker() -> None:
+    ticket = DOOR.ticket_to_open(opening(signed()), BEFORE)
+    error = HopLostError("x").body()
+    assert is_to_end(ticket, EndSessions(session_ids=(SessionId("s"),), error=error))
+    assert not is_to_end(ticket, EndSessions(session_ids=(SessionId("t"),), neighbours=(ME, AFTER), error=error))
+    beside = EndSessions(neighbours=(AFTER, BEFORE), error=error)
+    assert is_to_end(ticket, beside)
+    assert banned_beside(ticket, beside) == BEFORE

@@ -17,6 +17,7 @@ from protocol.ids import BlockRange
 from protocol.messages import Quantization
 from protocol.weight_sizes import span_weight_bytes
 from tests.coordinator.gguf_support import write_gguf
+from tests.support.coordinators import eventually
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine import Engine
 from worker.quantised_cache import QuantisedCache
@@ -149,6 +150,24 @@ async def test_the_engine_keeps_what_it_rounds(tmp_path: Path) -> None:
         loaded = await engine.load(request)
     assert loaded.unpacked_because == ""
     assert cache.total_size() > 0
+
+
+async def test_an_idle_engine_has_steps_of_fewer_bits_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.engine_thread.IDLE_S", 0.01)
+    packed = Packed(tmp_path, "Q8_0", has_head=False)
+    with capture_logs() as logs:
+        async with Engine(device=CPU, kv_budget_bytes=10**6, n_threads=1) as engine:
+            for quantization in ("int4", None):
+                key = SpanKey(
+                    revision=packed.model.revision, blocks=TINY, precision="bfloat16", quantization=quantization
+                )
+                await engine.load(
+                    LoadRequest(key=key, config_folder=packed.config, files=tuple(packed.files(TINY)))
+                )
+            await eventually(lambda: any(entry["event"] == "stage_recorded" for entry in logs))
+    assert [entry["differs_by"] for entry in logs if entry["event"] == "stage_recorded"] == [0.0]
 
 
 def test_a_quantised_span_takes_no_more_than_was_planned(tmp_path: Path) -> None:

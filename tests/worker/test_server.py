@@ -181,3 +181,13 @@ async def test_a_drain_cut_short_tells_everybody_before_it_closes(llama: TinyChe
         await generation.tail.closed()
         await ring.until_clean()
         assert [report.outcome for report in leaving.reports] == ["failed"]
+
+
+async def test_only_the_head_says_that_a_client_has_opened_a_session(llama: TinyCheckpoint, tmp_path: Path) -> None:
+    async with running_ring(llama, tmp_path, (2,)) as ring:
+        generation = await Generation.prepared(ring, PROMPT)
+        await generation.open()
+        await generation.head.receive(SessionOpened)
+        head, tail = (worker.plane for worker in ring.workers)
+        assert (head.sessions_begun, tail.sessions_begun) == ({generation.session_id}, frozenset())
+        assert tail.n_sessions == 1

@@ -3,21 +3,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
 from benchmarks.relay import Relay
 from coordinator.app import RunningCoordinator, utc_now_s
-from protocol.control_messages import Announce, Assign, GenerationReport, Heartbeat
-from protocol.errors import ConflictError, RequestError
-from protocol.ids import FileHash, SessionId
+from coordinator.keys import TICKET_DESK
+from coordinator.quota_rows import OPENS_WITHIN
+from coordinator.repository import Repository
+from coordinator.stored_rows import NewGeneration
+from coordinator.tables import ReservationRow
+from protocol.control_messages import Announce, Assign, EndSessions, GenerationReport, Heartbeat
+from protocol.errors import ConflictError, ModelUnavailableError, RequestError, UnauthenticatedError
+from protocol.ids import FileHash, KeyId, ModelName, Revision, SessionId, WorkerId
+from protocol.key_limits import KeyLimits
 from protocol.messages import PROTOCOL_VERSION
+from protocol.tickets import AttachTicket, verified_claims
 from tests.support.coordinators import (
     add_model,
     announcement,
     eventually,
+    eventually_answered,
     http_session,
     join_secret_of,
     key_of,
@@ -28,7 +38,8 @@ from worker.enrolment import Credentials, CredentialsHolder, enrol
 from worker.error_groups import leaves
 from worker.holdings import Holdings
 from worker.identity import load_identity
-from worker.uplink import Uplink, UplinkHooks
+from worker.uplink import Uplink
+from worker.uplink_hooks import UplinkHooks
 
 
 class Linked:
@@ -41,6 +52,8 @@ class Linked:
         self.holdings = Holdings()
         self.announce: dict[str, Any] = {}
         self.drains: list[str] = []
+        self.ends: list[EndSessions] = []
+        self.begun: set[SessionId] = set()
         self.lines: list[str] = []
         self.n_renewals = 0
 
@@ -58,8 +71,10 @@ class Linked:
             heartbeat=lambda: Heartbeat(
                 n_sessions=3, n_queued=0, free_kv_bytes=7, decode_s_per_block=0.0, prefill_s_per_token_block=0.0
             ),
+            sessions_begun=lambda: frozenset(self.begun),
             renew=self.renew,
             on_drain=self.drains.append,
+            on_end_sessions=self.ends.append,
             tell=self.lines.append,
         )
         return Uplink(credentials=self.credentials, holdings=self.holdings, hooks=hooks, clock=self.clock)
@@ -125,6 +140,55 @@ async def test_it_comes_back_when_the_coordinator_does_and_reports_what_waited(t
             await uplink.flush(10.0)
             assert "back with the coordinator" in link.lines
             running.cancel()
+
+
+async def test_what_clients_have_opened_is_said_once_and_again_on_a_new_socket(tmp_path: Path) -> None:
+    session = SessionId("s1")
+    async with running_coordinator(tmp_path) as coordinator:
+        port = coordinator.port
+        link = Linked(coordinator, tmp_path, utc_now_s)
+        uplink = await link.uplink()
+        await _reserve(coordinator.repository, session, link.identity.worker_id)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(uplink.run())
+            await uplink.connected.wait()
+            link.begun.add(session)
+            await eventually_answered(lambda: _is_held_for_long(coordinator.repository))
+            running.cancel()
+        await _end_soon(coordinator.repository)
+    async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(uplink.run())
+        async with running_coordinator(tmp_path, listen_port=port) as again:
+            await eventually_answered(lambda: _is_held_for_long(again.repository))
+            running.cancel()
+
+
+async def _reserve(repository: Repository, session_id: SessionId, head: WorkerId) -> None:
+    now = datetime.fromtimestamp(utc_now_s(), UTC)
+    await repository.add_api_key(KeyId("k"), "n", "client", "h", now, limits=KeyLimits(max_concurrent=1))
+    new = NewGeneration(
+        session_id=session_id,
+        key_id=KeyId("k"),
+        model=ModelName("m"),
+        revision=Revision("r"),
+        route=((head, 0, 4),),
+        n_prompt_tokens=1,
+        max_tokens=1,
+        at=now,
+        is_opening_told=True,
+    )
+    await repository.record_generation(new)
+
+
+async def _is_held_for_long(repository: Repository) -> bool:
+    async with repository.transactions.reading() as session:
+        until = await session.scalar(select(ReservationRow.expires_at))
+        return until is not None and until.timestamp() > utc_now_s() + 2 * OPENS_WITHIN.total_seconds()
+
+
+async def _end_soon(repository: Repository) -> None:
+    async with repository.transactions.writing() as session:
+        await session.execute(update(ReservationRow).values(expires_at=datetime.fromtimestamp(utc_now_s(), UTC)))
 
 
 async def test_it_says_that_it_leaves(tmp_path: Path) -> None:
@@ -283,3 +347,31 @@ async def test_an_old_assignment_is_replaced_when_it_is_announced(tmp_path: Path
             await eventually(lambda: link.holdings.epoch >= epoch)
             assert link.holdings.wanted == wanted
             running.cancel()
+
+
+async def test_its_tickets_are_made_with_the_key_that_it_has_however_often_signing_keys_rotate(
+    tmp_path: Path,
+) -> None:
+    async with running_coordinator(tmp_path) as coordinator, linked(coordinator, tmp_path) as (link, uplink):
+        await uplink.connected.wait()
+        desk = coordinator.application[TICKET_DESK]
+        ticket = AttachTicket(
+            expires_at_s=2 * utc_now_s(),
+            worker_id=link.identity.worker_id,
+            session_id=SessionId("s"),
+            max_positions=1,
+        )
+
+        def verifies() -> bool:
+            try:
+                text, key = desk.signed(ticket), link.credentials.current.ticket_key
+                return verified_claims(text, AttachTicket, (key,), utc_now_s()) == ticket
+            except (ModelUnavailableError, UnauthenticatedError):
+                return False
+
+        for _ in range(2):
+            old = link.credentials.current
+            await asyncio.to_thread(coordinator.authority.secrets.rotate_signing_key, datetime.now(UTC))
+            await uplink._renew(old)
+            assert link.credentials.current.ticket_key != old.ticket_key
+            await eventually(verifies)

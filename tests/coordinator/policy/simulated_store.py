@@ -14,7 +14,8 @@ from coordinator.policy.effects import (
     SendToWorker,
     WriteAudit,
 )
-from coordinator.policy.state import ClusterState, ModelRecord, StoredState, StoredWorker
+from coordinator.policy.state import ClusterState, ModelRecord
+from coordinator.policy.stored import StoredState, StoredWorker
 from protocol.ids import ModelName, WorkerId
 
 

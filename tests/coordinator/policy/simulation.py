@@ -31,12 +31,8 @@ from coordinator.policy.events import (
 )
 from coordinator.policy.invariants import check, check_assignment, check_worker
 from coordinator.policy.looking import found, sought
-from coordinator.policy.state import (
-    ClusterState,
-    PolicySettings,
-    WorkerRecord,
-    restored,
-)
+from coordinator.policy.state import ClusterState, PolicySettings, WorkerRecord
+from coordinator.policy.stored import restored
 from coordinator.policy.transition import apply
 from protocol.control_messages import Assign, SpanReport
 from protocol.ids import BlockRange, Revision, WorkerId

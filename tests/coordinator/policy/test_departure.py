@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from coordinator.policy.effects import SendToWorker
-from coordinator.policy.events import DrainAsked, SocketLost, WorkerConnected, WorkerLeft
-from coordinator.policy.state import ClusterState, PolicySettings, restored
+from coordinator.policy.events import DrainAsked, DrainWithdrawn, SocketLost, WorkerConnected, WorkerLeft
+from coordinator.policy.state import ClusterState, PolicySettings
+from coordinator.policy.stored import restored
 from coordinator.policy.views import worker_info
 from protocol.control_messages import Drain, SpanStatus
 from protocol.ids import WorkerId
@@ -45,6 +46,22 @@ def test_a_drained_worker_serves_until_others_hold_its_blocks() -> None:
     assert is_told(fleet)
     assert not fleet.state.workers[A].is_routable
     assert fleet.state.workers[A].drain_reason == "maintenance"
+
+
+def test_a_worker_that_is_to_stay_after_all_does_until_it_was_told_to_go() -> None:
+    fleet = departing_pair()
+    fleet.do(DrainWithdrawn(worker_id=A))
+    fleet.report("b")
+    fleet.wait(70)
+    fleet.all_ready()
+    assert fleet.state.workers[A].is_routable
+    assert fleet.state.workers[A].departure is None
+    assert fleet.do(DrainWithdrawn(worker_id=A)) == ()
+
+    told = departing_pair()
+    told.report("b")
+    assert told.do(DrainWithdrawn(worker_id=A)) == ()
+    assert told.state.workers[A].drain_reason == "maintenance"
 
 
 def test_a_worker_whose_blocks_others_serve_drains_at_once() -> None:

@@ -7,7 +7,8 @@ from coordinator.policy.events import ModelRemoved, ReplicasAsked, SocketLost, S
 from coordinator.policy.handover import breaks_a_route
 from coordinator.policy.routing import Route, cheapest_route
 from coordinator.policy.sizing import spans_bytes
-from coordinator.policy.state import Assignment, PolicySettings, StoredState, StoredWorker, restored
+from coordinator.policy.state import Assignment, PolicySettings
+from coordinator.policy.stored import StoredState, StoredWorker, restored
 from coordinator.policy.views import model_info, worker_info
 from protocol.control_messages import SpanAssignment, SpanReport, SpanState, SpanStatus
 from protocol.ids import BlockRange, ModelName, WorkerId

@@ -4,7 +4,8 @@ import pytest
 
 from coordinator.policy.events import DrainAsked, WorkerBeat
 from coordinator.policy.missing import MissingBlocks
-from coordinator.policy.routing import Avoided, Route, cheapest_route
+from coordinator.policy.routing import Avoided, Route, between_ends, cheapest_route
+from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange, ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, heartbeat
 
@@ -105,3 +106,25 @@ def test_an_unknown_model_has_no_route() -> None:
 
     assert isinstance(found, MissingBlocks)
     assert "nope" in found.message
+
+
+def test_a_private_route_covers_what_is_between_the_clients_ends_and_needs_nobody_for_them() -> None:
+    fleet = two_of_each()
+    record = fleet.state.models[M]
+    assert between_ends(record, None) is None
+    found = cheapest_route(fleet.state, M, blocks=between_ends(record, 1))
+    assert hops(found) == [("a", "1:2"), ("c", "2:3")]
+    with pytest.raises(InvalidRequestError, match=r"2 private blocks .* which has 4, .* at most 1"):
+        between_ends(record, 2)
+
+    lone = Fleet()
+    lone.do(added(n_blocks=4))
+    lone.join("a", pinned_blocks=BlockRange(1, 3))
+    lone.wait(2)
+    lone.all_ready()
+    assert isinstance(cheapest_route(lone.state, M), MissingBlocks)
+    assert hops(cheapest_route(lone.state, M, blocks=BlockRange(1, 3))) == [("a", "1:3")]
+    missing = cheapest_route(lone.state, M, frozenset({WorkerId("a")}), blocks=BlockRange(1, 3))
+    assert isinstance(missing, MissingBlocks)
+    unpinned = cheapest_route(lone.state, M, pinned_ends=True, blocks=BlockRange(1, 3))
+    assert isinstance(unpinned, MissingBlocks)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from itertools import permutations
 
 import pytest
@@ -31,12 +32,17 @@ def segment_lists(draw: st.DrawFn) -> list[Segment]:
     return segments
 
 
-def brute_force(segments: list[Segment]) -> float:
-    """The least cost over all orders of workers and all places to change, each worker once."""
+def brute_force(segments: list[Segment], ends: Collection[WorkerId] | None = None) -> float:
+    """The least cost over all orders of workers and all places to change, each worker once.
+
+    `ends`: the only workers that may be first and last; None: all.
+    """
     best = math.inf
 
     def go(order: tuple[Segment, ...], i: int, at: int, cost: float) -> None:
         nonlocal best
+        if at == N_BLOCKS and ends is not None and not {order[0].worker_id, order[i - 1].worker_id} <= set(ends):
+            return
         if at == N_BLOCKS:
             back = order[i - 1].link_s.get(order[0].worker_id, LINK_S) if i > 1 else 0.0
             best = min(best, cost + back)

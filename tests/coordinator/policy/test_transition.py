@@ -12,7 +12,10 @@ from coordinator.policy.effects import (
     WriteAudit,
 )
 from coordinator.policy.events import (
+    AssignmentPinned,
+    AssignmentUnpinned,
     DrainAsked,
+    DrainWithdrawn,
     Event,
     EvidenceSeen,
     FilesChanged,
@@ -29,17 +32,13 @@ from coordinator.policy.events import (
     WorkerJoined,
     WorkerLeft,
     WorkerPardoned,
+    WorkerRemoved,
 )
 from coordinator.policy.missing import MissingBlocks
+from coordinator.policy.pins import Pin
 from coordinator.policy.routing import cheapest_route
-from coordinator.policy.state import (
-    ClusterState,
-    ModelRecord,
-    PolicySettings,
-    StoredState,
-    StoredWorker,
-    restored,
-)
+from coordinator.policy.state import ClusterState, ModelRecord, PolicySettings
+from coordinator.policy.stored import StoredState, StoredWorker, restored
 from coordinator.policy.trust import Evidence
 from coordinator.policy.trust_words import unbacked
 from coordinator.policy.views import file_sources, model_info, worker_info
@@ -353,6 +352,7 @@ steps = st.one_of(
     st.builds(WorkerLeft, worker_id=ids, reason=st.just("r")),
     st.builds(SocketLost, worker_id=ids),
     st.builds(DrainAsked, worker_id=ids, reason=st.just("r")),
+    st.builds(DrainWithdrawn, worker_id=ids),
     st.builds(FilesChanged, worker_id=ids, files=st.just((file_hash("x"),))),
     st.builds(WorkerBeat, worker_id=ids, heartbeat=st.builds(heartbeat, decode_s_per_block=st.floats(-1, 2))),
     st.sampled_from([added(n_blocks=4), added(n_blocks=7), added("n", 3), ModelRemoved(name=M)]),
@@ -388,6 +388,21 @@ steps = st.one_of(
         st.builds(decided, worker_id=ids, by=st.just("k"), reason=st.just("r"))
         for decided in (TrustUnpinned, WorkerBanned, WorkerPardoned)
     ),
+    st.builds(
+        AssignmentPinned,
+        worker_id=ids,
+        pin=st.builds(
+            Pin,
+            model=st.sampled_from([ModelName("m"), ModelName("n")]),
+            blocks=st.sampled_from([BlockRange(0, 2), BlockRange(1, 4), BlockRange(3, 9)]),
+            by=st.just("k"),
+            takes_from=st.none() | ids,
+            taken=st.none() | st.just(BlockRange(1, 2)),
+            is_forced=st.booleans(),
+        ),
+    ),
+    st.builds(AssignmentUnpinned, worker_id=ids, by=st.just("k")),
+    st.builds(WorkerRemoved, worker_id=ids),
 )
 
 

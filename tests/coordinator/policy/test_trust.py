@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import get_args
 
 import pytest
@@ -14,15 +14,20 @@ from coordinator.policy.trust import (
     COORDINATOR,
     DAY_S,
     KEY_CAP,
+    KNOWING_NOTHING,
     MAX_OPINIONS,
     MOST_HARM,
     NEW_SCORE,
+    NEWCOMER,
     NO_RECORD,
     RELEASED_FROM,
     ROUTED_FROM,
+    STRONG_FROM,
+    WEAK_BELOW,
     WEIGHINGS,
     Evidence,
     EvidenceKind,
+    Opinion,
     TrustRecord,
     adds_nothing,
     is_as_new,
@@ -41,6 +46,7 @@ KINDS: tuple[EvidenceKind, ...] = get_args(EvidenceKind)
 OPINIONS = tuple(kind for kind in KINDS if kind != "audit_failed")
 """What reporters say; audits are the coordinator's own."""
 BAD = tuple(kind for kind in KINDS if not WEIGHINGS[kind].is_good)
+SAID_AGAINST = tuple(kind for kind in BAD if kind in OPINIONS)
 KEYS = ("key:a", "key:b", "key:c", "worker:d", "worker:e", "worker:f")
 
 weights = st.floats(0.0, 100.0)
@@ -60,6 +66,25 @@ def lived(history: list[tuple[Evidence, float]], record: TrustRecord = NO_RECORD
         now_s += gap_s
         record = reviewed(with_evidence(record, evidence, now_s), now_s)
     return record, now_s
+
+
+@given(scores=st.lists(st.floats(0.36, 0.6), min_size=1, max_size=30))
+def test_who_is_weak_is_so_until_it_is_clearly_not(scores: list[float]) -> None:
+    now, n_changes = NEWCOMER, 0
+    for found in scores:
+        after = standing(with_score(found), NOW_S, now)
+        n_changes += (after.level == "weak") != (now.level == "weak")
+        assert (after.level == "weak") >= (after.score < WEAK_BELOW)
+        assert (after.level == "weak") <= (after.score < STRONG_FROM)
+        now = after
+    assert n_changes <= 1 + sum(abs(b - a) >= STRONG_FROM - WEAK_BELOW for a, b in pairwise([0.5, *scores]))
+
+
+def with_score(found: float) -> TrustRecord:
+    """A record of this score, which nobody pinned."""
+    bad = KNOWING_NOTHING * NEW_SCORE / found - KNOWING_NOTHING
+    against = Opinion(reporter="key:a", kind="hop_failed", mass=max(bad, 0.0), at_s=NOW_S)
+    return TrustRecord(opinions=(against,))
 
 
 def told(record: TrustRecord, kind: EvidenceKind, reporter: str, n_times: int, now_s: float = NOW_S) -> TrustRecord:
@@ -100,14 +125,14 @@ def test_one_reporter_does_no_more_harm_than_is_stated(history: list, slander: l
     assert score(record, now_s) >= score(without, now_s) - MOST_HARM
 
 
-@given(st.lists(st.tuples(evidences(BAD[:-1], ("key:slanderer",)), gaps_s), max_size=30))
+@given(st.lists(st.tuples(evidences(SAID_AGAINST, ("key:slanderer",)), gaps_s), max_size=30))
 def test_one_reporter_alone_quarantines_nobody(slander: list) -> None:
     record, now_s = lived(slander)
     assert score(record, now_s) >= 0.25 > ROUTED_FROM
     assert not record.is_quarantined
 
 
-@given(st.lists(st.tuples(evidences(BAD[:-1], tuple(f"worker:{i}" for i in range(50))), gaps_s), max_size=40))
+@given(st.lists(st.tuples(evidences(SAID_AGAINST, tuple(f"worker:{i}" for i in range(50))), gaps_s), max_size=40))
 def test_any_number_of_workers_together_do_what_one_key_does(slander: list) -> None:
     record, now_s = lived(slander)
     assert score(record, now_s) >= 0.25

@@ -22,7 +22,7 @@ from coordinator.policy.events import (
     WorkerPardoned,
 )
 from coordinator.policy.routing import Route, cheapest_route
-from coordinator.policy.state import StoredState, restored
+from coordinator.policy.stored import StoredState, restored
 from coordinator.policy.trust import DAY_S, WEIGHINGS, Evidence, EvidenceKind
 from coordinator.policy.trust_changes import MAX_EVENTS, N_EVENTS_KEPT
 from coordinator.policy.trust_words import below, too_little_trust, unbacked
@@ -134,6 +134,9 @@ def test_time_releases_and_in_the_end_forgets() -> None:
     fleet.now_s += DAY_S
     effects = fleet.do(TimePassed())
     assert [e.kind for e in effects if isinstance(e, WriteTrustEvent)] == ["forgiven", "released"]
+    assert fleet.state.workers[A].trust.level == "weak", "as it was before, until it is clearly above"
+    fleet.now_s += DAY_S
+    fleet.do(TimePassed())
     assert fleet.state.workers[A].trust.level == "probation"
     fleet.now_s += 100 * DAY_S
     fleet.do(TimePassed())

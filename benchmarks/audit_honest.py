@@ -1,0 +1,142 @@
+"""How far honest workers of every two precisions differ, and how often audits would quarantine one falsely."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.table import Table
+
+from benchmarks.audit_answers import FORMS, RANGES, TinyFiles, answer, tiny_files
+from coordinator.policy.audit_probe import Projection
+from coordinator.policy.audit_rules import (
+    Comparison,
+    Held,
+    Tolerance,
+    allowed_difference,
+    compared,
+    is_dense,
+    measures,
+    outcomes,
+)
+from protocol.ids import BlockRange
+
+GOAL = 1e-5
+"""Most false quarantines an audit."""
+Pair = tuple[Held, Held]
+Cell = tuple[Tolerance, list[tuple[float, float]]]
+"""What is allowed between two in one range of one model, and the two measures of each audit."""
+
+
+@dataclass(slots=True)
+class Honest:
+    """What was measured of honest workers."""
+
+    cells: dict[tuple[bool, Held, Held], list[Cell]] = field(default_factory=dict)
+    """By whether the model has no experts, and what the two hold it in."""
+    n_audits: int = 0
+    """Of a target, a partner and a third, each in another form."""
+    n_suspected: int = 0
+    n_quarantined: int = 0
+
+
+def measured(n_audits: int, architectures: Collection[str]) -> Honest:
+    """So many audits of every two and every three forms, in every range of blocks of tiny models."""
+    honest = Honest()
+    for architecture in architectures:
+        with tiny_files(architecture) as files:
+            for blocks in RANGES:
+                _measure(honest, files, blocks, n_audits)
+    return honest
+
+
+def _measure(honest: Honest, files: TinyFiles, blocks: BlockRange, n_audits: int) -> None:
+    dense = is_dense(files.architecture)
+    allowed = {
+        (one, other): tolerance
+        for one, other in itertools.combinations(FORMS, 2)
+        if (tolerance := allowed_difference(one, other, len(blocks), is_dense=dense)) is not None
+    }
+    cells: dict[Pair, Cell] = {pair: (tolerance, []) for pair, tolerance in allowed.items()}
+    for given in _answers(files, blocks, n_audits):
+        comparisons = {}
+        for (one, other), tolerance in allowed.items():
+            if one in given and other in given:
+                cells[one, other][1].append(measures(given[one], given[other], is_dense=dense))
+                comparisons[frozenset((str(one), str(other)))] = compared(
+                    (str(one), given[one]), (str(other), given[other]), tolerance, is_dense=dense
+                )
+        _rule(honest, [str(held) for held in given], comparisons)
+    for pair, cell in cells.items():
+        if cell[1]:
+            honest.cells.setdefault((dense, *pair), []).append(cell)
+
+
+def _answers(files: TinyFiles, blocks: BlockRange, n_audits: int) -> Iterator[dict[Held, Projection]]:
+    stages = {held: stage for held in FORMS if (stage := files.stage(blocks, held)) is not None}
+    for number in range(n_audits):
+        yield {held: answer(stage, held, f"seed {number}") for held, stage in stages.items()}
+
+
+def _rule(honest: Honest, names: Sequence[str], comparisons: dict[frozenset[str], Comparison]) -> None:
+    """Every target with every partner and every third, by the coordinator's own rules."""
+    for target, partner, third in itertools.permutations(names, 3):
+        if frozenset((target, partner)) in comparisons:
+            ruling = outcomes(target, partner, comparisons, [third])
+            honest.n_audits += 1
+            honest.n_suspected += ruling.target == "suspected"
+            honest.n_quarantined += "failed" in (ruling.target, ruling.partner)
+
+
+def table(honest: Honest) -> Table:
+    """Of every two precisions that are compared: how far apart honest workers are, and how likely an alarm is."""
+    found = Table(
+        "experts", "one", "other", "audits", "alarms", "middle", "most", "worst position", "most", "chance of one"
+    )
+    for (dense, one, other), cells in honest.cells.items():
+        middles = [middle for _, cell in cells for middle, _ in cell]
+        strays = [stray for _, cell in cells for _, stray in cell]
+        n_alarms = sum(m > allowed.middle or s > allowed.stray for allowed, cell in cells for m, s in cell)
+        found.add_row(
+            "no" if dense else "yes", str(one), str(other), str(len(middles)), str(n_alarms),
+            f"{statistics.median(middles):.4f}", f"{max(middles):.4f}",
+            f"{statistics.median(strays):.4f}", f"{max(strays):.4f}", f"{chance_of_alarm(cells):.0e}",
+        )  # fmt: skip
+    return found
+
+
+def words(honest: Honest) -> str:
+    """How often an honest worker would be quarantined, counted and reckoned.
+
+    That takes a false alarm between two, and a third that is as far from the same one: it is no likelier than the
+    alarm. From few audits the chances are rough: they are of the spread in each model and range.
+    """
+    chances = {key: chance_of_alarm(cells) for key, cells in honest.cells.items()}
+    (_, one, other), worst = max(chances.items(), key=lambda item: item[1])
+    mean = statistics.mean(chances.values())
+    is_met = mean <= GOAL and honest.n_quarantined == 0
+    return (
+        f"False quarantines: {honest.n_quarantined} of {honest.n_audits:,} audits of honest workers, every three "
+        f"forms of all models and ranges; {honest.n_suspected} ended in suspicion.\n"
+        f"Chance of a false quarantine, at most that of a false alarm: {mean:.1e} an audit in the mean of all "
+        f"pairs of forms;\nthe goal is {GOAL:.0e}: {'met' if is_met else 'NOT met'}. In the worst pair, {one} with "
+        f"{other}: {worst:.1e}. int4 is compared with int4 alone."
+    )
+
+
+def chance_of_alarm(cells: Iterable[Cell]) -> float:
+    """The mean over all models and ranges, the logarithm of each measure taken as normal there."""
+    chances = []
+    for allowed, cell in cells:
+        middles, strays = zip(*cell, strict=True)
+        chances.append(_beyond(middles, allowed.middle) + _beyond(strays, allowed.stray))
+    return statistics.mean(chances)
+
+
+def _beyond(values: Sequence[float], limit: float) -> float:
+    logs = [math.log(max(value, 1e-12)) for value in values]
+    spread = max(statistics.stdev(logs), 0.1)
+    return 0.5 * math.erfc((math.log(limit) - statistics.mean(logs)) / spread / math.sqrt(2.0))

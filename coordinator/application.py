@@ -1,0 +1,203 @@
+"""The HTTP application put together: what handlers find in it, the middlewares and the routes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from aiohttp import web
+
+from coordinator.addresses import known_names
+from coordinator.admin_api import add_admin_routes
+from coordinator.assignment_api import add_assignment_routes
+from coordinator.audit_api import add_audit_routes
+from coordinator.audit_asking import Examiner
+from coordinator.audit_log_api import add_audit_log_routes
+from coordinator.audit_neighbours import Neighbours
+from coordinator.audit_store import AuditStore
+from coordinator.audits import Auditor
+from coordinator.authors_api import add_author_routes
+from coordinator.bad_sources import BadSources
+from coordinator.catalogue import Catalogue
+from coordinator.client_api import add_client_routes
+from coordinator.cluster import Cluster
+from coordinator.config import CoordinatorConfig
+from coordinator.credentials import Authenticator
+from coordinator.earned_priority import EarnedPriority
+from coordinator.etags import check_preconditions
+from coordinator.generation_reports import GenerationReports
+from coordinator.joining import AttemptLimiter, Joining
+from coordinator.key_api import add_key_routes
+from coordinator.keys import (
+    ACCESS,
+    AUDITOR,
+    AUTHENTICATOR,
+    AUTHORITY,
+    BAD_SOURCES,
+    CATALOGUE,
+    CLOCK,
+    CLUSTER,
+    CONFIG,
+    CONTROL_SOCKETS,
+    EARNED_PRIORITY,
+    EXAMINER,
+    JOIN_LIMITER,
+    JOINING,
+    KNOWN_NAMES,
+    NEIGHBOURS,
+    OPENAPI,
+    OPENINGS,
+    PUBLIC_URL,
+    QUOTA_CLOCK,
+    QUOTA_DESK,
+    REPEATING,
+    REPORTS,
+    REPOSITORY,
+    ROUTE_DESK,
+    ROUTE_DOCS,
+    SESSION_ENDS,
+    TICKET_DESK,
+    TRUST_REPORTS,
+    TURNS,
+    VERSION,
+)
+from coordinator.middleware import add_security_headers, answer_errors, check_caller
+from coordinator.openapi_api import add_openapi_routes
+from coordinator.opening import OpenedState
+from coordinator.openings import Openings
+from coordinator.quota_api import add_quota_routes
+from coordinator.quota_clock import SteadyClock
+from coordinator.quota_desk import QuotaDesk
+from coordinator.repeats import answer_repeats
+from coordinator.route_desk import RouteDesk
+from coordinator.secret_api import add_secret_routes
+from coordinator.session_ends import SessionEnds
+from coordinator.settings_api import add_settings_routes
+from coordinator.stored_rows import StoredGeneration
+from coordinator.ticket_desk import TicketDesk
+from coordinator.trust_api import add_trust_routes
+from coordinator.trust_reports import TrustReports
+from coordinator.turns import Turns
+from coordinator.worker_admin_api import add_worker_admin_routes
+from coordinator.worker_api import add_worker_routes
+from protocol.codec import MAX_BODY_BYTES
+from protocol.version import program_version
+
+MIDDLEWARES = (answer_errors, check_caller, answer_repeats, check_preconditions)
+"""Outermost first: an error anywhere is an answer, a repeated request is answered before its ETag is looked at."""
+
+
+def application(
+    config: CoordinatorConfig,
+    opened: OpenedState,
+    cluster: Cluster,
+    catalogue: Catalogue,
+    clock: Callable[[], float],
+) -> web.Application:
+    """What answers; nothing runs in it yet."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=MIDDLEWARES)
+    app[CONFIG] = config
+    app[CLOCK] = clock
+    app[AUTHORITY] = opened.authority
+    app[REPOSITORY] = opened.repository
+    app[CLUSTER] = cluster
+    app[CATALOGUE] = catalogue
+    app[KNOWN_NAMES] = known_names(config)
+    app[PUBLIC_URL] = []
+    app[VERSION] = program_version()
+    _add_doors(app)
+    _add_desks(app)
+    _add_auditing(app)
+    _add_routes(app)
+    app.on_response_prepare.append(add_security_headers)
+    app.on_shutdown.append(_close_control_sockets)
+    app.on_shutdown.append(_send_waiting_away)
+    return app
+
+
+def _add_doors(app: web.Application) -> None:
+    """Who comes in, and what is kept of connections."""
+    cluster, clock = app[CLUSTER], app[CLOCK]
+    app[AUTHENTICATOR] = Authenticator(app[AUTHORITY], app[REPOSITORY], clock)
+    app[JOINING] = Joining(app[AUTHORITY], clock, check_worker=cluster.check_admitted)
+    app[JOIN_LIMITER] = AttemptLimiter()
+    app[BAD_SOURCES] = BadSources()
+    app[CONTROL_SOCKETS] = {}
+
+
+def _add_desks(app: web.Application) -> None:
+    """Who gives out routes, by which quotas, and hears how generations end."""
+    cluster, clock = app[CLUSTER], app[CLOCK]
+    app[TICKET_DESK] = TicketDesk()
+    app[SESSION_ENDS] = SessionEnds(cluster, app[REPOSITORY], app[TICKET_DESK], clock)
+    app[TRUST_REPORTS] = TrustReports(cluster)
+    app[QUOTA_CLOCK] = quota_clock = SteadyClock(clock)
+    app[OPENINGS] = Openings(app[REPOSITORY], app[SESSION_ENDS], quota_clock)
+    quotas = QuotaDesk(app[REPOSITORY], clock, quota_clock)
+    app[QUOTA_DESK] = quotas
+    app[EARNED_PRIORITY] = EarnedPriority(cluster, app[REPOSITORY].usage, clock)
+    app[ROUTE_DESK] = RouteDesk(
+        cluster,
+        app[REPOSITORY],
+        app[TICKET_DESK],
+        app[TRUST_REPORTS],
+        quotas,
+        app[SESSION_ENDS],
+        app[EARNED_PRIORITY],
+        clock,
+    )
+    app[REPORTS] = GenerationReports(
+        app[REPOSITORY], clock, quota_clock=quota_clock, on_finished=partial(_take_finished, app)
+    )
+
+
+def _add_auditing(app: web.Application) -> None:
+    """Who has workers audited."""
+    cluster, clock = app[CLUSTER], app[CLOCK]
+    app[NEIGHBOURS] = Neighbours(app[AUTHORITY], clock)
+    app[EXAMINER] = Examiner(app[NEIGHBOURS], app[TICKET_DESK], app[AUTHORITY].ca_pem, clock)
+    audit_store = AuditStore(app[REPOSITORY].transactions)
+    app[AUDITOR] = Auditor(cluster, app[EXAMINER], audit_store, clock=clock)
+
+
+def _add_routes(app: web.Application) -> None:
+    app[ACCESS] = {}
+    app[ROUTE_DOCS] = {}
+    app[OPENAPI] = []
+    app[TURNS] = Turns()
+    app[REPEATING] = set()
+    for add_routes in (
+        add_client_routes,
+        add_worker_routes,
+        add_admin_routes,
+        add_key_routes,
+        add_worker_admin_routes,
+        add_audit_log_routes,
+        add_openapi_routes,
+        add_trust_routes,
+        add_audit_routes,
+        add_author_routes,
+        add_quota_routes,
+        add_assignment_routes,
+        add_secret_routes,
+        add_settings_routes,
+    ):
+        add_routes(app)
+
+
+def _take_finished(app: web.Application, generation: StoredGeneration) -> None:
+    app[ROUTE_DESK].take_finished(generation)
+    app[AUDITOR].take_finished(generation)
+
+
+async def _close_control_sockets(app: web.Application) -> None:
+    """At the stop: workers come back to another start, they needn't wait for a timeout to notice this one."""
+    open_sockets = app[CONTROL_SOCKETS]
+    async with asyncio.TaskGroup() as tasks:
+        for control_socket in tuple(open_sockets):
+            tasks.create_task(control_socket.close(), name="close-control-socket")
+
+
+async def _send_waiting_away(app: web.Application) -> None:
+    app[ROUTE_DESK].stop()

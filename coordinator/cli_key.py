@@ -1,0 +1,234 @@
+"""`coord key`: API keys of clients and operators. Thin over the admin API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+from rich.table import Table
+
+from coordinator.admin_client import AdminTarget, all_pages, changed_as_read
+from coordinator.cli_output import cell, console, minute, notes, plain_table, print_json, printable
+from coordinator.cli_quota import LIMITS_HELP, limits_change, limits_words, new_limits
+from coordinator.cli_target import JsonOption, for_coordinator
+from protocol.admin_rest import DEFAULT_GRACE_S, MAX_GRACE_S, ChangeKeyRequest, RotatedKey, RotateKeyRequest
+from protocol.compatibility import knows
+from protocol.errors import ConfigError, ProtocolVersionError
+from protocol.key_limits import UNLIMITED
+from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyKind, KeyList
+from protocol.pinned_http import CoordinatorSession
+from protocol.quota_rest import OwnerRequest
+
+key_commands = typer.Typer(no_args_is_help=True, help="API keys of clients and operators.")
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as `coord key list` shows it.")]
+
+
+@key_commands.command("create")
+@for_coordinator
+def create_key(
+    target: AdminTarget,
+    name: Annotated[str, typer.Argument(help="What the key is for; shown by `coord key list`.")],
+    *,
+    kind: Annotated[KeyKind, typer.Option(help="A client may generate; an admin may do everything.")] = "client",
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help=f"{LIMITS_HELP}. May be repeated.")
+    ] = None,
+    owner: Annotated[
+        str,
+        typer.Option(help="Whose it is: what that owner's workers (`coord worker owner`) give may raise it."),
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Make an API key and print it. It can't be shown again: the coordinator keeps only a hash.
+
+    Limits that aren't named are those of `coord settings` (default_tokens_per_min and others).
+    """
+    try:
+        request = CreateKeyRequest(name=name, kind=kind, limits=new_limits(limit or ()), owner=owner)
+    except ValueError as exc:
+        raise ConfigError(f"--owner can't be used: {exc}") from exc
+    created = target.ask(lambda session: _created(session, request))
+    if as_json:
+        print_json(created)
+    else:
+        notes().print(f"{kind} key {created.key_id}; it is shown only this once:")
+        typer.echo(created.key)
+
+
+@key_commands.command("limits")
+@for_coordinator
+def key_limits(
+    target: AdminTarget,
+    key_id: KeyArgument,
+    changes: Annotated[
+        list[str], typer.Argument(metavar="NAME=VALUE...", help=f"{LIMITS_HELP}. NAME=none takes a limit away.")
+    ],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Change what a key may use; limits that aren't named stay. It holds from the next generation on."""
+    change = limits_change(changes)
+    path = _path(key_id)
+    key = target.ask(
+        lambda session: changed_as_read(session, path, KeyInfo, change, KeyInfo, change_path=f"{path}/limits")
+    )
+    if as_json:
+        print_json(key)
+    else:
+        notes().print(
+            f"limits of key {key.key_id} ({printable(key.name)}): {limits_words(key.limits)}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@key_commands.command("list")
+@for_coordinator
+def list_keys(
+    target: AdminTarget,
+    *,
+    kind: Annotated[KeyKind | None, typer.Option(help="Only keys of this kind.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only keys with this in their name.")] = None,
+    is_revoked: Annotated[
+        bool | None, typer.Option("--revoked/--not-revoked", help="Only keys that are revoked, or aren't.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the API keys, without their secrets."""
+    given = {"kind": kind, "name": name, "is_revoked": None if is_revoked is None else str(is_revoked).lower()}
+    pages = target.ask(lambda session: all_pages(session, "/admin/v1/keys", given, KeyList))
+    keys = tuple(key for page in pages for key in page.keys)
+    if as_json:
+        print_json(KeyList(keys=keys))
+    else:
+        console().print(key_table(keys))
+
+
+@key_commands.command("show")
+@for_coordinator
+def show_key(target: AdminTarget, key_id: KeyArgument, *, as_json: JsonOption = False) -> None:
+    """Show a key: its name, kind and limits, and whether it is good."""
+    key = target.ask(lambda session: session.get(_path(key_id), KeyInfo))
+    if as_json:
+        print_json(key)
+    else:
+        console().print(key_table((key,)))
+        console().print(f"limits: {limits_words(key.limits)}", markup=False)
+
+
+@key_commands.command("rename")
+@for_coordinator
+def rename_key(
+    target: AdminTarget,
+    key_id: KeyArgument,
+    name: Annotated[str, typer.Argument(help="What the key is for from now on.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a key another name; what it opens stays the same."""
+    request = ChangeKeyRequest(name=name)
+    key = target.ask(lambda session: changed_as_read(session, _path(key_id), KeyInfo, request, KeyInfo))
+    if as_json:
+        print_json(key)
+    else:
+        notes().print(f"key {key.key_id} is {printable(key.name)} now", markup=False)
+
+
+@key_commands.command("owner")
+@for_coordinator
+def set_owner(
+    target: AdminTarget,
+    key_id: KeyArgument,
+    owner: Annotated[str, typer.Argument(help="Whose it is from now on; '' for nobody in particular.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whose a key is. What that owner's workers give may raise its priority (`coord settings`)."""
+    try:
+        request = OwnerRequest(owner=owner)
+    except ValueError as exc:
+        raise ConfigError(f"the owner can't be used: {exc}") from exc
+    path = _path(key_id)
+    key = target.ask(
+        lambda session: changed_as_read(session, path, KeyInfo, request, KeyInfo, change_path=f"{path}/owner")
+    )
+    if as_json:
+        print_json(key)
+    else:
+        whose = f"{printable(key.owner)}'s" if key.owner else "nobody's in particular"
+        notes().print(f"key {key.key_id} ({printable(key.name)}) is {whose} now", markup=False)
+
+
+@key_commands.command("rotate")
+@for_coordinator
+def rotate_key(
+    target: AdminTarget,
+    key_id: KeyArgument,
+    *,
+    grace_s: Annotated[
+        int,
+        typer.Option(
+            "--grace",
+            min=0,
+            max=MAX_GRACE_S,
+            metavar="SECONDS",
+            help="How long the old one is good; 0: no longer at all.",
+        ),
+    ] = DEFAULT_GRACE_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a key a new secret and print it; id, name and limits stay. It can't be shown again."""
+    request = RotateKeyRequest(grace_s=grace_s)
+    rotated = target.ask(lambda session: session.post(f"{_path(key_id)}/rotate", request, RotatedKey))
+    if as_json:
+        print_json(rotated)
+    else:
+        notes().print(
+            f"key {rotated.key_id}; the old one is good until {minute(rotated.old_until)}. Only this once:"
+        )
+        typer.echo(rotated.key)
+
+
+@key_commands.command("revoke")
+@for_coordinator
+def revoke_key(
+    target: AdminTarget,
+    key_id: KeyArgument,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Refuse a key from now on, for good. What runs of it ends within seconds, and says why."""
+    key = target.ask(lambda session: session.delete(_path(key_id), KeyInfo))
+    if as_json:
+        print_json(key)
+    else:
+        notes().print(f"key {key.key_id} ({printable(key.name)}) is revoked", markup=False)
+
+
+async def _created(session: CoordinatorSession, request: CreateKeyRequest) -> CreatedKey:
+    version = await session.greet()
+    if request.owner and not knows(CreateKeyRequest, "owner", version):
+        raise ProtocolVersionError(
+            f"the coordinator speaks protocol {version}, which has no owners of keys: update it, or leave "
+            "--owner out"
+        )
+    if request.limits != UNLIMITED and not knows(CreateKeyRequest, "limits", version):
+        raise ProtocolVersionError(
+            f"the coordinator speaks protocol {version}, which has no limits of keys: update it, or leave --limit "
+            "out"
+        )
+    return await session.post("/admin/v1/keys", request, CreatedKey)
+
+
+def key_table(keys: tuple[KeyInfo, ...]) -> Table:
+    """API keys; the secrets aren't known."""
+    table = plain_table("key", "name", "kind", "owner", "created", "revoked", "old one until")
+    for key in keys:
+        dates = (minute(key.created_at), minute(key.revoked_at), minute(key.old_until))
+        table.add_row(key.key_id, cell(key.name), key.kind, cell(key.owner), *dates)
+    return table
+
+
+def _path(key_id: str) -> str:
+    return f"/admin/v1/keys/{quote(key_id, safe='')}"

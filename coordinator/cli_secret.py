@@ -1,0 +1,138 @@
+"""`coord secret`: the join secret and the signing keys, and rotating them. Thin over the admin API."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.text import Text
+
+from coordinator import state_folder as names
+from coordinator.admin_client import AdminTarget
+from coordinator.cli_output import cell, console, minute, notes, plain_table, print_json, printable
+from coordinator.cli_target import JsonOption, for_coordinator
+from coordinator.state_folder import read_state_file
+from protocol.errors import ConfigError
+from protocol.secret_rest import (
+    MAX_SECRET_GRACE_S,
+    RotatedSecret,
+    RotateSecretRequest,
+    SecretDates,
+    SecretsInfo,
+)
+
+secret_commands = typer.Typer(no_args_is_help=True, help="The join secret and the signing keys.")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_GRACE = re.compile(r"(\d{1,9})([smhd]?)")
+GraceOption = Annotated[
+    str, typer.Option(help="How long older ones still count: 0 (not at all), 90m, 12h, 8d at most.", metavar="TIME")
+]
+
+
+@secret_commands.command("show")
+@for_coordinator
+def show_secrets(
+    target: AdminTarget,
+    *,
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="Print the join secret itself, from the state folder on this machine.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show when secrets were rotated, how long older ones count, and which workers joined lately with which."""
+    if reveal and as_json:
+        raise ConfigError("--reveal prints the secret alone: leave --json out")
+    found = target.ask(lambda session: session.get("/admin/v1/secrets", SecretsInfo))
+    if reveal:
+        typer.echo(_revealed(target, found))
+    elif as_json:
+        print_json(found)
+    else:
+        console().print(_table(found))
+
+
+@secret_commands.command("rotate")
+@for_coordinator
+def rotate(target: AdminTarget, *, grace: GraceOption = "8d", as_json: JsonOption = False) -> None:
+    """Make a new join secret and print it. Workers that are in stay in, and need the new one when they next join.
+
+    A worker started with --secret-file reads the file again when it renews its credentials, each 12 hours: put the
+    new one there. With --grace 0 the old one ends at once. A coordinator that stands by (`coord serve --take-over`)
+    knows what its copy of the state folder held when it started: copy that again, and start it again.
+    """
+    request = RotateSecretRequest(grace_s=_seconds(grace))
+    rotated = target.ask(lambda session: session.post("/admin/v1/secrets/join/rotate", request, RotatedSecret))
+    if as_json:
+        print_json(rotated)
+        return
+    notes().print(
+        f"the new join secret; older ones admit until {minute(rotated.old_until)}"
+        if request.grace_s
+        else "the new join secret; no older one admits any more",
+        markup=False,
+    )
+    typer.echo(rotated.secret)
+
+
+@secret_commands.command("rotate-signing-key")
+@for_coordinator
+def rotate_signing_key(target: AdminTarget, *, grace: GraceOption = "8d", as_json: JsonOption = False) -> None:
+    """Sign session tokens and tickets with a new key. With --grace 0 all workers join anew at once.
+
+    Generations that run go on either way; API keys and certificates are something else, and stay. Who stands by
+    (`coord serve --take-over`) needs a new copy of the state folder then, and a new start.
+    """
+    request = RotateSecretRequest(grace_s=_seconds(grace))
+    found = target.ask(lambda session: session.post("/admin/v1/secrets/signing-key/rotate", request, SecretsInfo))
+    if as_json:
+        print_json(found)
+    else:
+        notes().print(f"a new key signs; {len(found.signing_keys) - 1} older ones verify still", markup=False)
+
+
+def _seconds(text: str) -> int:
+    found = _GRACE.fullmatch(text.strip())
+    seconds = int(found[1]) * _UNITS[found[2] or "s"] if found is not None else None
+    if seconds is None or seconds > MAX_SECRET_GRACE_S or (found is not None and not found[2] and seconds):
+        raise ConfigError(f"--grace {text[:40]!r} is no time up to 8d; write 0, 90m, 12h or 8d")
+    return seconds
+
+
+def _revealed(target: AdminTarget, found: SecretsInfo) -> str:
+    kept_id = read_state_file(target.state / names.COORDINATOR_ID)
+    if kept_id != found.coordinator_id:
+        raise ConfigError(
+            f"{target.state} is no state folder of {found.coordinator_id}: say --reveal where that runs, with "
+            "its folder (--state)"
+        )
+    if not found.is_in_state_folder:
+        raise ConfigError(f"the join secret isn't in {target.state}: it is {found.join_secret_from}")
+    secret = read_state_file(target.state / names.JOIN_SECRET)
+    if not secret:
+        raise ConfigError(f"{target.state / names.JOIN_SECRET} isn't there or is empty")
+    return secret
+
+
+def _table(found: SecretsInfo) -> Group:
+    since = f"since {minute(found.join_secret_since)}" if found.join_secret_since else "the first one"
+    parts: list[Text] = [Text(f"join secret: {since}, {printable(found.join_secret_from)}")]
+    parts += [Text(f"  an older one admits {_until(each)}") for each in found.previous_join_secrets]
+    parts.append(Text(f"signing keys: {len(found.signing_keys)}"))
+    parts += [Text(f"  an older one verifies {_until(each)}") for each in found.signing_keys if each.until]
+    if not found.joins:
+        return Group(*parts, Text("No worker joined since the coordinator's start."))
+    table = plain_table("worker", "host", "joined", "with")
+    for join in found.joins:
+        table.add_row(
+            join.worker_id[:12],
+            cell(join.hostname),
+            minute(join.at),
+            "the join secret in force" if join.is_current else "an older one",
+        )
+    return Group(*parts, Text("Joined, or renewed, since the coordinator's start:"), table)
+
+
+def _until(each: SecretDates) -> str:
+    return f"until {minute(each.until)}, replaced {minute(each.retired_at)}"

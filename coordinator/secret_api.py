@@ -1,0 +1,172 @@
+"""What operators ask about secrets: when they were rotated and who joined with which, and rotating them.
+
+Values are never shown but in the answer to a rotation of the join secret. The audit log has the act before it is
+done: one that fails has a second line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TypeVar
+
+from aiohttp import web
+
+from coordinator.background import uninterrupted
+from coordinator.credentials import KeyCaller
+from coordinator.keys import AUTHORITY, CALLER, CLOCK, CLUSTER, CONFIG, JOINING, REPOSITORY
+from coordinator.middleware import add_route, json_answer, read_json
+from coordinator.policy.effects import AuditAction, AuditView, WriteAudit
+from coordinator.recent_joins import Join
+from coordinator.route_docs import RouteDoc
+from coordinator.secret_files import DatedSecret
+from coordinator.secret_sweep import close_outdated_sockets
+from protocol.errors import BrigadeError, ConflictError, StorageError
+from protocol.secret_rest import RecentJoin, RotatedSecret, RotateSecretRequest, SecretDates, SecretsInfo
+
+MAX_JOINS_SHOWN = 200
+T = TypeVar("T")
+
+
+def add_secret_routes(app: web.Application) -> None:
+    """Put the routes in."""
+    errors = (ConflictError, StorageError)
+    add_route(
+        app,
+        "admin",
+        "GET",
+        "/admin/v1/secrets",
+        secrets,
+        RouteDoc("Show when secrets were rotated, and who joined with which.", answer=SecretsInfo),
+    )
+    add_route(
+        app,
+        "admin",
+        "POST",
+        "/admin/v1/secrets/join/rotate",
+        rotate_join_secret,
+        RouteDoc(
+            "Make a new join secret; older ones admit for a while.",
+            body=RotateSecretRequest,
+            answer=RotatedSecret,
+            errors=errors,
+        ),
+    )
+    add_route(
+        app,
+        "admin",
+        "POST",
+        "/admin/v1/secrets/signing-key/rotate",
+        rotate_signing_key,
+        RouteDoc(
+            "Sign session tokens and tickets with a new key; what older ones signed verifies for a while.",
+            body=RotateSecretRequest,
+            answer=SecretsInfo,
+            errors=errors,
+        ),
+    )
+
+
+async def secrets(request: web.Request) -> web.Response:
+    """-> `SecretsInfo`."""
+    return json_answer(_info(request))
+
+
+async def rotate_join_secret(request: web.Request) -> web.Response:
+    """`RotateSecretRequest` -> `RotatedSecret`."""
+    wanted = await read_json(request, RotateSecretRequest)
+    now, grace = _now(request), timedelta(seconds=wanted.grace_s)
+    files = request.app[AUTHORITY].secrets
+    secret = await _rotated(request, "join_secret_rotated", grace, partial(files.rotate_join_secret, now, grace))
+    request.app[JOINING].recent.rotated()
+    return json_answer(RotatedSecret(secret=secret, old_until=(now + grace).isoformat()))
+
+
+async def rotate_signing_key(request: web.Request) -> web.Response:
+    """`RotateSecretRequest` -> `SecretsInfo`, as it is from now on."""
+    wanted = await read_json(request, RotateSecretRequest)
+    now, grace = _now(request), timedelta(seconds=wanted.grace_s)
+    files = request.app[AUTHORITY].secrets
+    await _rotated(request, "signing_key_rotated", grace, partial(files.rotate_signing_key, now, grace))
+    await close_outdated_sockets(request.app)
+    return json_answer(_info(request))
+
+
+async def _rotated(request: web.Request, action: AuditAction, grace: timedelta, rotate: Callable[[], T]) -> T:
+    caller = request[CALLER]
+    assert isinstance(caller, KeyCaller)  # the route's access says so
+    files, until = request.app[AUTHORITY].secrets, (_now(request) + grace).isoformat()
+    told = f"by {caller.key_id}; older ones end at {until} at the latest"
+    older = files.join_secret_dates if action == "join_secret_rotated" else files.signing_key_dates
+    before = {"older_end_at": [each.ends.isoformat() for each in older if each.ends is not None]}
+
+    async def step() -> T:
+        await _audit(request, action, told, before, {"older_end_at": [until]})
+        try:
+            return await asyncio.to_thread(rotate)
+        except BrigadeError as error:
+            await _audit(request, "rotation_failed", f"{action}: {error.message}")
+            raise
+
+    return await uninterrupted(step())
+
+
+async def _audit(
+    request: web.Request, action: AuditAction, details: str, before: AuditView = None, after: AuditView = None
+) -> None:
+    line = WriteAudit(
+        at_s=request.app[CLOCK](), action=action, subject="cluster", details=details, before=before, after=after
+    )
+    await request.app[REPOSITORY].apply([line])
+
+
+def _info(request: web.Request) -> SecretsInfo:
+    files, state = request.app[AUTHORITY].secrets, request.app[CLUSTER].state
+    since = files.join_secret_since
+    joins = request.app[JOINING].recent.newest_first()[:MAX_JOINS_SHOWN]
+
+    def recent(join: Join) -> RecentJoin:
+        worker = state.workers.get(join.worker_id)
+        return RecentJoin(
+            worker_id=join.worker_id,
+            hostname="" if worker is None else worker.hostname,
+            at=datetime.fromtimestamp(join.at_s, UTC).isoformat(timespec="seconds"),
+            is_current=join.is_current,
+        )
+
+    return SecretsInfo(
+        coordinator_id=request.app[AUTHORITY].coordinator_id,
+        join_secret_since=None if since is None else since.isoformat(),
+        join_secret_from=secret_words(request.app[CONFIG].secret_from, files.is_given, files.given_was_retired_at),
+        is_in_state_folder=not files.is_given,
+        previous_join_secrets=tuple(_dates(each) for each in files.join_secret_dates),
+        signing_keys=tuple(_dates(each) for each in files.signing_key_dates),
+        joins=tuple(recent(join) for join in joins),
+    )
+
+
+def secret_words(given_by: str, is_given: bool, retired_at: datetime | None) -> str:  # noqa: FBT001 - two facts
+    """Where the join secret in force comes from, and which wins where there are two."""
+    given_by = given_by or "the start"
+    if is_given:
+        return f"given by {given_by}, which goes before the state folder's; a rotation ends that for good"
+    if retired_at is not None:
+        return (
+            f"in the state folder; the one that {given_by} gives was rotated away on {retired_at:%Y-%m-%d}, and "
+            "doesn't count: leave it out, or give the new one"
+        )
+    return "in the state folder"
+
+
+def _dates(each: DatedSecret) -> SecretDates:
+    ends = each.ends
+    return SecretDates(
+        retired_at=None if each.retired_at is None else each.retired_at.isoformat(),
+        until=None if ends is None else ends.isoformat(),
+    )
+
+
+def _now(request: web.Request) -> datetime:
+    return datetime.fromtimestamp(request.app[CLOCK](), UTC)

@@ -1,0 +1,199 @@
+"""A TLS port that strangers may reach: so many connections of one address, and only those that get somewhere.
+
+Beside what aiohttp's own site does: TLS handshakes have a deadline, an address has a limit of connections, and
+what is no HTTP is answered in a line, without a traceback in the log and without our library's name and version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from contextlib import suppress
+from typing import Any, cast
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from protocol.codec import encode_json
+from protocol.errors import ErrorBody, InvalidRequestError
+from protocol.host_names import rate_key
+from protocol.rest import ErrorAnswer
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKE_S = 10.0
+"""For TLS, from the first byte to the last: a slow link across the world needs two."""
+IDLE_S = 15.0
+"""How long a request's headers may take to come, and a connection without a request may stay."""
+MAX_CONNECTIONS = 256
+"""Of one address (of IPv6: one network). A rack of 60 machines behind one address has four each."""
+LINGER_S = 2.0
+"""For the rest of a body that isn't wanted any more: who is still sending it gets to read the answer."""
+GOODBYE_S = 2.0
+"""For TLS's own end of a connection that we close."""
+BACKLOG = 256
+
+SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Server": "brigade",
+    "Strict-Transport-Security": "max-age=31536000",
+    "X-Content-Type-Options": "nosniff",
+}
+"""On every answer, files and sockets too. No CORS header is ever sent."""
+
+
+class GuardedSite(web.BaseSite):
+    """Serves a runner's application over TLS: on a bound socket, or on a host and port."""
+
+    __slots__ = ("_connections", "_counts", "_idle_s", "_is_empty", "_max_connections", "_where")
+
+    def __init__(
+        self,
+        runner: web.AppRunner,
+        ssl_context: ssl.SSLContext,
+        *,
+        bound: socket.socket | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        idle_s: float = IDLE_S,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        super().__init__(runner, ssl_context=ssl_context, backlog=BACKLOG)
+        self._where: dict[str, Any] = {"sock": bound} if bound is not None else {"host": host, "port": port}
+        self._idle_s = idle_s
+        self._max_connections = max_connections
+        self._counts: Counter[str] = Counter()
+        self._connections: set[_GuardedConnection] = set()
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+
+    @property
+    def name(self) -> str:
+        """What the runner tells this site from others by."""
+        return f"https://{self._where}"
+
+    async def start(self) -> None:
+        """Listen. OSError: the address can't be used."""
+        await super().start()
+        self._server = await asyncio.get_running_loop().create_server(
+            self._protocol,
+            **self._where,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=GOODBYE_S,
+        )
+
+    async def ended(self) -> None:
+        """Wait until the connections that the runner's clean-up has closed are gone; who says no goodbye is cut.
+
+        A loop that is closed before that would leave them to whoever collects the garbage.
+        """
+        for is_last in (False, True):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await self._is_empty.wait()
+            if not is_last:
+                for connection in tuple(self._connections):
+                    connection.cut()
+
+    def keep(self, connection: _GuardedConnection) -> None:
+        """Know of a connection that was made."""
+        self._connections.add(connection)
+        self._is_empty.clear()
+
+    def forget(self, connection: _GuardedConnection) -> None:
+        """Know that it has ended."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._is_empty.set()
+
+    def _protocol(self) -> _GuardedConnection:
+        server = self._runner.server
+        assert server is not None, "a site is made of a runner that is set up"
+        return _GuardedConnection(server, self, self._counts, self._max_connections, self._idle_s)
+
+
+class _GuardedConnection(web.RequestHandler):
+    """One connection, after its handshake."""
+
+    __slots__ = ("_address", "_counts", "_made_on", "_max_connections", "_site")
+
+    def __init__(
+        self, server: web.Server, site: GuardedSite, counts: Counter[str], max_connections: int, idle_s: float
+    ) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=idle_s,
+            lingering_time=LINGER_S,
+            access_log=None,  # type: ignore[arg-type]  # as its own runner
+        )
+        self._site = site
+        self._counts = counts
+        self._max_connections = max_connections
+        self._address: str | None = None
+        self._made_on: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the address's connections; one too many is over before anything of it is read."""
+        super().connection_made(transport)
+        self._made_on = cast("asyncio.Transport", transport)  # of TLS over TCP, as all of this site
+        self._site.keep(self)
+        peer = transport.get_extra_info("peername")
+        self._address = rate_key(str(peer[0])) if peer else ""
+        self._counts[self._address] += 1
+        if self._counts[self._address] > self._max_connections:
+            log.warning("connection_refused", remote=self._address, n_connections=self._max_connections)
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget it, and the address with its last one."""
+        if self._address is not None:
+            self._counts[self._address] -= 1
+            if not self._counts[self._address]:
+                del self._counts[self._address]
+            self._address = None
+        self._site.forget(self)
+        super().connection_lost(exc)
+
+    def cut(self) -> None:
+        """End it without TLS's goodbye."""
+        if self._made_on is not None:  # aiohttp forgets its own when it closes it
+            self._made_on.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP, or ended before it was whole; the rest is left to aiohttp, which logs it."""
+        if not isinstance(exc, HttpProcessingError | ConnectionError):
+            return super().handle_error(request, status, exc, message)
+        log.info("request_broken", remote=request.remote, kind=type(exc).__name__)
+        words = "this is not a request, or one whose line or headers are longer than 8 KB"
+        body = encode_json(ErrorAnswer(error=ErrorBody(code=InvalidRequestError.code, message=words)))
+        response = web.Response(status=status, body=body, content_type="application/json", headers=SECURITY_HEADERS)
+        response.force_close()
+        return response
+
+
+async def add_security_headers(_request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """For an application's `on_response_prepare`."""
+    response.headers.update(SECURITY_HEADERS)
+
+
+def asked_hosts(request: web.BaseRequest) -> tuple[str, ...]:
+    """The hosts that a request says it is for: in its header and, if it is there too, in its target."""
+    header = request.headers.get(hdrs.HOST, "")
+    if not header or request.host == header:
+        return (header,)
+    return header, request.url.authority

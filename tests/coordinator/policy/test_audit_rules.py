@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.policy.audit_probe import N_POSITIONS, N_SUMS, Projection
+from coordinator.policy.audit_rules import (
+    N_STRAY,
+    Comparison,
+    Held,
+    Ruling,
+    Tolerance,
+    allowed_difference,
+    compared,
+    is_dense,
+    outcomes,
+)
+from protocol.messages import WeightFormat
+from tests.support.tiny_models import TINY_CONFIGS
+
+TIGHT = Tolerance(middle=0.001, stray=0.01)
+WITH_EXPERTS = {"qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3"}
+
+
+def some_answer(seed: int) -> Projection:
+    rng = random.Random(seed)
+    return tuple(tuple(rng.gauss(0.0, 1.0) for _ in range(N_SUMS)) for _ in range(N_POSITIONS))
+
+
+def with_rows(answer: Projection, n_rows: int, value: float) -> Projection:
+    return tuple((value,) * N_SUMS if i < n_rows else row for i, row in enumerate(answer))
+
+
+def said(pairs: dict[tuple[str, str], bool]) -> dict[frozenset[str], Comparison]:
+    return {
+        frozenset(pair): Comparison(one=pair[0], other=pair[1], difference=0.0 if agrees else 1.0, allowed=0.5)
+        for pair, agrees in pairs.items()
+    }
+
+
+@given(st.integers(0, 1000))
+def test_an_answer_agrees_with_itself_and_with_no_other(seed: int) -> None:
+    one, other = some_answer(seed), some_answer(seed + 1)
+    for dense in (True, False):
+        assert compared(("a", one), ("b", one), TIGHT, is_dense=dense).difference == 0.0
+        assert compared(("a", one), ("b", other), TIGHT, is_dense=dense).difference > 0.9
+
+
+@pytest.mark.parametrize("value", [0.0, 9.0, float("nan"), float("inf")])
+def test_one_wrong_step_is_enough_where_there_are_no_experts(value: float) -> None:
+    one = some_answer(1)
+    assert not compared(("a", one), ("b", with_rows(one, 1, value)), TIGHT, is_dense=True).agrees
+    assert compared(("a", one), ("b", with_rows(one, N_STRAY, value)), TIGHT, is_dense=False).agrees
+    assert not compared(("a", one), ("b", with_rows(one, N_STRAY + 1, value)), TIGHT, is_dense=False).agrees
+
+
+def test_small_differences_everywhere_count_where_a_single_one_would_not() -> None:
+    one = some_answer(1)
+    near = tuple(tuple(value * 1.005 for value in row) for row in one)
+    found = compared(("a", one), ("b", near), TIGHT, is_dense=True)
+    assert (found.agrees, found.allowed) == (False, TIGHT.middle)
+    assert found.words() == "the projections of a and b differ by 0.00498, 0.001 allowed"
+
+
+def test_architectures_with_experts_are_known_as_such() -> None:
+    import transformers as hf  # noqa: PLC0415 - takes seconds
+
+    for name, make in TINY_CONFIGS.items():
+        class_name = hf.AutoModelForCausalLM._model_mapping[type(make())].__name__
+        assert is_dense(class_name) == (name not in WITH_EXPERTS), class_name
+    assert not is_dense("SomethingNewForCausalLM")
+
+
+@given(depths=st.tuples(st.integers(1, 200), st.integers(1, 200)), dense=st.booleans())
+def test_tolerances_are_symmetric_grow_with_depth_and_stay_below_what_zeros_differ(
+    depths: tuple[int, int], dense: bool
+) -> None:
+    formats: tuple[WeightFormat, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
+    for one, other in itertools.product(formats, repeat=2):
+        found = allowed_difference(Held(weights=one), Held(weights=other), min(depths), is_dense=dense)
+        assert found == allowed_difference(Held(weights=other), Held(weights=one), min(depths), is_dense=dense)
+        deeper = allowed_difference(Held(weights=one), Held(weights=other), max(depths), is_dense=dense)
+        if found is None or deeper is None:
+            assert one != other
+            assert not dense or "int4" in (one, other)
+            continue
+        assert found.middle <= deeper.middle <= 0.9
+        assert found.stray <= deeper.stray <= 0.9
+
+
+def test_a_third_decides_if_it_agrees_with_one_of_the_two() -> None:
+    assert outcomes("a", "b", said({("a", "b"): True}), []) == Ruling(target="passed", partner="passed")
+    nobody = Ruling(target="suspected", partner="suspected")
+    differ = {("a", "b"): False}
+    assert outcomes("a", "b", said(differ), ["c"]) == nobody
+    for with_a, with_b in ((True, True), (False, False)):
+        assert outcomes("a", "b", said({**differ, ("a", "c"): with_a, ("b", "c"): with_b}), ["c"]) == nobody
+    found = outcomes("a", "b", said({**differ, ("a", "c"): True, ("b", "c"): False}), ["c"])
+    assert found == Ruling(target="passed", partner="failed", referee="c")
+    later = said({**differ, ("a", "c"): True, ("b", "c"): True, ("a", "d"): False, ("b", "d"): True})
+    assert outcomes("a", "b", later, ["c", "d"]) == Ruling(target="failed", partner="passed", referee="d")
+
+
+def test_referees_that_are_of_two_minds_have_nobody_fail() -> None:
+    accomplice, honest = {("a", "c"): False, ("b", "c"): True}, {("a", "d"): True, ("b", "d"): False}
+    comparisons = said({("a", "b"): False, **accomplice, **honest})
+    for referees in (["c", "d"], ["d", "c"]):
+        assert outcomes("a", "b", comparisons, referees).target == "suspected"

@@ -1,0 +1,54 @@
+"""Workers that compute something else than they should: hooks on the blocks of a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import torch
+
+from tests.support.whole_cluster import Member
+from worker.engine_core import EngineCore
+
+Cheat = Callable[[torch.Tensor], torch.Tensor]
+"""Of what a block gives (1, n_tokens, hidden): what it is to give instead."""
+
+
+async def cheat(member: Member, block: int, how: Cheat) -> None:
+    """Have one block of the worker, counted from its span's first, give something else from now on."""
+
+    def hook(_module: Any, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (how(output[0]), *output[1:])
+        return how(output)
+
+    def prepare(core: EngineCore) -> None:
+        for stage, _ in core.spans.values():
+            stage._model.model.layers[block].register_forward_hook(hook)
+
+    await member.worker.engine._link.post(prepare)
+
+
+async def change_weights(member: Member, block: int, noise: float) -> None:
+    """Have one block's weights be a little other ones."""
+
+    def prepare(core: EngineCore) -> None:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for stage, _ in core.spans.values():
+                for parameter in stage._model.model.layers[block].parameters():
+                    scale = noise * parameter.std() if parameter.numel() > 1 else noise
+                    parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+    await member.worker.engine._link.post(prepare)
+
+
+def garbage_on(share: float, seed: int) -> Cheat:
+    """Numbers of the right size that mean nothing, on so many of the steps."""
+    rng = Random(seed)
+
+    def how(states: torch.Tensor) -> torch.Tensor:
+        return torch.randn_like(states) * states.std() if rng.random() < share else states
+
+    return how

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from protocol.errors import ContextExceededError, InvalidRequestError, NotFoundError, ProtocolError
+from protocol.ids import BlockRange
+from protocol.messages import SamplingParams
+from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.tiny_models import N_BLOCKS, VOCAB_SIZE
+from worker.ends import Ends, load_ends, ranges_of_ends
+from worker.stage import Stage, StageInput
+
+Checkpoints = Callable[[str], TinyCheckpoint]
+PROMPT = [5, 9, 30, 4, 77]
+GREEDY = SamplingParams(max_tokens=6)
+
+
+def ends_of(checkpoint: TinyCheckpoint, n_each: int = 1) -> tuple[Ends, Stage]:
+    """The ends, and what is between them."""
+    ranges = ranges_of_ends(N_BLOCKS, n_each)
+    first, last = (checkpoint.files(blocks) for blocks in ranges)
+    between = checkpoint.load(BlockRange(n_each, N_BLOCKS - n_each))
+    return load_ends(checkpoint.folder, first, last, ranges, "float32"), between
+
+
+def answer(ends: Ends, between: Stage, sampling: SamplingParams) -> list[int]:
+    cache = between.new_cache(64)
+    ends.begin(1, PROMPT, len(PROMPT) + sampling.max_tokens, sampling)
+    found: list[int] = []
+    position, states = 0, ends.run_first(1, 0, len(PROMPT))
+    while True:
+        returned = between.run([StageInput(payload=states, position=position, cache=cache)])[0]
+        sampled = ends.run_last(1, position, returned, wants_token=True)
+        assert sampled is not None
+        found.append(sampled.token_id)
+        if sampled.states is None:
+            return found
+        position, states = position + len(states), sampled.states
+
+
+@pytest.mark.parametrize("architecture", ["llama_tied", "gpt2", "gemma2", "opt_projected", "bloom", "deepseek_v3"])
+def test_between_the_ends_there_are_blocks_alone(checkpoint: Checkpoints, architecture: str) -> None:
+    tiny = checkpoint(architecture)
+    ends, between = ends_of(tiny)
+    assert answer(ends, between, GREEDY) == tiny.greedy(PROMPT, 6)
+    ends.forget(1)
+    with pytest.raises(NotFoundError):
+        ends.run_first(1, 0, 1)
+
+
+def test_a_stop_token_ends_it_and_a_seed_chooses_the_same_again(checkpoint: Checkpoints) -> None:
+    ends, between = ends_of(checkpoint("llama"))
+    stop = checkpoint("llama").greedy(PROMPT, 3)[2]
+    stopped = answer(ends, between, SamplingParams(max_tokens=6, stop_token_ids=(stop,)))
+    assert stopped == checkpoint("llama").greedy(PROMPT, 6)[: stopped.index(stop) + 1]
+    sampling = SamplingParams(max_tokens=6, temperature=1.0, repetition_penalty=1.2, seed=5)
+    assert answer(ends, between, sampling) == answer(ends, between, sampling)
+
+
+BAD: dict[str, tuple[Callable[[Ends], Any], type[Exception]]] = {
+    "id": (lambda ends: ends.begin(2, [VOCAB_SIZE], 9, GREEDY), InvalidRequestError),
+    "no prompt": (lambda ends: ends.begin(2, [], 9, GREEDY), InvalidRequestError),
+    "gap": (lambda ends: ends.run_first(1, 3, 1), ProtocolError),
+    "behind the prompt": (lambda ends: ends.run_first(1, 0, len(PROMPT) + 1), ProtocolError),
+    "returned gap": (lambda ends: ends.run_last(1, 4, torch.zeros(1, 32), wants_token=True), ProtocolError),
+    "too narrow": (lambda ends: ends.run_last(1, 0, torch.zeros(1, 31), wants_token=True), ProtocolError),
+    "ids back": (lambda ends: ends.run_last(1, 0, torch.zeros(9), wants_token=True), ProtocolError),
+    "too many": (lambda ends: ends.run_last(1, 0, torch.zeros(8, 32), wants_token=True), ContextExceededError),
+    "too large": (lambda ends: ends.run_last(1, 0, torch.full((5, 32), 3e38), wants_token=True), ProtocolError),
+    "none between": (lambda _ends: ranges_of_ends(4, 2), InvalidRequestError),
+    "no ends": (lambda _ends: ranges_of_ends(4, 0), InvalidRequestError),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_makes_no_sense_is_refused(checkpoint: Checkpoints, name: str) -> None:
+    bad, error = BAD[name]
+    ends, _ = ends_of(checkpoint("gpt2"))
+    ends.begin(1, PROMPT, 7, GREEDY)
+    with pytest.raises(error):
+        bad(ends)

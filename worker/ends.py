@@ -1,0 +1,163 @@
+"""A model's two ends, for a client that keeps them to itself: embedding and first blocks, last blocks and head.
+
+Both are stages as workers have them, and tokens are sampled as a tail samples them, so a private session gives the
+tokens that any other gives. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from protocol.errors import (
+    ContextExceededError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    ProtocolError,
+)
+from protocol.ids import BlockRange
+from protocol.messages import Precision, SamplingParams
+from worker.kv_cache import KVCache
+from worker.sampling import Sampler
+from worker.stage import Stage, StageInput, load_stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A token, and its hidden states after the first blocks: None if nothing comes after it."""
+
+    token_id: int
+    is_stop: bool
+    states: torch.Tensor | None
+
+
+@dataclass(slots=True)
+class _Text:
+    """One text: its caches at both ends, and who chooses its tokens."""
+
+    prompt: torch.Tensor
+    n_positions: int
+    first: KVCache
+    last: KVCache
+    sampler: Sampler
+
+
+class Ends:
+    """The ends of one model, and the texts that are being made with it."""
+
+    def __init__(self, first: Stage, last: Stage) -> None:
+        self._first = first
+        self._last = last
+        self._texts: dict[int, _Text] = {}
+
+    @property
+    def hidden_size(self) -> int:
+        """Of the hidden states between the two."""
+        return self._first.hidden_size
+
+    def begin(self, text_id: int, prompt: Sequence[int], n_positions: int, sampling: SamplingParams) -> None:
+        """Begin a text, in place of one of the same id.
+
+        Raises:
+            InvalidRequestError: no prompt, or a token id that the model doesn't have.
+        """
+        if not prompt or max(prompt) >= self._first.vocab_size or min(prompt) < 0:
+            raise InvalidRequestError(f"a prompt of ids that aren't all of the model's {self._first.vocab_size}")
+        self._texts[text_id] = _Text(
+            prompt=torch.tensor(prompt, dtype=torch.long),
+            n_positions=n_positions,
+            first=self._first.new_cache(n_positions),
+            last=self._last.new_cache(n_positions),
+            sampler=Sampler(sampling, prompt),
+        )
+
+    def forget(self, text_id: int) -> None:
+        """Free a text; nothing happens if there is none."""
+        self._texts.pop(text_id, None)
+
+    def run_first(self, text_id: int, position: int, n_tokens: int) -> torch.Tensor:
+        """Hidden states (n_tokens, hidden_size) of the next so many positions of the prompt.
+
+        Raises:
+            NotFoundError: no such text.
+            ProtocolError: they aren't the next, or the prompt hasn't so many.
+        """
+        text = self._text(text_id)
+        if position != text.first.length or not 1 <= n_tokens <= len(text.prompt) - position:
+            raise ProtocolError(f"positions from {position} on of a prompt that has come to {text.first.length}")
+        return self._embedded(text, text.prompt[position : position + n_tokens])
+
+    def run_last(self, text_id: int, position: int, states: torch.Tensor, *, wants_token: bool) -> Sampled | None:
+        """Take what the workers made of the next positions; the token after them if it is wanted.
+
+        Raises:
+            NotFoundError: no such text.
+            ProtocolError: they aren't the next positions, not as wide as the model's, or such that no logits follow
+                from them: the files here have the hashes of the model's, so it is the states.
+            ContextExceededError: more positions than were announced.
+        """
+        text, end = self._text(text_id), position + len(states)
+        if position != text.last.length or states.shape != (len(states), self.hidden_size):
+            raise ProtocolError(
+                f"hidden states {tuple(states.shape)} at position {position}; next are those of position "
+                f"{text.last.length}, {self.hidden_size} wide"
+            )
+        if end > text.n_positions:
+            raise ContextExceededError(f"position {end} of a text that has at most {text.n_positions}")
+        step = StageInput(payload=states, position=position, cache=text.last)
+        result = self._last.run([replace(step, n_logits=int(wants_token))])[0]
+        if not wants_token:
+            return None
+        try:
+            token_id = text.sampler.sample(result[-1], end)
+        except InternalError as exc:
+            raise ProtocolError(f"hidden states that lead nowhere: {exc.message}") from exc
+        is_stop = text.sampler.is_stop(token_id)
+        goes_on = not is_stop and end + 1 < text.n_positions
+        following = self._embedded(text, torch.tensor([token_id])) if goes_on else None
+        return Sampled(token_id=token_id, is_stop=is_stop, states=following)
+
+    def _embedded(self, text: _Text, token_ids: torch.Tensor) -> torch.Tensor:
+        step = StageInput(payload=token_ids, position=text.first.length, cache=text.first)
+        return self._first.run([step])[0]
+
+    def _text(self, text_id: int) -> _Text:
+        if text_id not in self._texts:
+            raise NotFoundError(f"text {text_id} was not begun here")
+        return self._texts[text_id]
+
+
+def ranges_of_ends(n_blocks: int, n_blocks_each: int) -> tuple[BlockRange, BlockRange]:
+    """The blocks at both ends of a model.
+
+    Raises:
+        InvalidRequestError: nothing would be left in between.
+    """
+    if not 1 <= n_blocks_each <= (n_blocks - 1) // 2:
+        raise InvalidRequestError(f"{n_blocks_each} blocks at each end of a model that has {n_blocks}")
+    return BlockRange(0, n_blocks_each), BlockRange(n_blocks - n_blocks_each, n_blocks)
+
+
+def load_ends(
+    config_folder: Path,
+    first_files: Sequence[Path],
+    last_files: Sequence[Path],
+    ranges: tuple[BlockRange, BlockRange],
+    precision: Precision,
+) -> Ends:
+    """Load both ends from their files, on the CPU.
+
+    Raises:
+        UntrustedFileError: config or weights aren't what they should be, or the architecture can't be cut so.
+        StorageError: a file can't be read.
+    """
+    dtype, device = getattr(torch, precision), torch.device("cpu")
+    first, last = (
+        load_stage(config_folder, files, blocks, dtype=dtype, device=device)
+        for files, blocks in zip((first_files, last_files), ranges, strict=True)
+    )
+    return Ends(first, last)
