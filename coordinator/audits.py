@@ -16,7 +16,7 @@ from coordinator.cluster import Cluster
 from coordinator.policy import audit_evasion, audit_schedule
 from coordinator.policy.audit_evasion import Rows
 from coordinator.policy.audit_evidence import evidence_of
-from coordinator.policy.events import EvidenceSeen, Seen
+from coordinator.policy.trust_events import EvidenceSeen, Seen
 from coordinator.stored_rows import StoredGeneration
 from coordinator.trust_reports import SUCCESSES
 from protocol.audit_rest import AuditInfo

@@ -8,9 +8,9 @@ from coordinator.credentials import KeyCaller
 from coordinator.keys import CALLER, CLOCK, CLUSTER, REPOSITORY, SESSION_ENDS
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.paging import page
-from coordinator.policy.events import TrustEvent, TrustPinned, TrustUnpinned, WorkerBanned, WorkerPardoned
 from coordinator.policy.state import ClusterState
 from coordinator.policy.trust import NEWCOMER, NO_RECORD, standing
+from coordinator.policy.trust_events import TrustEvent, TrustPinned, TrustUnpinned, WorkerBanned, WorkerPardoned
 from coordinator.policy.trust_words import level_words
 from coordinator.queries import read_query
 from coordinator.resources import WORKER, named_worker

@@ -17,8 +17,9 @@ import structlog
 from coordinator.background import uninterrupted
 from coordinator.cluster import Cluster
 from coordinator.policy.breakers import WEIGHTS
-from coordinator.policy.events import EvidenceSeen, Seen
-from coordinator.policy.trust import WEIGHINGS, Evidence, EvidenceKind, Reporter, repeated
+from coordinator.policy.evidence_weights import WEIGHINGS, EvidenceKind
+from coordinator.policy.trust import Evidence, Reporter, repeated
+from coordinator.policy.trust_events import EvidenceSeen, Seen
 from protocol.errors import OverloadedError, ProtocolError, StorageError
 from protocol.ids import FileHash, KeyId, SessionId, WorkerId
 from protocol.rest import STALLED, HopFailure

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from coordinator.policy.events import Seen
-from coordinator.policy.trust import COORDINATOR, WEIGHINGS, Evidence
+from coordinator.policy.evidence_weights import WEIGHINGS
+from coordinator.policy.trust import COORDINATOR, Evidence
+from coordinator.policy.trust_events import Seen
 from protocol.ids import WorkerId
 
 IN_A_ROW = 5

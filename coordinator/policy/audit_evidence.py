@@ -10,9 +10,10 @@ tries).
 from __future__ import annotations
 
 from coordinator.policy.audit_rules import RECORDED
-from coordinator.policy.events import Seen
+from coordinator.policy.evidence_weights import WEIGHINGS, EvidenceKind
 from coordinator.policy.state import ClusterState
-from coordinator.policy.trust import COORDINATOR, NO_RECORD, WEIGHINGS, Evidence, EvidenceKind
+from coordinator.policy.trust import COORDINATOR, NO_RECORD, Evidence
+from coordinator.policy.trust_events import Seen
 from protocol.audit_rest import AuditInfo, AuditOutcome
 from protocol.ids import WorkerId
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from coordinator.policy.authors import Author
+from coordinator.policy.evidence_weights import EvidenceKind
 from coordinator.policy.pins import Pin
-from coordinator.policy.trust import EvidenceKind, Reporter, TrustRecord
+from coordinator.policy.trust import Reporter, TrustRecord
 from protocol.author_keys import AuthorKey
 from protocol.control_messages import CoordinatorToWorker, DeviceReport, SpanAssignment
 from protocol.ids import ModelName, Revision, WorkerId

@@ -15,7 +15,7 @@ from coordinator.policy.pins import Pin
 from coordinator.policy.placement import Placed
 from coordinator.policy.settings import SettingValue
 from coordinator.policy.state import ClusterState
-from coordinator.policy.trust import Evidence
+from coordinator.policy.trust_events import TrustEvent
 from protocol.author_keys import AuthorKey
 from protocol.control_messages import Announce, Heartbeat, SpanReport
 from protocol.ids import FileHash, ModelName, Revision, WorkerId
@@ -184,60 +184,6 @@ class ImprovementFound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """Evidence on one worker, with what it is in words."""
-
-    worker_id: WorkerId
-    evidence: Evidence
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvidenceSeen:
-    """Others saw workers do well or badly."""
-
-    items: tuple[Seen, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrustPinned:
-    """An operator decided on a worker's score, whatever the evidence."""
-
-    worker_id: WorkerId
-    score: float
-    by: str
-    """The operator's key."""
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrustUnpinned:
-    """An operator had the evidence count again."""
-
-    worker_id: WorkerId
-    by: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerBanned:
-    """An operator put a worker out for good: its control socket is closed, and it can't join any more."""
-
-    worker_id: WorkerId
-    by: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerPardoned:
-    """An operator took back ban, quarantine and pin, and had all be forgotten that speaks against a worker."""
-
-    worker_id: WorkerId
-    by: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentPinned:
     """An operator decided what a worker is to hold; with `takes_from` in the pin, that it comes from another."""
 
@@ -265,8 +211,6 @@ class SettingsChanged:
 
 
 OperatorEvent = AssignmentPinned | AssignmentUnpinned | SettingsChanged
-
-TrustEvent = EvidenceSeen | TrustPinned | TrustUnpinned | WorkerBanned | WorkerPardoned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,6 @@ from coordinator.policy.events import (
     DrainAsked,
     DrainWithdrawn,
     Event,
-    EvidenceSeen,
     FilesChanged,
     Found,
     ImprovementFound,
@@ -37,15 +36,11 @@ from coordinator.policy.events import (
     SocketLost,
     SpansReported,
     TimePassed,
-    TrustPinned,
-    TrustUnpinned,
-    WorkerBanned,
     WorkerBeat,
     WorkerConnected,
     WorkerEvent,
     WorkerJoined,
     WorkerLeft,
-    WorkerPardoned,
     WorkerRemoved,
 )
 from coordinator.policy.giving_out import improvement_found, moved_on, placement_found
@@ -56,6 +51,7 @@ from coordinator.policy.signing import author_changed, model_signed, pinned_ends
 from coordinator.policy.state import ClusterState, Departure, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import span_in
 from coordinator.policy.trust_changes import is_banned, refused, reviewed_some, trust_changed
+from coordinator.policy.trust_events import EvidenceSeen, TrustPinned, TrustUnpinned, WorkerBanned, WorkerPardoned
 from protocol.control_messages import Drain, SpanReport
 from protocol.ids import ModelName
 

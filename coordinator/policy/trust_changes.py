@@ -16,15 +16,6 @@ from coordinator.policy.effects import (
     TrustEventKind,
     WriteTrustEvent,
 )
-from coordinator.policy.events import (
-    EvidenceSeen,
-    Seen,
-    TrustEvent,
-    TrustPinned,
-    TrustUnpinned,
-    WorkerBanned,
-    WorkerPardoned,
-)
 from coordinator.policy.passing import gone
 from coordinator.policy.state import ClusterState
 from coordinator.policy.trust import (
@@ -42,6 +33,15 @@ from coordinator.policy.trust import (
     standing,
     with_evidence,
     without_blame,
+)
+from coordinator.policy.trust_events import (
+    EvidenceSeen,
+    Seen,
+    TrustEvent,
+    TrustPinned,
+    TrustUnpinned,
+    WorkerBanned,
+    WorkerPardoned,
 )
 from protocol.control_messages import Dismiss
 from protocol.errors import ForbiddenError

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from coordinator.policy.coverage import gaps, ready_counts, spans_of
 from coordinator.policy.departure import is_served_elsewhere
+from coordinator.policy.evidence_weights import WEIGHINGS
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from coordinator.policy.trust import (
     NO_RECORD,
     PROBATION_ENDS_AT,
     RELEASED_FROM,
-    WEIGHINGS,
     Standing,
     TrustRecord,
     evidence_for_and_against,

@@ -15,8 +15,9 @@ from coordinator.audit_neighbours import MAX_SOCKETS
 from coordinator.audit_store import RecordedAnswer
 from coordinator.keys import AUDITOR, NEIGHBOURS
 from coordinator.policy.audit_evasion import IN_A_ROW, SERVED
-from coordinator.policy.events import SettingsChanged, TrustPinned, WorkerBanned
+from coordinator.policy.events import SettingsChanged
 from coordinator.policy.trust import TrustRecord
+from coordinator.policy.trust_events import TrustPinned, WorkerBanned
 from protocol.audit_rest import AuditInfo, AuditList
 from protocol.compatibility import VERSION_HEADER
 from protocol.errors import InternalError

@@ -10,8 +10,9 @@ import pytest
 from coordinator.cluster import Cluster
 from coordinator.database import opened
 from coordinator.policy.events import SocketLost, TimePassed, WorkerBeat, WorkerConnected, WorkerJoined, WorkerLeft
+from coordinator.policy.evidence_weights import DAY_S
 from coordinator.policy.state import PolicySettings
-from coordinator.policy.trust import DAY_S, Standing
+from coordinator.policy.trust import Standing
 from coordinator.repository import Repository
 from coordinator.trust_reports import TrustReports
 from protocol.ids import FileHash, KeyId, SessionId, WorkerId

@@ -12,20 +12,13 @@ from protocol.admin_rest import MAX_GRACE_S, AuditPage, ChangeKeyRequest, Rotate
 from protocol.api_key import api_key_from_text
 from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo
+from tests.support.clocks import Clock
 from tests.support.coordinators import Http, http_session, key_of, running_coordinator
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1_790_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_790_000_000.0)
 
 
 @pytest.fixture

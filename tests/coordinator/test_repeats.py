@@ -14,23 +14,16 @@ from protocol.api_key import api_key_from_text
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
 from protocol.rest import ErrorAnswer
 from protocol.secret_rest import RotateSecretRequest
+from tests.support.clocks import Clock
 from tests.support.coordinators import Answer, Http, http_session, key_of, running_coordinator
 
 KEYS = "/admin/v1/keys"
 NAMED = {"Idempotency-Key": "a-word-of-the-callers-own"}
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1_790_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_790_000_000.0)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from coordinator import route_desk, waiting_room
-from coordinator.app import RunningCoordinator, utc_now_s
+from coordinator.app import RunningCoordinator
 from coordinator.policy.breakers import FIRST_OPEN_S
 from coordinator.ticket_desk import TICKET_LIFE_S
 from protocol.control_messages import Assign, GenerationReport
@@ -23,6 +23,7 @@ from protocol.messages import SharedPrefix
 from protocol.rest import ClusterStatus, ErrorAnswer, HopFailure, RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
 from tests.coordinator.test_client_api import pinned_workers, ready
+from tests.support.clocks import Clock
 from tests.support.coordinators import (
     Answer,
     Http,
@@ -38,16 +39,6 @@ from tests.support.coordinators import (
 )
 
 TINY = ModelName("tiny")
-
-
-class Clock:
-    """The coordinator's; it goes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.now_s = utc_now_s()
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from coordinator.cluster import Cluster
 from coordinator.database import opened
-from coordinator.policy.events import Event, EvidenceSeen, WorkerJoined
+from coordinator.policy.events import Event, WorkerJoined
 from coordinator.policy.state import PolicySettings
 from coordinator.policy.trust import repeated
+from coordinator.policy.trust_events import EvidenceSeen
 from coordinator.repository import Repository
 from coordinator.trust_reports import MAX_AT_ONCE, TrustReports
 from protocol.ids import FileHash, KeyId, SessionId, WorkerId

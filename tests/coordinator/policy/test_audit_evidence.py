@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from coordinator.policy.audit_evidence import evidence_of
-from coordinator.policy.events import EvidenceSeen, Seen
 from coordinator.policy.trust import Evidence, Standing
+from coordinator.policy.trust_events import EvidenceSeen, Seen
 from protocol.audit_rest import AuditInfo, AuditOutcome
 from protocol.ids import BlockRange, ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, ready_pair

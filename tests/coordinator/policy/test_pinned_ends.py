@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.policy.coverage import counts, gaps
-from coordinator.policy.events import PinnedEndsAsked, TrustPinned, TrustUnpinned
+from coordinator.policy.events import PinnedEndsAsked
 from coordinator.policy.missing import MissingBlocks
 from coordinator.policy.pinned_ends import with_pinned_ends
 from coordinator.policy.routing import Route, cheapest_route
@@ -15,6 +15,7 @@ from coordinator.policy.segments import Segment
 from coordinator.policy.shortest_path import cheapest_legs
 from coordinator.policy.state import ClusterState, WorkerRecord
 from coordinator.policy.trust import Standing
+from coordinator.policy.trust_events import TrustPinned, TrustUnpinned
 from coordinator.policy.views import model_info
 from protocol.ids import BlockRange, ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added

@@ -17,21 +17,15 @@ from coordinator.policy.events import (
     DrainAsked,
     DrainWithdrawn,
     Event,
-    EvidenceSeen,
     FilesChanged,
     ModelRemoved,
-    Seen,
     SocketLost,
     SpansReported,
     TimePassed,
-    TrustPinned,
-    TrustUnpinned,
-    WorkerBanned,
     WorkerBeat,
     WorkerConnected,
     WorkerJoined,
     WorkerLeft,
-    WorkerPardoned,
     WorkerRemoved,
 )
 from coordinator.policy.missing import MissingBlocks
@@ -40,6 +34,14 @@ from coordinator.policy.routing import cheapest_route
 from coordinator.policy.state import ClusterState, ModelRecord, PolicySettings
 from coordinator.policy.stored import StoredState, StoredWorker, restored
 from coordinator.policy.trust import Evidence
+from coordinator.policy.trust_events import (
+    EvidenceSeen,
+    Seen,
+    TrustPinned,
+    TrustUnpinned,
+    WorkerBanned,
+    WorkerPardoned,
+)
 from coordinator.policy.trust_words import unbacked
 from coordinator.policy.views import file_sources, model_info, worker_info
 from protocol.control_messages import Assign, Drain, SpanAssignment, SpanReport, SpanStatus

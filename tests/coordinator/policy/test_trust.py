@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.policy.evidence_weights import DAY_S, WEIGHINGS, EvidenceKind
 from coordinator.policy.trust import (
     COORDINATOR,
-    DAY_S,
     KEY_CAP,
     KNOWING_NOTHING,
     MAX_OPINIONS,
@@ -24,9 +24,7 @@ from coordinator.policy.trust import (
     ROUTED_FROM,
     STRONG_FROM,
     WEAK_BELOW,
-    WEIGHINGS,
     Evidence,
-    EvidenceKind,
     Opinion,
     TrustRecord,
     adds_nothing,

@@ -10,21 +10,20 @@ from coordinator.policy.effects import (
     WriteAudit,
     WriteTrustEvent,
 )
-from coordinator.policy.events import (
+from coordinator.policy.events import SocketLost, TimePassed, WorkerLeft
+from coordinator.policy.evidence_weights import DAY_S, WEIGHINGS, EvidenceKind
+from coordinator.policy.routing import Route, cheapest_route
+from coordinator.policy.stored import StoredState, restored
+from coordinator.policy.trust import Evidence
+from coordinator.policy.trust_changes import MAX_EVENTS, N_EVENTS_KEPT
+from coordinator.policy.trust_events import (
     EvidenceSeen,
     Seen,
-    SocketLost,
-    TimePassed,
     TrustPinned,
     TrustUnpinned,
     WorkerBanned,
-    WorkerLeft,
     WorkerPardoned,
 )
-from coordinator.policy.routing import Route, cheapest_route
-from coordinator.policy.stored import StoredState, restored
-from coordinator.policy.trust import DAY_S, WEIGHINGS, Evidence, EvidenceKind
-from coordinator.policy.trust_changes import MAX_EVENTS, N_EVENTS_KEPT
 from coordinator.policy.trust_words import below, too_little_trust, unbacked
 from coordinator.policy.views import model_info, worker_info
 from protocol.control_messages import Dismiss
