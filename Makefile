@@ -9,13 +9,14 @@ FUZZ_SECONDS ?= 60
 MUTATE_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format bench fuzz mutate clean
+.PHONY: help install demo test check lint format dashboard bench fuzz mutate clean
 
 help:
 	@echo "make demo [PROMPT=...]  a coordinator and three workers on this machine answer a prompt"
 	@echo "make test               all tests"
 	@echo "make check              format, lint, types, import contracts, tests"
 	@echo "make format             put the code into its format"
+	@echo "make dashboard          build the dashboard's page again after a change in dashboard/ (needs Node.js 20 or newer)"
 	@echo "make bench              the figures of the README, measured on this machine"
 	@echo "make fuzz               every reader of strangers' bytes for FUZZ_SECONDS each (60)"
 	@echo "make mutate             take each defence out, and see that an attack's test fails"
@@ -50,6 +51,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+dashboard:
+	@cd dashboard && npm ci --no-audit --no-fund && npm run --silent build
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.run

@@ -18,7 +18,8 @@ from coordinator.policy.audit_rules import Held
 from protocol.errors import BrigadeError
 from protocol.ids import BlockRange
 from tests.support.tiny_models import TINY_CONFIGS, save_tiny_model, split_checkpoint
-from worker.stage import Stage, StageInput, load_stage
+from worker.loaded_stage import load_stage
+from worker.stage import Stage, StageInput
 
 HIDDEN = 64
 """Wide enough for codes of 4 and 8 bits."""

@@ -31,7 +31,8 @@ from protocol.manifest import Manifest
 from protocol.messages import KvPrecision, Quantization
 from worker.file_tensors import file_tensors
 from worker.gguf_blocks import with_encodings
-from worker.stage import Stage, StageInput, load_stage
+from worker.loaded_stage import load_stage
+from worker.stage import Stage, StageInput
 
 TEXT = Path(__file__).parent / "alice.txt"
 WINDOW = 512

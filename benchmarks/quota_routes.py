@@ -36,13 +36,14 @@ from rich.console import Console
 from benchmarks.quota_load import MAX_TOKENS, N_PROMPT, N_USED, PERCENTILES, Load, load
 from benchmarks.targets import Outcome, Target, outcomes_json, outcomes_table
 from coordinator import state_folder as names
-from coordinator.background import freeze_heap, running_beside
+from coordinator.background import freeze_heap
 from coordinator.state_folder import StateFolder
 from demo.local_cluster import LocalCluster
 from protocol.control_messages import Assign
 from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.quota_rest import QuotaInfo
+from protocol.running_beside import running_beside
 from tests.support.coordinators import (
     Http,
     ReachedCoordinator,

@@ -13,14 +13,11 @@ It stands between any two programs and knows nothing of what they say. What it d
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Direction = Literal["forward", "backward"]
-"""Forward: from who connected to the target. Backward: the answers."""
+from benchmarks.relayed_connection import Direction, Harm, RelayedConnection, Side
 
 PIECE_BYTES = 64 * 1024
 PIECE_S = 0.002
@@ -32,66 +29,12 @@ LEAD_S = 0.005
 MAX_DELAYED_PIECES = 256
 """Per connection and direction; then the relay reads no more, and TCP makes the sender wait."""
 CONNECT_S = 10.0
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""SO_LINGER: close sends RST, as a machine does that has forgotten the connection."""
 
 
 class _Piece(NamedTuple):
     due_s: float
     data: bytes
     """Empty: this direction is over."""
-
-
-@dataclass(slots=True)
-class _Harm:
-    """What is still to be done to the bytes of one direction, counted from now over all connections."""
-
-    cut_after_bytes: int | None = None
-    flip_at_byte: int | None = None
-
-    def applied(self, data: bytes) -> tuple[bytes, bool]:
-        """The bytes as they go on, and whether the connection is cut after them."""
-        if self.flip_at_byte is not None:
-            if self.flip_at_byte < len(data):
-                data = _flipped(data, self.flip_at_byte)
-                self.flip_at_byte = None
-            else:
-                self.flip_at_byte -= len(data)
-        if self.cut_after_bytes is not None:
-            if self.cut_after_bytes <= len(data):
-                data, self.cut_after_bytes = data[: self.cut_after_bytes], None
-                return data, True
-            self.cut_after_bytes -= len(data)
-        return data, False
-
-
-@dataclass(eq=False, slots=True)
-class _Side:
-    """One end of a connection through the relay."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    def reset(self) -> None:
-        """Close with RST. Idempotent."""
-        raw = self.writer.get_extra_info("socket")
-        if raw is not None and raw.fileno() >= 0:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.writer.transport.abort()
-
-
-@dataclass(eq=False, slots=True)
-class _Pair:
-    """A connection through the relay: who connected, and the target."""
-
-    near: _Side
-    far: _Side | None = None
-    task: asyncio.Task[None] | None = None
-
-    def reset(self) -> None:
-        for side in (self.near, self.far):
-            if side is not None:
-                side.reset()
 
 
 @dataclass(eq=False, slots=True)
@@ -121,13 +64,14 @@ class Relay:
         """The loop's time at which each of the last connections came, refused ones too."""
         self.n_bytes: dict[Direction, int] = {"forward": 0, "backward": 0}
         """Handed on so far."""
-        self._harms: dict[Direction, _Harm] = {"forward": _Harm(), "backward": _Harm()}
+        self._harms: dict[Direction, Harm] = {"forward": Harm(), "backward": Harm()}
         self._free_at_s: dict[Direction, float] = {"forward": 0.0, "backward": 0.0}
         """When the link has let out what it was given so far, on the loop's clock."""
+        self._has_carried = asyncio.Event()
         self._is_open = asyncio.Event()
         self._is_open.set()
         self._reordering: _Reordering | None = None
-        self._pairs: set[_Pair] = set()
+        self._pairs: set[RelayedConnection] = set()
         self._server: asyncio.Server | None = None
         self._is_closing = False
 
@@ -166,13 +110,23 @@ class Relay:
         for pair in tuple(self._pairs):
             pair.reset()
 
-    def cut_after(self, n_bytes: int, direction: Direction) -> None:
+    def cut_after(self, n_bytes: int, direction: Direction, only: RelayedConnection | None = None) -> None:
         """Let `n_bytes` more go in this direction, then reset the connection on which the last of them went."""
-        self._harms[direction].cut_after_bytes = n_bytes
+        self._harms[direction] = Harm(cut_after_bytes=n_bytes, only=only)
 
-    def flip_at(self, n_bytes: int, direction: Direction) -> None:
+    def flip_at(self, n_bytes: int, direction: Direction, only: RelayedConnection | None = None) -> None:
         """Flip a bit in the byte that comes after `n_bytes` more in this direction; once."""
-        self._harms[direction].flip_at_byte = n_bytes
+        self._harms[direction] = Harm(flip_at_byte=n_bytes, only=only)
+
+    async def busy(self, direction: Direction, n_bytes: int) -> RelayedConnection:
+        """The connection that is the first to carry so many bytes from now on. The caller has the deadline."""
+        before = {connection: connection.n_bytes[direction] for connection in self._pairs}
+        while True:
+            for connection in self._pairs:
+                if connection.n_bytes[direction] - before.get(connection, 0) >= n_bytes:
+                    return connection
+            self._has_carried.clear()
+            await self._has_carried.wait()
 
     def reorder(self, n_connections: int) -> None:
         """Open the next `n_connections` to the target in reverse order, once all of them have come."""
@@ -182,7 +136,7 @@ class Relay:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted_at_s.append(asyncio.get_running_loop().time())
-        pair = _Pair(_Side(reader, writer), task=asyncio.current_task())
+        pair = RelayedConnection(Side(reader, writer), task=asyncio.current_task())
         if self.is_refusing:
             pair.reset()
             return
@@ -201,20 +155,20 @@ class Relay:
             pair.reset()
             self._pairs.discard(pair)
 
-    async def _carry(self, pair: _Pair) -> None:
+    async def _carry(self, pair: RelayedConnection) -> None:
         await self._turn()
         await self._is_open.wait()
         async with asyncio.timeout(CONNECT_S):
-            pair.far = _Side(*await asyncio.open_connection(self.host, self.port_of_target))
+            pair.far = Side(*await asyncio.open_connection(self.host, self.port_of_target))
         async with asyncio.TaskGroup() as tasks:
             self._start(tasks, pair, pair.near, pair.far, "forward")
             self._start(tasks, pair, pair.far, pair.near, "backward")
 
     def _start(
-        self, tasks: asyncio.TaskGroup, pair: _Pair, source: _Side, sink: _Side, direction: Direction
+        self, tasks: asyncio.TaskGroup, pair: RelayedConnection, source: Side, sink: Side, direction: Direction
     ) -> None:
         pieces: asyncio.Queue[_Piece] = asyncio.Queue(MAX_DELAYED_PIECES)
-        tasks.create_task(self._read(source, pieces, direction), name=f"relay read {direction}")
+        tasks.create_task(self._read(source, pieces, direction, pair), name=f"relay read {direction}")
         tasks.create_task(self._write(pieces, sink, direction, pair), name=f"relay write {direction}")
 
     async def _turn(self) -> None:
@@ -232,13 +186,15 @@ class Relay:
         if reordering.waiting:
             asyncio.get_running_loop().call_soon(reordering.waiting.pop().set)
 
-    async def _read(self, source: _Side, pieces: asyncio.Queue[_Piece], direction: Direction) -> None:
+    async def _read(
+        self, source: Side, pieces: asyncio.Queue[_Piece], direction: Direction, pair: RelayedConnection
+    ) -> None:
         loop = asyncio.get_running_loop()
         data = b"first"
         while data:
             data = await source.reader.read(self._piece_bytes)
             left_at_s = self._left_at_s(len(data), direction, loop.time())
-            await pieces.put(_Piece(left_at_s + self.delay_s, data))
+            await pieces.put(_Piece(left_at_s + self.delay_s + pair.delay_s, data))
             # the link is busy till then; what comes meanwhile waits at the sender's, as before a real one
             if (wait_s := left_at_s - LEAD_S - loop.time()) > 0:
                 await asyncio.sleep(wait_s)
@@ -257,7 +213,9 @@ class Relay:
         self._free_at_s[direction] = left_at_s
         return left_at_s
 
-    async def _write(self, pieces: asyncio.Queue[_Piece], sink: _Side, direction: Direction, pair: _Pair) -> None:
+    async def _write(
+        self, pieces: asyncio.Queue[_Piece], sink: Side, direction: Direction, pair: RelayedConnection
+    ) -> None:
         loop = asyncio.get_running_loop()
         while True:
             due_s, data = await pieces.get()
@@ -267,16 +225,14 @@ class Relay:
             if not data:
                 sink.writer.write_eof()
                 return
-            data, is_cut = self._harms[direction].applied(data)
+            harm, is_cut = self._harms[direction], False
+            if harm.only in (None, pair):
+                data, is_cut = harm.applied(data)
             sink.writer.write(data)
             await sink.writer.drain()
             self.n_bytes[direction] += len(data)
+            pair.n_bytes[direction] += len(data)
+            self._has_carried.set()
             if is_cut:
                 pair.reset()
                 return
-
-
-def _flipped(data: bytes, at: int) -> bytes:
-    changed = bytearray(data)
-    changed[at] ^= 1
-    return bytes(changed)

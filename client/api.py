@@ -14,34 +14,33 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import quote
 
-from client.chat_template import Message
 from client.config import ClientConfig
 from client.failover import RESTART_GRACE_S, backoff_s
 from client.generation import Deadline, GenerationRequest, generated_pieces
+from client.generation_request import Prompt as Prompt
+from client.generation_request import checked_options, encoded_prompt, generation_request
 from client.model_files import FileCache, fetched_model
 from client.options import GenerationOptions
 from client.prefix_index import PrefixIndex
 from client.private_ends import PrivateEnds, private_ends
 from client.results import Generation, Progress, TokenPiece
-from client.stopping import checked_stops
 from client.tokenizer import ModelTokenizer, loaded_tokenizer
 from client.transport import ConnectionPool, connection_pool
-from protocol.errors import ConfigError, DrainingError, InvalidRequestError, UnreachableError
+from client.vector_calls import VectorCalls
+from protocol.errors import ConfigError, DrainingError, UnreachableError
 from protocol.ids import Revision, checked_model_name
 from protocol.pinned_http import CoordinatorSession, pinned_session
 from protocol.rest import ModelInfo, ModelList
 
 T = TypeVar("T")
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 
 _MAX_TOKENIZERS = 4
 """Tokenizers kept in memory: up to 100 MB each."""
@@ -80,7 +79,7 @@ class TokenStream:
         await self.aclose()
 
 
-class Client:
+class Client(VectorCalls):
     """One cluster, as its users see it. Connections are made once and kept until the context ends.
 
     A generation survives workers that go away, and a coordinator that is away meanwhile: it goes on by another
@@ -161,7 +160,7 @@ class Client:
         Raises:
             InvalidRequestError: an option is out of its range.
         """
-        checked = _options(options)
+        checked = checked_options(options)
         return TokenStream(lambda progress: self._generated(model, prompt, checked, progress), on_notice)
 
     async def generate(self, model: str | ModelInfo, prompt: Prompt, **options: Any) -> Generation:
@@ -174,7 +173,7 @@ class Client:
     async def encoded(self, model: str | ModelInfo, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is for this model."""
         info = model if isinstance(model, ModelInfo) else await self.model(model)
-        return await _encoded(await self._tokenizer(info.revision), prompt)
+        return await encoded_prompt(await self.tokenizer(info.revision), prompt)
 
     async def _generated(
         self, model: str | ModelInfo, prompt: Prompt, options: GenerationOptions, progress: Progress
@@ -184,9 +183,9 @@ class Client:
         deadline = Deadline(at_s=asyncio.get_running_loop().time() + timeout_s, timeout_s=timeout_s)
         async with deadline.applied():
             info = model if isinstance(model, ModelInfo) else await self._model_soon(model, progress)
-            tokenizer = await self._tokenizer(info.revision)
-            token_ids = await _encoded(tokenizer, prompt)
-        request = _request(info, tokenizer, token_ids, options)
+            tokenizer = await self.tokenizer(info.revision)
+            token_ids = await encoded_prompt(tokenizer, prompt)
+        request = generation_request(info, tokenizer, token_ids, options)
         if self._prefixes is not None and not options.private:
             request = replace(request, prefix=self._prefixes.shared(info.revision, request.prompt))
         progress.n_prompt_tokens, progress.seed = len(token_ids), request.sampling.seed
@@ -195,7 +194,7 @@ class Client:
             coordinator=coordinator,
             pool=pool,
             ends=ends,
-            text=tokenizer.text_stream(),
+            text=tokenizer.text_stream(options.shown_specials),
             progress=progress,
             deadline=deadline,
         )
@@ -239,7 +238,8 @@ class Client:
             n_failures += 1
             await asyncio.sleep(min(backoff_s(n_failures, self._rng), max(0.0, until_s - now_s())))
 
-    async def _tokenizer(self, revision: Revision) -> ModelTokenizer:
+    async def tokenizer(self, revision: Revision) -> ModelTokenizer:
+        """What turns text into tokens and back, for this revision of a model (`ModelInfo.revision`)."""
         if revision not in self._tokenizers:
             files = await fetched_model(self._connected()[0], revision, self._cache)
             self._tokenizers[revision] = await loaded_tokenizer(files)
@@ -253,45 +253,3 @@ class Client:
         if self._parts is None:
             raise ConfigError("the client is not open: use it inside `async with Client(...) as client`")
         return self._parts
-
-
-def _options(options: dict[str, Any]) -> GenerationOptions:
-    try:
-        checked = GenerationOptions(**options)
-    except TypeError as exc:
-        raise InvalidRequestError(f"not an option of a generation: {exc}") from exc
-    checked.check()
-    return checked
-
-
-async def _encoded(tokenizer: ModelTokenizer, prompt: Prompt) -> list[int]:
-    if isinstance(prompt, str):
-        return await tokenizer.encoded_text(prompt)
-    if prompt and isinstance(prompt[0], int):
-        return tokenizer.checked_ids(cast("Sequence[int]", prompt))
-    if not prompt:
-        raise InvalidRequestError("the prompt is empty: give text, messages or token ids")
-    return await tokenizer.encoded_chat(cast("Sequence[Message]", prompt))
-
-
-def _request(
-    info: ModelInfo, tokenizer: ModelTokenizer, token_ids: list[int], options: GenerationOptions
-) -> GenerationRequest:
-    return GenerationRequest(
-        model=info.name,
-        revision=info.revision,
-        vocab_size=tokenizer.vocab_size,
-        prompt=tuple(token_ids),
-        sampling=options.sampling(
-            tokenizer.defaults,
-            stop_token_ids=() if options.ignore_eos else tokenizer.stop_token_ids,
-            max_tokens=options.n_allowed(len(token_ids), info.context_length),
-            random_seed=secrets.randbits(62),
-        ),
-        stops=checked_stops(options.stop),
-        speculate=options.speculate,
-        between=options.between(info.n_blocks),
-        waits_for_quota=options.wait_for_quota,
-        min_trust=options.min_trust,
-        pinned_ends=options.pinned_ends,
-    )

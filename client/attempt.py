@@ -125,10 +125,11 @@ class Attempt:
                 f"{self._tail.worker_id} comes next"
             )
             raise blaming(worker_id, error)
-        if not 0 <= token.token_id < self._vocab_size:
+        token_ids = (token.token_id, *(token_id for token_id, _ in token.top_logprobs))
+        if not 0 <= min(token_ids) <= max(token_ids) < self._vocab_size:
             error = ProtocolError(
-                f"worker {worker_id} sent token id {token.token_id}, which is not one of the model's "
-                f"{self._vocab_size}"
+                f"worker {worker_id} sent token ids {min(token_ids)} to {max(token_ids)}, not all of which are the "
+                f"model's {self._vocab_size}"
             )
             raise blaming(worker_id, error)
         self.n_tokens += 1

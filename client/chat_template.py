@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import jinja2
+from jinja2 import nodes
 
 from client.template_sandbox import environment
 from protocol.errors import InvalidRequestError, UntrustedFileError
@@ -41,16 +42,28 @@ class ChatTemplate:
                 f"the chat template has {len(source)} characters, over {MAX_TEMPLATE_CHARACTERS}"
             )
         try:
-            environment().parse(source)
+            parsed = environment().parse(source)
         except (jinja2.TemplateError, RecursionError) as exc:
             raise UntrustedFileError(f"the model's chat template is broken: {exc}") from exc
-        self._source = source
+        self.source = source
+        self.knows_tools = any(name.name == "tools" and name.ctx == "load" for name in parsed.find_all(nodes.Name))
+        """Whether it reads which tools there are: what isn't in the text, the model can't know."""
         self._special_tokens = dict(special_tokens)
         self._process: subprocess.Popen[bytes] | None = None
         self._turn = asyncio.Lock()
 
-    async def rendered(self, messages: Sequence[Message], *, timeout_s: float = RENDER_TIMEOUT_S) -> str:
+    async def rendered(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        documents: Sequence[Mapping[str, Any]] = (),
+        timeout_s: float = RENDER_TIMEOUT_S,
+    ) -> str:
         """The conversation as text, with the beginning of the model's answer.
+
+        `tools` are `{"type": "function", "function": {"name", "description", "parameters"}}`, `documents` what some
+        models take to answer from; a template that doesn't know them leaves them out.
 
         Raises:
             InvalidRequestError: the template refuses these messages (its own words are in the message).
@@ -58,11 +71,11 @@ class ChatTemplate:
         """
         variables = self._special_tokens | {
             "messages": _plain(messages),
-            "tools": None,
-            "documents": None,
+            "tools": _plain(tools) or None,
+            "documents": _plain(documents) or None,
             "add_generation_prompt": True,
         }
-        question = json.dumps({"source": self._source, "variables": variables}).encode() + b"\n"
+        question = json.dumps({"source": self.source, "variables": variables}).encode() + b"\n"
         try:
             async with asyncio.timeout(timeout_s), self._turn:
                 answer = await self._answer(question)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from client import cli_bench
+from client import cli_bench, cli_embed, cli_serve
 from client import cli_options as given
 from client.api import Client, Prompt, TokenStream
 from client.command import (
@@ -27,6 +27,7 @@ from client.command import (
     Url,
     chosen_model,
     run,
+    standard_input,
     tell,
     write,
     write_now,
@@ -42,12 +43,10 @@ from protocol.errors import (
     EXIT_USAGE,
     BrigadeError,
     InvalidRequestError,
-    TooLargeError,
 )
 from protocol.rest import ModelInfo
 from protocol.version import program_version
 
-MAX_INPUT_BYTES = 64 * 2**20
 EXIT_BROKEN_PIPE = 141
 
 app = typer.Typer(
@@ -58,6 +57,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(cli_bench.bench)
+app.command()(cli_serve.serve)
+app.command()(cli_embed.embed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,13 @@ def generate(
     top_k: given.TopK = None,
     min_p: given.MinP = None,
     repetition_penalty: given.RepetitionPenalty = None,
+    presence_penalty: given.PresencePenalty = None,
+    frequency_penalty: given.FrequencyPenalty = None,
+    logit_bias: given.LogitBias = None,
+    logprobs: given.Logprobs = None,
+    json_schema: given.JsonSchema = None,
+    regex: given.Regex = None,
+    grammar: given.Grammar = None,
     seed: given.Seed = None,
     stop: given.Stop = None,
     system: given.System = None,
@@ -138,6 +146,13 @@ def generate(
         top_k=top_k,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=given.biases(logit_bias),
+        logprobs=logprobs,
+        json_schema=given.text_of(json_schema, "--json-schema"),
+        regex=regex,
+        grammar=given.text_of(grammar, "--grammar"),
         seed=seed,
         stop=tuple(stop or ()),
         speculate=speculate,
@@ -149,6 +164,8 @@ def generate(
         timeout_s=timeout,
     )
     options.check()
+    if logprobs is not None and not is_json:
+        raise InvalidRequestError("--logprobs shows in --json alone: give both")
     if system is not None and is_chat is False:
         raise InvalidRequestError("--system is for chats: it can't go with --raw")
     text = _given_prompt(prompt)
@@ -240,23 +257,10 @@ def _fields(options: GenerationOptions) -> dict[str, Any]:
 
 
 def _given_prompt(argument: str | None) -> str:
-    text = argument if argument is not None and argument != "-" else _standard_input()
+    text = argument if argument is not None and argument != "-" else standard_input("the prompt")
     if not text.strip():
         raise InvalidRequestError("the prompt is empty: give some text")
     return text
-
-
-def _standard_input() -> str:
-    """All of it, without the line's end that `echo` adds."""
-    if sys.stdin.isatty():
-        print("reading the prompt from the terminal; end it with Ctrl-D", file=sys.stderr)
-    data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
-    if len(data) > MAX_INPUT_BYTES:
-        raise TooLargeError(f"standard input has more than {MAX_INPUT_BYTES} bytes")
-    try:
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as exc:
-        raise InvalidRequestError(f"standard input is not UTF-8 at byte {exc.start}: convert it first") from exc
 
 
 def _failed(message: str, exit_code: int) -> int:

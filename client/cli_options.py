@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from client.options import DEFAULT_MAX_TOKENS, DEFAULT_PRIVATE_BLOCKS
+from protocol.errors import InvalidRequestError
+from protocol.messages import MAX_BIASES, MAX_CONSTRAINT_BYTES, MAX_LOGPROBS
 
 PromptText = Annotated[str | None, typer.Argument(help="The prompt; '-' or nothing: from standard input.")]
 Model = Annotated[str | None, typer.Option(help="The model's name; needed if there are several.")]
@@ -16,6 +20,39 @@ TopP = Annotated[float | None, typer.Option(help="Only the likeliest tokens of t
 TopK = Annotated[int | None, typer.Option(help="Only this many likeliest tokens; 0: all.")]
 MinP = Annotated[float | None, typer.Option(help="Only tokens of this share of the likeliest's.")]
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: repeat less.")]
+PresencePenalty = Annotated[
+    float | None, typer.Option(help="-2 to 2: above 0, favour tokens that the answer hasn't got yet.")
+]
+FrequencyPenalty = Annotated[
+    float | None, typer.Option(help="-2 to 2: above 0, take a token the less, the oftener the answer has it.")
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ID=VALUE",
+        help=f"Add VALUE (-100 to 100) to the score of the token ID; may be repeated, for {MAX_BIASES} tokens.",
+    ),
+]
+Logprobs = Annotated[
+    int | None,
+    typer.Option(
+        help=f"With --json: the logarithm of each token's probability, and of this many likeliest ones (0 to "
+        f"{MAX_LOGPROBS}), by the model alone."
+    ),
+]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Hold the answer to this JSON schema. It is cut where --max-tokens end, as ever.",
+    ),
+]
+Regex = Annotated[
+    str | None, typer.Option(help="Hold the answer to this regular expression, which it matches as a whole.")
+]
+Grammar = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Hold the answer to this grammar, in llguidance's form of Lark.")
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens. [default: random]")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
 System = Annotated[str | None, typer.Option(help="System message, for chat models.")]
@@ -48,3 +85,42 @@ WaitForQuota = Annotated[
     typer.Option("--wait", help="If a limit of the key is used up, wait for room within --timeout; else exit 11."),
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds that the whole generation may take.")]
+
+
+def biases(given: Sequence[str] | None) -> dict[int, float]:
+    """What `--logit-bias` says.
+
+    Raises:
+        InvalidRequestError: one isn't ID=VALUE, or a token has two.
+    """
+    found: dict[int, float] = {}
+    for text in given or ():
+        token_id, _, value = text.partition("=")
+        try:
+            pair = int(token_id), float(value)
+        except ValueError as exc:
+            raise InvalidRequestError(f"--logit-bias {text}: it must be ID=VALUE, a token id and a number") from exc
+        if pair[0] in found:
+            raise InvalidRequestError(f"--logit-bias {text}: token {pair[0]} has a bias already")
+        found[pair[0]] = pair[1]
+    return found
+
+
+def text_of(path: Path | None, option: str) -> str | None:
+    """The text of a small file that an option names, if it does.
+
+    Raises:
+        InvalidRequestError: it can't be read, is no text, or is too big.
+    """
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONSTRAINT_BYTES + 1)
+        if len(data) > MAX_CONSTRAINT_BYTES:
+            raise InvalidRequestError(f"{option} {path}: more than the {MAX_CONSTRAINT_BYTES} bytes that are taken")
+        return data.decode("utf-8")
+    except OSError as exc:
+        raise InvalidRequestError(f"{option} {path} can't be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise InvalidRequestError(f"{option} {path} is not UTF-8 at byte {exc.start}") from exc

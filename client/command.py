@@ -13,8 +13,10 @@ import typer
 from client.api import Client
 from client.interrupts import Interruption, cancelled_by_signals
 from client.output import printable
-from protocol.errors import InvalidRequestError, NotFoundError
+from protocol.errors import InvalidRequestError, NotFoundError, TooLargeError
 from protocol.rest import ModelInfo
+
+MAX_INPUT_BYTES = 64 * 2**20
 
 Url = Annotated[
     str | None,
@@ -77,6 +79,24 @@ async def chosen_model(client: Client, name: str | None) -> ModelInfo:
         names = ", ".join(model.name for model in found)
         raise InvalidRequestError(f"the cluster has {len(found)} models ({names}): choose one with --model")
     return found[0]
+
+
+def standard_input(what: str) -> str:
+    """All of it, without the line's end that `echo` adds; `what` it is, for people.
+
+    Raises:
+        TooLargeError: it is too long.
+        InvalidRequestError: it is not UTF-8.
+    """
+    if sys.stdin.isatty():
+        tell(f"reading {what} from the terminal; end it with Ctrl-D")
+    data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(data) > MAX_INPUT_BYTES:
+        raise TooLargeError(f"standard input has more than {MAX_INPUT_BYTES} bytes")
+    try:
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as exc:
+        raise InvalidRequestError(f"standard input is not UTF-8 at byte {exc.start}: convert it first") from exc
 
 
 async def write(text: str) -> None:

@@ -8,6 +8,8 @@ model may well produce.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tokenizers import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -18,12 +20,15 @@ _MAX_HELD_TOKENS = 64
 class TextStream:
     """The text of one generation: all pieces together are what the tokenizer makes of all ids but the special.
 
+    Of special tokens, those of `shown` have the text that it says.
+
     Tokenizers whose decoder rewrites earlier text (WordPiece's clean-up) may differ in such places, and so may
     a run of more than 64 tokens that are no text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: Mapping[int, str] | None = None) -> None:
         self._tokenizer = tokenizer
+        self._special = shown or {}
         self._window: list[int] = []
         """The tokens shown last, and those after them that aren't yet."""
         self._n_shown = 0
@@ -33,6 +38,10 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """Take the next token; the text that can be shown now, often empty."""
+        if token_id in self._special:
+            before = self.flush()
+            self._window, self._n_shown, self._shown = [], 0, ""
+            return before + self._special[token_id]
         self._window.append(token_id)
         text = self._decoded(self._window)
         is_held = text.endswith(_REPLACEMENT) or len(text) <= len(self._shown)

@@ -52,10 +52,12 @@ connection to it was lost, and we may hear it from another one first."""
 class AttemptFailed(Exception):  # noqa: N818 - an event of a generation, no error of the program
     """One route gave up, or was given up."""
 
-    def __init__(self, error: BrigadeError, failure: HopFailure) -> None:
+    def __init__(self, error: BrigadeError, failure: HopFailure, *, has_slowed: bool = False) -> None:
         super().__init__(error.message)
         self.error = error
         self.failure = failure
+        self.has_slowed = has_slowed
+        """Whether the route was left though tokens still came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,15 +242,16 @@ def _at_once(known: Failover, *, after_s: float, wait_s: float) -> AskAgain:
     return AskAgain(known=known, after_s=after_s, wait_s=wait_s, waits_for=None)
 
 
-def notice_of(failure: HopFailure, n_tokens: int) -> str:
+def notice_of(failed: AttemptFailed, n_tokens: int) -> str:
     """One line for people about a failed attempt that another follows."""
+    failure = failed.failure
     counted = "1 token" if n_tokens == 1 else f"{n_tokens} tokens"
     who = "the route" if failure.worker_id is None else f"worker {failure.worker_id}"
     match failure.code:
         case "hop_lost":
             what = "went away"
         case _ if failure.code == STALLED:
-            what = "stood still"
+            what = "became slow" if failed.has_slowed else "stood still"
         case "draining":
             what = "is stopping"
         case code:

@@ -17,6 +17,7 @@ from msgspec import structs
 
 from client.attempt import Attempt, CloseReason
 from client.decoding import TextStream
+from client.ends_process import EndsProcess
 from client.failover import (
     AttemptFailed,
     Failover,
@@ -27,7 +28,7 @@ from client.failover import (
 )
 from client.pace import Pace
 from client.private_attempt import PrivateAttempt
-from client.private_ends import EndsProcess, PrivateEnds
+from client.private_ends import PrivateEnds
 from client.results import Progress, RouteStage, TokenPiece
 from client.route_finder import RouteFinder, WantedRoute
 from client.showing import Shower
@@ -119,7 +120,7 @@ async def generated_pieces(
                     if finish_reason is None:
                         yield piece
                         continue
-                    progress.finish_reason, last = finish_reason, piece
+                    progress.finish_reason, progress.stop_string, last = finish_reason, shower.stop, piece
                     reason = attempt.goodbye
             except AttemptFailed as failed:
                 run.go_on_after(failed, attempt)
@@ -150,7 +151,7 @@ class _Run:
         self._request = request
         self._pool = pool
         self._ends = ends
-        self._running: EndsProcess | None = None
+        self._ends_precision: Precision | None = None
         """Of a private generation: the same for all its attempts, whatever precision their workers have."""
         self._progress = progress
         self._deadline = deadline
@@ -191,22 +192,27 @@ class _Run:
 
     async def _running_ends(self, n_blocks_each: int, precision: Precision) -> EndsProcess:
         assert self._ends is not None, "who asks for a private generation gives what it needs"
-        if self._running is None:
-            async with self._deadline.applied():
-                loading = self._ends.loaded(self._request.revision, n_blocks_each, precision, self._progress.tell)
-                self._running = await loading
-        return self._running
+        self._ends_precision = self._ends_precision or precision
+        async with self._deadline.applied():
+            return await self._ends.loaded(
+                self._request.revision, n_blocks_each, self._ends_precision, self._progress.tell
+            )
 
     async def start(self, attempt: Attempt) -> None:
         """Send the prompt and all tokens so far as the attempt's prompt."""
         remaining_s = self._deadline.at_s - asyncio.get_running_loop().time()
-        sampling = structs.replace(self._request.sampling, max_tokens=self._wanted().max_tokens)
-        token_ids = (*self._request.prompt, *self._progress.token_ids)
+        so_far = self._progress.token_ids
+        n_answered = len(so_far) if self._request.sampling.counts_answer else 0
+        sampling = structs.replace(
+            self._request.sampling, max_tokens=self._wanted().max_tokens, n_answered=n_answered
+        )
+        token_ids = (*self._request.prompt, *so_far)
         await self._limited(attempt.start(token_ids, sampling, remaining_s=remaining_s), attempt)
         self._progress.session_id = attempt.heard_session
 
     async def token(self, attempt: Attempt) -> Token:
-        """The attempt's next token."""
+        """The attempt's next token. AttemptFailed, with nobody to blame, if they have become many times slower."""
+        self._check_pace(attempt)
         began_s = asyncio.get_running_loop().time()
         token = await self._limited(attempt.token(), attempt)
         if self._progress.n_failovers == 0:
@@ -215,6 +221,15 @@ class _Run:
         self._progress.n_accepted += token.n_accepted
         self._pace.add(asyncio.get_running_loop().time() - began_s, is_first=attempt.n_tokens == 1)
         return token
+
+    def _check_pace(self, attempt: Attempt) -> None:
+        if attempt.n_tokens == 0 or (slowed := self._pace.slowed) is None:
+            return
+        self._pace = Pace()  # it is moved once: where it goes may be no faster
+        message = (
+            f"a token takes {slowed.now_s:.1f} s, and took {slowed.usual_s:.3f} s before: the route became slow"
+        )
+        raise AttemptFailed(HopLostError(message), HopFailure(code=STALLED), has_slowed=True)
 
     def go_on_after(self, failed: AttemptFailed, attempt: Attempt) -> None:
         """Remember what failed. Raises what ends the generation, if no other attempt is worth it."""
@@ -228,7 +243,7 @@ class _Run:
         error = final_error(self._known, failed)
         if error is not None:
             raise error from failed
-        self._progress.fail_over(notice_of(failed.failure, len(self._progress.token_ids)))
+        self._progress.fail_over(notice_of(failed, len(self._progress.token_ids)))
 
     def _wanted(self) -> WantedRoute:
         n_tokens = len(self._progress.token_ids)
@@ -242,6 +257,7 @@ class _Run:
             waits_for_quota=self._request.waits_for_quota,
             min_trust=self._request.min_trust,
             pinned_ends=self._request.pinned_ends,
+            newest_sampling=self._request.between is None and self._request.sampling.needs_newest,
         )
 
     async def _limited(self, work: Coroutine[Any, Any, T], attempt: Attempt) -> T:

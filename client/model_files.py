@@ -14,19 +14,24 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol.embedding_settings import EMBEDDING_FILE
 from protocol.errors import TooLargeError, UntrustedFileError
 from protocol.ids import FileHash, Revision
 from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, ModelFile, decode_manifest
 from protocol.pinned_http import CoordinatorSession
 
+TOOL_TEMPLATE_FILE = "chat_template_tool_use.jinja"
+"""Of models that have one template for chats and another for chats with tools."""
 WANTED = frozenset(
     {
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
+        TOOL_TEMPLATE_FILE,
         "generation_config.json",
         "config.json",
         "special_tokens_map.json",
+        EMBEDDING_FILE,
     }
 )
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from client.stopping import checked_stops
 from protocol.errors import ContextExceededError, InvalidRequestError
 from protocol.ids import BlockRange
-from protocol.messages import SamplingParams
+from protocol.messages import Constraint, ConstraintKind, SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
 DEFAULT_TIMEOUT_S = 600.0
@@ -32,13 +33,32 @@ class GenerationOptions:
     """What the caller asks; None is the model's own recommendation, greedy if it has none."""
 
     max_tokens: int | None = None
+    default_max_tokens: int = DEFAULT_MAX_TOKENS
+    """Where `max_tokens` is None: at most so many, and no more than the context has room for."""
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    """-2 to 2, taken off the score of every token that the answer has already; None is 0."""
+    frequency_penalty: float | None = None
+    """Likewise, once for each time that the answer has the token."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token ids, and what is added to their scores: -100 all but bans one, 100 all but asks for it."""
+    logprobs: int | None = None
+    """Not None: pieces carry the natural logarithm of their token's probability, and of so many of the likeliest
+    for its place (0 to 20). Of the model's own scores, before temperature, penalties, biases and constraints."""
+    json_schema: str | None = None
+    """Hold the answer to a JSON schema (its text). This, `regex` or `grammar`: one at most."""
+    regex: str | None = None
+    """Hold the answer to a regular expression, which it matches as a whole; without look-around and references."""
+    grammar: str | None = None
+    """Hold the answer to a grammar, in llguidance's form of Lark, that begins with the rule `start`."""
     seed: int | None = None
     stop: Sequence[str] = ()
+    shown_specials: Sequence[str] = ()
+    """Special tokens whose text is part of the answer's, by that text; the others have none."""
     ignore_eos: bool = False
     """Go on after the model's own end, up to `max_tokens`: to measure, every answer must be of the same length."""
     speculate: bool = True
@@ -76,12 +96,14 @@ class GenerationOptions:
                 "each end of the model, whoever has its files reads prompt and answer off what is sent"
             )
         check_min_trust(self.min_trust)
-        self.sampling(SamplingDefaults(), stop_token_ids=(), max_tokens=self.n_wanted, random_seed=0)
+        # 0 stands for the tokens that end the model's answers, which aren't known yet
+        stop_token_ids = () if self.ignore_eos else (0,)
+        self.sampling(SamplingDefaults(), stop_token_ids=stop_token_ids, max_tokens=self.n_wanted, random_seed=0)
 
     @property
     def n_wanted(self) -> int:
         """Most tokens of the answer, whatever the context."""
-        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return self.default_max_tokens if self.max_tokens is None else self.max_tokens
 
     def between(self, n_blocks: int) -> BlockRange | None:
         """The blocks of a model of `n_blocks` that workers run, if the others run on this machine; None: all.
@@ -112,7 +134,7 @@ class GenerationOptions:
                 "left for an answer; shorten the prompt"
             )
         if self.max_tokens is None:
-            return min(DEFAULT_MAX_TOKENS, n_free)
+            return min(self.default_max_tokens, n_free)
         if self.max_tokens > n_free:
             raise ContextExceededError(
                 f"max_tokens is {self.max_tokens}, but after a prompt of {n_prompt_tokens} tokens the model's "
@@ -138,9 +160,29 @@ class GenerationOptions:
                 seed=random_seed if self.seed is None else self.seed,
                 stop_token_ids=stop_token_ids,
                 max_tokens=max_tokens,
+                presence_penalty=_either(self.presence_penalty, 0.0),
+                frequency_penalty=_either(self.frequency_penalty, 0.0),
+                logit_bias=_biases(self.logit_bias),
+                n_logprobs=self.logprobs,
+                constraint=self._constraint(),
             )
         except ValueError as exc:
             raise InvalidRequestError(str(exc)) from exc
+
+    def _constraint(self) -> Constraint | None:
+        texts: dict[ConstraintKind, str | None] = {
+            "json_schema": self.json_schema,
+            "regex": self.regex,
+            "lark": self.grammar,
+        }
+        given = [Constraint(kind=kind, text=text) for kind, text in texts.items() if text is not None]
+        if len(given) > 1:
+            raise InvalidRequestError(
+                f"{len(given)} of json_schema, regex and grammar are given; an answer is held to one at most"
+            )
+        if self.json_schema is not None:
+            _check_schema(self.json_schema)
+        return given[0] if given else None
 
 
 def check_min_trust(min_trust: float) -> None:
@@ -151,6 +193,22 @@ def check_min_trust(min_trust: float) -> None:
     """
     if not 0.0 <= min_trust <= 1.0:  # written so that NaN is refused too
         raise InvalidRequestError(f"the trust asked for (--min-trust) is {min_trust}; it must be between 0 and 1")
+
+
+def _biases(given: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+    for token_id, bias in given.items():
+        if type(token_id) is not int or not isinstance(bias, int | float):  # callers may have no types
+            raise InvalidRequestError(f"logit_bias is from token ids to numbers; {token_id!r} to {bias!r} isn't")
+    return tuple((token_id, float(bias)) for token_id, bias in given.items())
+
+
+def _check_schema(text: str) -> None:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequestError(f"json_schema is not JSON: {exc}") from exc
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(f"json_schema is a JSON {type(schema).__name__}; it must be an object")
 
 
 def _either(asked: float | None, recommended: float) -> float:

@@ -14,8 +14,12 @@ from protocol.rest import ModelInfo
 
 
 def piece_line(piece: TokenPiece) -> str:
-    """One token as a line of JSON."""
-    return _json({"token": piece.token_id, "text": piece.text})
+    """One token as a line of JSON, with logarithms of probabilities if they were asked for."""
+    shown: dict[str, Any] = {"token": piece.token_id, "text": piece.text}
+    if piece.logprob is not None:
+        top = [{"token": token_id, "logprob": logprob} for token_id, logprob in piece.top_logprobs]
+        shown |= {"logprob": piece.logprob, "top_logprobs": top}
+    return _json(shown)
 
 
 def done_line(result: Generation) -> str:
@@ -48,10 +52,11 @@ def models_table(models: Sequence[ModelInfo]) -> list[str]:
     """Models as aligned lines, each with what it waits for."""
     if not models:
         return ["no models: add one with `coord model add NAME SOURCE` on the coordinator's machine"]
-    rows = [("NAME", "STATE", "BLOCKS", "CONTEXT", "SIZE", "CHAT", "")]
+    rows = [("NAME", "KIND", "STATE", "BLOCKS", "CONTEXT", "SIZE", "CHAT", "")]
     rows += [
         (
             model.name,
+            model.kind,
             model.state,
             str(model.n_blocks),
             str(model.context_length),

@@ -1,7 +1,7 @@
 """One try at a private generation: hidden states go to the head and come back from the tail; nobody sees a token.
 
 The prompt goes in chunks, as far as the head's credit allows, while the first of them come back already. Embedding,
-first and last blocks, head and sampling are run by a process beside the client (`client.private_ends`).
+first and last blocks, head and sampling are run by a process beside the client (`client.ends_process`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from collections.abc import Sequence
 
 from msgspec import structs
 
-from client.attempt import Attempt, CloseReason, blaming
-from client.private_ends import EndsProcess
+from client.attempt import CloseReason, blaming
+from client.ends_process import EndsProcess
+from client.taking_states import NOTHING_TOLD, TakingStates
 from client.transport import ConnectionLost, ConnectionPool, ReturnedStates
-from protocol.errors import BrigadeError, ProtocolError
+from protocol.ends_messages import LastDone
+from protocol.errors import ProtocolError
 from protocol.frames import MAX_CLIENT_PAYLOAD_BYTES
 from protocol.ids import BlockRange, WorkerId
 from protocol.messages import (
     STEP_CREDIT,
     AttachTail,
     Credit,
-    FinishReason,
     OpenSession,
     SamplingParams,
     SessionEnded,
@@ -33,17 +34,11 @@ from protocol.rest import RouteGrant
 
 CHUNK_TOKENS = 128
 """Positions of the prompt in one step: while workers run one, the next is run here."""
-CREDIT_BATCH = STEP_CREDIT // 2
-"""Steps taken in before the tail gets credit for them: half, so that it never has to stop."""
 _LARGEST_ITEM_BYTES = 4
-NOTHING_TOLD = SamplingParams(max_tokens=1)
-"""What the tail is told of how tokens are sampled."""
 
 
-class PrivateAttempt(Attempt):
+class PrivateAttempt(TakingStates):
     """As `Attempt`, for a route over the blocks between a model's ends."""
-
-    _takes_states = True
 
     def __init__(
         self,
@@ -60,8 +55,7 @@ class PrivateAttempt(Attempt):
         Raises:
             ProtocolError: the route is over others.
         """
-        super().__init__(pool, grant, max_tokens=STEP_CREDIT * 2, vocab_size=vocab_size)
-        check_granted(grant, between)
+        super().__init__(pool, grant, vocab_size=vocab_size, blocks=between)
         self._max_tokens = max_tokens
         self._ends = ends
         self._chunk_tokens = min(CHUNK_TOKENS, MAX_CLIENT_PAYLOAD_BYTES // (ends.hidden_size * _LARGEST_ITEM_BYTES))
@@ -71,13 +65,6 @@ class PrivateAttempt(Attempt):
         """The latest token's states, if they haven't left yet."""
         self._n_sent = 0
         """Positions whose states went to the head, or wait for credit."""
-        self._n_returned = 0
-        self._n_uncredited = 0
-
-    @property
-    def goodbye(self) -> CloseReason | None:
-        """Where the answer ends the workers can't know."""
-        return "finished"
 
     async def start(self, token_ids: Sequence[int], sampling: SamplingParams, *, remaining_s: float) -> None:
         """Tell head and tail of the session; nothing of the text goes yet.
@@ -155,12 +142,7 @@ class PrivateAttempt(Attempt):
     async def _taken(self, worker_id: WorkerId, returned: ReturnedStates) -> Token | None:
         """Take states in; the token that follows them, if all that went out has come back."""
         step, end = returned.step, returned.step.position + returned.step.n_tokens
-        if worker_id != self._tail.worker_id or step.position != self._n_returned or end > self._n_sent:
-            error = ProtocolError(
-                f"worker {worker_id} gave back positions {step.position}:{end}; worker {self._tail.worker_id} has "
-                f"to give those of {self._n_returned}:{self._n_sent}"
-            )
-            raise blaming(worker_id, error)
+        self._check_returned(worker_id, step, self._n_sent)
         wants_token = end == self._n_prompt_tokens + self.n_tokens
         step = structs.replace(step, is_last=wants_token)
         try:
@@ -172,38 +154,17 @@ class PrivateAttempt(Attempt):
             self._put_out(1, done.precision, states)
             await self._send_what_may_go()
         await self._give_credit()
-        return None if done.token_id is None else self._token(done.token_id, is_stop=done.is_stop)
+        return None if done.token_id is None else self._token(done.token_id, done)
 
-    def _token(self, token_id: int, *, is_stop: bool) -> Token:
+    def _token(self, token_id: int, done: LastDone) -> Token:
         index, self.n_tokens = self.n_tokens, self.n_tokens + 1
         is_full = self.n_tokens == self._max_tokens
-        self._finish_reason = "length" if is_full and not is_stop else "stop"
-        reason: FinishReason | None = self._finish_reason if is_stop or is_full else None
-        return Token(session_id=self._grant.session_id, index=index, token_id=token_id, finish_reason=reason)
-
-    async def _give_credit(self) -> None:
-        self._n_uncredited += 1
-        if self._n_uncredited == CREDIT_BATCH:
-            self._n_uncredited = 0
-            credit = Credit(session_id=self._grant.session_id, n_steps=CREDIT_BATCH)
-            await self._send(self._tail.worker_id, credit, b"")
-
-    async def _send(self, worker_id: WorkerId, message: Step | Credit, payload: bytes | memoryview) -> None:
-        try:
-            await self._told[worker_id].send(message, payload)
-        except BrigadeError as exc:
-            raise blaming(worker_id, exc) from exc
-
-
-def check_granted(grant: RouteGrant, between: BlockRange) -> None:
-    """Refuse a route to which nothing may be sent.
-
-    Raises:
-        ProtocolError: it isn't over the blocks between the client's own.
-    """
-    granted = BlockRange(grant.hops[0].blocks.start, grant.hops[-1].blocks.end)
-    if granted != between:
-        raise ProtocolError(
-            f"a private generation needs a route over blocks {between}, and the coordinator granted one over "
-            f"{granted}: it runs an older version, which has no private generations; upgrade it"
+        self._finish_reason = "length" if is_full and not done.is_stop else "stop"
+        return Token(
+            session_id=self._grant.session_id,
+            index=index,
+            token_id=token_id,
+            finish_reason=self._finish_reason if done.is_stop or is_full else None,
+            logprob=done.logprob,
+            top_logprobs=done.top_logprobs,
         )

@@ -1,4 +1,4 @@
-"""The processes beside a client that run a model's ends for private generations: started, asked, stopped.
+"""The processes beside a client that run a model's ends for private generations: started, kept while used, stopped.
 
 A client never loads torch: whoever generates privately has `brigade[worker]` installed on the same machine, and a
 process of its own runs embedding, first and last blocks, head and sampling there (`worker.ends_process`).
@@ -7,185 +7,33 @@ process of its own runs embedding, first and last blocks, head and sampling ther
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import itertools
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from typing import IO, Any, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
 
-import msgspec
-
-from client.attempt import ids_payload
 from client.config import ClientConfig
+from client.ends_process import EndsProcess, started_ends
 from client.model_files import FileCache, fetched_model
 from protocol.coordinator_urls import checked_coordinator_urls
-from protocol.ends_messages import (
-    BeginText,
-    Done,
-    EndsFailed,
-    EndsLoaded,
-    FirstStates,
-    ForgetText,
-    FromEnds,
-    LastDone,
-    LoadEnds,
-    Loading,
-    RunFirst,
-    RunLast,
-    ToEnds,
-)
-from protocol.error_forms import error_from_body
-from protocol.errors import ConfigError, InternalError
-from protocol.frames import PREFIX_BYTES, decode_parts, encode_parts, frame_bytes
+from protocol.ends_messages import EndsLoaded, LoadEnds
 from protocol.ids import Revision
 from protocol.manifest import encode_manifest
-from protocol.messages import Precision, SamplingParams, Step
+from protocol.messages import Precision
 from protocol.pinned_http import CoordinatorSession
 
-STOP_S = 5.0
-"""How long a process may take to end once nobody asks it any more."""
-NEEDED = ("torch", "transformers", "safetensors")
-"""What `brigade[worker]` adds and the process can't do without."""
-_MAX_SAID_BYTES = 2000
-"""Of what a process that broke said last."""
-
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class EndsProcess:
-    """A process and its pipes. One request at a time; before the next the answer is taken that a caller left."""
-
-    process: asyncio.subprocess.Process
-    said: IO[bytes]
-    """What it writes beside its answers: why it broke, if it does."""
-    hidden_size: int = 0
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _numbers: Any = field(default_factory=lambda: itertools.count(1))
-    _text_ids: Any = field(default_factory=lambda: itertools.count(1))
-    _prefix: bytes = b""
-    """Of an answer whose rest is still to come."""
-    _unanswered: set[int] = field(default_factory=set)
-    """Requests that it was sent."""
-
-    def new_text_id(self) -> int:
-        """An id for a text. Known before the text is begun, so that it can be freed whatever becomes of that."""
-        text_id: int = next(self._text_ids)
-        return text_id
-
-    async def begin(
-        self, text_id: int, token_ids: Sequence[int], n_positions: int, sampling: SamplingParams
-    ) -> None:
-        """Begin a text with this prompt."""
-        request = BeginText(number=0, text_id=text_id, n_positions=n_positions, sampling=sampling)
-        await self.ask(request, Done, ids_payload(token_ids))
-
-    async def run_first(self, text_id: int, position: int, n_tokens: int) -> tuple[Precision, memoryview]:
-        """The hidden states of a part of the prompt, for the workers."""
-        request = RunFirst(number=0, text_id=text_id, position=position, n_tokens=n_tokens)
-        answer, states = await self.ask(request, FirstStates)
-        return answer.precision, states
-
-    async def run_last(self, text_id: int, step: Step, states: bytes | memoryview) -> tuple[LastDone, memoryview]:
-        """Take what the workers gave back; the token after it if `step.is_last`, and that one's states."""
-        return await self.ask(RunLast(number=0, text_id=text_id, step=step), LastDone, states)
-
-    def forget(self, text_id: int) -> None:
-        """Free a text, when the process comes to it. Waits for nothing; so no caller leaves before it is asked."""
-        if self.process.returncode is None:
-            self._write(ForgetText(number=0, text_id=text_id))
-
-    async def ask(
-        self,
-        request: ToEnds,
-        kind: type[T],
-        payload: bytes | memoryview = b"",
-        tell: Callable[[str], None] = lambda _line: None,
-    ) -> tuple[T, memoryview]:
-        """Ask, under a number of its own; the answer and its payload. The caller has the deadline.
-
-        Raises:
-            BrigadeError: what the process says is wrong; InternalError if it is gone.
-        """
-        async with self._turn:
-            assert self.process.stdin is not None
-            try:
-                while self._unanswered:  # it reads nothing while it is waiting for somebody to read
-                    await self._next_answer()
-                number = self._write(request, payload)
-                await self.process.stdin.drain()
-                answer, answered = await self._answer_to(number, tell)
-            except (ConnectionError, asyncio.IncompleteReadError) as exc:
-                raise InternalError(await self._broken()) from exc
-        if isinstance(answer, EndsFailed):
-            raise error_from_body(answer.error)
-        if not isinstance(answer, kind):
-            raise InternalError(f"the model's ends answered with {type(answer).__name__}: install them anew")
-        return answer, answered
-
-    async def stop(self) -> None:
-        """End the process; it frees everything. Repeating it does no harm."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            async with asyncio.timeout(STOP_S):
-                await self.process.wait()
-        except TimeoutError:
-            self.kill()
-            await self.process.wait()
-        self.said.close()
-
-    def kill(self) -> None:
-        """End it whatever it does."""
-        with suppress(ProcessLookupError):
-            self.process.kill()
-
-    def _write(self, request: ToEnds, payload: bytes | memoryview = b"") -> int:
-        """Put a request out under a number of its own; that number."""
-        assert self.process.stdin is not None
-        number: int = next(self._numbers)
-        self.process.stdin.write(encode_parts(msgspec.structs.replace(request, number=number), payload))
-        self._unanswered.add(number)
-        return number
-
-    async def _answer_to(self, number: int, tell: Callable[[str], None]) -> tuple[FromEnds, memoryview]:
-        while True:
-            message, payload = await self._next_answer()
-            if message.number != number:
-                continue
-            if not isinstance(message, Loading):
-                return message, payload
-            tell(message.progress)
-
-    async def _next_answer(self) -> tuple[FromEnds, memoryview]:
-        """The next frame; who is cancelled in the middle of one loses nothing of it."""
-        assert self.process.stdout is not None
-        if not self._prefix:
-            self._prefix = await self.process.stdout.readexactly(PREFIX_BYTES)
-        rest = await self.process.stdout.readexactly(frame_bytes(self._prefix) - PREFIX_BYTES)
-        frame, self._prefix = self._prefix + rest, b""
-        message, payload = decode_parts(frame, FromEnds)
-        if not isinstance(message, Loading):
-            self._unanswered.discard(message.number)
-        return message, payload
-
-    async def _broken(self) -> str:
-        code = await self.process.wait()
-        self.said.seek(0, 2)
-        self.said.seek(max(0, self.said.tell() - _MAX_SAID_BYTES))
-        lines = self.said.read().decode("utf-8", errors="replace").strip().splitlines()
-        why = lines[-1] if lines else "it said nothing; too little memory is the likeliest cause"
-        return f"the process that runs the model's ends on this machine ended (exit code {code}): {why}"
-
+IDLE_S = 600.0
+"""A process that nobody generates with is ended after so long: it holds a good part of a model in memory."""
+MAX_IDLE = 2
+"""That are kept for so long; of more, those that were used last."""
+JUST_USED_S = 10.0
+"""Who was given a process is about to use it: it isn't ended so soon, however many there are."""
+_LOOK_S = 5.0
 
 _Key: TypeAlias = tuple[Revision, int, Precision]
 
 
 class PrivateEnds:
-    """The processes of one client: one for each model, number of blocks and precision, kept until it ends."""
+    """The processes of one client: one for each model, number of blocks and precision, kept while they are used."""
 
     def __init__(self, config: ClientConfig, coordinator: CoordinatorSession, cache: FileCache) -> None:
         self._config = config
@@ -205,10 +53,10 @@ class PrivateEnds:
         """
         # half precision is slow on CPUs, and float32 holds all its values
         key = (revision, n_blocks_each, "float32" if precision == "float16" else precision)
-        if (running := self._running(key)) is not None:  # whatever else is being loaded
+        if (running := self._in_use(key)) is not None:  # whatever else is being loaded
             return running
         async with self._starting:
-            if (running := self._running(key)) is not None:
+            if (running := self._in_use(key)) is not None:
                 return running
             if (broken := self._processes.pop(key, None)) is not None:
                 await broken.stop()
@@ -220,7 +68,29 @@ class PrivateEnds:
                 await started.stop()
                 raise
             self._processes[key] = started
+            await self.end_idle()
             return started
+
+    async def end_idle_forever(self) -> None:
+        """End what nobody uses, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await self.end_idle()
+
+    async def end_idle(self) -> None:
+        """End processes that nobody has used for long, and the longest idle of too many."""
+        now_s = asyncio.get_running_loop().time()
+        idle = [
+            (key, now_s - process.used_s)
+            for key, process in self._processes.items()
+            if not process.has_texts and now_s - process.used_s >= JUST_USED_S
+        ]
+        idle.sort(key=lambda found: found[1])
+        over = [key for place, (key, idle_s) in enumerate(idle) if place >= MAX_IDLE or idle_s >= IDLE_S]
+        ended = [self._processes.pop(key) for key in over]
+        async with asyncio.TaskGroup() as stopping:
+            for process in ended:
+                stopping.create_task(process.stop(), name=f"stop {process.process.pid}")
 
     async def close(self) -> None:
         """Stop all processes, at the same time."""
@@ -228,9 +98,12 @@ class PrivateEnds:
             for process in self._processes.values():
                 stopping.create_task(process.stop(), name=f"stop {process.process.pid}")
 
-    def _running(self, key: _Key) -> EndsProcess | None:
+    def _in_use(self, key: _Key) -> EndsProcess | None:
         known = self._processes.get(key)
-        return known if known is not None and known.process.returncode is None else None
+        if known is None or not known.is_running:
+            return None
+        known.used_s = asyncio.get_running_loop().time()
+        return known
 
     async def _load(self, started: EndsProcess, key: _Key, tell: Callable[[str], None]) -> None:
         revision, n_blocks_each, precision = key
@@ -259,33 +132,3 @@ async def private_ends(
         yield ends
     finally:
         await ends.close()
-
-
-async def started_ends() -> EndsProcess:
-    """A process that has nothing loaded yet.
-
-    Raises:
-        ConfigError: what it needs isn't installed, or it can't be started.
-    """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"a private generation runs the model's ends on this machine, and {', '.join(missing)} isn't installed "
-            "here: pip install 'brigade[worker]'"
-        )
-    said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # nothing of the folder that the client happens to be started in
-            "-m",
-            "worker.ends_process",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=said,
-            start_new_session=True,  # Ctrl-C is the client's, who ends its generations in order
-        )
-    except OSError as exc:
-        said.close()
-        raise ConfigError(f"no process can be started for the model's ends: {exc.strerror or exc}") from exc
-    return EndsProcess(process, said)

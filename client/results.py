@@ -15,6 +15,11 @@ class TokenPiece:
 
     token_id: int
     text: str
+    logprob: float | None = None
+    """The natural logarithm of the token's probability, if it was asked for: of the model's own scores, before
+    temperature, penalties, biases and constraints."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens for its place and the same of them, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,8 @@ class Generation:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: FinishReason
+    stop_string: str = ""
+    """The stop string that it ended by, if it did."""
     ttft_s: float
     """Seconds from the call to the first token; 0 if none came."""
     tokens_per_s: float
@@ -76,6 +83,7 @@ class Progress:
         self.route: tuple[RouteStage, ...] = ()
         self.finish_reason: FinishReason = "cancelled"
         """Until the end: nobody has finished it yet."""
+        self.stop_string = ""
         self.n_failovers = 0
         self.n_cached = 0
         """Of the prompt, that the first route had already."""
@@ -118,6 +126,7 @@ class Progress:
             prompt_tokens=self.n_prompt_tokens,
             completion_tokens=n_tokens,
             finish_reason=self.finish_reason,
+            stop_string=self.stop_string,
             ttft_s=self._first_at_s - self._started_at_s,
             tokens_per_s=(n_tokens - 1) / spent_s if n_tokens > 1 and spent_s > 0 else 0.0,
             route=self.route,

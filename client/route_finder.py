@@ -34,12 +34,16 @@ class WantedRoute:
     """What the prompt has in common with an earlier session."""
     private_blocks: int | None = None
     """Not None: for a private generation, which runs so many blocks at each end of the model itself."""
+    states_after: int | None = None
+    """Not None: for hidden states, after so many blocks, which the route has to cover."""
     waits_for_quota: bool = False
     """Whether to wait where a limit of the key is used up."""
     min_trust: float = 0.0
     """Only workers of this trust or more."""
     pinned_ends: bool = False
     """Whether the first and the last worker must be ones whose trust an operator pinned."""
+    newest_sampling: bool = False
+    """Whether the tail must know what 1.2 added to sampling."""
 
 
 class RouteFinder:
@@ -94,11 +98,13 @@ class RouteFinder:
 
 
 def _needed(wanted: WantedRoute) -> list[str]:
-    """What an older coordinator must not pass over: it decides who sees the tokens."""
+    """What an older coordinator must not pass over: it decides who sees the tokens, and who samples them."""
     asked = {
         "min_trust": wanted.min_trust > 0.0,
+        "newest_sampling": wanted.newest_sampling,
         "pinned_ends": wanted.pinned_ends,
         "private_blocks": wanted.private_blocks is not None,
+        "states_after": wanted.states_after is not None,
     }
     return [name for name, is_asked in asked.items() if is_asked]
 
@@ -117,4 +123,6 @@ def _request(wanted: WantedRoute, known: Failover, wait_s: float, now_s: float) 
         min_trust=wanted.min_trust,
         pinned_ends=wanted.pinned_ends,
         private_blocks=wanted.private_blocks,
+        states_after=wanted.states_after,
+        newest_sampling=wanted.newest_sampling,
     )

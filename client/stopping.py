@@ -18,6 +18,8 @@ class Cut:
     shown: str
     held: str
     is_stopped: bool
+    stop: str = ""
+    """The stop string that was found."""
 
 
 def checked_stops(stops: Sequence[str]) -> tuple[str, ...]:
@@ -45,8 +47,8 @@ def cut(text: str, stops: Sequence[str]) -> Cut:
     """
     found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
     if found:
-        _, start = min(found)
-        return Cut(shown=text[:start], held="", is_stopped=True)
+        end, start = min(found)
+        return Cut(shown=text[:start], held="", is_stopped=True, stop=text[start:end])
     n_held = max((_n_beginning(text, stop) for stop in stops), default=0)
     end = len(text) - n_held
     return Cut(shown=text[:end], held=text[end:], is_stopped=False)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from client.api import Client, Prompt, TokenStream
 from client.config import ClientConfig
 from client.results import Generation, TokenPiece
 from protocol.errors import ConfigError
 from protocol.rest import ModelInfo
+
+if TYPE_CHECKING:
+    from client.embedding import Embeddings
+    from client.states_attempt import Rows
 
 T = TypeVar("T")
 
@@ -101,6 +105,14 @@ class SyncClient:
     def generate(self, model: str | ModelInfo, prompt: Prompt, **options: Any) -> Generation:
         """Generate to the end; as `Client.generate`."""
         return self.run(self._client.generate(model, prompt, **options))
+
+    def embed(self, model: str | ModelInfo, inputs: Sequence[str | Sequence[int]], **options: Any) -> Embeddings:
+        """Vectors of texts; as `Client.embed`."""
+        return self.run(self._client.embed(model, inputs, **options))
+
+    def hidden_states(self, model: str | ModelInfo, prompt: Prompt, *, block: int, **options: Any) -> Rows:
+        """The hidden states of a text after a block; as `Client.hidden_states`."""
+        return self.run(self._client.hidden_states(model, prompt, block=block, **options))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` on the client's loop; interrupting the wait (Ctrl-C) cancels it there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,13 +16,14 @@ from tokenizers import Tokenizer
 
 from client.chat_template import ChatTemplate, Message
 from client.decoding import TextStream
-from client.model_files import ModelFiles
+from client.model_files import TOOL_TEMPLATE_FILE, ModelFiles
 from client.options import SamplingDefaults
-from protocol.errors import InvalidRequestError, TooLargeError, UntrustedFileError
+from client.token_bytes import TokenBytes
+from client.token_ids import check_text, first_ids_of, ids_of, read_tokenizer
+from protocol.embedding_settings import EMBEDDING_FILE, decode_embedding_settings
+from protocol.errors import InvalidRequestError, UntrustedFileError
 from protocol.messages import MAX_STOP_TOKEN_IDS
 
-MAX_PROMPT_CHARACTERS = 64 * 2**20
-_MAX_REASON = 500
 _SPECIAL_TOKENS = (
     "bos_token",
     "eos_token",
@@ -45,9 +46,16 @@ class ModelTokenizer:
         """
         configs = {name: _json_object(files.contents, name) for name in _CONFIGS}
         self._special_tokens = _special_tokens(configs)
-        self._tokenizer = _tokenizer(files.contents.get("tokenizer.json"))
+        self._tokenizer = read_tokenizer(files.contents.get("tokenizer.json"))
+        self.token_bytes = None if self._tokenizer is None else TokenBytes(self._tokenizer)
+        self._special_ids = _special_ids(self._tokenizer)
         self._template = _template(files.contents, configs, self._special_tokens)
-        self.vocab_size = files.manifest.vocab_size
+        self._tool_template = _tool_template(files.contents, self._special_tokens)
+        self.vocab_size, self.hidden_size = files.manifest.vocab_size, files.manifest.hidden_size
+        self._context_length = files.manifest.context_length
+        self.embedding_settings = (
+            decode_embedding_settings(files.contents[EMBEDDING_FILE]) if EMBEDDING_FILE in files.contents else None
+        )
         self.stop_token_ids = self._stop_tokens(configs)
         self.defaults = _defaults(configs["generation_config.json"])
 
@@ -64,16 +72,36 @@ class ModelTokenizer:
         """
         return await self._encoded(text, add_special_tokens=True)
 
-    async def encoded_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation, up to where the model's answer begins.
+    async def truncated_text(self, text: str, n_tokens: int) -> list[int]:
+        """The ids of as much of a text's beginning as makes `n_tokens`, with the special tokens around that.
+
+        Raises:
+            InvalidRequestError: as `encoded_text`, or there is no room for the special tokens.
+        """
+        return self.checked_ids(await asyncio.to_thread(first_ids_of, self._for_text(text), text, n_tokens))
+
+    @property
+    def tool_template(self) -> ChatTemplate | None:
+        """What lays conversations out in which tools are used: some models have a template for that alone."""
+        return self._tool_template or self._template
+
+    async def encoded_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template: ChatTemplate | None = None,
+    ) -> list[int]:
+        """Ids of a conversation, up to where the model's answer begins; by `template` if it isn't the usual one.
 
         Raises:
             InvalidRequestError: no messages, malformed ones, ones that the template refuses, or no template.
         """
-        if self._template is None:
+        template = template or self._template
+        if template is None:
             raise InvalidRequestError("this model has no chat template: give a plain prompt (--raw)")
         _check_messages(messages)
-        text = await self._template.rendered(messages)
+        text = await template.rendered(messages, tools=tools)
         return await self._encoded(text, add_special_tokens=False)  # the template wrote them
 
     def checked_ids(self, token_ids: Sequence[int]) -> list[int]:
@@ -90,15 +118,33 @@ class ModelTokenizer:
                 raise InvalidRequestError(f"token id {token_id} is not one of the model's {self.vocab_size}")
         return list(token_ids)
 
-    def text_stream(self) -> TextStream | None:
-        """For one generation's tokens; None for a model without a tokenizer."""
-        return None if self._tokenizer is None else TextStream(self._tokenizer)
+    def text_stream(self, shown_specials: Sequence[str] = ()) -> TextStream | None:
+        """For one generation's tokens; None for a model without a tokenizer.
+
+        Special tokens have no text there, but for those whose text is in `shown_specials`.
+        """
+        if self._tokenizer is None:
+            return None
+        shown = {token_id: text for text, token_id in self.special_ids(shown_specials).items()}
+        return TextStream(self._tokenizer, shown)
+
+    def special_ids(self, texts: Sequence[str]) -> dict[str, int]:
+        """The ids of those of these texts that are special tokens of the model."""
+        return {text: self._special_ids[text] for text in texts if text in self._special_ids}
 
     async def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        tokenizer = self._for_text(text)
+        encode = partial(
+            ids_of, tokenizer, text, add_special_tokens=add_special_tokens, context_length=self._context_length
+        )
+        return self.checked_ids(await asyncio.to_thread(encode))
+
+    def _for_text(self, text: str) -> Tokenizer:
+        """The tokenizer, for a text that it can be given."""
         if self._tokenizer is None:
             raise InvalidRequestError("this model has no tokenizer: give token ids instead of text")
-        _check_text(text)
-        return self.checked_ids(await asyncio.to_thread(_ids_of, self._tokenizer, text, add_special_tokens))
+        check_text(text)
+        return self._tokenizer
 
     def _stop_tokens(self, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:
         found: dict[int, None] = {}
@@ -136,36 +182,6 @@ def _json_object(contents: Mapping[str, bytes], name: str) -> dict[str, Any]:
         raise UntrustedFileError(f"the model's {name} is malformed: {exc}") from exc
 
 
-def _tokenizer(data: bytes | None) -> Tokenizer | None:
-    if data is None:
-        return None
-    with _untrusted("the model's tokenizer.json is malformed"):
-        tokenizer = Tokenizer.from_buffer(data)
-    # Left in some files from training; a prompt is never cut silently.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _ids_of(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:  # noqa: FBT001 - for a thread
-    with _untrusted("the model's tokenizer can't do this text"):
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-
-
-@contextmanager
-def _untrusted(what: str) -> Iterator[None]:
-    """Blame the file for what its tokenizer does: the library raises bare Exception, and panics beyond that.
-
-    It panics where a regular expression of the file backtracks for too long (it counts), which isn't an Exception.
-    """
-    try:
-        yield
-    except BaseException as exc:
-        if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
-            raise
-        raise UntrustedFileError(f"{what}: {str(exc)[:_MAX_REASON]}") from exc
-
-
 def _special_tokens(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Named special tokens; a token is text or an object with `content`."""
     found: dict[str, str] = {}
@@ -183,11 +199,27 @@ def _template(
 ) -> ChatTemplate | None:
     source = configs["tokenizer_config.json"].get("chat_template")
     if "chat_template.jinja" in contents:
-        try:
-            source = contents["chat_template.jinja"].decode("utf-8")
-        except UnicodeDecodeError as exc:
-            raise UntrustedFileError(f"the model's chat template is not UTF-8: {exc}") from exc
+        source = _utf8(contents["chat_template.jinja"])
     return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
+
+
+def _tool_template(contents: Mapping[str, bytes], special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    source = contents.get(TOOL_TEMPLATE_FILE)
+    return None if source is None else ChatTemplate(_utf8(source), special_tokens)
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise UntrustedFileError(f"the model's chat template is not UTF-8: {exc}") from exc
+
+
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
+    if tokenizer is None:
+        return {}
+    added = tokenizer.get_added_tokens_decoder()
+    return {token.content: token_id for token_id, token in added.items() if token.special}
 
 
 def _text_part(configs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -218,19 +250,6 @@ def _defaults(config: Mapping[str, Any]) -> SamplingDefaults:
         min_p=number("min_p", 0.0),
         repetition_penalty=penalty,
     )
-
-
-def _check_text(text: str) -> None:
-    if not text:
-        raise InvalidRequestError("the prompt is empty: give some text")
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise TooLargeError(f"a prompt of {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are read")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as exc:
-        raise InvalidRequestError(
-            f"the prompt is not valid Unicode at character {exc.start}: it must be UTF-8"
-        ) from exc
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from coordinator.client_api import model, model_infos, models
+from coordinator.client_api import model, model_infos
 from coordinator.keys import (
     AUDITOR,
     AUTHORITY,
@@ -21,6 +21,7 @@ from coordinator.keys import (
     VERSION,
 )
 from coordinator.middleware import add_route, json_answer, read_json
+from coordinator.paging import page
 from coordinator.policy.audit_schedule import unaudited
 from coordinator.policy.events import ImprovementFound
 from coordinator.policy.improvement import improvement
@@ -31,6 +32,7 @@ from coordinator.policy.views import model_info, plan_info, worker_info
 from coordinator.queries import read_query
 from coordinator.resources import MODEL
 from coordinator.route_docs import RouteDoc
+from protocol.admin_rest import PageQuery
 from protocol.errors import ConfigError, ConflictError, NotFoundError, UntrustedFileError
 from protocol.ids import ModelName, WorkerId
 from protocol.plan_rest import PlanInfo, PlanQuery
@@ -39,6 +41,7 @@ from protocol.rest import AddModelRequest, ChangeModelRequest, ClusterStatus, Mo
 STATUS_DOC = RouteDoc("Show the whole cluster.", answer=ClusterStatus)
 PLAN_DOC = RouteDoc("Show what would be placed.", query=PlanQuery, answer=PlanInfo, errors=(ConfigError,))
 APPLY_PLAN_DOC = RouteDoc("Move to what would be placed.", answer=PlanInfo, errors=(ConflictError,))
+MODELS_DOC = RouteDoc("List the models, by name.", query=PageQuery, answer=ModelList)
 ADD_MODEL_DOC = RouteDoc(
     "Serve a model that is in the coordinator's store.",
     body=AddModelRequest,
@@ -62,7 +65,7 @@ def add_admin_routes(app: web.Application) -> None:
     add_route(app, "admin", "GET", "/admin/v1/status", status, STATUS_DOC)
     add_route(app, "admin", "GET", "/admin/v1/plan", plan, PLAN_DOC)
     add_route(app, "admin", "POST", "/admin/v1/plan", apply_plan, APPLY_PLAN_DOC)
-    add_route(app, "admin", "GET", "/admin/v1/models", models, RouteDoc("List the models.", answer=ModelList))
+    add_route(app, "admin", "GET", "/admin/v1/models", models, MODELS_DOC)
     add_route(app, "admin", "POST", "/admin/v1/models", add_model, ADD_MODEL_DOC)
     add_route(app, "admin", "GET", "/admin/v1/models/{name}", model, MODEL_DOC)
     add_route(app, "admin", "PATCH", "/admin/v1/models/{name}", change_model, CHANGE_MODEL_DOC)
@@ -80,7 +83,7 @@ async def status(request: web.Request) -> web.Response:
             database=request.app[REPOSITORY].kind,
             database_problem=request.app[REPOSITORY].problem,
             moving=moving_words(state),
-            audits=_audits_words(request),
+            audits=audits_words(request.app),
             models=model_infos(request),
             workers=tuple(shown_worker(request, worker_id) for worker_id in state.workers),
         )
@@ -94,10 +97,10 @@ async def plan(request: web.Request) -> web.Response:
     return await _planned(request, wanted)
 
 
-def _audits_words(request: web.Request) -> str:
+def audits_words(app: web.Application) -> str:
     """Whom audits don't reach."""
-    auditor = request.app[AUDITOR]
-    lone = unaudited(request.app[CLUSTER].state) if auditor.share > 0.0 else ""
+    auditor = app[AUDITOR]
+    lone = unaudited(app[CLUSTER].state) if auditor.share > 0.0 else ""
     return "; ".join(filter(None, (lone, auditor.evading())))
 
 
@@ -117,6 +120,13 @@ async def apply_plan(request: web.Request) -> web.Response:
 async def _planned(request: web.Request, wanted: Placement) -> web.Response:
     state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
     return json_answer(await asyncio.to_thread(plan_info, state, wanted, now_s))
+
+
+async def models(request: web.Request) -> web.Response:
+    """-> `ModelList`."""
+    query = read_query(request, PageQuery)
+    shown, next_cursor = page(request, query, model_infos(request), lambda info: (info.name,))
+    return json_answer(ModelList(models=shown, next_cursor=next_cursor))
 
 
 async def add_model(request: web.Request) -> web.Response:

@@ -7,9 +7,6 @@ door is shut first, then the control sockets are closed, and the database goes l
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,15 +18,18 @@ from aiohttp import web
 from coordinator import state_folder as names
 from coordinator.application import application
 from coordinator.authority import Authority
-from coordinator.background import running_beside
 from coordinator.catalogue import Catalogue
 from coordinator.cluster import Cluster
 from coordinator.config import CoordinatorConfig
+from coordinator.dashboard_start import take_up_dashboard
 from coordinator.file_store import FileStore
 from coordinator.keys import (
     AUDITOR,
     CLUSTER,
+    CONFIG,
+    DASHBOARD_FEED,
     EARNED_PRIORITY,
+    HISTORIES,
     NEIGHBOURS,
     OPENINGS,
     PUBLIC_URL,
@@ -44,8 +44,9 @@ from coordinator.repository import Repository
 from coordinator.secret_sweep import expire_secrets_forever
 from coordinator.state_folder import StateFolder
 from coordinator.sweeps import look_forever, sweep_forever
-from protocol.errors import ConfigError, PortInUseError
 from protocol.guarded_site import GuardedSite
+from protocol.listening import start_listening
+from protocol.running_beside import running_beside
 from protocol.tls import server_context
 
 log = structlog.get_logger(__name__)
@@ -94,6 +95,7 @@ async def running(
         store = await asyncio.to_thread(FileStore, opened.folder.files)
         catalogue = Catalogue(store, cluster)
         app = application(config, opened, cluster, catalogue, clock)
+        await take_up_dashboard(app)
         async with _working(app), _listening(app, config, opened) as port:
             url = config.public_url or _local_url(config.listen_host, port)
             app[PUBLIC_URL].append(url)
@@ -129,6 +131,9 @@ async def _working(app: web.Application) -> AsyncIterator[None]:
         "earned": app[EARNED_PRIORITY].look_forever(),
         "quotas": expire_forever(app[REPOSITORY].quotas, app[OPENINGS], app[QUOTA_CLOCK]),
     }
+    if app[CONFIG].has_dashboard:
+        loops["histories"] = app[HISTORIES].sample_forever(app[DASHBOARD_FEED].put_sample)
+        loops["feed"] = app[DASHBOARD_FEED].tell_forever()
     async with running_beside(**loops):
         yield
         await reports.saved(SHUTDOWN_S)
@@ -145,26 +150,11 @@ async def _listening(app: web.Application, config: CoordinatorConfig, opened: Op
     await runner.setup()
     site = GuardedSite(runner, context, host=config.listen_host or None, port=config.listen_port)
     try:
-        await _start(site, config)
+        await start_listening(site, config.listen_host, config.listen_port)
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
         await site.ended()
-
-
-async def _start(site: GuardedSite, config: CoordinatorConfig) -> None:
-    address = f"{config.listen_host}:{config.listen_port}"
-    try:
-        await site.start()
-    except socket.gaierror as exc:
-        raise ConfigError(f"{config.listen_host!r} is no address of this machine ({exc.strerror})") from exc
-    except OSError as exc:
-        if exc.errno == errno.EADDRINUSE:
-            raise PortInUseError(
-                f"another program listens on {address}: stop it, or choose another port (--listen)"
-            ) from exc
-        why = os.strerror(exc.errno) if exc.errno else exc
-        raise ConfigError(f"can't listen on {address} ({why}); choose another address or port (--listen)") from exc
 
 
 def _local_url(host: str, port: int) -> str:

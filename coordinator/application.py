@@ -9,7 +9,7 @@ from functools import partial
 from aiohttp import web
 
 from coordinator.addresses import known_names
-from coordinator.admin_api import add_admin_routes
+from coordinator.admin_api import add_admin_routes, audits_words
 from coordinator.assignment_api import add_assignment_routes
 from coordinator.audit_api import add_audit_routes
 from coordinator.audit_asking import Examiner
@@ -24,9 +24,19 @@ from coordinator.client_api import add_client_routes
 from coordinator.cluster import Cluster
 from coordinator.config import CoordinatorConfig
 from coordinator.credentials import Authenticator
+from coordinator.dashboard_api import SIGN_IN_LIMIT, add_dashboard_routes
+from coordinator.dashboard_assets import add_dashboard_file_routes
+from coordinator.dashboard_feed import DashboardFeed
+from coordinator.dashboard_live_api import add_dashboard_live_routes
+from coordinator.dashboard_look import LiveLook
+from coordinator.dashboard_sessions import DashboardSessions
+from coordinator.dashboard_store import DashboardStore
 from coordinator.earned_priority import EarnedPriority
 from coordinator.etags import check_preconditions
+from coordinator.generation_api import add_generation_routes
+from coordinator.generation_book import GenerationBook
 from coordinator.generation_reports import GenerationReports
+from coordinator.histories import Histories
 from coordinator.joining import AttemptLimiter, Joining
 from coordinator.key_api import add_key_routes
 from coordinator.keys import (
@@ -40,8 +50,13 @@ from coordinator.keys import (
     CLUSTER,
     CONFIG,
     CONTROL_SOCKETS,
+    DASHBOARD_FEED,
+    DASHBOARD_SESSIONS,
+    DASHBOARD_STORE,
     EARNED_PRIORITY,
     EXAMINER,
+    GENERATIONS,
+    HISTORIES,
     JOIN_LIMITER,
     JOINING,
     KNOWN_NAMES,
@@ -56,7 +71,9 @@ from coordinator.keys import (
     REPOSITORY,
     ROUTE_DESK,
     ROUTE_DOCS,
+    RUNNING,
     SESSION_ENDS,
+    SIGN_IN_LIMITER,
     TICKET_DESK,
     TRUST_REPORTS,
     TURNS,
@@ -71,6 +88,7 @@ from coordinator.quota_clock import SteadyClock
 from coordinator.quota_desk import QuotaDesk
 from coordinator.repeats import answer_repeats
 from coordinator.route_desk import RouteDesk
+from coordinator.running_generations import RunningGenerations
 from coordinator.secret_api import add_secret_routes
 from coordinator.session_ends import SessionEnds
 from coordinator.settings_api import add_settings_routes
@@ -82,6 +100,7 @@ from coordinator.turns import Turns
 from coordinator.worker_admin_api import add_worker_admin_routes
 from coordinator.worker_api import add_worker_routes
 from protocol.codec import MAX_BODY_BYTES
+from protocol.errors import QuotaExceededError
 from protocol.version import program_version
 
 MIDDLEWARES = (answer_errors, check_caller, answer_repeats, check_preconditions)
@@ -109,6 +128,7 @@ def application(
     _add_doors(app)
     _add_desks(app)
     _add_auditing(app)
+    _add_dashboard(app)
     _add_routes(app)
     app.on_response_prepare.append(add_security_headers)
     app.on_shutdown.append(_close_control_sockets)
@@ -161,6 +181,30 @@ def _add_auditing(app: web.Application) -> None:
     app[AUDITOR] = Auditor(cluster, app[EXAMINER], audit_store, clock=clock)
 
 
+def _add_dashboard(app: web.Application) -> None:
+    """Who is signed in with a browser, and what they see."""
+    cluster, clock, desk = app[CLUSTER], app[CLOCK], app[ROUTE_DESK]
+    app[DASHBOARD_SESSIONS] = DashboardSessions(app[AUTHORITY], clock)
+    app[DASHBOARD_STORE] = DashboardStore(app[REPOSITORY].transactions)
+    app[SIGN_IN_LIMITER] = AttemptLimiter(SIGN_IN_LIMIT, what="sign in", error=QuotaExceededError)
+    app[RUNNING] = RunningGenerations()
+    app[GENERATIONS] = GenerationBook(app[REPOSITORY].transactions, cluster.hostname)
+    app[HISTORIES] = Histories(cluster, app[RUNNING], lambda: desk.n_waiting)
+    look = LiveLook(
+        cluster, app[REPOSITORY], desk, app[RUNNING], fixed=partial(_fixed, app), audits=partial(audits_words, app)
+    )
+    app[DASHBOARD_FEED] = DashboardFeed(look)
+
+
+def _fixed(app: web.Application) -> dict[str, str]:
+    """What never changes of what the dashboard shows."""
+    return {
+        "coordinator_id": app[AUTHORITY].coordinator_id,
+        "version": app[VERSION],
+        "url": app[PUBLIC_URL][0],
+    }
+
+
 def _add_routes(app: web.Application) -> None:
     app[ACCESS] = {}
     app[ROUTE_DOCS] = {}
@@ -182,13 +226,19 @@ def _add_routes(app: web.Application) -> None:
         add_assignment_routes,
         add_secret_routes,
         add_settings_routes,
+        add_generation_routes,
     ):
         add_routes(app)
+    if app[CONFIG].has_dashboard:
+        for add_routes in (add_dashboard_routes, add_dashboard_live_routes, add_dashboard_file_routes):
+            add_routes(app)
 
 
 def _take_finished(app: web.Application, generation: StoredGeneration) -> None:
     app[ROUTE_DESK].take_finished(generation)
     app[AUDITOR].take_finished(generation)
+    app[HISTORIES].take_finished(generation)
+    app[RUNNING].ended(generation.session_id)
 
 
 async def _close_control_sockets(app: web.Application) -> None:
@@ -201,3 +251,4 @@ async def _close_control_sockets(app: web.Application) -> None:
 
 async def _send_waiting_away(app: web.Application) -> None:
     app[ROUTE_DESK].stop()
+    app[DASHBOARD_FEED].stop()

@@ -47,7 +47,11 @@ class Examiner:
         """What each of them makes of the probe with this seed, all asked at the same time."""
         manifest = plan.model.manifest
         probe = Probe(
-            seed=seed, blocks=plan.blocks, hidden_size=manifest.hidden_size, vocab_size=manifest.vocab_size
+            seed=seed,
+            blocks=plan.blocks,
+            hidden_size=manifest.hidden_size,
+            vocab_size=manifest.vocab_size,
+            is_whole=manifest.kind == "encoder",
         )
         async with asyncio.TaskGroup() as asking:
             tasks = {

@@ -56,6 +56,11 @@ class AuditLog:
         async with self._transactions.reading() as session:
             return tuple(_entry(row) for row in await session.scalars(query))
 
+    async def actions(self) -> tuple[str, ...]:
+        """Kinds of lines that there are, by name; StorageError as above."""
+        async with self._transactions.reading() as session:
+            return tuple(await session.scalars(select(AuditRow.action).distinct().order_by(AuditRow.action)))
+
 
 def _entry(row: AuditRow) -> AuditEntry:
     return AuditEntry(

@@ -31,4 +31,7 @@ async def audit_log(request: web.Request) -> web.Response:
         wanted, before_id=None if after is None else int(after[0]), n_entries=query.limit + 1
     )
     shown, next_cursor = page_of(request, query, found, lambda entry: (entry.entry_id,))
-    return json_answer(AuditPage(entries=shown, next_cursor=next_cursor))
+    known = () if found or query.action is None else await request.app[REPOSITORY].audit_log.actions()
+    return json_answer(
+        AuditPage(entries=shown, next_cursor=next_cursor, known_actions=() if query.action in known else known)
+    )

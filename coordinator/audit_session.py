@@ -79,7 +79,7 @@ def new_session_id() -> SessionId:
 
 def most_frame_bytes(probe: Probe) -> int:
     """The longest frame of an answer."""
-    return max(STEPS) * probe.hidden_size * 4 + FRAME_ROOM_BYTES
+    return max(probe.steps) * probe.hidden_size * 4 + FRAME_ROOM_BYTES
 
 
 async def answer(asked: Asked, neighbour: Neighbour, ca_pem: str, *, within_s: float) -> Projection:
@@ -141,7 +141,7 @@ class _Conversation:
         )
         await _send(opener, opening)
         rows: list[Sequence[float]] = []
-        for n_tokens in STEPS:
+        for n_tokens in probe.steps:
             await self._send_step(opener, len(rows), n_tokens)
             end = len(rows) + n_tokens
             while len(rows) < end:
@@ -163,7 +163,7 @@ class _Conversation:
             assert self._ring is not None
             await _send(self._ring, FeedToken(session_id=session_id, position=position, token_id=token_id))
             return
-        n_prompt = sum(n for n in STEPS if n > 1)
+        n_prompt = sum(n for n in probe.steps if n > 1)
         step = Step(
             session_id=session_id,
             position=position,

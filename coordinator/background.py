@@ -1,35 +1,14 @@
-"""Work beside the caller's own: loops as long as a context is open, and steps that no cancellation cuts."""
+"""What keeps the event loop's work whole: steps that no cancellation cuts, a heap that isn't looked through."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import TypeVar
 
 T = TypeVar("T")
-
-
-@asynccontextmanager
-async def running_beside(**loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `loops`, named as they are given, until the context closes. An error in one cancels what is inside.
-
-    Raises:
-        BaseException: what a loop raised, as itself if it is the only one: it has its own exit code.
-    """
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(loop, name=name) for name, loop in loops.items()]
-            try:
-                yield
-            finally:
-                for task in running:
-                    task.cancel()
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from None
-        raise
 
 
 def freeze_heap() -> None:
@@ -38,7 +17,7 @@ def freeze_heap() -> None:
     gc.freeze()
 
 
-async def uninterrupted(step: Coroutine[Any, Any, T]) -> T:
+async def uninterrupted(step: Awaitable[T]) -> T:
     """Run `step` to its end even if the caller is cancelled meanwhile; the cancellation goes on after it.
 
     For writes: a transaction that is cut in two leaves the database locked, and nobody knows what is in it. The

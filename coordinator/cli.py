@@ -17,7 +17,9 @@ from coordinator.cli_audit import audit_log
 from coordinator.cli_audits import audit, audits
 from coordinator.cli_author import author_commands
 from coordinator.cli_backup import backup, restore
+from coordinator.cli_dashboard import dashboard
 from coordinator.cli_doctor import doctor
+from coordinator.cli_generation import generation_commands
 from coordinator.cli_key import key_commands
 from coordinator.cli_model import model_commands
 from coordinator.cli_output import notes, print_error
@@ -42,6 +44,7 @@ app.command("audit")(audit_log)
 app.command()(backup)
 app.command()(restore)
 app.command()(doctor)
+app.command()(dashboard)
 app.add_typer(model_commands, name="model")
 app.add_typer(author_commands, name="author")
 app.add_typer(key_commands, name="key")
@@ -53,6 +56,7 @@ app.add_typer(trust_commands, name="trust")
 app.add_typer(assignment_commands, name="assignment")
 app.add_typer(secret_commands, name="secret")
 app.add_typer(settings_commands, name="settings")
+app.add_typer(generation_commands, name="generation")
 
 
 @app.callback(invoke_without_command=True)

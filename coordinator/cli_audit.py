@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_output import cell, console, plain_table, print_json, short_ids
+from coordinator.cli_output import cell, console, notes, plain_table, print_json, printable, short_ids
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.admin_rest import MAX_PAGE, AuditEntry, AuditPage
 
@@ -44,6 +44,12 @@ def audit_log(
         print_json(found.entries)
     else:
         console().print(audit_table(found.entries))
+    if found.known_actions:
+        notes().print(
+            f"no line is of the action {printable(action or '')}; the log has {', '.join(found.known_actions)}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def audit_table(entries: Sequence[AuditEntry]) -> Table:

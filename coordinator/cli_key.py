@@ -6,19 +6,23 @@ from typing import Annotated
 from urllib.parse import quote
 
 import typer
+from msgspec import UNSET, UnsetType
 from rich.table import Table
 
 from coordinator.admin_client import AdminTarget, all_pages, changed_as_read
 from coordinator.cli_output import cell, console, minute, notes, plain_table, print_json, printable
 from coordinator.cli_quota import LIMITS_HELP, limits_change, limits_words, new_limits
 from coordinator.cli_target import JsonOption, for_coordinator
-from protocol.admin_rest import DEFAULT_GRACE_S, MAX_GRACE_S, ChangeKeyRequest, RotatedKey, RotateKeyRequest
+from coordinator.cli_times import seconds_of
+from protocol.admin_rest import MAX_GRACE_S, ChangeKeyRequest, RotatedKey, RotateKeyRequest
 from protocol.compatibility import knows
 from protocol.errors import ConfigError, ProtocolVersionError
+from protocol.ids import ModelName
 from protocol.key_limits import UNLIMITED
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyKind, KeyList
 from protocol.pinned_http import CoordinatorSession
 from protocol.quota_rest import OwnerRequest
+from protocol.rest import ModelList
 
 key_commands = typer.Typer(no_args_is_help=True, help="API keys of clients and operators.")
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as `coord key list` shows it.")]
@@ -49,6 +53,7 @@ def create_key(
     except ValueError as exc:
         raise ConfigError(f"--owner can't be used: {exc}") from exc
     created = target.ask(lambda session: _created(session, request))
+    _warn_of_models(target, request.limits.models)
     if as_json:
         print_json(created)
     else:
@@ -73,6 +78,7 @@ def key_limits(
     key = target.ask(
         lambda session: changed_as_read(session, path, KeyInfo, change, KeyInfo, change_path=f"{path}/limits")
     )
+    _warn_of_models(target, change.models)
     if as_json:
         print_json(key)
     else:
@@ -166,20 +172,16 @@ def rotate_key(
     target: AdminTarget,
     key_id: KeyArgument,
     *,
-    grace_s: Annotated[
-        int,
+    grace: Annotated[
+        str,
         typer.Option(
-            "--grace",
-            min=0,
-            max=MAX_GRACE_S,
-            metavar="SECONDS",
-            help="How long the old one is good; 0: no longer at all.",
+            metavar="TIME", help="How long the old one is good: 0 (no longer at all), 90m, 12h, 7d at most."
         ),
-    ] = DEFAULT_GRACE_S,
+    ] = "1h",
     as_json: JsonOption = False,
 ) -> None:
     """Give a key a new secret and print it; id, name and limits stay. It can't be shown again."""
-    request = RotateKeyRequest(grace_s=grace_s)
+    request = RotateKeyRequest(grace_s=seconds_of("--grace", grace, most_days=MAX_GRACE_S // 86_400))
     rotated = target.ask(lambda session: session.post(f"{_path(key_id)}/rotate", request, RotatedKey))
     if as_json:
         print_json(rotated)
@@ -204,6 +206,20 @@ def revoke_key(
         print_json(key)
     else:
         notes().print(f"key {key.key_id} ({printable(key.name)}) is revoked", markup=False)
+
+
+def _warn_of_models(target: AdminTarget, names: tuple[ModelName, ...] | UnsetType | None) -> None:
+    """Say which models of a limit aren't served: they may come later, or be a slip."""
+    if names is UNSET or not names:
+        return
+    pages = target.ask(lambda session: all_pages(session, "/admin/v1/models", {}, ModelList))
+    served = [model.name for page in pages for model in page.models]
+    if unserved := [name for name in names if name not in served]:
+        notes().print(
+            f"warning: no model is served as {', '.join(unserved)} now; there are: {', '.join(served) or 'none'}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 async def _created(session: CoordinatorSession, request: CreateKeyRequest) -> CreatedKey:

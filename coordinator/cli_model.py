@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coordinator.admin_client import AdminTarget, changed_as_read
+from coordinator.admin_client import AdminTarget, all_pages, changed_as_read
 from coordinator.cli_output import console, human_bytes, model_table, notes, print_json, printable, short_ids
 from coordinator.cli_packing import packed
 from coordinator.cli_sign import keygen, sign_model, verify_model
@@ -89,8 +89,8 @@ def add_model(
         print_json(info)
         return
     console().print(
-        f"added {info.name}: {info.architecture}, {info.n_blocks} blocks, {human_bytes(info.size_bytes)}, "
-        f"revision {info.revision[:12]}, {signed_words(info)}",
+        f"added {info.name}: {info.architecture} ({info.kind}), {info.n_blocks} blocks, "
+        f"{human_bytes(info.size_bytes)}, revision {info.revision[:12]}, {signed_words(info)}",
         markup=False,
         soft_wrap=True,
     )
@@ -101,11 +101,12 @@ def add_model(
 @for_coordinator
 def list_models(target: AdminTarget, *, as_json: JsonOption = False) -> None:
     """List the models: state, reason, and how many workers hold which blocks."""
-    models = target.ask(lambda session: session.get("/admin/v1/models", ModelList))
+    pages = target.ask(lambda session: all_pages(session, "/admin/v1/models", {}, ModelList))
+    models = tuple(model for page in pages for model in page.models)
     if as_json:
-        print_json(models)
+        print_json(ModelList(models=models))
     else:
-        console().print(model_table(models.models))
+        console().print(model_table(models))
 
 
 @model_commands.command("show")

@@ -24,6 +24,7 @@ _STATE_STYLES = {
     "banned": "red",
     "weak": "yellow",
     "incomplete": "yellow",
+    "refused": "red",
     "draining": "yellow",
 }
 
@@ -86,8 +87,8 @@ def model_table(models: tuple[ModelInfo, ...]) -> Group:
     for model in models:
         table.add_row(
             cell(model.name),
-            _state(model.state),
-            str(model.n_blocks),
+            _state("refused" if model.refused else model.state),
+            str(model.n_blocks) if model.kind == "decoder" else f"{model.n_blocks} {model.kind}",
             str(model.context_length),
             human_bytes(model.size_bytes),
             model.revision[:12],
@@ -216,13 +217,13 @@ def print_status(status: ClusterStatus) -> None:
         out.print("What runs goes on; what would have to be kept is refused until it is back.", soft_wrap=True)
     if status.moving:
         out.print(Text(short_ids(printable(status.moving))), soft_wrap=True)
-    if status.audits:
-        out.print(Text(short_ids(printable(status.audits))), soft_wrap=True)
     out.print(model_table(status.models))
     if status.workers:
         out.print(worker_table(status.workers))
     else:
         out.print(Text(f"No workers yet: worker join {printable(status.url)} --secret-file FILE"), soft_wrap=True)
+    if status.audits:
+        out.print(Text(short_ids(printable(status.audits)), style="dim"), soft_wrap=True)
 
 
 def _spans(worker: WorkerInfo) -> str:

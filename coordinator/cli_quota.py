@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from urllib.parse import quote
 
 import msgspec
@@ -15,7 +15,7 @@ from coordinator.cli_output import cell, console, notes, plain_table, print_json
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.error_forms import repeated
 from protocol.errors import ConfigError
-from protocol.key_limits import KeyLimits, LimitsChange
+from protocol.key_limits import KeyLimits, LimitsChange, Priority
 from protocol.quota_rest import Contribution, ContributionList, QuotaInfo, QuotaList, UsageDay, UsageList
 
 quota_commands = typer.Typer(no_args_is_help=True, help="What keys may use, what they used, what workers gave.")
@@ -26,6 +26,7 @@ LIMITS_HELP = (
     "pinned-ends (true, false)"
 )
 _NONE = "none"
+_CHOICES = {"priority": get_args(Priority), "pinned_ends": ("true", "false")}
 
 DaysOption = Annotated[int, typer.Option("--days", help="How many days, today (UTC) being the last.")]
 
@@ -46,6 +47,8 @@ def limits_change(given: Sequence[str]) -> LimitsChange:
         if field in values:
             raise ConfigError(f"the limit {name} is given twice")
         values[field] = _value(field, value.strip())
+        if field in _CHOICES and values[field] not in (None, *_CHOICES[field]):
+            raise ConfigError(f"{name} can be {', '.join(_CHOICES[field])}, or none, not {repeated(value)}")
     try:
         return msgspec.convert(values, LimitsChange, strict=False)
     except msgspec.ValidationError as exc:

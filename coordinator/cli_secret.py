@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from coordinator import state_folder as names
 from coordinator.admin_client import AdminTarget
 from coordinator.cli_output import cell, console, minute, notes, plain_table, print_json, printable
 from coordinator.cli_target import JsonOption, for_coordinator
+from coordinator.cli_times import seconds_of
 from coordinator.state_folder import read_state_file
 from protocol.errors import ConfigError
 from protocol.secret_rest import (
@@ -24,8 +24,7 @@ from protocol.secret_rest import (
 )
 
 secret_commands = typer.Typer(no_args_is_help=True, help="The join secret and the signing keys.")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_GRACE = re.compile(r"(\d{1,9})([smhd]?)")
+_MOST_DAYS = MAX_SECRET_GRACE_S // 86_400
 GraceOption = Annotated[
     str, typer.Option(help="How long older ones still count: 0 (not at all), 90m, 12h, 8d at most.", metavar="TIME")
 ]
@@ -60,9 +59,9 @@ def rotate(target: AdminTarget, *, grace: GraceOption = "8d", as_json: JsonOptio
 
     A worker started with --secret-file reads the file again when it renews its credentials, each 12 hours: put the
     new one there. With --grace 0 the old one ends at once. A coordinator that stands by (`coord serve --take-over`)
-    knows what its copy of the state folder held when it started: copy that again, and start it again.
+    reads its copy of the state folder again when it takes over: copy the folder's files there anew.
     """
-    request = RotateSecretRequest(grace_s=_seconds(grace))
+    request = RotateSecretRequest(grace_s=seconds_of("--grace", grace, most_days=_MOST_DAYS))
     rotated = target.ask(lambda session: session.post("/admin/v1/secrets/join/rotate", request, RotatedSecret))
     if as_json:
         print_json(rotated)
@@ -82,22 +81,14 @@ def rotate_signing_key(target: AdminTarget, *, grace: GraceOption = "8d", as_jso
     """Sign session tokens and tickets with a new key. With --grace 0 all workers join anew at once.
 
     Generations that run go on either way; API keys and certificates are something else, and stay. Who stands by
-    (`coord serve --take-over`) needs a new copy of the state folder then, and a new start.
+    (`coord serve --take-over`) needs a new copy of the state folder's files before it takes over.
     """
-    request = RotateSecretRequest(grace_s=_seconds(grace))
+    request = RotateSecretRequest(grace_s=seconds_of("--grace", grace, most_days=_MOST_DAYS))
     found = target.ask(lambda session: session.post("/admin/v1/secrets/signing-key/rotate", request, SecretsInfo))
     if as_json:
         print_json(found)
     else:
         notes().print(f"a new key signs; {len(found.signing_keys) - 1} older ones verify still", markup=False)
-
-
-def _seconds(text: str) -> int:
-    found = _GRACE.fullmatch(text.strip())
-    seconds = int(found[1]) * _UNITS[found[2] or "s"] if found is not None else None
-    if seconds is None or seconds > MAX_SECRET_GRACE_S or (found is not None and not found[2] and seconds):
-        raise ConfigError(f"--grace {text[:40]!r} is no time up to 8d; write 0, 90m, 12h or 8d")
-    return seconds
 
 
 def _revealed(target: AdminTarget, found: SecretsInfo) -> str:

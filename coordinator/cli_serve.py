@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -20,8 +15,8 @@ from coordinator import state_folder as names
 from coordinator.background import freeze_heap
 from coordinator.cli_output import console, notes
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig, default_state
-from protocol.errors import EXIT_CANCELLED
 from protocol.event_loops import event_loop_factory
+from protocol.listening import is_loopback, stop_signals
 from protocol.logs import configure_logs
 
 ListenOption = Annotated[
@@ -95,6 +90,15 @@ AuditShareOption = Annotated[
     ),
 ]
 
+DashboardOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--dashboard/--no-dashboard",
+        help="Whether operators can sign in with a browser (`coord dashboard`). Else BRIGADE_DASHBOARD, on or off, "
+        "else on.",
+    ),
+]
+
 ReplanOption = Annotated[
     str | None,
     typer.Option(
@@ -118,6 +122,7 @@ def serve(
     auto_quantize: AutoQuantizeOption = None,
     require_signed_models: RequireSignedOption = None,
     audit_share: AuditShareOption = None,
+    dashboard: DashboardOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
     """Run the coordinator until it is told to stop (Ctrl-C or SIGTERM; a second time: at once)."""
@@ -135,6 +140,7 @@ def serve(
         auto_quantize=auto_quantize,
         require_signed_models=require_signed_models,
         audit_share=audit_share,
+        dashboard=dashboard,
     )
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         runner.run(_serve(config))
@@ -162,36 +168,19 @@ async def _serve(config: CoordinatorConfig) -> None:
             notes().print(Text(warning, style="yellow"), soft_wrap=True)
 
     stop = asyncio.Event()
-    with _stop_signals(asyncio.get_running_loop(), stop):
+    with stop_signals(asyncio.get_running_loop(), stop):
         async with running(config) as coordinator:
             announce(coordinator)
+            if config.has_dashboard:
+                where = (
+                    f"Dashboard at {coordinator.url}/dashboard/ (`coord dashboard` says how a browser trusts it)"
+                )
+                notes().print(Text(where), soft_wrap=True)
             if warning := exposure(config.listen_host):
                 notes().print(Text(warning, style="yellow"), soft_wrap=True)
             sys.stdout.flush()
             freeze_heap()
             await stop.wait()
-
-
-@contextmanager
-def _stop_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Iterator[None]:
-    """Set `stop` at the first SIGINT or SIGTERM; end the process at the second, which means "I won't wait"."""
-    is_stopping = False
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        nonlocal is_stopping
-        if is_stopping:
-            os._exit(EXIT_CANCELLED)
-        is_stopping = True
-        loop.call_soon_threadsafe(stop.set)
-
-    previous: dict[signal.Signals, Any] = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _welcome(config: CoordinatorConfig, url: str) -> str:
@@ -214,11 +203,11 @@ What to do next:
        coord model add NAME SOURCE{option}
   2. Start a worker, on this machine or (copy the secret's file there) on others
        worker join {url} --secret-file {secret_file}
-  3. See how it goes, and generate
+  3. See how it goes (in a browser: coord dashboard{option}), and generate
        coord status{option}
        {prefix}client generate "The capital of France is" --model NAME
 """
-    if _is_loopback(config.listen_host):
+    if is_loopback(config.listen_host):
         port = config.listen_port or DEFAULT_PORT
         text += f"""
 It listens on loopback only: other machines can't reach it. To let them:
@@ -229,14 +218,10 @@ It listens on loopback only: other machines can't reach it. To let them:
 
 def exposure(host: str) -> str | None:
     """What to say of listening where other machines reach it; None on loopback."""
-    if _is_loopback(host):
+    if is_loopback(host):
         return None
     where = "every address of this machine" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared with
     return (
         f"warning: it listens on {where}: whoever reaches that can try to join, and to guess keys. Everything is "
         "encrypted and asks for the join secret or a key; let only the cluster's networks through the firewall."
     )
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host == "::1" or host.startswith("127.")

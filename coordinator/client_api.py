@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from coordinator.credentials import KeyCaller
-from coordinator.keys import AUTHORITY, CALLER, CATALOGUE, CLOCK, CLUSTER, ROUTE_DESK
+from coordinator.keys import AUTHORITY, CALLER, CATALOGUE, CLOCK, CLUSTER, ROUTE_DESK, RUNNING
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.policy.views import model_info
 from coordinator.route_docs import Download, RouteDoc
@@ -120,4 +120,5 @@ async def routes(request: web.Request) -> web.Response:
     grant = await request.app[ROUTE_DESK].grant(
         found, wanted, caller.key_id, caller.limits, is_gone=lambda: request.transport is None
     )
+    request.app[RUNNING].take(grant, wanted, caller.key_id, request.app[CLOCK]())
     return json_answer(grant)

@@ -27,6 +27,7 @@ from coordinator.policy.effects import (
     SaveAssignment,
     SaveAuthor,
     SaveModel,
+    SaveMoveAsked,
     SavePin,
     SaveSetting,
     SaveTrust,
@@ -100,6 +101,11 @@ class Cluster:
     def now_s(self) -> float:
         """What time it is for the cluster."""
         return self._clock()
+
+    def hostname(self, worker_id: WorkerId) -> str:
+        """The name of a worker's machine; empty if the worker isn't known any more."""
+        worker = self._state.workers.get(worker_id)
+        return worker.hostname if worker is not None else ""
 
     def check_admitted(self, worker_id: WorkerId) -> None:
         """See that the worker isn't banned.
@@ -186,7 +192,7 @@ class Cluster:
                     self._put(effect.worker_id, effect.message)
                 case SaveWorker() | SaveAssignment() | SaveModel() | DeleteModel() | SaveTrust() | DeleteTrust():
                     pass  # saved already
-                case SavePin() | DeletePin() | SaveSetting() | DeleteSetting():
+                case SavePin() | DeletePin() | SaveSetting() | DeleteSetting() | SaveMoveAsked():
                     pass
                 case DeleteWorker():
                     pass

@@ -17,6 +17,7 @@ from coordinator.policy.state import Placement, PolicySettings, Replan, checked_
 from protocol.coordinator_urls import checked_coordinator_url
 from protocol.errors import ConfigError
 from protocol.handshake import checked_secret
+from protocol.listening import listen_address_from_text
 
 DEFAULT_PORT = 7400
 DEFAULT_AUDIT_SHARE = 0.01
@@ -61,6 +62,8 @@ class CoordinatorConfig:
     """Whether models are served only if a trusted author signed them."""
     audit_share: float = 0.0
     """Most of a worker's time that audits may take; 0: there are none but by hand."""
+    has_dashboard: bool = True
+    """Whether operators can sign in with a browser."""
 
     given: Mapping[str, str] = field(default_factory=dict)
     """Settings that were given at the start and where, `--placement` or `BRIGADE_PLACEMENT`: these go before what
@@ -101,6 +104,7 @@ class CoordinatorConfig:
         auto_quantize: str | None = None,
         require_signed_models: str | None = None,
         audit_share: float | None = None,
+        dashboard: bool | None = None,
     ) -> CoordinatorConfig:
         """Settle every setting: the argument, else `BRIGADE_STATE`, `_LISTEN`, `_DATABASE_URL`, `_SECRET`, ...
 
@@ -108,7 +112,9 @@ class CoordinatorConfig:
             ConfigError: a setting can't be used, the join secret is too weak among them.
         """
         environ = os.environ if environ is None else environ
-        host, port = listen_address(listen or environ.get("BRIGADE_LISTEN") or "127.0.0.1")
+        host, port = listen_address_from_text(
+            listen or environ.get("BRIGADE_LISTEN") or "127.0.0.1", default_port=DEFAULT_PORT
+        )
         database_url = database_url or environ.get("BRIGADE_DATABASE_URL") or None
         public_url = public_url or environ.get("BRIGADE_PUBLIC_URL") or None
         return cls(
@@ -127,6 +133,9 @@ class CoordinatorConfig:
                 "--require-signed-models",
             ),
             audit_share=_checked_share(audit_share, environ.get("BRIGADE_AUDIT_SHARE")),
+            has_dashboard=_is_on(environ.get("BRIGADE_DASHBOARD") or "on", "BRIGADE_DASHBOARD")
+            if dashboard is None
+            else dashboard,
             given=_given(
                 environ,
                 {
@@ -180,39 +189,6 @@ def default_state(environ: Mapping[str, str] | None = None) -> Path:
     if named := environ.get("BRIGADE_STATE"):
         return Path(named).expanduser()
     return Path(platformdirs.user_state_dir("brigade")) / "coordinator"
-
-
-def listen_address(text: str) -> tuple[str, int]:
-    """Read `host:port`, `host`, `:port` or `[::1]:port`; what is missing is loopback and 7400.
-
-    Raises:
-        ConfigError: not such an address; the message says how to write one.
-    """
-    text = text.strip()
-    wrong = ConfigError(f"--listen {text[:200]!r} is not host:port, such as 127.0.0.1:7400 or [::1]:7400")
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise wrong
-        port_text = rest[1:]
-    elif text.count(":") > 1:
-        raise wrong
-    else:
-        host, _, port_text = text.partition(":")
-    if any(character.isspace() or character in "/@?#" for character in host):
-        raise wrong
-    return host or "127.0.0.1", _port(port_text, wrong)
-
-
-def _port(text: str, wrong: ConfigError) -> int:
-    if not text:
-        return DEFAULT_PORT
-    if not (text.isascii() and text.isdigit() and len(text) <= 5):
-        raise wrong
-    port = int(text)
-    if port > 65535:
-        raise ConfigError(f"--listen: port {port} is not 0 to 65535")
-    return port
 
 
 def checked_database_url(text: str) -> str:

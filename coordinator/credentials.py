@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from coordinator.authority import Authority
+from coordinator.dashboard_sessions import secret_mark
 from coordinator.repository import Repository
 from coordinator.stored_rows import StoredKey
 from protocol.api_key import ApiKey, api_key_from_text, secret_hash
@@ -153,6 +154,20 @@ class Authenticator:
         if not self._matches(shown, stored) or stored is None or stored.revoked_at is not None:
             raise UnauthenticatedError("the API key is unknown, wrong or revoked")
         return KeyCaller(key_id=shown.key_id, kind=shown.kind, limits=stored.limits)
+
+    async def signed_in_caller(self, key_id: KeyId, mark: str) -> KeyCaller:
+        """The operator who signed in with a key, while both it and the secret that was shown (`mark`) are good.
+
+        Raises:
+            UnauthenticatedError: one of them isn't any more.
+            StorageError: the database can't be asked, and the key isn't remembered.
+        """
+        stored = await self._stored(key_id)
+        if stored is not None and stored.revoked_at is None and stored.kind == "admin":
+            good = (stored.secret_hash, self._old_hash(stored))
+            if any(hmac.compare_digest(mark, secret_mark(each)) for each in good):
+                return KeyCaller(key_id=key_id, kind=stored.kind, limits=stored.limits)
+        raise UnauthenticatedError("the API key that you signed in with was revoked or replaced: sign in again")
 
     def _matches(self, shown: ApiKey, stored: StoredKey | None) -> bool:
         """All parts are compared, for unknown keys as well, so that the time tells nothing."""

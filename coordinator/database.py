@@ -8,9 +8,13 @@ own, in a thread.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,10 +25,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Dialect, Engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, PoolProxiedConnection
 
 import migrations
 from protocol.errors import DatabaseVersionError, StorageError
@@ -33,6 +37,9 @@ BUSY_TIMEOUT_MS = 4_000
 """A writer waits so long for another one. Longer, and whoever asked thinks that nobody is there."""
 CONNECT_TIMEOUT_S = 10.0
 QUERY_TIMEOUT_S = 30.0
+PING_AFTER_S = 1.0
+"""A connection that rested for longer is asked whether it is still there."""
+_USED_S = "brigade_used_s"
 LEASE_SCHEMA = "0003"
 """The first schema with a lease (`coordinator.lease`), which then decides who may go further: until a coordinator
 holds it, another one may work on the tables as they are."""
@@ -73,16 +80,24 @@ def migrate(url: str, revision: str = "head") -> None:
         asyncio.run(_migrate(parsed, revision))
 
 
-def create_engine(url: URL, *, is_pooled: bool = True) -> AsyncEngine:
-    """An engine with this program's settings for either database; whoever makes it disposes of it."""
+def create_engine(url: URL, *, is_pooled: bool = True, migrates: bool = False) -> AsyncEngine:
+    """An engine with this program's settings for either database; whoever makes it disposes of it.
+
+    One that `migrates` lets SQLite's tables be made anew under rows that refer to theirs: `check_references` after.
+    """
     options: dict[str, Any] = {} if is_pooled else {"poolclass": NullPool}
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **options)
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+        if migrates:  # it can't be changed within a transaction
+            event.listen(engine.sync_engine, "connect", _without_references)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
     timeouts = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": QUERY_TIMEOUT_S}
-    return create_async_engine(url, connect_args=timeouts, pool_pre_ping=True, **options)
+    engine = create_async_engine(url, connect_args=timeouts, **options)
+    event.listen(engine.sync_engine, "checkin", _note_use)
+    event.listen(engine.sync_engine, "checkout", partial(_see_that_it_answers, engine.dialect))
+    return engine
 
 
 def blocking_engine(engine: AsyncEngine) -> Engine:
@@ -122,6 +137,23 @@ class SameFile:
         return found.st_dev, found.st_ino
 
 
+def check_references(connection: Connection) -> None:
+    """See, at the end of a migration, that every row which refers to another one still has it.
+
+    Raises:
+        StorageError: some don't; the migration is to be rolled back.
+    """
+    if connection.dialect.name != "sqlite":
+        return  # PostgreSQL has seen to it all the time
+    lost = Counter((row[0], row[2]) for row in connection.exec_driver_sql("PRAGMA foreign_key_check"))
+    if lost:
+        words = ", ".join(f"{n} of {table} to {parent}" for (table, parent), n in sorted(lost.items()))
+        raise StorageError(
+            f"{_described(connection.engine.url)} has rows that refer to rows that aren't there ({words}), so its "
+            "schema is left as it was: restore a backup, or delete those rows"
+        )
+
+
 def alembic_config(url: URL) -> Config:
     """Alembic's settings for a database, without a file."""
     config = Config()
@@ -148,7 +180,7 @@ def database_errors(url: URL) -> Iterator[None]:
 
 
 async def _migrate(url: URL, revision: str) -> None:
-    engine = create_engine(url, is_pooled=False)
+    engine = create_engine(url, is_pooled=False, migrates=True)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(_run_alembic, url, revision)
@@ -200,9 +232,42 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
+def _without_references(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = OFF")
+    cursor.close()
+
+
 def _begin_sqlite(connection: Connection) -> None:
     is_read_only = connection.get_execution_options().get("brigade_read_only", False)
     connection.exec_driver_sql("BEGIN" if is_read_only else "BEGIN IMMEDIATE")
+
+
+def _note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info[_USED_S] = time.monotonic()
+
+
+def _see_that_it_answers(
+    dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection
+) -> None:
+    """Before a connection is used again; `pool_pre_ping` would take three round trips each time.
+
+    That the server has closed one is known without, and what else breaks them does so while they rest.
+
+    Raises:
+        DisconnectionError: it doesn't; the pool makes another one.
+    """
+    is_closed = connection.driver_connection.is_closed()
+    rested_s = time.monotonic() - record.info.get(_USED_S, math.inf)
+    if is_closed or (rested_s > PING_AFTER_S and not _answers(dialect, connection)):
+        raise DisconnectionError
+
+
+def _answers(dialect: Dialect, connection: Any) -> bool:
+    try:
+        return dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error:
+        return False
 
 
 def _described(url: URL) -> str:

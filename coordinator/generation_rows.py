@@ -5,105 +5,158 @@ Called within the transactions of others; `quota_clock` is read once it is a tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import BindParameter, Connection, bindparam, insert, select, update
 
 from coordinator.policy.quota import MAX_CONTINUATIONS, Wanted
+from coordinator.quota_records import GENERATIONS
 from coordinator.quota_rows import LONGEST_GENERATION, OPENS_WITHIN, Reserving, Settling
 from coordinator.quota_usage import add_usage
 from coordinator.stored_rows import NewGeneration, ReportedEnd, StoredGeneration, stored_generation
-from coordinator.tables import GenerationRow, ReservationRow
+from protocol.control_messages import GenerationReport
 from protocol.errors import BrigadeError, OverLimitError, QuotaExceededError
 from protocol.ids import SessionId, WorkerId
 
 QuotaClock = Callable[[], float]
+Ended = tuple[StoredGeneration, GenerationReport, datetime]
+"""A generation with its end in it, what its tail said, and when."""
+
+# Made once: to put a statement together and compile it takes several times what a database needs for it.
+_NAMES: BindParameter[str] = bindparam("names", expanding=True)
+_BY_ID = select(GENERATIONS).where(GENERATIONS.c.session_id.in_(_NAMES)).order_by(GENERATIONS.c.session_id)
+_LOCKED = _BY_ID.with_for_update()
+_BEGIN = insert(GENERATIONS)
+_GO_ON = (
+    update(GENERATIONS)
+    .where(GENERATIONS.c.session_id == bindparam("before"), GENERATIONS.c.key_id == bindparam("of_key"))
+    .values(continued_by=bindparam("after"))
+)
+_END = (
+    update(GENERATIONS)
+    .where(GENERATIONS.c.session_id == bindparam("ended"))
+    .values({name: bindparam(name) for name in ("n_completion_tokens", "outcome", "finished_at")})
+)
 
 
 def begin_generations(
-    session: Session, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None
+    connection: Connection, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None
 ) -> list[BrigadeError | None]:
     """As `Repository.record_generations`."""
     refusals: list[BrigadeError | None] = []
-    allowed: list[tuple[NewGeneration, ReservationRow | None]] = []
-    continues = [new.continues for new in generations if new.continues is not None]
+    continues = {new.continues for new in generations if new.continues is not None}
     if continues:  # before the quotas, as reports do: else each would wait for what the other holds
-        query = select(GenerationRow.session_id).where(GenerationRow.session_id.in_(continues))
-        session.execute(query.order_by(GenerationRow.session_id).with_for_update())
-    reserving = Reserving.of(session, [new.key_id for new in generations], continues)
+        connection.execute(_LOCKED, {"names": list(continues)})
+    reserving = Reserving.of(connection, [new.key_id for new in generations], continues)
     quota_now = _now(quota_clock)
     for new in generations:
         wanted = Wanted(n_prompt_tokens=new.n_prompt_tokens, max_tokens=new.max_tokens)
+        held_for = OPENS_WITHIN if new.is_opening_told else LONGEST_GENERATION
+        now = quota_now or new.at
         try:
-            held_for = OPENS_WITHIN if new.is_opening_told else LONGEST_GENERATION
-            row = reserving.reserve(
-                new.key_id, new.session_id, wanted, quota_now or new.at, new.continues, held_for=held_for
-            )
+            reserving.reserve(new.key_id, new.session_id, wanted, now, new.continues, held_for=held_for)
         except (QuotaExceededError, OverLimitError) as refusal:
             refusals.append(refusal)
-            continue
-        allowed.append((new, row))
-        refusals.append(None)
-    session.flush()
+        else:
+            refusals.append(None)
+    reserved = reserving.write(connection)
+    allowed = [new for new, refusal in zip(generations, refusals, strict=True) if refusal is None]
     if allowed:
-        rows = [new.values(None if row is None else row.id) for new, row in allowed]
-        session.execute(insert(GenerationRow), rows)
-    for new, _ in allowed:
+        connection.execute(_BEGIN, [new.values(reserved.get(new.session_id)) for new in allowed])
+    for new in allowed:
         if new.continues is not None:
-            before = GenerationRow.session_id == new.continues, GenerationRow.key_id == new.key_id
-            session.execute(update(GenerationRow).where(*before).values(continued_by=new.session_id))
+            names = {"before": new.continues, "of_key": new.key_id, "after": new.session_id}
+            connection.execute(_GO_ON, names)
     return refusals
 
 
 def finish_generations(
-    session: Session, ends: Sequence[ReportedEnd], quota_clock: QuotaClock | None
+    connection: Connection, ends: Sequence[ReportedEnd], quota_clock: QuotaClock | None
 ) -> list[StoredGeneration | None]:
     """As `Repository.finish_generations`."""
-    ids = {end.report.session_id for end in ends}
-    query = select(GenerationRow).where(GenerationRow.session_id.in_(ids)).order_by(GenerationRow.session_id)
-    rows = {row.session_id: row for row in session.scalars(query.with_for_update())}
-    settling = Settling.of_generations(session, rows.values())
+    known = _locked_generations(connection, {end.report.session_id for end in ends})
+    settling = Settling.of_generations(connection, known.values())
     quota_now = _now(quota_clock)
-    finished = [end.take(rows.get(end.report.session_id)) for end in ends]
-    done = [(row, end.report, end.at) for end, row in zip(ends, finished, strict=True) if row is not None]
-    counted = _counted_by_successors(session, [row for row, _, _ in done])
-    for row, report, at in done:
-        settling.report(row, report, quota_now or at, counted.get(row.session_id))
-    settling.write()
-    add_usage(session, done, counted)
-    return [None if row is None else stored_generation(row) for row in finished]
+    finished: list[StoredGeneration | None] = []
+    done: list[Ended] = []
+    for end in ends:
+        before = known.get(end.report.session_id)
+        if before is not None and end.is_in(before):  # saved by a commit whose answer was lost
+            finished.append(before)
+            continue
+        generation = end.taken_by(before)
+        finished.append(generation)
+        if generation is not None:
+            known[generation.session_id] = generation  # the first report counts
+            done.append((generation, end.report, end.at))
+    if not done:
+        return finished
+    connection.execute(_END, [_end_values(generation) for generation, _, _ in done])
+    counted = _counted_by_successors(connection, [generation for generation, _, _ in done])
+    for generation, report, at in done:
+        settling.report(generation, report, quota_now or at, counted.get(generation.session_id))
+    settling.write(connection)
+    add_usage(connection, done, counted)
+    return finished
 
 
 def hold_begun(
-    session: Session, heads: Mapping[SessionId, WorkerId], quota_clock: QuotaClock
+    connection: Connection,
+    heads: Mapping[SessionId, WorkerId],
+    quota_clock: QuotaClock,
+    over: Collection[SessionId] = (),
 ) -> list[StoredGeneration]:
     """As `Repository.hold_begun`."""
-    query = select(GenerationRow).where(GenerationRow.session_id.in_(heads), GenerationRow.finished_at.is_(None))
-    found = session.scalars(query.order_by(GenerationRow.session_id).with_for_update())
-    running = [row for row in found if row.route[0][0] == heads[SessionId(row.session_id)]]
-    settling = Settling.of_generations(session, running)
+    known = _locked_generations(connection, heads)
+    running = [
+        one
+        for one in known.values()
+        if one.finished_at is None and one.route[0][0] == heads[SessionId(one.session_id)]
+    ]
+    settling = Settling.of_generations(connection, running)
     now = datetime.fromtimestamp(quota_clock(), UTC)
-    return [stored_generation(row) for row in running if not settling.begun(row, now)]
+    late = [one for one in running if one.session_id not in over and not settling.begun(one, now)]
+    for one in running:
+        if one.session_id in over:
+            settling.over_at_head(one, now)
+    settling.write(connection)
+    return late
 
 
-def _counted_by_successors(session: Session, finished: Sequence[GenerationRow]) -> dict[str, int]:
+def _locked_generations(
+    connection: Connection, session_ids: Collection[SessionId]
+) -> dict[SessionId, StoredGeneration]:
+    rows = connection.execute(_LOCKED, {"names": list(session_ids)})
+    return {row.session_id: stored_generation(row) for row in rows}
+
+
+def _counted_by_successors(connection: Connection, finished: Sequence[StoredGeneration]) -> dict[str, int]:
     """Of sessions that report after the one by which their generation went on: tokens counted as its prompt."""
     counted: dict[str, int] = {}
-    together = {row.session_id for row in finished}
-    for row in finished:
-        successor = row
+    together = {one.session_id for one in finished}
+    for one in finished:
+        successor = one
         for _ in range(MAX_CONTINUATIONS):
             if successor.continued_by is None or successor.continued_by in together:
                 break
-            successor = session.get_one(GenerationRow, successor.continued_by)
+            row = connection.execute(_BY_ID, {"names": [successor.continued_by]}).one()
+            successor = stored_generation(row)
             if successor.finished_at is not None and (
                 successor.outcome != "failed" or successor.n_completion_tokens
             ):
-                counted[row.session_id] = max(0, successor.n_prompt_tokens - row.n_prompt_tokens)
+                counted[one.session_id] = max(0, successor.n_prompt_tokens - one.n_prompt_tokens)
                 break
     return counted
+
+
+def _end_values(generation: StoredGeneration) -> dict[str, object]:
+    return {
+        "ended": generation.session_id,
+        "n_completion_tokens": generation.n_completion_tokens,
+        "outcome": generation.outcome,
+        "finished_at": generation.finished_at,
+    }
 
 
 def _now(clock: QuotaClock | None) -> datetime | None:

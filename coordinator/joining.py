@@ -90,8 +90,17 @@ class ChallengeStore:
 class AttemptLimiter:
     """Token buckets of the addresses seen last; a caller that fell out of the memory starts with a full one."""
 
-    def __init__(self, limit: RateLimit = JOIN_LIMIT, max_addresses: int = MAX_LIMITED_ADDRESSES) -> None:
+    def __init__(
+        self,
+        limit: RateLimit = JOIN_LIMIT,
+        max_addresses: int = MAX_LIMITED_ADDRESSES,
+        *,
+        what: str = "join",
+        error: type[OverloadedError] = OverloadedError,
+    ) -> None:
         self._limit = limit
+        self._what = what
+        self._error = error
         self._max_addresses = max_addresses
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
@@ -99,7 +108,7 @@ class AttemptLimiter:
         """Count one attempt.
 
         Raises:
-            OverloadedError: too many from this address; says when the next one is allowed.
+            OverloadedError: too many from this address (of the kind given); says when the next one is allowed.
         """
         bucket = self._buckets.get(address) or full_bucket(self._limit, now_s)
         result = taken(bucket, self._limit, now_s)
@@ -108,9 +117,9 @@ class AttemptLimiter:
         while len(self._buckets) > self._max_addresses:
             self._buckets.popitem(last=False)
         if not result.is_granted:
-            raise OverloadedError(
-                f"too many attempts to join from {address}: at most {self._limit.capacity:.0f} at once and "
-                f"{self._limit.refill_per_s:.0f} a second; try again in {result.wait_s:.1f} s",
+            raise self._error(
+                f"too many attempts to {self._what} from {address}: at most {self._limit.capacity:.0f} at once and "
+                f"{self._limit.refill_per_s:g} a second; try again in {result.wait_s:.1f} s",
                 retry_after_s=result.wait_s,
             )
 

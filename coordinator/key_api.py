@@ -6,7 +6,16 @@ from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
 
-from coordinator.keys import AUTHENTICATOR, AUTHORITY, CLOCK, CLUSTER, EARNED_PRIORITY, REPOSITORY, SESSION_ENDS
+from coordinator.keys import (
+    AUTHENTICATOR,
+    AUTHORITY,
+    CLOCK,
+    CLUSTER,
+    DASHBOARD_FEED,
+    EARNED_PRIORITY,
+    REPOSITORY,
+    SESSION_ENDS,
+)
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.paging import Position, page_of, read_cursor
 from coordinator.policy.settings import with_default_limits
@@ -119,6 +128,7 @@ async def revoke_key(request: web.Request) -> web.Response:
     key_id = KeyId(request.match_info["key_id"])
     stored = await request.app[REPOSITORY].revoke_api_key(key_id, _now(request))
     request.app[AUTHENTICATOR].forget(key_id)
+    request.app[DASHBOARD_FEED].end_key(key_id)
     await request.app[SESSION_ENDS].end_key(key_id)
     return json_answer(key_info(stored))
 

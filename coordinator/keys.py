@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -17,8 +17,14 @@ from coordinator.cluster import Cluster
 from coordinator.config import CoordinatorConfig
 from coordinator.control_socket import ControlSocket
 from coordinator.credentials import Access, Authenticator, Caller, WorkerCaller
+from coordinator.dashboard_feed import DashboardFeed
+from coordinator.dashboard_files import DashboardFile
+from coordinator.dashboard_sessions import DashboardSessions
+from coordinator.dashboard_store import DashboardStore
 from coordinator.earned_priority import EarnedPriority
+from coordinator.generation_book import GenerationBook
 from coordinator.generation_reports import GenerationReports
+from coordinator.histories import Histories
 from coordinator.joining import AttemptLimiter, Joining
 from coordinator.openings import Openings
 from coordinator.quota_clock import SteadyClock
@@ -26,6 +32,7 @@ from coordinator.quota_desk import QuotaDesk
 from coordinator.repository import Repository
 from coordinator.route_desk import RouteDesk
 from coordinator.route_docs import RouteDoc
+from coordinator.running_generations import RunningGenerations
 from coordinator.session_ends import SessionEnds
 from coordinator.ticket_desk import TicketDesk
 from coordinator.trust_reports import TrustReports
@@ -57,6 +64,14 @@ TRUST_REPORTS: Final = web.AppKey("trust_reports", TrustReports)
 NEIGHBOURS: Final = web.AppKey("neighbours", Neighbours)
 EXAMINER: Final = web.AppKey("examiner", Examiner)
 AUDITOR: Final = web.AppKey("auditor", Auditor)
+DASHBOARD_SESSIONS: Final = web.AppKey("dashboard_sessions", DashboardSessions)
+DASHBOARD_STORE: Final = web.AppKey("dashboard_store", DashboardStore)
+DASHBOARD_FILES: Final = web.AppKey[Mapping[str, DashboardFile]]("dashboard_files")
+DASHBOARD_FEED: Final = web.AppKey("dashboard_feed", DashboardFeed)
+SIGN_IN_LIMITER: Final = web.AppKey("sign_in_limiter", AttemptLimiter)
+GENERATIONS: Final = web.AppKey("generations", GenerationBook)
+RUNNING: Final = web.AppKey("running", RunningGenerations)
+HISTORIES: Final = web.AppKey("histories", Histories)
 CONTROL_SOCKETS: Final = web.AppKey[dict[ControlSocket, WorkerCaller]]("control_sockets")
 """The open ones, to be closed at the stop."""
 KNOWN_NAMES: Final = web.AppKey[frozenset[str]]("known_names")

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from coordinator.background import running_beside, uninterrupted
+from coordinator.background import uninterrupted
 from coordinator.lease import LEASE_S, NOBODY, Lease, LeaseTable
 from coordinator.state_folder import StateFolder
 from protocol.errors import LeaseError, StorageError
 from protocol.ids import CoordinatorId
+from protocol.running_beside import running_beside
 from protocol.waits import until_set
 
 log = structlog.get_logger(__name__)

@@ -1,4 +1,4 @@
-"""Tables of what was done: the audit log, and requests that may come again."""
+"""Tables of what was done: the audit log, requests that may come again, sessions that were signed out of."""
 
 from __future__ import annotations
 
@@ -38,3 +38,13 @@ class AdminRequestRow(Base):
     answer: Mapped[bytes | None] = mapped_column(LargeBinary)
     """Encrypted; None while it is being carried out."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class DashboardSignOutRow(Base):
+    """A session of the dashboard that was signed out of: `coordinator.dashboard_sessions`."""
+
+    __tablename__ = "dashboard_sign_outs"
+
+    session_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    until: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    """When its last cookie is good no longer, and this row no longer needed."""

@@ -15,10 +15,11 @@ from aiohttp import hdrs, web
 from coordinator.acting import COORDINATOR, acting
 from coordinator.addresses import check_host
 from coordinator.credentials import Access, Caller, KeyCaller, WorkerCaller
-from coordinator.keys import ACCESS, AUTHENTICATOR, CALLER, CLUSTER, KNOWN_NAMES, ROUTE_DOCS, described
+from coordinator.dashboard_door import SESSION_CLAIMS, give_cookie, visitor_of
+from coordinator.keys import ACCESS, AUTHENTICATOR, CALLER, CLOCK, CLUSTER, KNOWN_NAMES, ROUTE_DOCS, described
 from coordinator.route_docs import RouteDoc
 from protocol.codec import MAX_BODY_BYTES, check_version, decode_json, encode_json
-from protocol.compatibility import answer_understood_by, error_understood_by, spoken_version
+from protocol.compatibility import VERSION_HEADER, answer_understood_by, error_understood_by, spoken_version
 from protocol.error_forms import error_fields
 from protocol.errors import (
     BrigadeError,
@@ -47,6 +48,8 @@ RETRY_S = 2.0
 NEWER_HEADERS = frozenset({hdrs.IF_MATCH, "Idempotency-Key"})
 """Who sends one of these is no older program, whether or not it says a version: HTTP's own answers are expected."""
 CONTENT_POLICY = "Content-Security-Policy"
+OWN_HEADERS = (CONTENT_POLICY, hdrs.CACHE_CONTROL)
+"""What an answer says itself goes before what all say: pages run scripts of ours, whose files may be kept."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -127,10 +130,8 @@ def error_answer(error: BrigadeError) -> web.Response:
 
 async def add_security_headers(_request: web.Request, response: web.StreamResponse) -> None:
     """For `on_response_prepare`: every answer has them, files and sockets too. No CORS header is ever sent."""
-    policy = response.headers.get(CONTENT_POLICY)
-    response.headers.update(SECURITY_HEADERS)
-    if policy is not None:  # the API's viewer runs scripts of ours
-        response.headers[CONTENT_POLICY] = policy
+    own = {name: value for name in OWN_HEADERS if (value := response.headers.get(name)) is not None}
+    response.headers.update(SECURITY_HEADERS | own)
     if (request_id := structlog.contextvars.get_contextvars().get("request_id")) is not None:
         response.headers["Brigade-Request-Id"] = request_id
 
@@ -160,16 +161,19 @@ async def check_caller(request: web.Request, handler: Handler) -> web.StreamResp
     """Refuse strange Host headers, other major versions, then whoever may not use the route or is banned."""
     for host in asked_hosts(request):
         check_host(host, request.app[KNOWN_NAMES])
-    version = spoken_version(request.headers)
+    version = _spoken_by(request)
     check_version(version)
     if request.match_info.http_exception is not None:
         return await handler(request)  # no such route or method: nothing to protect
     access = request.app[ACCESS].get(request.match_info.route)
     if access is None:
         raise InternalError("this route says nothing about who may use it")
+    visitor = await visitor_of(request) if access == "admin" else None
+    if visitor is not None:
+        version = PROTOCOL_VERSION  # the page came with this program
     if access != "open":
         authorization = request.headers.getall(hdrs.AUTHORIZATION, [])
-        caller = await request.app[AUTHENTICATOR].caller(access, authorization)
+        caller = visitor.caller if visitor else await request.app[AUTHENTICATOR].caller(access, authorization)
         request[CALLER] = caller
         if isinstance(caller, WorkerCaller):
             request.app[CLUSTER].check_admitted(caller.worker_id)
@@ -179,7 +183,17 @@ async def check_caller(request: web.Request, handler: Handler) -> web.StreamResp
     acting.set(_acts(request.get(CALLER)))
     if access == "admin":
         _check_query(request)
-    return await _answered_in(version, request, handler)
+    answer = await _answered_in(version, request, handler)
+    if visitor is not None and visitor.renewed is not None and SESSION_CLAIMS in request:
+        give_cookie(answer, visitor.renewed, request.app[CLOCK]())
+    return answer
+
+
+def _spoken_by(request: web.Request) -> str:
+    """The version that who asks speaks. 1.0 didn't say; what lacks its library too is no program of ours."""
+    if VERSION_HEADER not in request.headers and "aiohttp/" not in request.headers.get(hdrs.USER_AGENT, ""):
+        return PROTOCOL_VERSION
+    return spoken_version(request.headers)
 
 
 def _acts(caller: Caller | None) -> str:

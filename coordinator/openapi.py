@@ -127,7 +127,7 @@ def _not_null(field: dict[str, Any]) -> dict[str, Any]:
 def _operation(route: DescribedRoute, schemas: _Schemas) -> dict[str, Any]:
     doc = route.doc
     operation: dict[str, Any] = {
-        "operationId": _NO_WORD.sub("_", f"{route.method.lower()}{route.path}").strip("_"),
+        "operationId": _NO_WORD.sub("_", f"{route.method.lower()}{_named(route.path)}").strip("_"),
         "summary": doc.summary,
         "tags": [_tag(route)],
         "parameters": [VERSION, *_path_parameters(route.path), *_headers(route)],
@@ -142,6 +142,10 @@ def _operation(route: DescribedRoute, schemas: _Schemas) -> dict[str, Any]:
         }
     operation["security"] = [{scheme: []} for scheme in _SCHEMES[route.access]]
     return operation
+
+
+def _named(path: str) -> str:
+    return f"{path}index" if path.endswith("/") else path
 
 
 _SCHEMES: Mapping[Access, tuple[str, ...]] = {

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from yarl import URL
@@ -48,6 +48,7 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
         StorageError: the folder or the database can't be used (DatabaseVersionError: too new; LeaseError: another
             coordinator serves it).
     """
+    began_s = asyncio.get_running_loop().time()
     with ExitStack() as stack:
         folder, authority = await asyncio.to_thread(_opened_folder, config, now, stack)
         database_url = config.database_url or folder.database_url
@@ -60,6 +61,10 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
             )
             await repository.check_owner(authority.coordinator_id)
             async with lease.held(takes_over=config.take_over):
+                if config.take_over and not authority.secrets.has_new_secret:
+                    # the copy of the folder may have been renewed while this coordinator stood by
+                    stood_by = timedelta(seconds=asyncio.get_running_loop().time() - began_s)
+                    authority = await asyncio.to_thread(_authority, folder, config, now + stood_by)
                 await asyncio.to_thread(database.migrate, database_url)
                 await repository.claim(authority.coordinator_id)
                 await _ensure_first_keys(folder, authority, repository, now)
@@ -71,10 +76,14 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
 def _opened_folder(config: CoordinatorConfig, now: datetime, stack: ExitStack) -> tuple[StateFolder, Authority]:
     folder = StateFolder(config.state)
     stack.enter_context(folder.locked())
+    return folder, _authority(folder, config, now)
+
+
+def _authority(folder: StateFolder, config: CoordinatorConfig, now: datetime) -> Authority:
     hosts = [config.listen_host]
     if config.public_url and (public_host := URL(config.public_url).host):
         hosts.append(public_host)
-    return folder, Authority(folder, now=now, secret=config.secret, hosts=hosts)
+    return Authority(folder, now=now, secret=config.secret, hosts=hosts)
 
 
 async def _ensure_first_keys(

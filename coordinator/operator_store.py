@@ -7,7 +7,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from coordinator.operator_tables import PinRow
-from coordinator.policy.effects import DeletePin, DeleteSetting, SavePin, SaveSetting
+from coordinator.policy.effects import DeletePin, DeleteSetting, SaveMoveAsked, SavePin, SaveSetting
 from coordinator.policy.pins import Pin
 from coordinator.policy.settings import SettingValue
 from coordinator.tables import SettingRow
@@ -16,9 +16,13 @@ from protocol.ids import BlockRange, ModelName, WorkerId
 
 SETTING_PREFIX = "policy."
 """Before the names of these settings among the facts about the whole cluster."""
+MOVE_ASKED = "move_asked"
+"""There while a move that an operator asked for isn't over."""
 
 
-async def persist_choice(session: AsyncSession, effect: SavePin | DeletePin | SaveSetting | DeleteSetting) -> None:
+async def persist_choice(
+    session: AsyncSession, effect: SavePin | DeletePin | SaveSetting | DeleteSetting | SaveMoveAsked
+) -> None:
     """Carry out one of these effects."""
     match effect:
         case SavePin(worker_id=worker_id, pin=pin):
@@ -29,6 +33,15 @@ async def persist_choice(session: AsyncSession, effect: SavePin | DeletePin | Sa
             await session.merge(SettingRow(key=SETTING_PREFIX + name, value=msgspec.json.encode(value).decode()))
         case DeleteSetting(name=name):
             await session.execute(delete(SettingRow).where(SettingRow.key == SETTING_PREFIX + name))
+        case SaveMoveAsked(is_asked=True):
+            await session.merge(SettingRow(key=MOVE_ASKED, value="true"))
+        case SaveMoveAsked():
+            await session.execute(delete(SettingRow).where(SettingRow.key == MOVE_ASKED))
+
+
+async def is_move_asked(session: AsyncSession) -> bool:
+    """Whether a move that an operator asked for isn't over."""
+    return await session.get(SettingRow, MOVE_ASKED) is not None
 
 
 async def load_pins(session: AsyncSession) -> dict[WorkerId, Pin]:

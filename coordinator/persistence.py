@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from coordinator.acting import acting
 from coordinator.log_tables import AuditRow
 from coordinator.model_store import load_authors, load_models, persist_model
-from coordinator.operator_store import load_pins, load_settings, persist_choice
+from coordinator.operator_store import is_move_asked, load_pins, load_settings, persist_choice
 from coordinator.policy.effects import (
     AuditView,
     DeleteAuthor,
@@ -27,6 +27,7 @@ from coordinator.policy.effects import (
     SaveAssignment,
     SaveAuthor,
     SaveModel,
+    SaveMoveAsked,
     SavePin,
     SaveSetting,
     SaveTrust,
@@ -56,7 +57,7 @@ async def persist(session: AsyncSession, effect: Persistent) -> None:
             await persist_model(session, effect)
         case SaveTrust() | DeleteTrust() | WriteTrustEvent() | SumUpTrustEvents():
             await persist_trust(session, effect)
-        case SavePin() | DeletePin() | SaveSetting() | DeleteSetting():
+        case SavePin() | DeletePin() | SaveSetting() | DeleteSetting() | SaveMoveAsked():
             await persist_choice(session, effect)
         case WriteAudit():
             at = datetime.fromtimestamp(effect.at_s, UTC)
@@ -126,6 +127,7 @@ async def load_stored_state(session: AsyncSession) -> StoredState:
         authors=await load_authors(session),
         pins=await load_pins(session),
         settings=await load_settings(session),
+        is_move_asked=await is_move_asked(session),
     )
 
 

@@ -14,7 +14,7 @@ from coordinator.queries import read_query
 from coordinator.resources import KEY, WORKER, key_called, named_key, named_worker
 from coordinator.route_docs import RouteDoc
 from protocol.admin_rest import PageQuery
-from protocol.errors import NotFoundError
+from protocol.errors import ConflictError, NotFoundError
 from protocol.ids import KeyId
 from protocol.key_limits import LimitsChange
 from protocol.key_rest import KeyInfo
@@ -29,7 +29,9 @@ from protocol.quota_rest import (
     WorkerOwner,
 )
 
-LIMITS_DOC = RouteDoc("Change what an API key may use.", body=LimitsChange, answer=KeyInfo, resource=KEY)
+LIMITS_DOC = RouteDoc(
+    "Change what an API key may use.", body=LimitsChange, answer=KeyInfo, errors=(ConflictError,), resource=KEY
+)
 QUOTAS_DOC = RouteDoc(
     "Show the keys that have limits, and what is used of them.", query=PageQuery, answer=QuotaList
 )

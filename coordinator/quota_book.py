@@ -9,18 +9,19 @@ from collections.abc import Collection
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import case, func, select, update
+from sqlalchemy import Connection, case, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from coordinator.persistence import insert_audit
 from coordinator.policy.quota import at, rate_uses
-from coordinator.quota_rows import LONGEST_GENERATION, OPENS_WITHIN, Settling, account_of, limits_of, locked_quota
+from coordinator.quota_records import QUOTAS, RESERVATIONS, account_of, limits_of, locked_quotas, save_quotas
+from coordinator.quota_rows import LONGEST_GENERATION, OPENS_WITHIN, Settling
 from coordinator.stored_rows import after_key
 from coordinator.tables import ApiKeyRow, QuotaRow, ReservationRow
 from coordinator.transactions import Transactions
 from protocol.error_forms import repeated
-from protocol.errors import NotFoundError
+from protocol.errors import ConflictError, NotFoundError
 from protocol.ids import KeyId
 from protocol.key_limits import UNLIMITED, KeyLimits, LimitsChange
 from protocol.quota_rest import QuotaInfo
@@ -58,11 +59,14 @@ class QuotaBook:
 
         Raises:
             NotFoundError: there is no such key.
+            ConflictError: it is revoked.
         """
 
         def work(session: Session) -> KeyLimits:
-            _named(session, key_id)
-            quota = locked_quota(session, key_id)
+            if _named(session, key_id).revoked_at is not None:
+                raise ConflictError(f"the key {key_id} is revoked: make a new one (`coord key create`)")
+            connection = session.connection()
+            quota = locked_quotas(connection, [key_id]).get(key_id)
             before = UNLIMITED if quota is None else quota.limits
             limits = change.applied_to(before)
             if limits == before:
@@ -70,10 +74,12 @@ class QuotaBook:
             if quota is None:
                 session.add(new_quota(key_id, limits, now))
             elif limits == UNLIMITED:
-                session.delete(quota.row)
+                connection.execute(delete(QUOTAS).where(QUOTAS.c.key_id == key_id))
             else:
-                quota.write(at(quota.account, before, now.timestamp()))
-                quota.row.limits = msgspec.to_builtins(limits)
+                quota.account = at(quota.account, before, now.timestamp())
+                save_quotas(connection, [quota])
+                of_key = update(QUOTAS).where(QUOTAS.c.key_id == key_id)
+                connection.execute(of_key.values(limits=msgspec.to_builtins(limits)))
             insert_audit(
                 session,
                 now,
@@ -111,13 +117,13 @@ class QuotaBook:
         """
         longest, shortest = now + LONGEST_GENERATION, now + OPENS_WITHIN
 
-        def work(session: Session) -> None:
-            ends = ReservationRow.expires_at
-            session.execute(update(ReservationRow).where(ends > longest).values(expires_at=longest))
-            early = ReservationRow.is_open.is_(True), ends < shortest
-            session.execute(update(ReservationRow).where(*early).values(expires_at=shortest))
+        def work(connection: Connection) -> None:
+            ends = RESERVATIONS.c.expires_at
+            connection.execute(update(RESERVATIONS).where(ends > longest).values(expires_at=longest))
+            early = RESERVATIONS.c.is_open.is_(True), ends < shortest
+            connection.execute(update(RESERVATIONS).where(*early).values(expires_at=shortest))
 
-        await self._transactions.write(work)
+        await self._transactions.write_rows(work)
 
     async def expire(self, now: datetime) -> int:
         """Give back what leaked, as much as one transaction should; how many reservations that were.
@@ -128,19 +134,19 @@ class QuotaBook:
         async with self._transactions.reading() as session:
             if await session.scalar(due.limit(1)) is None:
                 return 0
-        return await self._transactions.write(lambda session: _expired(session, now))
+        return await self._transactions.write_rows(lambda connection: _expired(connection, now))
 
 
-def _expired(session: Session, now: datetime) -> int:
+def _expired(connection: Connection, now: datetime) -> int:
     open_first = func.min(case((ReservationRow.is_open.is_(True), 0), else_=1))
     due = select(ReservationRow.key_id).where(ReservationRow.expires_at <= now)
     longest_first = due.group_by(ReservationRow.key_id).order_by(
         open_first, func.min(ReservationRow.expires_at), ReservationRow.key_id
     )
-    keys = session.scalars(longest_first.limit(MAX_KEYS_A_SWEEP)).all()
-    settling = Settling.of_time(session, keys, now, MAX_RESERVATIONS_A_SWEEP)
+    keys = connection.scalars(longest_first.limit(MAX_KEYS_A_SWEEP)).all()
+    settling = Settling.of_time(connection, keys, now, MAX_RESERVATIONS_A_SWEEP)
     n_expired = settling.expire(now)
-    settling.write()
+    settling.write(connection)
     return n_expired
 
 

@@ -144,6 +144,8 @@ class QuotaDesk:
         self._line.append(waiting)
         try:
             async with self._turn:
+                if not waiting.written.done():
+                    await asyncio.sleep(0)  # whose requests came at the same moment are written together
                 while not waiting.written.done() and (together := self._next_together()):
                     await uninterrupted(self._write(together))
         finally:

@@ -6,20 +6,32 @@ happens one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import cache
 
-import msgspec
-from sqlalchemy import Case, case, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import BigInteger, Connection, Double, Update, bindparam, case, update
 
 from coordinator.policy import quota as policy
-from coordinator.policy.quota import Account, Meter, Reservation, Settled, Wanted
-from coordinator.tables import GenerationRow, QuotaRow, ReservationRow
+from coordinator.policy.quota import Wanted
+from coordinator.quota_records import (
+    RESERVATIONS,
+    HeldReservation,
+    LockedQuota,
+    forget_reservations,
+    locked_quotas,
+    n_running,
+    reservations_by_id,
+    reservations_continued,
+    reservations_due,
+    save_quotas,
+    save_reservations,
+)
+from coordinator.stored_rows import StoredGeneration
 from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, SessionId
-from protocol.key_limits import KeyLimits
 
 LONGEST_GENERATION = timedelta(hours=1)
 """As long as its tickets are good. What nobody has reported by then is given back, and may still be reported."""
@@ -27,81 +39,33 @@ OPENS_WITHIN = timedelta(seconds=60)
 """What nobody has opened by then is given back, if its head is one that says what is opened."""
 GOES_ON_WITHIN = timedelta(seconds=10)
 """A generation that failed keeps its reservation for so long: its client is about to go on by another route."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockedQuota:
-    """A key's row, which nobody else can write until the transaction ends."""
-
-    row: QuotaRow
-    limits: KeyLimits
-
-    @property
-    def account(self) -> Account:
-        """What is used, as it was written last."""
-        return account_of(self.row)
-
-    def write(self, account: Account) -> None:
-        """Have `account` written with the transaction."""
-        requests, minute, day = account.meters
-        self.row.requests_used = requests.used
-        self.row.minute_used, self.row.minute_entered = minute.used, minute.entered
-        self.row.day_used, self.row.day_entered = day.used, day.entered
-        self.row.updated_at = datetime.fromtimestamp(account.updated_s, UTC)
-
-
-def locked_quota(session: Session, key_id: str) -> LockedQuota | None:
-    """The key's row; None if it has no limits."""
-    row = session.get(QuotaRow, key_id, with_for_update=True, populate_existing=True)
-    return None if row is None else LockedQuota(row=row, limits=limits_of(row))
-
-
-def limits_of(row: QuotaRow) -> KeyLimits:
-    """The limits that a row says."""
-    return msgspec.convert(row.limits, KeyLimits)
-
-
-def account_of(row: QuotaRow) -> Account:
-    """What is used by a row, as it was written last."""
-    meters = (
-        Meter(used=row.requests_used),
-        Meter(used=row.minute_used, entered=row.minute_entered),
-        Meter(used=row.day_used, entered=row.day_entered),
-    )
-    return Account(meters=meters, updated_s=row.updated_at.timestamp())
+REPORTED_WITHIN = timedelta(seconds=30)
+"""What is over at its head is reported by its tail within so long, unless that never heard of it."""
+_BEHIND_ALL = 2**62
 
 
 class Reserving:
     """Reservations that are made together in one transaction, each by what those before it left."""
 
-    def __init__(self, session: Session, quotas: dict[str, LockedQuota]) -> None:
-        self._session = session
+    def __init__(
+        self,
+        quotas: Mapping[str, LockedQuota],
+        continued: Mapping[str, HeldReservation],
+        running: Mapping[str, int],
+    ) -> None:
         self._quotas = quotas
-        self._continued: dict[str, ReservationRow] = {}
-        self._n_running: dict[str, int] = {}
+        self._continued = continued
+        self._n_running = dict(running)
+        self._held: dict[SessionId, HeldReservation] = {}
 
     @classmethod
-    def of(cls, session: Session, key_ids: Iterable[str], continues: Iterable[str]) -> Reserving:
+    def of(cls, connection: Connection, key_ids: Iterable[str], continues: Collection[str]) -> Reserving:
         """Lock what is to be reserved from; `continues`: the sessions that others go on from."""
-        quotas = _locked_quotas(session, set(key_ids))
-        counted = {key_id: quota for key_id, quota in quotas.items() if policy.has_limits(quota.limits)}
-        self = cls(session, counted)
-        sessions = set(continues)
-        if counted and sessions:
-            found = session.execute(
-                select(GenerationRow.session_id, ReservationRow)
-                .join(ReservationRow, GenerationRow.reservation_id == ReservationRow.id)
-                .where(GenerationRow.session_id.in_(sessions))
-            )
-            self._continued = {row[0]: row[1] for row in found}
-        if any(quota.limits.max_concurrent is not None for quota in counted.values()):
-            running = session.execute(
-                select(ReservationRow.key_id, func.count())
-                .where(ReservationRow.key_id.in_(counted), ReservationRow.is_open.is_(True))
-                .group_by(ReservationRow.key_id)
-            )
-            self._n_running = {row[0]: row[1] for row in running}
-        return self
+        locked = locked_quotas(connection, set(key_ids))
+        quotas = {key_id: quota for key_id, quota in locked.items() if policy.has_limits(quota.limits)}
+        continued = reservations_continued(connection, continues) if quotas and continues else {}
+        has_places = any(quota.limits.max_concurrent is not None for quota in quotas.values())
+        return cls(quotas, continued, n_running(connection, quotas) if has_places else {})
 
     def reserve(
         self,
@@ -112,65 +76,65 @@ class Reserving:
         continues: SessionId | None,
         *,
         held_for: timedelta = LONGEST_GENERATION,
-    ) -> ReservationRow | None:
+    ) -> None:
         """Hold what a generation may use, or what goes beyond what is held for the session that it continues.
 
-        None if the key has no limits. The row has its id once the session is flushed.
+        Nothing if the key has no limits.
 
         Raises:
             QuotaExceededError, OverLimitError: a limit doesn't allow it; nothing is held.
         """
         quota = self._quotas.get(key_id)
         if quota is None:
-            return None
-        quota.write(policy.set_back(quota.account, now.timestamp()))
+            return
+        now_s = now.timestamp()
+        quota.account = policy.set_back(quota.account, now_s)
         row = self._continued.get(continues or "")
-        if row is not None and (row.key_id != key_id or not policy.can_continue(_reservation(row))):
+        if row is not None and (row.key_id != key_id or not policy.can_continue(row.held)):
             row = None
-        n_running = self._n_running.get(key_id, 0)
+        running = self._n_running.get(key_id, 0)
         if row is None:
-            account, held = policy.begun(quota.account, quota.limits, wanted, n_running, now.timestamp())
-            row = ReservationRow(key_id=key_id, is_open=False)
-            self._session.add(row)
+            account, held = policy.begun(quota.account, quota.limits, wanted, running, now_s)
+            row = HeldReservation(key_id=key_id, session_id=session_id, held=held, expires_at=now + held_for)
+            self._n_running[key_id] = running + 1
         else:
-            before = _reservation(row)
-            account, held = policy.continued(quota.account, quota.limits, before, wanted, now.timestamp())
-        self._n_running[key_id] = n_running + (not row.is_open)
-        quota.write(account)
-        row.session_id = session_id
-        _write(row, held, now + held_for)
-        return row
+            account, held = policy.continued(quota.account, quota.limits, row.held, wanted, now_s)
+            row.session_id, row.held, row.expires_at = session_id, held, now + held_for
+        quota.account = account
+        self._held[session_id] = row
+
+    def write(self, connection: Connection) -> dict[SessionId, int]:
+        """Write what was reserved; the reservations by session."""
+        save_quotas(connection, self._quotas.values())
+        save_reservations(connection, {id(row): row for row in self._held.values()}.values())
+        return {session_id: row.id for session_id, row in self._held.items() if row.id is not None}
 
 
 class Settling:
     """Reservations of some keys that reports and time bring to an end, together in one transaction."""
 
-    def __init__(self, session: Session, quotas: dict[str, LockedQuota], rows: dict[int, ReservationRow]) -> None:
-        self._session = session
+    def __init__(self, quotas: Mapping[str, LockedQuota], rows: Mapping[int, HeldReservation]) -> None:
         self._quotas = quotas
         self._rows = rows
-        self._moves: list[tuple[ReservationRow, Settled]] = []
+        self._moves: defaultdict[str, dict[int, tuple[float, ...]]] = defaultdict(dict)
+        self._changed: dict[int, HeldReservation] = {}
+        self._forgotten: list[int] = []
 
     @classmethod
-    def of_generations(cls, session: Session, generations: Iterable[GenerationRow]) -> Settling:
+    def of_generations(cls, connection: Connection, generations: Collection[StoredGeneration]) -> Settling:
         """Lock what these sessions were reserved from."""
-        found = list(generations)
-        quotas = _locked_quotas(session, {generation.key_id for generation in found})
-        ids = {generation.reservation_id for generation in found if generation.key_id in quotas} - {None}
-        rows = session.scalars(select(ReservationRow).where(ReservationRow.id.in_(ids))) if ids else ()
-        return cls(session, quotas, {row.id: row for row in rows})
+        quotas = locked_quotas(connection, {generation.key_id for generation in generations})
+        ids = {generation.reservation_id for generation in generations if generation.key_id in quotas} - {None}
+        return cls(quotas, reservations_by_id(connection, [row_id for row_id in ids if row_id is not None]))
 
     @classmethod
-    def of_time(cls, session: Session, key_ids: Iterable[str], now: datetime, n_most: int) -> Settling:
+    def of_time(cls, connection: Connection, key_ids: Collection[str], now: datetime, n_most: int) -> Settling:
         """Lock what of these keys is due, at most so many: first what is open, as it keeps others waiting."""
-        quotas = _locked_quotas(session, set(key_ids))
-        query = select(ReservationRow).where(ReservationRow.key_id.in_(quotas), ReservationRow.expires_at <= now)
-        in_order = query.order_by(ReservationRow.is_open.desc(), ReservationRow.expires_at, ReservationRow.id)
-        rows = session.scalars(in_order.limit(n_most))
-        return cls(session, quotas, {row.id: row for row in rows})
+        quotas = locked_quotas(connection, key_ids)
+        return cls(quotas, reservations_due(connection, quotas, now, n_most))
 
     def report(
-        self, generation: GenerationRow, report: GenerationReport, now: datetime, n_counted: int | None = None
+        self, generation: StoredGeneration, report: GenerationReport, now: datetime, n_counted: int | None = None
     ) -> None:
         """Count what a session has used; give back what its generation doesn't need any more.
 
@@ -186,101 +150,100 @@ class Settling:
             report.n_prompt_tokens,
             report.n_completion_tokens,
             has_failed=has_failed,
-            n_before=0 if row is None else row.n_used,
+            n_before=0 if row is None else row.held.n_used,
             n_counted=n_counted,
         )
         if row is None:
-            quota.write(policy.owed(quota.account, quota.limits, n_tokens, now.timestamp()))
+            quota.account = policy.owed(quota.account, quota.limits, n_tokens, now.timestamp())
             return
         is_latest = row.session_id == generation.session_id
         self._settle(quota, row, n_tokens, now, is_over=is_latest and not has_failed)
-        if row.is_open and is_latest:
+        if row.held.is_open and is_latest:
             row.expires_at = now + GOES_ON_WITHIN
 
-    def begun(self, generation: GenerationRow, now: datetime) -> bool:
+    def begun(self, generation: StoredGeneration, now: datetime) -> bool:
         """Hold what a session may use that was opened, for as long as it may take; False: it was given back."""
-        row = self._rows.get(generation.reservation_id or 0)
+        row_id = generation.reservation_id or 0
+        row = self._rows.get(row_id)
         if row is None or row.session_id != generation.session_id:
             return True
-        if row.is_open:
+        if row.held.is_open:
             row.expires_at = now + LONGEST_GENERATION
-        return row.is_open
+            self._changed[row_id] = row
+        return row.held.is_open
+
+    def over_at_head(self, generation: StoredGeneration, now: datetime) -> None:
+        """Hold what a session may use no longer than its tail may take to report it."""
+        row_id = generation.reservation_id or 0
+        row = self._rows.get(row_id)
+        if row is not None and row.session_id == generation.session_id and row.held.is_open:
+            row.expires_at = min(row.expires_at, now + REPORTED_WITHIN)
+            self._changed[row_id] = row
 
     def expire(self, now: datetime) -> int:
         """Give back what is held for generations that nobody reported, and forget those long over; how many."""
-        for row in self._rows.values():
-            if row.is_open:
+        for row_id, row in self._rows.items():
+            if row.held.is_open:
                 self._settle(self._quotas[row.key_id], row, 0, now, is_over=True)
             else:
-                self._session.delete(row)
+                self._forgotten.append(row_id)
         return len(self._rows)
 
-    def write(self) -> None:
+    def write(self, connection: Connection) -> None:
         """Write what was settled. What is given back leaves the queue, so that what is held behind it moves up."""
-        self._session.flush()
-        for key_id in sorted({row.key_id for row, _ in self._moves}):
-            minute, day = self._given_back_before(key_id)
-            self._session.execute(
-                update(ReservationRow)
-                .where(
-                    ReservationRow.key_id == key_id,
-                    ReservationRow.is_open.is_(True),
-                    ReservationRow.id.not_in(self._rows),
-                )
-                .values(minute_mark=ReservationRow.minute_mark - minute, day_mark=ReservationRow.day_mark - day)
-                .execution_options(synchronize_session=False)
-            )
-
-    def _given_back_before(self, key_id: str) -> tuple[Case[float], Case[float]]:
-        """For both rates: what all reservations before a row of this key have given back."""
-        moves = sorted(
-            ((row.id, result.given_back) for row, result in self._moves if row.key_id == key_id), reverse=True
-        )
-        minute = [
-            (ReservationRow.id > moves[i][0], sum(move[1][0] for move in moves[i:])) for i in range(len(moves))
-        ]
-        day = [(ReservationRow.id > moves[i][0], sum(move[1][1] for move in moves[i:])) for i in range(len(moves))]
-        return case(*minute, else_=0.0), case(*day, else_=0.0)
+        save_quotas(connection, self._quotas.values())
+        save_reservations(connection, self._changed.values())
+        forget_reservations(connection, self._forgotten)
+        for key_id in sorted(self._moves):
+            self._move_up_others(connection, key_id)
 
     def _settle(
-        self, quota: LockedQuota, row: ReservationRow, n_tokens: int, now: datetime, *, is_over: bool
+        self, quota: LockedQuota, row: HeldReservation, n_tokens: int, now: datetime, *, is_over: bool
     ) -> None:
-        was_open = row.is_open
-        result = policy.settled(
-            quota.account, quota.limits, _reservation(row), n_tokens, now.timestamp(), is_over=is_over
-        )
-        quota.write(result.account)
-        _write(row, result.reservation, row.expires_at)
-        if was_open and not row.is_open:
+        was_open, row_id = row.held.is_open, row.id
+        assert row_id is not None, "it was read"
+        result = policy.settled(quota.account, quota.limits, row.held, n_tokens, now.timestamp(), is_over=is_over)
+        quota.account, row.held = result.account, result.reservation
+        self._changed[row_id] = row
+        if was_open and not row.held.is_open:
             row.expires_at = now + LONGEST_GENERATION
         if any(result.given_back):
-            self._move_up(row, result)
+            self._moves[row.key_id][row_id] = result.given_back
+            self._move_up(row.key_id, row_id, result.given_back)
 
-    def _move_up(self, row: ReservationRow, result: Settled) -> None:
-        self._moves.append((row, result))
-        for other in self._rows.values():
-            if other.key_id == row.key_id and other.is_open and other.id > row.id:
-                other.minute_mark -= result.given_back[0]
-                other.day_mark -= result.given_back[1]
+    def _move_up(self, key_id: str, row_id: int, given_back: tuple[float, ...]) -> None:
+        """Those behind it that were read here; the others are moved by `write`."""
+        for other_id, other in self._rows.items():
+            if other.key_id == key_id and other.held.is_open and other_id > row_id:
+                marks = tuple(mark - n for mark, n in zip(other.held.marks, given_back, strict=True))
+                other.held = replace(other.held, marks=marks)
+                self._changed[other_id] = other
+
+    def _move_up_others(self, connection: Connection, key_id: str) -> None:
+        moves = sorted(self._moves[key_id].items())
+        n_cases = 2 ** (len(moves) - 1).bit_length()
+        values: dict[str, object] = {"of_key": key_id, "names": list(self._rows)}
+        minute = day = 0.0
+        for i in range(n_cases):  # what isn't needed is behind all there is
+            row_id, given_back = moves[i] if i < len(moves) else (_BEHIND_ALL, (0.0, 0.0))
+            minute, day = minute + given_back[0], day + given_back[1]
+            values |= {f"id_{i}": row_id, f"minute_{i}": minute, f"day_{i}": day}
+        connection.execute(_moving_up(n_cases), values)
 
 
-def _locked_quotas(session: Session, key_ids: set[str]) -> dict[str, LockedQuota]:
-    """In order, so that two who lock several never wait for each other."""
-    query = select(QuotaRow).where(QuotaRow.key_id.in_(key_ids)).order_by(QuotaRow.key_id).with_for_update()
-    return {row.key_id: LockedQuota(row=row, limits=limits_of(row)) for row in session.scalars(query)}
-
-
-def _reservation(row: ReservationRow) -> Reservation:
-    return Reservation(
-        n_reserved=row.n_reserved,
-        marks=(row.minute_mark, row.day_mark),
-        n_used=row.n_used,
-        n_sessions=row.n_sessions,
-        is_open=row.is_open,
+@cache
+def _moving_up(n_cases: int) -> Update:
+    """Each row of a key moves by what all before it have given back; made for few numbers of these, then kept."""
+    behind = [RESERVATIONS.c.id > bindparam(f"id_{i}", type_=BigInteger) for i in reversed(range(n_cases))]
+    minute = [bindparam(f"minute_{i}", type_=Double) for i in reversed(range(n_cases))]
+    day = [bindparam(f"day_{i}", type_=Double) for i in reversed(range(n_cases))]
+    by_minute = case(*zip(behind, minute, strict=True), else_=0.0)
+    by_day = case(*zip(behind, day, strict=True), else_=0.0)
+    of_key = RESERVATIONS.c.key_id == bindparam("of_key")
+    others = RESERVATIONS.c.id.not_in(bindparam("names", expanding=True))
+    marks = RESERVATIONS.c.minute_mark, RESERVATIONS.c.day_mark
+    return (
+        update(RESERVATIONS)
+        .where(of_key, RESERVATIONS.c.is_open.is_(True), others)
+        .values(minute_mark=marks[0] - by_minute, day_mark=marks[1] - by_day)
     )
-
-
-def _write(row: ReservationRow, held: Reservation, expires_at: datetime) -> None:
-    row.n_reserved, row.n_used, row.n_sessions = held.n_reserved, held.n_used, held.n_sessions
-    row.minute_mark, row.day_mark = held.marks
-    row.is_open, row.expires_at = held.is_open, expires_at

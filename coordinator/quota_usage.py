@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Table, and_, or_, select, tuple_
+from sqlalchemy import BindParameter, Connection, Executable, and_, bindparam, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
 
 from coordinator.persistence import insert_audit
 from coordinator.policy.quota import MAX_CONTINUATIONS, Wanted, n_used
-from coordinator.table_base import Base
-from coordinator.tables import ApiKeyRow, ContributionRow, GenerationRow, UsageRow, WorkerOwnerRow
+from coordinator.quota_records import GENERATIONS
+from coordinator.stored_rows import StoredGeneration
+from coordinator.table_base import Base, table_of
+from coordinator.tables import ApiKeyRow, ContributionRow, UsageRow, WorkerOwnerRow
 from coordinator.transactions import Transactions
 from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, WorkerId
@@ -22,10 +24,14 @@ from protocol.quota_rest import Contribution, UsageDay
 
 USAGE_COUNTS = ("n_generations", "n_prompt_tokens", "n_completion_tokens")
 
+_NAMES: BindParameter[Any] = bindparam("names", expanding=True)
+_BEFORE = select(GENERATIONS).where(GENERATIONS.c.session_id.in_(_NAMES))
+_OWNERS = select(table_of(WorkerOwnerRow)).where(WorkerOwnerRow.worker_id.in_(_NAMES))
+
 
 def add_usage(
-    session: Session,
-    ended: Sequence[tuple[GenerationRow, GenerationReport, datetime]],
+    connection: Connection,
+    ended: Sequence[tuple[StoredGeneration, GenerationReport, datetime]],
     counted: Mapping[str, int],
 ) -> None:
     """Count sessions for their keys and for the workers of their routes, in the caller's transaction.
@@ -34,7 +40,7 @@ def add_usage(
     if the tails of those before died without a word. Should one of these be heard of after all, `counted` says how
     many of its tokens were. The workers ran all of it.
     """
-    before = _reported_before(session, [generation for generation, _, _ in ended])
+    before = _reported_before(connection, [generation for generation, _, _ in ended])
     used: defaultdict[tuple[str, date], Counter[str]] = defaultdict(Counter)
     given: Counter[tuple[str, date]] = Counter()
     for generation, report, at in ended:
@@ -59,13 +65,13 @@ def add_usage(
         {"key_id": key_id, "day": day} | {name: counts[name] for name in USAGE_COUNTS}
         for (key_id, day), counts in sorted(used.items())
     ]
-    _add(session, UsageRow, usage, *USAGE_COUNTS)
-    owners = _owners(session, {worker_id for worker_id, _ in given}) if given else {}
+    _add(connection, UsageRow, usage, *USAGE_COUNTS)
+    owners = _owners(connection, {worker_id for worker_id, _ in given}) if given else {}
     contributions = [
         {"worker_id": worker_id, "owner": owners.get(worker_id, ""), "day": day, "n_token_blocks": n}
         for (worker_id, day), n in sorted(given.items())
     ]
-    _add(session, ContributionRow, contributions, "n_token_blocks")
+    _add(connection, ContributionRow, contributions, "n_token_blocks")
 
 
 class UsageBook:
@@ -185,18 +191,18 @@ class UsageBook:
             row.owner = owner
 
 
-def _reported_before(session: Session, ended: Sequence[GenerationRow]) -> dict[str, int]:
+def _reported_before(connection: Connection, ended: Sequence[StoredGeneration]) -> dict[str, int]:
     """Tokens that were reported of the sessions before each of these; those without a report aren't in it."""
     found: dict[str, int] = {}
-    behind = {row.session_id: (row.key_id, row.continues) for row in ended if row.continues is not None}
+    behind = {one.session_id: (one.key_id, one.continues) for one in ended if one.continues is not None}
     for _ in range(MAX_CONTINUATIONS):
         if not behind:
             break
-        query = select(GenerationRow).where(GenerationRow.session_id.in_({before for _, before in behind.values()}))
-        rows = {row.session_id: row for row in session.scalars(query)}
+        names = {before for _, before in behind.values()}
+        rows = {row.session_id: row for row in connection.execute(_BEFORE, {"names": list(names)})}
         further = {}
         for session_id, (key_id, continues) in behind.items():
-            row = rows.get(continues or "")
+            row = rows.get(continues)
             if row is None or row.key_id != key_id:
                 continue
             if row.outcome is not None:
@@ -207,21 +213,23 @@ def _reported_before(session: Session, ended: Sequence[GenerationRow]) -> dict[s
     return found
 
 
-def _owners(session: Session, worker_ids: set[str]) -> dict[str, str]:
-    query = select(WorkerOwnerRow).where(WorkerOwnerRow.worker_id.in_(worker_ids))
-    return {row.worker_id: row.owner for row in session.scalars(query)}
+def _owners(connection: Connection, worker_ids: set[str]) -> dict[str, str]:
+    return {row.worker_id: row.owner for row in connection.execute(_OWNERS, {"names": list(worker_ids)})}
 
 
-def _add(session: Session, kind: type[Base], rows: Sequence[dict[str, Any]], *counts: str) -> None:
+def _add(connection: Connection, kind: type[Base], rows: Sequence[dict[str, Any]], *counts: str) -> None:
     """Insert the rows, or add their `counts` to those that are there."""
-    if not rows:
-        return
-    table = kind.__table__
-    assert isinstance(table, Table)
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    if rows:
+        connection.execute(_adding(kind, connection.dialect.name, counts), rows)
+
+
+@cache
+def _adding(kind: type[Base], dialect: str, counts: tuple[str, ...]) -> Executable:
+    table = table_of(kind)
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement: Any = insert(table)
-    upsert = statement.on_conflict_do_update(
+    added: Executable = statement.on_conflict_do_update(
         index_elements=list(table.primary_key.columns),
         set_={name: table.c[name] + statement.excluded[name] for name in counts},
     )
-    session.execute(upsert, list(rows))  # not `values`: then it would be compiled anew each time
+    return added

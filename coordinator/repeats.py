@@ -1,9 +1,9 @@
 """Idempotency-Key: an operator's POST that comes again, since its answer was lost, gets the first answer again.
 
-Kept for 24 hours, over restarts too. Only what succeeded is kept; what failed may be sent again. One that was
-under way when the coordinator died is answered with 409, since nobody knows whether it was carried out. The answer
-lies in the database encrypted under the Idempotency-Key and the coordinator's signing keys, which aren't in the
-database: whoever steals that has no API key.
+Kept for 24 hours, over restarts too. Only what succeeded is kept; what was refused may be sent again. One that was
+under way when the coordinator died, or its database failed, is answered with 409, since nobody knows whether it was
+carried out. The answer lies in the database encrypted under the Idempotency-Key and the coordinator's signing keys,
+which aren't in the database: whoever steals that has no API key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ from coordinator.keys import AUTHORITY, CALLER, CLOCK, REPEATING, REPOSITORY, de
 from coordinator.middleware import Handler, JsonAnswer, json_answer, read_body
 from coordinator.route_docs import RouteDoc
 from protocol.codec import decode_json, encode_json
-from protocol.errors import ConflictError, InProgressError, InvalidRequestError, KeyReusedError, StorageError
+from protocol.errors import (
+    BrigadeError,
+    ConflictError,
+    InProgressError,
+    InvalidRequestError,
+    KeyReusedError,
+    StorageError,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +91,9 @@ async def _answered(
         return _first_again(first, asked, doc, _seal(request.app[AUTHORITY].signing_keys, name))
     try:
         answer = await handler(request)
-    except Exception:
+    except StorageError:
+        raise  # it may have been carried out all the same: a commit whose answer was lost looks like this
+    except BrigadeError:
         await uninterrupted(kept.forget(asked))
         raise
     if isinstance(answer, JsonAnswer):

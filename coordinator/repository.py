@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import Select, select
@@ -188,7 +188,7 @@ class Repository:
         Of one that isn't allowed nothing is kept. They are decided in order, each by what those before it left.
         Quotas go by `quota_clock` as it is once it is this transaction's turn; without one, by the times given.
         """
-        return await self.transactions.write(lambda session: begin_generations(session, generations, quota_clock))
+        return await self.transactions.write_rows(lambda rows: begin_generations(rows, generations, quota_clock))
 
     async def finish_generation(
         self, report: GenerationReport, now: datetime, *, reported_by: WorkerId | None = None
@@ -206,16 +206,21 @@ class Repository:
         generation's route is believed, and never more tokens than were allowed. `quota_clock` as in
         `record_generations`.
         """
-        return await self.transactions.write(lambda session: finish_generations(session, ends, quota_clock))
+        return await self.transactions.write_rows(lambda rows: finish_generations(rows, ends, quota_clock))
 
     async def hold_begun(
-        self, heads: Mapping[SessionId, WorkerId], quota_clock: Callable[[], float]
+        self,
+        heads: Mapping[SessionId, WorkerId],
+        quota_clock: Callable[[], float],
+        over: Collection[SessionId] = (),
     ) -> list[StoredGeneration]:
         """Hold on to what sessions may use that these heads say were opened; those for which it was too late.
 
+        Of those that are `over` at their heads it is given back soon, if their tails don't report them.
+
         Of one that isn't known, is over or isn't the head's nothing is changed.
         """
-        return await self.transactions.write(lambda session: hold_begun(session, heads, quota_clock))
+        return await self.transactions.write_rows(lambda rows: hold_begun(rows, heads, quota_clock, over))
 
     async def generation(self, session_id: SessionId) -> StoredGeneration | None:
         """One generation; None if there is none."""

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -40,6 +41,7 @@ from protocol.errors import (
 from protocol.ids import KeyId, SessionId, WorkerId
 from protocol.key_limits import KeyLimits
 from protocol.rest import STALLED, HopFailure, RouteGrant, RouteRequest
+from protocol.tickets import Returned
 
 log = structlog.get_logger(__name__)
 
@@ -127,7 +129,11 @@ class RouteDesk:
 
     def note(self, worker_id: WorkerId) -> str:
         """Why routes go round a worker now; empty if they don't."""
-        return policy.note(self._breakers, worker_id, _now_s())
+        return self.notes()(worker_id)
+
+    def notes(self) -> Callable[[WorkerId], str]:
+        """The same of any worker, as it is now: for who asks of many, in a thread too."""
+        return partial(policy.note, self._breakers, now_s=_now_s())
 
     @property
     def n_waiting(self) -> int:
@@ -238,7 +244,8 @@ class RouteDesk:
         held: Held,
     ) -> RouteGrant:
         avoided = policy.avoided(self._breakers, _now_s())
-        avoided = replace(avoided, workers=avoided.workers | doubted)
+        if doubted:
+            avoided = replace(avoided, workers=avoided.workers | doubted)
         route = self._search.found(model, frozenset(wanted.exclude) | silent, avoided, held, wanted)
         holds_prefix = any((hop.worker_id, hop.blocks) in held for hop in route.hops)
         session_id = SessionId(secrets.token_hex(16))
@@ -255,6 +262,7 @@ class RouteDesk:
             prefix=wanted.prefix if holds_prefix else None,
             speculate=wanted.speculate,
             is_private=wanted.private_blocks is not None,
+            returned=_returned(wanted),
             asker=asker,
         )
         attach_ticket = self._tickets.attach_ticket(
@@ -262,7 +270,7 @@ class RouteDesk:
             session_id=session_id,
             max_positions=max_positions,
             now_s=now_s,
-            is_private=wanted.private_blocks is not None,
+            gives_states=wanted.private_blocks is not None or wanted.states_after is not None,
         )
         return RouteGrant(
             session_id=session_id,
@@ -279,6 +287,12 @@ def _doubted(continued: StoredGeneration | None, failure: HopFailure | None) -> 
     if continued is None or failure is None or failure.code != STALLED or failure.worker_id is not None:
         return frozenset()
     return frozenset(worker_id for worker_id, _, _ in continued.route)
+
+
+def _returned(wanted: RouteRequest) -> Returned:
+    if wanted.states_after is None:
+        return "tokens"
+    return "inputs" if wanted.states_after == 0 else "states"
 
 
 def _now_s() -> float:

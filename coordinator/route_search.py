@@ -5,21 +5,25 @@ Knows who can't be on a route by version and by trust. Many may wait for the sam
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from coordinator.cluster import Cluster
 from coordinator.policy.missing import MissingBlocks, missing_blocks
 from coordinator.policy.ready_segments import ReadySegments
-from coordinator.policy.routing import Avoided, Held, Route, between_ends, cheapest_route
+from coordinator.policy.routing import Avoided, Held, Route, cheapest_route, wanted_blocks
 from coordinator.policy.state import ModelRecord
 from coordinator.policy.trust_words import below, too_little_trust
 from coordinator.ticket_desk import TicketDesk
 from protocol.errors import ModelLoadingError, ModelUnavailableError
-from protocol.ids import ModelName, WorkerId
+from protocol.ids import BlockRange, ModelName, WorkerId
 from protocol.rest import RouteRequest
 
 RETRY_UNAVAILABLE_S = 2.0
 """A worker that loads becomes ready within seconds."""
 MAX_MISSING = 256
 """Answers to who asked for a route in vain that are remembered."""
+MAX_FOUND = 256
+"""Routes that are remembered, of the cluster as it is."""
 
 
 class RouteSearch:
@@ -29,8 +33,10 @@ class RouteSearch:
         self._cluster = cluster
         self._tickets = tickets
         self._segments = ReadySegments()
-        self._missing: dict[tuple[ModelName, frozenset[WorkerId], bool, int | None], MissingBlocks] = {}
+        self._missing: dict[tuple[ModelName, frozenset[WorkerId], bool, BlockRange | None], MissingBlocks] = {}
         self._missing_until = cluster.routes_changed
+        self._found: dict[Hashable, Route | MissingBlocks] = {}
+        self._found_in = cluster.state
 
     def found(
         self,
@@ -43,6 +49,7 @@ class RouteSearch:
         """The cheapest route. What was found missing is remembered until something changes.
 
         Raises:
+            InvalidRequestError: the model has no such blocks, or is an encoder that tokens are wanted of.
             ModelUnavailableError: no route (ModelLoadingError: but there will be one).
         """
         if self._missing_until is not self._cluster.routes_changed or len(self._missing) >= MAX_MISSING:
@@ -50,29 +57,62 @@ class RouteSearch:
             self._missing_until = self._cluster.routes_changed
         # Other names change nothing, and a request may hold many long ones.
         untrusted = below(self._cluster.state, wanted.min_trust)
-        old = self._tickets.without_private() if wanted.private_blocks is not None else frozenset()
+        feature, old = self._too_old(wanted)
         exclude = untrusted.union(old, exclude.intersection(self._cluster.state.workers))
-        asked = (model.name, exclude, wanted.pinned_ends, wanted.private_blocks)
+        blocks = wanted_blocks(model, wanted.private_blocks, wanted.states_after)
+        asked = (model.name, exclude, wanted.pinned_ends, blocks)
         found: Route | MissingBlocks | None = self._missing.get(asked)
         if found is None:
-            found = cheapest_route(
-                self._cluster.state,
-                model.name,
-                exclude,
-                avoided,
-                held,
-                known=self._segments,
-                pinned_ends=wanted.pinned_ends,
-                blocks=between_ends(model, wanted.private_blocks),
-            )
+            found = self._cheapest(model, exclude, avoided, held, blocks, pinned_ends=wanted.pinned_ends)
         if isinstance(found, Route):
             return found
         self._missing[asked] = found
         why = too_little_trust(self._cluster.state, model.name, wanted.min_trust, untrusted)
         if old:
-            too_old = f"{len(old)} workers are left out as their version has no private sessions; upgrade them"
+            too_old = f"{len(old)} workers are left out as their version has no {feature}; upgrade them"
             why = "; ".join(filter(None, (why, too_old)))
         raise self._refusal(found, exclude, why)
+
+    def _cheapest(
+        self,
+        model: ModelRecord,
+        exclude: frozenset[WorkerId],
+        avoided: Avoided,
+        held: Held,
+        blocks: BlockRange | None,
+        *,
+        pinned_ends: bool,
+    ) -> Route | MissingBlocks:
+        """Looked for once in a state: it never changes, and many ask the same of it before the next one."""
+        state = self._cluster.state
+        if self._found_in is not state or len(self._found) >= MAX_FOUND:
+            self._found.clear()
+            self._found_in = state
+        asked = (model.name, exclude, avoided, blocks, pinned_ends, frozenset(held.items()))
+        found = self._found.get(asked)
+        if found is None:
+            found = self._found[asked] = cheapest_route(
+                state,
+                model.name,
+                exclude,
+                avoided,
+                held,
+                known=self._segments,
+                pinned_ends=pinned_ends,
+                blocks=blocks,
+            )
+        return found
+
+    def _too_old(self, wanted: RouteRequest) -> tuple[str, frozenset[WorkerId]]:
+        """What is asked that some versions haven't got, and the workers of those."""
+        if wanted.private_blocks is not None:  # whose client samples itself
+            return "private sessions", self._tickets.without_private()
+        if wanted.states_after is not None:
+            return "sessions that give hidden states", self._tickets.without_private()
+        if wanted.newest_sampling:
+            feature = "constraints, log probabilities, biases or penalties of what was answered"
+            return feature, self._tickets.without_newest_sampling()
+        return "", frozenset()
 
     def _refusal(self, missing: MissingBlocks, exclude: frozenset[WorkerId], why: str) -> ModelUnavailableError:
         state = self._cluster.state

@@ -18,7 +18,7 @@ from coordinator.repository import Repository
 from coordinator.stored_rows import StoredGeneration
 from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
 from protocol.control_messages import MAX_SESSIONS_NAMED, EndSessions
-from protocol.errors import BrigadeError, HopLostError, KeyRevokedError, StorageError
+from protocol.errors import BrigadeError, CancelledByOperatorError, HopLostError, KeyRevokedError, StorageError
 from protocol.ids import KeyId, SessionId, WorkerId
 
 log = structlog.get_logger(__name__)
@@ -67,6 +67,10 @@ class SessionEnds:
     def end_continued(self, generation: StoredGeneration) -> None:
         """End a session whose generation goes on by another: it must not run beside that one."""
         self._end([generation], HopLostError("the generation goes on by another route"))
+
+    def end_cancelled(self, generation: StoredGeneration) -> None:
+        """End a session that an operator has cancelled; the client is told so and doesn't try another route."""
+        self._end([generation], CancelledByOperatorError("an operator cancelled the generation"))
 
     def end_late(self, generations: Iterable[StoredGeneration]) -> None:
         """End sessions that were opened after what they may use had been given back."""

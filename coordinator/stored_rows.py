@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Select, and_, or_, select
+from sqlalchemy import Row, Select, and_, or_, select
 
-from coordinator.quota_rows import limits_of
+from coordinator.quota_records import limits_of
 from coordinator.tables import ApiKeyRow, GenerationRow, QuotaRow
 from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
@@ -65,6 +65,10 @@ class StoredGeneration:
     finished_at: datetime | None
     continues: SessionId | None
     """The failed session that it goes on from."""
+    continued_by: SessionId | None = None
+    """The latest session by which it goes on."""
+    reservation_id: int | None = None
+    """What is held for it; None where its key had no limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +123,30 @@ class ReportedEnd:
     reported_by: WorkerId | None = None
     """None: believed without asking who says it."""
 
-    def take(self, row: GenerationRow | None) -> GenerationRow | None:
-        """The row with this in it; None if it isn't known, is finished, or isn't the reporter's."""
-        if row is None or row.finished_at is not None:
+    def taken_by(self, generation: StoredGeneration | None) -> StoredGeneration | None:
+        """The generation with this in it; None if it isn't known, is finished, or isn't the reporter's."""
+        if generation is None or generation.finished_at is not None:
             return None
-        if self.reported_by is not None and row.route[-1][0] != self.reported_by:
+        if self.reported_by is not None and generation.route[-1][0] != self.reported_by:
             return None
-        row.n_completion_tokens = min(max(self.report.n_completion_tokens, 0), row.max_tokens)
-        row.outcome, row.finished_at = self.report.outcome, self.at
-        return row
+        return replace(
+            generation,
+            n_completion_tokens=self._n_completion_tokens(generation),
+            outcome=self.report.outcome,
+            finished_at=self.at,
+        )
+
+    def is_in(self, generation: StoredGeneration) -> bool:
+        """Whether it is this very report that the generation was finished by."""
+        return (
+            generation.finished_at == self.at
+            and generation.outcome == self.report.outcome
+            and generation.n_completion_tokens == self._n_completion_tokens(generation)
+            and self.reported_by in (None, generation.route[-1][0])
+        )
+
+    def _n_completion_tokens(self, generation: StoredGeneration) -> int:
+        return min(max(self.report.n_completion_tokens, 0), generation.max_tokens)
 
 
 def stored_key(row: ApiKeyRow, quota: QuotaRow | None) -> StoredKey:
@@ -146,8 +165,8 @@ def stored_key(row: ApiKeyRow, quota: QuotaRow | None) -> StoredKey:
     )
 
 
-def stored_generation(row: GenerationRow) -> StoredGeneration:
-    """A generation by its row."""
+def stored_generation(row: GenerationRow | Row[Any]) -> StoredGeneration:
+    """A generation by its row, mapped or not."""
     return StoredGeneration(
         session_id=SessionId(row.session_id),
         key_id=KeyId(row.key_id),
@@ -161,6 +180,8 @@ def stored_generation(row: GenerationRow) -> StoredGeneration:
         outcome=row.outcome,
         finished_at=row.finished_at,
         continues=None if row.continues is None else SessionId(row.continues),
+        continued_by=None if row.continued_by is None else SessionId(row.continued_by),
+        reservation_id=row.reservation_id,
     )
 
 

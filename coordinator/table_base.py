@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, TypeDecorator
+from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, Table, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase
 
 NAMING = {
@@ -45,3 +45,9 @@ class Base(DeclarativeBase):
     """Base of the mapped classes."""
 
     metadata = MetaData(naming_convention=NAMING)
+
+
+def table_of(kind: type[Base]) -> Table:
+    """The table of a mapped class, for statements that make rows and no objects of them."""
+    assert isinstance(kind.__table__, Table)
+    return kind.__table__

@@ -16,9 +16,9 @@ from coordinator.waiting_room import Asker
 from protocol.compatibility import knows, knows_message, understood_by
 from protocol.errors import ModelUnavailableError
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
-from protocol.messages import PROTOCOL_VERSION, SharedPrefix, Step
+from protocol.messages import PROTOCOL_VERSION, SamplingParams, SharedPrefix, Step
 from protocol.rest import RouteHop
-from protocol.tickets import AttachTicket, Ticket, sign_claims
+from protocol.tickets import AttachTicket, Returned, Ticket, sign_claims
 
 TICKET_LIFE_S = 3600.0
 """Longer than any generation may take; a ticket is for one session, so it can't be used for another."""
@@ -72,11 +72,12 @@ class TicketDesk:
         prefix: SharedPrefix | None = None,
         speculate: bool = True,
         is_private: bool = False,
+        returned: Returned = "tokens",
     ) -> tuple[RouteHop, ...]:
         """The route as the client gets it; `continues`, `prefix`: whose cached positions its workers may have.
 
         With `speculate` the head may guess tokens ahead, if all workers of the route know how to go back. A private
-        session gets hidden states alone.
+        session gets hidden states alone, from which and to which its client goes on; others get what is `returned`.
 
         Raises:
             ModelUnavailableError: a worker's socket closed this very moment.
@@ -96,6 +97,7 @@ class TicketDesk:
             n_hops=len(stages),
             priority=asker.priority,
             is_private=is_private,
+            returned=returned,
             speculates=speculate and all(self._can_speculate(stage.worker_id) for stage in stages),
         )
         tickets = (
@@ -111,9 +113,9 @@ class TicketDesk:
         session_id: SessionId,
         max_positions: int,
         now_s: float,
-        is_private: bool = False,
+        gives_states: bool = False,
     ) -> str:
-        """What lets the client have the tokens at the route's tail, or the hidden states of a private session.
+        """What lets the client have the tokens, or hidden states, at the route's tail.
 
         Raises:
             ModelUnavailableError: the tail's socket closed this very moment.
@@ -124,14 +126,19 @@ class TicketDesk:
             worker_id=tail,
             session_id=session_id,
             max_positions=max_positions,
-            is_private=is_private,
+            gives_states=gives_states,
         )
         return self.signed(ticket)
 
     def without_private(self) -> frozenset[WorkerId]:
-        """Workers of versions that have no private sessions: they would take hidden states for token ids."""
+        """Workers of versions that neither take hidden states from clients nor give them to any."""
         served = self._served.items()
         return frozenset(name for name, one in served if not knows(Ticket, "is_private", one.version))
+
+    def without_newest_sampling(self) -> frozenset[WorkerId]:
+        """Workers of versions that, as a tail, would pass over what is asked of sampling since 1.2."""
+        served = self._served.items()
+        return frozenset(name for name, one in served if not knows(SamplingParams, "constraint", one.version))
 
     def can_be_told(self, kind: type[Struct], worker_id: WorkerId) -> bool:
         """Whether a worker is here and knows this message of the control socket, to be told it or to say it."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import cached_property
+from contextvars import copy_context
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 LEASE_ID = 1
 """Of the table's only row."""
+# Shared with our other writers; a coordinator that takes the lease has to wait for all of them.
+_EPOCH = select(LeaseRow.epoch).where(LeaseRow.id == LEASE_ID).with_for_update(read=True)
 
 
 class Fence:
@@ -41,15 +44,11 @@ class Fence:
         Raises:
             LeaseError: another coordinator has taken it.
         """
-        await session.run_sync(self.check_now)
+        await session.run_sync(lambda blocking: self.check_now(blocking.connection()))
 
-    def check_now(self, session: Session) -> None:
+    def check_now(self, connection: Connection) -> None:
         """As `check`, where waiting is no matter."""
-        if self.epoch is None:
-            return
-        # Shared with our other writers; a coordinator that takes the lease has to wait for all of them.
-        query = select(LeaseRow.epoch).where(LeaseRow.id == LEASE_ID).with_for_update(read=True)
-        if session.scalar(query) != self.epoch:
+        if self.epoch is not None and connection.scalar(_EPOCH) != self.epoch:
             raise LeaseError(
                 "another coordinator has taken this database over, so this one has stopped writing to it and ends; "
                 "`coord status` with the other's URL shows the cluster"
@@ -91,6 +90,17 @@ class Transactions:
             yield session
 
     async def write(self, work: Callable[[Session], T]) -> T:
+        """As `write_rows`, for work on objects."""
+
+        def on_session(connection: Connection) -> T:
+            with Session(connection, expire_on_commit=False, join_transaction_mode="rollback_only") as session:
+                result = work(session)
+                session.flush()
+            return result
+
+        return await self.write_rows(on_session)
+
+    async def write_rows(self, work: Callable[[Connection], T]) -> T:
         """What `work` comes to, in a transaction as `writing` has it; `work` knows no event loop.
 
         On SQLite a thread runs all of it: to go there and back for each statement takes several times what the
@@ -99,27 +109,29 @@ class Transactions:
         Raises:
             StorageError: as `writing`.
         """
-        if self._file is None:
-            async with self.writing() as session:
-                return await session.run_sync(work)
         async with self._turn():
             with self._noted("writing"):
-                return await uninterrupted(asyncio.to_thread(self._written, self._file, work))
+                if self._file is not None:
+                    # As `to_thread`, without a task around it: who is acting is known there too.
+                    written = partial(copy_context().run, self._written, self._file, work)
+                    return await uninterrupted(asyncio.get_running_loop().run_in_executor(None, written))
+                with database_errors(self._engine.url):
+                    async with self._engine.begin() as connection:
+                        return await connection.run_sync(self._fenced, work)
 
     @cached_property
     def blocking(self) -> Engine:
-        """What `write` uses on SQLite."""
+        """What `write_rows` uses on SQLite."""
         return blocking_engine(self._engine)
 
-    def _written(self, file: SameFile, work: Callable[[Session], T]) -> T:
+    def _written(self, file: SameFile, work: Callable[[Connection], T]) -> T:
         file.check()
-        with (
-            database_errors(self._engine.url),
-            Session(self.blocking, expire_on_commit=False) as session,
-            session.begin(),
-        ):
-            self.fence.check_now(session)
-            return work(session)
+        with database_errors(self._engine.url), self.blocking.begin() as connection:
+            return self._fenced(connection, work)
+
+    def _fenced(self, connection: Connection, work: Callable[[Connection], T]) -> T:
+        self.fence.check_now(connection)
+        return work(connection)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:

@@ -92,6 +92,17 @@ class LocalCluster:
         own = ("--state", str(self.folder / name), "--threads", str(threads), "--device", "cpu")
         return self._start(name, "worker", "join", self.url, *secret, *own, *arguments)
 
+    def start_gateway(self, *arguments: str) -> str:
+        """`client serve` on a free port; returns its URL once it listens."""
+        self._start("gateway", "client", "serve", "--listen", "127.0.0.1:0", *arguments)
+
+        def told_url() -> str | None:
+            told = re.search(r"^Brigade gateway at (\S+)/v1", self.log("gateway"), re.MULTILINE)
+            return told[1] if told else None
+
+        found: str = self._await(told_url, "the gateway didn't start")
+        return found
+
     def run(self, program: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """One command in the foreground, its output taken."""
         return subprocess.run(

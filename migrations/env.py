@@ -12,7 +12,7 @@ from coordinator import audit_tables as audit_tables
 from coordinator import log_tables as log_tables
 from coordinator import operator_tables as operator_tables
 from coordinator.config import checked_database_url
-from coordinator.database import create_engine
+from coordinator.database import check_references, create_engine
 from coordinator.tables import SettingRow
 
 
@@ -23,12 +23,13 @@ def run(connection: Connection) -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+        check_references(connection)
 
 
 async def run_by_hand() -> None:
     """Migrate the database that BRIGADE_DATABASE_URL (else alembic.ini) names."""
     named = os.environ.get("BRIGADE_DATABASE_URL") or context.config.get_main_option("sqlalchemy.url") or ""
-    engine = create_engine(make_url(checked_database_url(named)), is_pooled=False)
+    engine = create_engine(make_url(checked_database_url(named)), is_pooled=False, migrates=True)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(run)

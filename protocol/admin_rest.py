@@ -131,6 +131,8 @@ class AuditPage(Body, frozen=True, kw_only=True):
 
     entries: tuple[AuditEntry, ...]
     next_cursor: str | None = None
+    known_actions: tuple[str, ...] = ()
+    """Where none is of the action that was asked for: those that the log has lines of."""
 
 
 # ------------------------------------------------------------------ what ETags are made of

@@ -9,6 +9,7 @@ version, which is known from its handshake, and goes without where it must.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,6 +26,7 @@ from protocol.control_messages import (
 )
 from protocol.errors import (
     BrigadeError,
+    CancelledByOperatorError,
     DatabaseAwayError,
     InProgressError,
     KeyReusedError,
@@ -36,12 +38,13 @@ from protocol.errors import (
     QuotaExceededError,
 )
 from protocol.key_rest import CreateKeyRequest, KeyInfo, KeyList
-from protocol.messages import CloseSession, SessionEnded, SessionOpened, Step, Token
+from protocol.messages import CloseSession, SamplingParams, SessionEnded, SessionOpened, Step, Token
 from protocol.rest import (
     AddModelRequest,
     ChangeModelRequest,
     ClusterStatus,
     ModelInfo,
+    ModelList,
     RouteHop,
     RouteRequest,
     WorkerInfo,
@@ -74,18 +77,35 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         CreateKeyRequest: ("limits", "owner"),
         KeyInfo: ("limits", "old_until", "owner"),
         KeyList: ("next_cursor",),
+        ModelList: ("next_cursor",),
         AddModelRequest: ("pinned_ends", "signature"),
         ChangeModelRequest: ("pinned_ends", "signature"),
-        ModelInfo: ("pinned_ends", "signed"),
-        RouteRequest: ("min_trust", "pinned_ends", "prefix", "private_blocks", "speculate"),
+        ModelInfo: ("kind", "pinned_ends", "refused", "signed"),
+        RouteRequest: (
+            "min_trust",
+            "newest_sampling",
+            "pinned_ends",
+            "prefix",
+            "private_blocks",
+            "speculate",
+            "states_after",
+        ),
         RouteHop: ("kv_precision", "quantization"),
         CloseSession: ("finish_reason",),
         SessionEnded: ("noticed_by",),
         SessionOpened: ("n_cached",),
         Step: ("drafts", "group"),
-        AttachTicket: ("is_private",),
-        Ticket: ("is_private", "n_hops", "prefix", "priority", "speculates", "tenant"),
-        Token: ("n_drafted", "n_accepted"),
+        AttachTicket: ("gives_states",),
+        Ticket: ("is_private", "n_hops", "prefix", "priority", "returned", "speculates", "tenant"),
+        SamplingParams: (
+            "constraint",
+            "frequency_penalty",
+            "logit_bias",
+            "n_answered",
+            "n_logprobs",
+            "presence_penalty",
+        ),
+        Token: ("logprob", "n_drafted", "n_accepted", "top_logprobs"),
         WorkerInfo: (
             "hop_p50_s",
             "hop_p99_s",
@@ -104,6 +124,7 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
 ADDED_ERRORS: dict[int, tuple[type[BrigadeError], ...]] = {
     1: (LeaseError, ModelLoadingError),
     2: (
+        CancelledByOperatorError,
         DatabaseAwayError,
         InProgressError,
         KeyReusedError,
@@ -180,6 +201,7 @@ def knows_message(kind: type[msgspec.Struct], version: str) -> bool:
     return not any(kind in kinds for added, kinds in ADDED_MESSAGES.items() if added > _minor(version))
 
 
+@lru_cache(maxsize=1024)
 def _newer(kind: type[msgspec.Struct], version: str) -> frozenset[str]:
     minor = _minor(version)
     return frozenset(name for added, kinds in ADDED.items() if added > minor for name in kinds.get(kind, ()))

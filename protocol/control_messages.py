@@ -145,11 +145,13 @@ MAX_SESSIONS_NAMED = 1024
 
 
 class SessionsBegun(msgspec.Struct, frozen=True, kw_only=True, tag="sessions-begun"):
-    """From heads: sessions that clients have opened here and that run, each once a socket. Since 1.2."""
+    """From heads: sessions that clients have opened here and that run, each once a socket, and over. Since 1.2."""
 
     session_ids: Annotated[tuple[SessionId, ...], msgspec.Meta(max_length=MAX_SESSIONS_NAMED)]
     was_away: bool
     """Whether they ran before this socket was there, so that nobody may have heard of them when they began."""
+    over: Annotated[tuple[SessionId, ...], msgspec.Meta(max_length=MAX_SESSIONS_NAMED)] = ()
+    """Of those named before, the ones that run no more: their tails report them, if they ever heard of them."""
 
 
 class Leaving(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="leaving"):

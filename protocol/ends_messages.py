@@ -102,6 +102,9 @@ class LastDone(_Answer, frozen=True, kw_only=True, tag="last-done"):
     is_stop: bool = False
     precision: Precision | None = None
     """Of the payload; None if there is none."""
+    logprob: float | None = None
+    """Of the token, as in `Token`."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 class Done(_Answer, frozen=True, kw_only=True, tag="done"):

@@ -69,6 +69,13 @@ class OverLimitError(InvalidRequestError):
     code = "over_limit"
 
 
+class CancelledByOperatorError(InvalidRequestError):
+    """An operator ended the generation: another route would be against their will."""
+
+    code = "cancelled_by_operator"
+    exit_code = EXIT_CANCELLED
+
+
 class ContextExceededError(RequestError):
     """Prompt and answer together don't fit the model's context."""
 

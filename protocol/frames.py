@@ -18,8 +18,9 @@ from protocol.messages import DataMessage
 
 MAGIC = b"BG"
 FORMAT_VERSION = 1
-MAX_HEADER_BYTES = 64 * 1024
-"""An `OpenSession` with the tickets of a hundred hops is under 64 kB."""
+MAX_HEADER_BYTES = 128 * 1024
+"""An `OpenSession` with the tickets of a hundred hops is under 64 kB; an `AttachTail` with the longest constraint
+and as many biases as are taken is under 96 kB. Up to 1.1 it was 64 kB; what is longer is of 1.2 anyway."""
 MAX_PAYLOAD_BYTES = 64 * 2**20
 """A chunk of 2,048 tokens of 8,192 float32 is 64 MB."""
 MAX_CLIENT_PAYLOAD_BYTES = 4 * 2**20

@@ -1,4 +1,4 @@
-"""A TLS port that strangers may reach: so many connections of one address, and only those that get somewhere.
+"""A port that strangers may reach: so many connections of one address, and only those that get somewhere.
 
 Beside what aiohttp's own site does: TLS handshakes have a deadline, an address has a limit of connections, and
 what is no HTTP is answered in a line, without a traceback in the log and without our library's name and version.
@@ -49,14 +49,14 @@ SECURITY_HEADERS = {
 
 
 class GuardedSite(web.BaseSite):
-    """Serves a runner's application over TLS: on a bound socket, or on a host and port."""
+    """Serves a runner's application, over TLS if it is given any: on a bound socket, or on a host and port."""
 
     __slots__ = ("_connections", "_counts", "_idle_s", "_is_empty", "_max_connections", "_where")
 
     def __init__(
         self,
         runner: web.AppRunner,
-        ssl_context: ssl.SSLContext,
+        ssl_context: ssl.SSLContext | None,
         *,
         bound: socket.socket | None = None,
         host: str | None = None,
@@ -76,7 +76,7 @@ class GuardedSite(web.BaseSite):
     @property
     def name(self) -> str:
         """What the runner tells this site from others by."""
-        return f"https://{self._where}"
+        return f"{'http' if self._ssl_context is None else 'https'}://{self._where}"
 
     async def start(self) -> None:
         """Listen. OSError: the address can't be used."""
@@ -86,8 +86,8 @@ class GuardedSite(web.BaseSite):
             **self._where,
             ssl=self._ssl_context,
             backlog=self._backlog,
-            ssl_handshake_timeout=HANDSHAKE_S,
-            ssl_shutdown_timeout=GOODBYE_S,
+            ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context is not None else None,
+            ssl_shutdown_timeout=GOODBYE_S if self._ssl_context is not None else None,
         )
 
     async def ended(self) -> None:
@@ -144,7 +144,7 @@ class _GuardedConnection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the address's connections; one too many is over before anything of it is read."""
         super().connection_made(transport)
-        self._made_on = cast("asyncio.Transport", transport)  # of TLS over TCP, as all of this site
+        self._made_on = cast("asyncio.Transport", transport)  # TCP, or TLS over it
         self._site.keep(self)
         peer = transport.get_extra_info("peername")
         self._address = rate_key(str(peer[0])) if peer else ""

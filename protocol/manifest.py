@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Literal
 
 import msgspec
 
@@ -18,6 +19,10 @@ FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_AUXILIARY_FILE_BYTES = 64 * 2**20
 """Largest config or tokenizer file; the largest tokenizer.json published is under 40 MB."""
+
+ModelKind = Literal["decoder", "encoder"]
+"""A decoder is asked for the next token. An encoder's blocks see the whole text at once, in both directions: it has
+no head and no caches, and is asked for hidden states alone."""
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -41,7 +46,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"{self.name}: a size of {self.size_bytes} bytes is out of range")
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A model: what it is, and the files that its parts are in.
 
     `before` is needed by whoever runs the first block (embeddings), `after` by whoever runs the last (final norm,
@@ -51,14 +56,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     format_version: int
     architecture: str
-    """Class name of the causal model in transformers, e.g. `LlamaForCausalLM`."""
+    """Class name in transformers, of the causal model (`LlamaForCausalLM`) or an encoder's base (`BertModel`)."""
     model_type: str
     hidden_size: int
     vocab_size: int
     context_length: int
     """Most positions (prompt and answer together) that the model takes."""
     kv_elements_per_token: int
-    """Elements (not bytes) of keys and values together that one token needs in one block."""
+    """Elements (not bytes) of keys and values together that one token needs in one block; 0 of an encoder."""
     weights_dtype: str
     """dtype that most weights are stored in: torch's name without the prefix (`float32`, `bfloat16`), or GGUF's of
     an encoding (`q4_1`)."""
@@ -68,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     before: tuple[ModelFile, ...]
     after: tuple[ModelFile, ...]
     auxiliary: tuple[ModelFile, ...]
+    kind: ModelKind = "decoder"
 
     def __post_init__(self) -> None:
         """Check what the types don't say. ValueError: msgspec reports it as invalid."""
@@ -77,8 +83,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
         if not 1 <= len(self.blocks) <= MAX_BLOCKS:
             raise ValueError(f"a model of {len(self.blocks)} blocks: 1 to {MAX_BLOCKS} can be run")
+        least_kv = int(self.kind == "decoder")
         for what in ("hidden_size", "vocab_size", "context_length", "kv_elements_per_token"):
-            if not 1 <= getattr(self, what) < 2**31:
+            least = least_kv if what == "kv_elements_per_token" else 1
+            if not least <= getattr(self, what) < 2**31:
                 raise ValueError(f"{what} = {getattr(self, what)} is out of range")
         names: dict[str, FileHash] = {}
         sizes: dict[FileHash, int] = {}
@@ -101,7 +109,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return blocks.start == 0
 
     def is_last(self, blocks: BlockRange) -> bool:
-        """Whether a stage of these blocks has the head and samples."""
+        """Whether a stage of these blocks has the final norm and, of a decoder, the head, and samples."""
         return blocks.end == self.n_blocks
 
     def weight_files(self, blocks: BlockRange) -> tuple[ModelFile, ...]:

@@ -28,6 +28,13 @@ MAX_DRAFTS = 16
 MIN_TEMPERATURE = 1e-3
 """Below it logits overflow float32, and sampling is greedy in all but name."""
 
+MAX_PENALTY = 2.0
+MAX_BIAS = 100.0
+MAX_BIASES = 1024
+MAX_LOGPROBS = 20
+MAX_CONSTRAINT_BYTES = 64 * 1024
+
+ConstraintKind = Literal["json_schema", "regex", "lark"]
 FinishReason = Literal["stop", "length", "cancelled"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
@@ -39,8 +46,26 @@ QUANTISED_PRECISION: Precision = "bfloat16"
 """What is computed in where weights are held in fewer bits: the kernels have no other fast one."""
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How the tail chooses tokens; neutral values change nothing. `temperature` 0 is greedy."""
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What the whole answer has to be an instance of. Since 1.2."""
+
+    kind: ConstraintKind
+    text: str
+    """A schema as JSON, a regular expression without look-around, or a grammar in llguidance's form of Lark."""
+
+    def __post_init__(self) -> None:
+        """Refuse what nobody compiles. ValueError: msgspec reports it as invalid."""
+        n_bytes = len(self.text.encode("utf-8", errors="surrogatepass"))
+        if not 1 <= n_bytes <= MAX_CONSTRAINT_BYTES:
+            raise ValueError(f"a {self.kind} of {n_bytes} bytes; 1 to {MAX_CONSTRAINT_BYTES} are taken")
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the tail chooses tokens; neutral values change nothing. `temperature` 0 is greedy.
+
+    What changes the model's scores does so in this order: biases, repetition penalty, the penalties of what was
+    answered, constraint, temperature, then what leaves unlikely tokens out.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -50,6 +75,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     max_tokens: int
+    presence_penalty: float = 0.0
+    """Taken off the score of every token that the answer has already. Since 1.2."""
+    frequency_penalty: float = 0.0
+    """Likewise, once for each time that it has it. Since 1.2."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens, and what is added to their scores. Since 1.2."""
+    n_logprobs: int | None = None
+    """Not None: each token comes with the logarithm of its probability, and with so many likeliest. Since 1.2."""
+    constraint: Constraint | None = None
+    """What the answer is held to; only a stop token can end it. Since 1.2."""
+    n_answered: int = 0
+    """The last so many tokens of the prompt are the answer's own: it goes on here. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range. ValueError: msgspec reports it as invalid."""
@@ -61,6 +98,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             ("top_k", self.top_k, 0, 2**31 - 1),
             ("seed", self.seed, 0, 2**63 - 1),
             ("max_tokens", self.max_tokens, 1, 2**31 - 1),
+            ("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY),
+            ("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY),
+            ("logprobs", self.n_logprobs or 0, 0, MAX_LOGPROBS),
+            ("n_answered", self.n_answered, 0, 2**31 - 1),
+            *((f"the bias of token {token_id}", bias, -MAX_BIAS, MAX_BIAS) for token_id, bias in self.logit_bias),
         ):
             if not math.isfinite(value) or not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
@@ -70,6 +112,25 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("top_p is 0; it must be above 0 and at most 1")
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise ValueError(f"{len(self.stop_token_ids)} stop tokens; at most {MAX_STOP_TOKEN_IDS}")
+        if len(self.logit_bias) > MAX_BIASES or len(dict(self.logit_bias)) < len(self.logit_bias):
+            raise ValueError(f"{len(self.logit_bias)} biased tokens; at most {MAX_BIASES}, each once")
+        if min((token_id for token_id, _ in self.logit_bias), default=0) < 0:
+            raise ValueError("a bias for a token id below 0")
+        if self.constraint is not None and not self.stop_token_ids:
+            raise ValueError(
+                f"a {self.constraint.kind} ends with a stop token, and there is none: the model names none, or was "
+                "told to go on after it"
+            )
+
+    @property
+    def counts_answer(self) -> bool:
+        """Whether it matters which tokens before the first are the answer's own."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.constraint is not None)
+
+    @property
+    def needs_newest(self) -> bool:
+        """Whether anything is asked that only a tail of 1.2 does."""
+        return bool(self.counts_answer or self.logit_bias or self.n_logprobs is not None)
 
 
 class SharedPrefix(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,11 +266,18 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     """On the first token of a round with guesses: how many there were. Since 1.2."""
     n_accepted: int = 0
     """Likewise: how many of them are tokens of the answer. Since 1.2."""
+    logprob: float | None = None
+    """The natural logarithm of its probability by the model alone, before anything that was asked changed the
+    scores: what a constraint left over may be unlikely. Since 1.2."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens for its place and the same of them, the likeliest first. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse what no round can have. ValueError: msgspec reports it as invalid."""
         if not 0 <= self.n_accepted <= self.n_drafted <= MAX_DRAFTS:
             raise ValueError(f"{self.n_accepted} of {self.n_drafted} drafts accepted; at most {MAX_DRAFTS}")
+        if len(self.top_logprobs) > MAX_LOGPROBS:
+            raise ValueError(f"{len(self.top_logprobs)} alternatives to a token; at most {MAX_LOGPROBS}")
 
 
 ToWorker = OpenSession | AttachTail | Step | FeedToken | CloseSession

@@ -22,6 +22,7 @@ from protocol.ids import (
     SessionId,
     WorkerId,
 )
+from protocol.manifest import ModelKind
 from protocol.messages import KvPrecision, Precision, Quantization, SharedPrefix
 from protocol.model_signature import SignedBy
 
@@ -89,12 +90,17 @@ class ModelInfo(Body, frozen=True, kw_only=True):
     """Since 1.2."""
     pinned_ends: bool = False
     """Whether all its routes begin and end on workers whose trust an operator pinned. Since 1.2."""
+    kind: ModelKind = "decoder"
+    """An encoder is asked for hidden states alone. Since 1.2."""
+    refused: str = ""
+    """Why nothing new begins with it though its blocks may be there; empty where it may. Since 1.2."""
 
 
 class ModelList(Body, frozen=True, kw_only=True):
-    """`GET /v1/models`."""
+    """`GET /v1/models`, and for operators `GET /admin/v1/models`, in pages."""
 
     models: tuple[ModelInfo, ...]
+    next_cursor: str | None = None
 
 
 STALLED = "stalled"
@@ -133,17 +139,24 @@ class RouteRequest(RequestBody, frozen=True, kw_only=True):
     min_trust: float = 0.0
     """Only workers of this trust or more. Since 1.2."""
     pinned_ends: bool = False
-    """Whether the first and the last worker, which see the tokens, must be ones whose trust an operator pinned.
-    Since 1.2."""
+    """Whether the first and last worker, which see the tokens, must have a trust that was pinned. Since 1.2."""
     private_blocks: int | None = None
     """Not None: a private session. The client runs the model's first and last so many blocks itself, embedding and
     head too, and the route covers what is between them. Since 1.2."""
+    states_after: int | None = None
+    """Not None: hidden states of the whole prompt are wanted, not tokens, after the first so many blocks, which the
+    route covers; 0: what goes into the first; all: after the final norm. Since 1.2."""
+    newest_sampling: bool = False
+    """Whether the tail must know what 1.2 added to `SamplingParams`: constraints, log probabilities, biases,
+    penalties of what was answered. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse counts that no generation can have. ValueError: msgspec reports it as invalid."""
         if not 1 <= self.n_prompt_tokens < 2**31:
             raise ValueError(f"the prompt has {self.n_prompt_tokens} tokens; at least 1 is needed")
-        if not 1 <= self.max_tokens < 2**31:
+        if self.states_after is not None:
+            _check_states(self)
+        elif not 1 <= self.max_tokens < 2**31:
             raise ValueError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
         if not 0.0 <= self.wait_s <= MAX_ROUTE_WAIT_S:
             raise ValueError(f"wait_s is {self.wait_s}; it must be between 0 and {MAX_ROUTE_WAIT_S:g}")
@@ -151,6 +164,11 @@ class RouteRequest(RequestBody, frozen=True, kw_only=True):
             raise ValueError(f"min_trust is {self.min_trust}; it must be between 0 and 1")
         if self.private_blocks is not None and self.private_blocks < 1:
             raise ValueError(f"private_blocks is {self.private_blocks}; at least 1 at each end of the model")
+
+
+def _check_states(wanted: RouteRequest) -> None:
+    if (wanted.states_after or 0) < 0 or wanted.max_tokens != 0 or wanted.private_blocks is not None:
+        raise ValueError("states_after is a number of blocks; with it max_tokens is 0 and private_blocks not given")
 
 
 class RouteHop(Body, frozen=True, kw_only=True):

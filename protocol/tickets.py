@@ -13,12 +13,14 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import lru_cache
+from typing import Literal, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from itsdangerous import BadSignature, Signer
+from itsdangerous.encoding import want_bytes
 
 from protocol.errors import UnauthenticatedError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
@@ -26,6 +28,12 @@ from protocol.key_limits import Priority
 from protocol.messages import SharedPrefix
 
 MAX_TOKEN_CHARS = 8192
+MAX_SIGNERS = 1024
+"""That are kept: two kinds of tickets for each worker of a large cluster."""
+
+Returned = Literal["tokens", "states", "inputs"]
+"""What a session's client gets: sampled tokens, the hidden states that the route's last block puts out, or those
+that go into its only block."""
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -79,6 +87,13 @@ class Ticket(Claims, frozen=True, kw_only=True, tag="route-ticket"):
     is_private: bool = False
     """Whether the client runs the model's ends itself: hidden states come from it, and the tail gives them back to
     it instead of sampling. Since 1.2."""
+    returned: Returned = "tokens"
+    """What the tail gives the client, if it isn't private: that gets states in any case. Since 1.2."""
+
+    @property
+    def gives_states(self) -> bool:
+        """Whether the tail gives the client hidden states instead of sampling."""
+        return self.is_private or self.returned != "tokens"
 
 
 class AttachTicket(Claims, frozen=True, kw_only=True, tag="attach-ticket"):
@@ -92,24 +107,37 @@ class AttachTicket(Claims, frozen=True, kw_only=True, tag="attach-ticket"):
     session_id: SessionId
     max_positions: int
     """Most positions, prompt and answer together, that may be run."""
-    is_private: bool = False
+    gives_states: bool = False
     """As in `Ticket`: hidden states are to be had, not tokens. Since 1.2."""
 
 
 C = TypeVar("C", bound=Claims)
 
 
-def _signer(keys: Sequence[bytes], kind: type[Claims]) -> Signer:
+class _Signer(Signer):
+    """Derives each key once: that takes as long as a signature, and a coordinator signs several a route."""
+
+    def __init__(self, keys: tuple[bytes, ...], salt: bytes) -> None:
+        super().__init__(list(keys), salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+        self._derived = {key: Signer.derive_key(self, key) for key in keys}
+
+    def derive_key(self, secret_key: str | bytes | None = None) -> bytes:
+        """The key that this kind of token is signed with."""
+        return self._derived[self.secret_keys[-1] if secret_key is None else want_bytes(secret_key)]
+
+
+@lru_cache(maxsize=MAX_SIGNERS)
+def _signer(keys: tuple[bytes, ...], kind: type[Claims]) -> Signer:
     if not keys:
         raise ValueError("no signing keys")
     salt = f"brigade.{kind.__struct_config__.tag}.v1".encode()
-    return Signer(list(keys), salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+    return _Signer(keys, salt)
 
 
 def sign_claims(claims: Claims, keys: Sequence[bytes]) -> str:
     """The claims as a token, signed with the newest (last) of `keys`."""
     payload = base64.urlsafe_b64encode(msgspec.msgpack.encode(claims))
-    return _signer(keys, type(claims)).sign(payload).decode("ascii")
+    return _signer(tuple(keys), type(claims)).sign(payload).decode("ascii")
 
 
 def verified_claims(token: str, kind: type[C], keys: Sequence[bytes], now_s: float) -> C:
@@ -121,7 +149,7 @@ def verified_claims(token: str, kind: type[C], keys: Sequence[bytes], now_s: flo
     """
     if len(token) > MAX_TOKEN_CHARS or not token.isascii():
         raise UnauthenticatedError("the token doesn't verify")
-    signer = _signer(keys, kind)
+    signer = _signer(tuple(keys), kind)
     try:
         payload = signer.unsign(token)
         claims = msgspec.msgpack.decode(base64.urlsafe_b64decode(payload), type=kind)

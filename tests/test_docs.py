@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("protocol", "coordinator", "coordinator/policy", "coordinator/packing", "worker", "client")
+ROOMS = (
+    "protocol",
+    "coordinator",
+    "coordinator/policy",
+    "coordinator/packing",
+    "worker",
+    "client",
+    "client/gateway",
+)
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -106,7 +106,8 @@ def run_steps(steps: Sequence[CheckedStep], measures: Measures) -> Iterator[tupl
     groups: dict[int, list[CheckedStep]] = {}
     for one in steps:
         stage = one.session.stage
-        groups.setdefault(-one.index - 1 if stage.batching.because else id(stage), []).append(one)
+        is_alone = stage.batching.because or one.session.spec.wants_inputs
+        groups.setdefault(-one.index - 1 if is_alone else id(stage), []).append(one)
     for group in groups.values():
         try:
             results = _run_together(group, measures)
@@ -137,14 +138,21 @@ def _run_together(group: Sequence[CheckedStep], measures: Measures) -> list[Step
     stage = group[0].session.stage
     tensors = stage.run([_stage_input(one) for one in group])
     results = [_result(one, tensor, n_together=len(group)) for one, tensor in zip(group, tensors, strict=True)]
-    measures.note([one.step for one in group], time.perf_counter() - started, len(stage.blocks))
+    if not group[0].session.spec.wants_inputs:
+        measures.note([one.step for one in group], time.perf_counter() - started, len(stage.blocks))
     return results
 
 
 def _stage_input(one: CheckedStep) -> StageInput:
     step = one.step
     n_logits = 1 + step.n_drafts if step.wants_sample else 0
-    return StageInput(payload=step.payload, position=step.position, cache=one.session.cache, n_logits=n_logits)
+    return StageInput(
+        payload=step.payload,
+        position=step.position,
+        cache=one.session.cache,
+        n_logits=n_logits,
+        wants_inputs=one.session.spec.wants_inputs,
+    )
 
 
 def _result(one: CheckedStep, tensor: torch.Tensor, *, n_together: int) -> StepOutput | BrigadeError:
@@ -168,16 +176,21 @@ def _result(one: CheckedStep, tensor: torch.Tensor, *, n_together: int) -> StepO
 def _sampled(logits: torch.Tensor, step: StepInput, sampler: Sampler) -> tuple[SampledToken, ...]:
     """The drafts that hold, and the token after them; `logits` (1 + n_drafts, vocab_size) of the last positions."""
     first = step.position + step.n_tokens - step.n_drafts
-    token_ids = sampler.verify(logits, first, step.drafts)
     return tuple(
-        SampledToken(token_id=token_id, position=position, is_stop=sampler.is_stop(token_id))
-        for position, token_id in enumerate(token_ids, first)
+        SampledToken(
+            token_id=choice.token_id,
+            position=position,
+            is_stop=sampler.is_stop(choice.token_id),
+            logprob=choice.logprob,
+            top_logprobs=choice.top_logprobs,
+        )
+        for position, choice in enumerate(sampler.verify(logits, first, step.drafts), first)
     )
 
 
 def _check(step: StepInput, session: CoreSession) -> None:
     """Refuse what the stage can't take; on a GPU a wrong token id would kill the whole context."""
-    at = session.cache.length
+    at = step.position if session.spec.wants_inputs and not session.stage.is_encoder else session.cache.length
     if step.position < at - session.n_drafts:
         raise StaleEpochError(f"position {step.position} was taken already; the session is at {at}")
     if step.position > at:
@@ -193,7 +206,7 @@ def _check(step: StepInput, session: CoreSession) -> None:
         raise ContextExceededError(f"position {end} of a session that reserved {session.spec.n_positions}")
     if stage.is_first and not 0 <= int(payload.min()) <= int(payload.max()) < stage.vocab_size:
         raise ProtocolError(f"a token id outside of the vocabulary of {stage.vocab_size}")
-    if step.wants_sample and (not stage.is_last or session.sampler is None):
+    if step.wants_sample and (not stage.is_last or stage.is_encoder or session.sampler is None):
         raise ProtocolError(f"session {step.session_id} was asked for a token where it has no sampler")
 
 

@@ -32,11 +32,12 @@ class NoEmbedding(nn.Module):
 
 
 class PassThrough(nn.Module):
-    """Stands in for a norm or projection that another stage owns."""
+    """Stands in for a norm, a projection, or a module of all embeddings, that another stage owns."""
 
-    def forward(self, x: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
-        """What came in."""
-        return x
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The hidden states that came in: not ids or positions, which embeddings are given beside them."""
+        given = (one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor))
+        return next(one for one in given if one.is_floating_point())
 
 
 class _FirstBlockReached(Exception):  # noqa: N818 - not an error: it ends the dry run
@@ -54,11 +55,12 @@ def cut_modules(model: PreTrainedModel, kept: BlockRange) -> None:
     parent, leaf, blocks = find_blocks(model)
     is_first, is_last = kept.start == 0, kept.end == len(blocks)
     before = _modules_before_blocks(model, blocks)
-    kept_embedding = model.get_input_embeddings() if is_first or (is_last and model.all_tied_weights_keys) else None
+    embedding = model.get_input_embeddings()
+    kept_embedding = embedding if is_first or (is_last and model.all_tied_weights_keys) else None
     for owner, name, module in _modules_outside(model, blocks):
         if module is kept_embedding or (is_first if module in before else is_last):
             continue
-        setattr(owner, name, NoEmbedding() if hasattr(module, "num_embeddings") else PassThrough())
+        setattr(owner, name, _stand_in(module, embedding))
     setattr(parent, leaf, blocks[kept.start : kept.end])
     _renumber(getattr(parent, leaf), kept.start)
     forget_lost_ties(model)
@@ -107,6 +109,11 @@ def find_blocks(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
     raise UntrustedFileError(f"{type(model).__name__} has no list of {n_blocks} blocks; it can't be split")
 
 
+def is_bare(model: PreTrainedModel) -> bool:
+    """Whether it is a base model, without a head: an encoder."""
+    return model.base_model is model
+
+
 def takes_position_ids(model: nn.Module) -> bool:
     """Whether the model's forward has to be told the positions (BLOOM works them out from its cache)."""
     return "position_ids" in inspect.signature(model.forward).parameters
@@ -151,9 +158,11 @@ def _modules_before_blocks(model: PreTrainedModel, blocks: nn.ModuleList) -> set
     inputs: dict[str, Any] = {"inputs_embeds": torch.zeros((1, 1, width), device=device, dtype=dtype)}
     if takes_position_ids(model.base_model):
         inputs["position_ids"] = torch.zeros((1, 1), dtype=torch.long, device=device)
+    if not is_bare(model):
+        inputs |= {"past_key_values": KVCache(len(blocks), 1), "use_cache": True}
     try:
         with torch.inference_mode():
-            model.base_model(**inputs, past_key_values=KVCache(len(blocks), 1), use_cache=True)
+            model.base_model(**inputs)
     except _FirstBlockReached:
         return called
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as exc:
@@ -162,6 +171,17 @@ def _modules_before_blocks(model: PreTrainedModel, blocks: nn.ModuleList) -> set
         for hook in hooks:
             hook.remove()
     raise UntrustedFileError(f"{type(model).__name__} doesn't call the blocks that it has; it can't be split")
+
+
+def _stand_in(module: nn.Module, embedding: nn.Module) -> nn.Module:
+    """What takes a module's place in a stage that doesn't own it; the model still finds its `embedding` in it."""
+    if hasattr(module, "num_embeddings"):
+        return NoEmbedding()
+    stand_in = PassThrough()
+    for name, part in module.named_children():
+        if part is embedding:
+            stand_in.add_module(name, NoEmbedding())
+    return stand_in
 
 
 def _renumber(blocks: nn.ModuleList, start: int) -> None:

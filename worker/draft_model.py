@@ -17,8 +17,9 @@ from protocol.ids import BlockRange, SessionId
 from protocol.messages import Quantization
 from worker.drafts_worth import ModelTimes
 from worker.kv_cache import KVCache
+from worker.loaded_stage import load_stage
 from worker.loading import load_config
-from worker.stage import Stage, StageInput, load_stage
+from worker.stage import Stage, StageInput
 
 MAX_POSITIONS = 4096
 """Of all sessions together: memory for their caches is set aside when the worker starts."""

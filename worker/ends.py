@@ -21,16 +21,18 @@ from protocol.errors import (
 )
 from protocol.ids import BlockRange
 from protocol.messages import Precision, SamplingParams
+from worker.grammar import Grammar, TokenizerSource, Vocabulary
 from worker.kv_cache import KVCache
-from worker.sampling import Sampler
-from worker.stage import Stage, StageInput, load_stage
+from worker.loaded_stage import load_stage
+from worker.sampling import Choice, Sampler, check_token_ids
+from worker.stage import Stage, StageInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
     """A token, and its hidden states after the first blocks: None if nothing comes after it."""
 
-    token_id: int
+    choice: Choice
     is_stop: bool
     states: torch.Tensor | None
 
@@ -49,9 +51,12 @@ class _Text:
 class Ends:
     """The ends of one model, and the texts that are being made with it."""
 
-    def __init__(self, first: Stage, last: Stage) -> None:
+    def __init__(self, first: Stage, last: Stage, config_folder: Path) -> None:
+        """`config_folder`: where the model's tokenizer is."""
         self._first = first
         self._last = last
+        self._tokenizer = TokenizerSource(folder=config_folder, vocab_size=first.vocab_size)
+        self._vocabulary: Vocabulary | None = None
         self._texts: dict[int, _Text] = {}
 
     @property
@@ -63,16 +68,17 @@ class Ends:
         """Begin a text, in place of one of the same id.
 
         Raises:
-            InvalidRequestError: no prompt, or a token id that the model doesn't have.
+            InvalidRequestError: no prompt, a token id that the model doesn't have, or an unusable constraint.
         """
-        if not prompt or max(prompt) >= self._first.vocab_size or min(prompt) < 0:
+        if not prompt or min(prompt) < 0:
             raise InvalidRequestError(f"a prompt of ids that aren't all of the model's {self._first.vocab_size}")
+        check_token_ids(sampling, prompt, self._first.vocab_size)
         self._texts[text_id] = _Text(
             prompt=torch.tensor(prompt, dtype=torch.long),
             n_positions=n_positions,
             first=self._first.new_cache(n_positions),
             last=self._last.new_cache(n_positions),
-            sampler=Sampler(sampling, prompt),
+            sampler=Sampler(sampling, prompt, self._grammar(sampling, prompt)),
         )
 
     def forget(self, text_id: int) -> None:
@@ -113,13 +119,20 @@ class Ends:
         if not wants_token:
             return None
         try:
-            token_id = text.sampler.sample(result[-1], end)
+            choice = text.sampler.sample(result[-1], end)
         except InternalError as exc:
             raise ProtocolError(f"hidden states that lead nowhere: {exc.message}") from exc
-        is_stop = text.sampler.is_stop(token_id)
+        is_stop = text.sampler.is_stop(choice.token_id)
         goes_on = not is_stop and end + 1 < text.n_positions
-        following = self._embedded(text, torch.tensor([token_id])) if goes_on else None
-        return Sampled(token_id=token_id, is_stop=is_stop, states=following)
+        following = self._embedded(text, torch.tensor([choice.token_id])) if goes_on else None
+        return Sampled(choice=choice, is_stop=is_stop, states=following)
+
+    def _grammar(self, sampling: SamplingParams, prompt: Sequence[int]) -> Grammar | None:
+        if sampling.constraint is None:
+            return None
+        self._vocabulary = self._vocabulary or Vocabulary(self._tokenizer)
+        answer = prompt[len(prompt) - sampling.n_answered :]
+        return Grammar(self._vocabulary, sampling.constraint, sampling.stop_token_ids, answer)
 
     def _embedded(self, text: _Text, token_ids: torch.Tensor) -> torch.Tensor:
         step = StageInput(payload=token_ids, position=text.first.length, cache=text.first)
@@ -160,4 +173,4 @@ def load_ends(
         load_stage(config_folder, files, blocks, dtype=dtype, device=device)
         for files, blocks in zip((first_files, last_files), ranges, strict=True)
     )
-    return Ends(first, last)
+    return Ends(first, last, config_folder)

@@ -97,7 +97,14 @@ class EndsServer:
         sampled = self._ready().run_last(request.text_id, step.position, states, wants_token=step.is_last)
         if sampled is None:
             return LastDone(number=request.number), b""
-        done = LastDone(number=request.number, token_id=sampled.token_id, is_stop=sampled.is_stop)
+        choice = sampled.choice
+        done = LastDone(
+            number=request.number,
+            token_id=choice.token_id,
+            is_stop=sampled.is_stop,
+            logprob=choice.logprob,
+            top_logprobs=choice.top_logprobs,
+        )
         if sampled.states is None:
             return done, b""
         precision, data = bytes_from_tensor(sampled.states)

@@ -27,6 +27,7 @@ from worker.cache_plan import Reservation
 from worker.drafter import Drafter
 from worker.engine_core import EngineCore
 from worker.engine_link import EngineLink
+from worker.grammar import Grammar
 from worker.history import History
 from worker.kept import KeptSessions
 from worker.memory_gate import MemoryGate
@@ -160,14 +161,13 @@ class Engine:
             raise
 
     async def attach_sampler(
-        self, session_id: SessionId, sampling: SamplingParams, prompt_token_ids: Sequence[int]
+        self, session_id: SessionId, sampling: SamplingParams, prompt: Sequence[int], grammar: Grammar | None = None
     ) -> None:
         """Give a last stage's session what it needs to sample, before its first step that wants a token.
 
-        Raises:
-            NotFoundError: no such session.
+        Raises as `EngineCore.attach_sampler`.
         """
-        await self._link.post(lambda core: core.attach_sampler(session_id, sampling, prompt_token_ids))
+        await self._link.post(lambda core: core.attach_sampler(session_id, sampling, prompt, grammar))
 
     async def run(self, step: StepInput) -> StepOutput:
         """Run one step; steps of one session run in the order of these calls.
@@ -262,7 +262,7 @@ class Engine:
         return Reservation(
             session_id=spec.session_id,
             n_positions=spec.n_positions,
-            bytes_per_position=self._spans[spec.span].kv_bytes_per_position(spec.blocks),
+            bytes_per_position=self._spans[spec.span].kv_bytes_per_position(spec.blocks, hands_on=spec.hands_on),
             held_as=self._spans[spec.span].kv_precision,
             tenant=spec.tenant,
         )

@@ -17,7 +17,6 @@ from protocol.errors import (
     BrigadeError,
     ConflictError,
     InternalError,
-    InvalidRequestError,
     NotFoundError,
     OverloadedError,
     ProtocolError,
@@ -29,10 +28,12 @@ from worker.batch_run import CoreSession, Measures, checked, is_device_broken, r
 from worker.batching_trial import settle_batching
 from worker.compiled import compile_stage, replay_stage
 from worker.draft_model import DraftModel, DraftModelInfo, DraftModelRequest, load_draft_model
+from worker.grammar import Grammar, TokenizerSource, why_unconstrained
 from worker.heap import give_back_free_memory
+from worker.loaded_stage import load_stage
 from worker.quantised_cache import QuantisedCache
-from worker.sampling import Sampler
-from worker.stage import Stage, load_stage
+from worker.sampling import Sampler, check_token_ids
+from worker.stage import Stage
 from worker.steps import Compiling, Drafting, LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
 
 log = structlog.get_logger(__name__)
@@ -101,14 +102,18 @@ class EngineCore:
             kv_bytes_by_block=kv_bytes_by_block,
             hidden_bytes=stage.hidden_size * stage.dtype.itemsize,
             load_s=time.perf_counter() - started,
+            tokenizer=TokenizerSource(folder=request.config_folder, vocab_size=stage.vocab_size),
+            unconstrained_because=why_unconstrained() if stage.is_last else "",
             unbatched_because=stage.batching.because,
             unpacked_because=stage.unpacked_because,
             drafting=self._drafting(stage),
             is_compiled=request.compiling is not None and not uncompiled_because,
             uncompiled_because=uncompiled_because,
+            is_encoder=stage.is_encoder,
         )
         self.spans[request.key] = (stage, loaded)
-        if request.key.quantization is not None and not loaded.is_compiled and self.device.type == "cpu":
+        may_gain = request.key.quantization is not None and not stage.is_encoder
+        if may_gain and not loaded.is_compiled and self.device.type == "cpu":
             self.unrecorded.add(request.key)
         give_back_free_memory()
         return loaded
@@ -210,20 +215,17 @@ class EngineCore:
         return n_positions
 
     def attach_sampler(
-        self, session_id: SessionId, sampling: SamplingParams, prompt_token_ids: Sequence[int]
+        self, session_id: SessionId, sampling: SamplingParams, prompt: Sequence[int], grammar: Grammar | None = None
     ) -> None:
-        """Say how a session samples, and the tokens before the first that it does.
+        """Say how a session samples, and the tokens before the first that it does; `grammar`: of its constraint.
 
         Raises:
             NotFoundError: no such session.
             InvalidRequestError: a token id that the model doesn't have.
         """
         session = self._session(session_id)
-        if max(prompt_token_ids, default=0) >= session.stage.vocab_size:
-            raise InvalidRequestError(
-                f"a token id of the prompt is outside of the vocabulary of {session.stage.vocab_size}"
-            )
-        session.sampler = Sampler(sampling, prompt_token_ids)
+        check_token_ids(sampling, prompt, session.stage.vocab_size)
+        session.sampler = Sampler(sampling, prompt, grammar)
 
     def truncate(self, session_id: SessionId, position: int) -> None:
         """Roll back: `position` is the next that the session takes.
@@ -253,7 +255,7 @@ class EngineCore:
         yield from run_steps(ready, self.measures)
 
     def _drafting(self, stage: Stage) -> Drafting | None:
-        if self.draft_model is None or not stage.is_first:
+        if self.draft_model is None or not stage.is_first or stage.is_encoder:
             return None
         info = self.draft_model.info
         return Drafting(model=info.name, unfit_because=info.unfit_for(stage.vocab_size))
@@ -275,6 +277,8 @@ def _memory_errors(purpose: str) -> Iterator[None]:
 
 
 def _compiled(stage: Stage, compiling: Compiling) -> str:
+    if stage.is_encoder:
+        return "an encoder takes no tokens one by one"
     if compiling.n_sessions:
         return (
             f"{compiling.n_sessions} sessions were running here when it was loaded, and compiling would have "

@@ -25,6 +25,7 @@ from protocol.tls import worker_name
 from protocol.worker_rest import JoinGrant
 from worker.identity import Identity
 from worker.join_exchange import join
+from worker.reminders import Reminders
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,6 @@ ENROL_TIMEOUT_S = 15.0
 PREVIOUS_KEY_S = 60.0
 """Tickets made just before a rotation are good for so long. For ever, and a key that got out would be too."""
 _LONGEST_DELAY_S = 5.0
-_TELL_AGAIN_S = 60.0
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ async def waited_for(ask: Callable[[], Awaitable[T]], *, at_most_s: float | None
         BrigadeError: what waiting doesn't help against; or the last reason, when the time is over.
     """
     now_s, rng = asyncio.get_running_loop().time, random.SystemRandom()
-    began_s, told_s, told = now_s(), 0.0, ""
+    began_s, reminders = now_s(), Reminders(tell)
     n_failures = 0
     while True:
         try:
@@ -139,9 +139,7 @@ async def waited_for(ask: Callable[[], Awaitable[T]], *, at_most_s: float | None
             error = exc
         n_failures += 1
         log.info("coordinator_awaited", n_failures=n_failures, **error_fields(error))
-        if error.message != told or now_s() - told_s >= _TELL_AGAIN_S:
-            told_s, told = now_s(), error.message
-            tell(f"the coordinator is away, trying again: {told}")
+        reminders.say(f"the coordinator is away, trying again: {error.message}")
         await asyncio.sleep((error.retry_after_s or 0.0) + jittered_delay_s(n_failures, rng, _LONGEST_DELAY_S))
 
 

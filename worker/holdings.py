@@ -137,6 +137,8 @@ class Holdings:
             notes.append("compiled for single streams")
         if loaded.uncompiled_because:
             notes.append(f"isn't compiled: {loaded.uncompiled_because}")
+        if loaded.unconstrained_because:
+            notes.append(f"holds no answer to a constraint: {loaded.unconstrained_because}")
         if loaded.drafting is not None:
             model, because = loaded.drafting.model, loaded.drafting.unfit_because
             notes.append(f"doesn't draft: {because}" if because else f"drafts with {model} where that pays")
@@ -145,6 +147,9 @@ class Holdings:
     def caches_of(self, key: SpanKey, kv_budget_bytes: int) -> str:
         """What keys and values of a span that is held are kept in, and for how many positions there is room."""
         loaded = self._held[key].loaded
+        if loaded.is_encoder:
+            room = kv_budget_bytes // loaded.kv_bytes_per_position(key.blocks, hands_on=True)
+            return f"an encoder, room for texts of {room:,} positions together"
         room = kv_budget_bytes // loaded.kv_bytes_per_position(key.blocks)
         return f"caches in {loaded.kv_precision}, room for {room:,} positions"
 

@@ -21,14 +21,15 @@ from worker.ending import Ending, EndingError, ended_by_close, ended_by_error
 from worker.engine import Engine
 from worker.fairness import Tenant
 from worker.flow import Arrivals
+from worker.grammars import Grammars
 from worker.history import History
 from worker.hop_times import HopTimes, is_one_round
 from worker.inbox import Inbox
 from worker.onward import Onward
 from worker.peers import Peers
-from worker.private_tail import PrivateTail, tail_of
 from worker.resuming import Resumption
 from worker.speculation import DraftPrior, Rounds
+from worker.states_tail import StatesTail, tail_of
 from worker.step_inputs import ArrivedStep, payload_of, pieces_of
 from worker.steps import SampledToken, SessionSpec, SpanKey, StepInput
 from worker.tail import Tail
@@ -48,6 +49,7 @@ class Shared:
     worker_id: WorkerId
     chunk_tokens: int
     draft_prior: DraftPrior = field(default_factory=DraftPrior)
+    grammars: Grammars = field(default_factory=Grammars)
     hop_times: HopTimes = field(default_factory=HopTimes)
 
 
@@ -96,6 +98,7 @@ class Hop:
         self._session_id = ticket.session_id
         self._shared = shared
         self._user = user
+        self._is_encoder = any(one.key == opening.span and one.is_encoder for one in engine.loaded())
         self._onward: Onward | None = None
         self._resumption: Resumption | None = None
         """What was taken over from another session; None once something was run."""
@@ -104,7 +107,7 @@ class Hop:
 
     @property
     def next(self) -> Connection | None:
-        """The connection to the next hop, once it is there; a private session's tail has only its client."""
+        """The connection to the next hop, once it is there; a tail that gives states has only its client."""
         return self._onward.connection if self._onward is not None and self.tail is None else None
 
     def touch(self) -> None:
@@ -112,7 +115,7 @@ class Hop:
         self.last_active_s = asyncio.get_running_loop().time()
 
     def add_credit(self, n_steps: int) -> None:
-        """The next hop, or the client of a private session's tail, has consumed steps.
+        """The next hop, or the client of a tail that gives states, has consumed steps.
 
         Raises:
             ProtocolError: more than were sent.
@@ -143,7 +146,7 @@ class Hop:
             left_s, tickets = max(0.001, self._opening.time_left_s()), self._opening.later_tickets
             await connection.send(OpenSession(session_id=self._session_id, tickets=tickets, deadline_s=left_s))
             return
-        if not self.is_head and not self._ticket.is_private:
+        if not self.is_head and not self._ticket.gives_states:
             self.ring = await self._connected(self._ticket.head, self._ticket.head_url)
         self._opening.opener.post(SessionOpened(session_id=self._session_id, n_cached=self.n_cached))
 
@@ -177,7 +180,8 @@ class Hop:
             continues=self._ticket.continues,
             prefix=self._ticket.prefix,
             n_hops=self._ticket.n_hops,
-            hands_on=self._ticket.next is not None,
+            hands_on=self._ticket.next is not None or self._ticket.gives_states,
+            wants_inputs=self._ticket.returned == "inputs",
             tenant=Tenant(self._ticket.tenant, self._ticket.priority),
         )
         deadline_s = min(MEMORY_WAIT_S, max(0.0, self._opening.time_left_s()))
@@ -202,8 +206,8 @@ class Hop:
                     await self._opening.predecessor_over.wait()
 
     async def _run_fed(self, fed: FeedToken) -> bool:
-        n_others = self._shared.engine.n_sessions - 1
         now_s = asyncio.get_running_loop().time()
+        n_others = self._shared.engine.n_sessions - 1
         turn = self.rounds.next(fed, self.history.token_ids, n_others=n_others, now_s=now_s)
         self.history.put_ids(fed.position + 1 - len(turn.settled), turn.settled)
         so_far = self.history.token_ids[: fed.position + 1] if turn.n_wanted else ()
@@ -221,31 +225,29 @@ class Hop:
         return is_finished
 
     async def _run_arrived(self, arrived: ArrivedStep) -> bool:
-        step = arrived.step
-        is_finished = False
+        step, is_finished = arrived.step, False
         payload = await self._payload(arrived)
-        token_ids = payload.tolist() if self.is_head else None
-        n_passed_over = 0
+        token_ids, n_passed_over = payload.tolist() if self.is_head else None, 0
         if self._resumption is not None:
             n_passed_over = await self._resumption.passed_over(step, token_ids)
             if n_passed_over < step.n_tokens:
                 self._resumption = None
         if token_ids is not None:
             self.history.put_ids(step.position, token_ids)
-        # what a client sends is cut here; other hidden states come in the first hop's chunks
-        chunk_tokens = self._shared.chunk_tokens if self._ticket.previous is None else step.n_tokens
-        for piece in pieces_of(step, payload, chunk_tokens, n_passed_over):
+        # what a client sends is cut here, unless an encoder is to run it; others send the first hop's chunks
+        is_whole = self._ticket.previous is not None or self._is_encoder
+        n_at_most = step.n_tokens if is_whole else self._shared.chunk_tokens
+        for piece in pieces_of(step, payload, n_at_most, n_passed_over):
             is_last = step.is_last and piece.position + piece.n_tokens == step.position + step.n_tokens
             is_finished = await self._run(piece, is_last=is_last, sender=self._ticket.previous)
-        n_steps = self.arrivals.step_consumed()
-        if n_steps:
+        if n_steps := self.arrivals.step_consumed():
             self._opening.opener.post(Credit(session_id=self._session_id, n_steps=n_steps))
         return is_finished
 
     async def _run(self, piece: StepInput, *, is_last: bool, sender: WorkerId | None) -> bool:
         """Run one chunk or token of `sender`'s and hand on what comes out; whether the generation is finished."""
         if is_last and isinstance(self.tail, Tail):
-            await self.tail.prepare(self._shared.engine)
+            await self.tail.prepare(self._shared.engine, self._shared.grammars, self._opening.span)
             piece = replace(piece, wants_sample=True)
         self.history.n_settled = piece.position + piece.n_tokens - piece.n_drafts
         try:
@@ -253,7 +255,7 @@ class Hop:
         except ProtocolError as exc:
             raise self._blaming(sender, exc) from exc
         self.touch()
-        if isinstance(self.tail, PrivateTail):
+        if isinstance(self.tail, StatesTail):
             self._onward = await self.tail.onward(self.history, piece.position + piece.n_tokens, is_last=is_last)
         if self._onward is not None:
             assert output.hidden is not None

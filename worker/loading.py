@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def load_cut_model(
     quantization: Quantization | None = None,
     quantised: QuantisedCache | None = None,
 ) -> PreTrainedModel:
-    """The causal model cut to `blocks`, its weights in `dtype` on `device`, in evaluation mode.
+    """The causal model, or encoder, cut to `blocks`, its weights in `dtype` on `device`, in evaluation mode.
 
     With `quantization` its linear layers hold codes instead, and `dtype` is the one that they compute in; codes
     that had to be made are kept in `quantised` if it is given, under the names of `files`. These are safetensors
@@ -84,7 +85,7 @@ def load_cut_model(
         UntrustedFileError: a file isn't safetensors, a tensor is missing, too many or of another shape.
         StorageError: a file can't be read.
     """
-    model_class = _causal_class(config)
+    model_class = _model_class(config)
     with _ONE_LOAD, _quiet(), _open_tensors(files) as tensors:
         state = _renumbered(tensors, blocks, _ignored_names(model_class))
         making = _Making(blocks=blocks, tensors=state, quantization=quantization)
@@ -117,12 +118,15 @@ def load_cut_model(
     return loaded
 
 
-def _causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    mapping: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    if type(config) not in mapping:
-        raise UntrustedFileError(f"transformers {transformers.__version__} has no causal {config.model_type} model")
-    found: type[PreTrainedModel] = mapping[type(config)]
-    return found
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The base model's class if the config names that, as packing has an encoder's do; else the causal one."""
+    bare: Any = transformers.MODEL_MAPPING
+    named = config.architectures[0] if config.architectures else None
+    for mapping in (bare, transformers.MODEL_FOR_CAUSAL_LM_MAPPING):
+        found: Any = mapping.get(type(config), None)
+        if isinstance(found, type) and (mapping is not bare or found.__name__ == named):
+            return found
+    raise UntrustedFileError(f"transformers {transformers.__version__} has no causal {config.model_type} model")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,8 +149,11 @@ def _cut_class(model_class: type[PreTrainedModel], making: _Making) -> type[PreT
     """
     blocks = making.blocks
 
+    # a pooler is for heads that aren't packed either
+    extra = {"add_pooling_layer": False} if "add_pooling_layer" in signature(model_class).parameters else {}
+
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        model_class.__init__(self, config, *args, **kwargs)
+        model_class.__init__(self, config, *args, **kwargs, **extra)
         making.outside.update(name for name in self.state_dict() if _BLOCK_NUMBER.match(name) is None)
         if blocks.end > config.num_hidden_layers:
             raise UntrustedFileError(f"blocks {blocks} of a model whose config has {config.num_hidden_layers}")

@@ -27,9 +27,17 @@ class Onward:
     """
 
     def __init__(
-        self, session_id: SessionId, connection: Connection, history: History, *, is_resumed: bool = False
+        self,
+        session_id: SessionId,
+        connection: Connection,
+        history: History,
+        *,
+        is_resumed: bool = False,
+        most_bytes: int | None = None,
     ) -> None:
+        """`most_bytes`: of one step, if the one behind the connection takes less than others do."""
         self.connection = connection
+        self._most_bytes = most_bytes
         self._session_id = session_id
         self._history = history
         self._credit = STEP_CREDIT
@@ -95,6 +103,17 @@ class Onward:
 
     async def _send(
         self, position: int, states: torch.Tensor, *, is_last: bool, drafts: tuple[int, ...] = ()
+    ) -> None:
+        """In one step, or in as many as it takes: nobody guesses tokens for who takes less than that."""
+        n_rows = len(states)
+        n_at_once = n_rows if self._most_bytes is None else max(1, self._most_bytes * n_rows // states.nbytes)
+        for piece in chunks(position, n_rows, n_at_once):
+            part = states[piece.start - position : piece.stop - position]
+            is_end = piece.stop == position + n_rows
+            await self._send_step(piece.start, part, is_last=is_last and is_end, drafts=drafts)
+
+    async def _send_step(
+        self, position: int, states: torch.Tensor, *, is_last: bool, drafts: tuple[int, ...]
     ) -> None:
         while self._credit == 0:
             self._credit_came.clear()

@@ -144,9 +144,11 @@ class _OverMatrix(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The values, unpacked: slow, for the rare model code that looks at them."""
-        assert self.matrix is not None
-        return self.matrix.dense()
+        """The values, unpacked: slow, for the rare model code that looks at them.
+
+        There are none while a model is built: what a model's own code initialises then goes nowhere.
+        """
+        return torch.empty(0) if self.matrix is None else self.matrix.dense()
 
 
 class QuantisedLinear(_OverMatrix):

@@ -42,6 +42,7 @@ from worker.ending import (
 )
 from worker.flow import check_token_id
 from worker.hop import Hop, Opening, Shared
+from worker.states_tail import StatesTail
 from worker.step_inputs import ArrivedStep
 from worker.tail import Attachment
 
@@ -136,7 +137,7 @@ class Session:
                 self.fail(ProtocolError("a token came to a worker; tokens go to clients"), blame=neighbour)
 
     def take_client_credit(self, message: Credit) -> None:
-        """The client of a private session has taken steps in."""
+        """The client that gets hidden states has taken steps in."""
         try:
             self._hop.add_credit(message.n_steps)
         except ProtocolError as exc:
@@ -209,8 +210,8 @@ class Session:
         tail = self._hop.tail
         if tail is None:
             return None
-        # only the client of a private session knows where its answer ends, and says so
-        is_ended = self.ticket.is_private and ending.reason == "finished" and tail.n_sent > 0
+        # only a client that gets hidden states knows whether it has all that it wants, and says so
+        is_ended = isinstance(tail, StatesTail) and ending.reason == "finished" and tail.is_complete
         return GenerationReport(
             session_id=self.session_id,
             n_prompt_tokens=tail.n_prompt_tokens,
@@ -219,8 +220,9 @@ class Session:
         )
 
     async def _free(self, ending: Ending) -> None:
-        # nobody could tell which text a private one shares, and what is freed can't be looked at
-        if keeps_cache(ending) and not self.ticket.is_private and self._hop.park():
+        # nobody could tell which text a private one shares, and what is freed can't be looked at; where states are
+        # wanted, all have to be computed
+        if keeps_cache(ending) and not self.ticket.gives_states and self._hop.park():
             return
         try:
             async with asyncio.timeout(CLEAN_UP_S):

@@ -223,9 +223,9 @@ class Sessions:
     def _attach(self, connection: Connection, message: AttachTail, payload: bytes | memoryview) -> None:
         ticket = self._doorkeeper().ticket_to_attach(message)
         token_ids: tuple[int, ...] = ()
-        if payload or not ticket.is_private:
+        if payload or not ticket.gives_states:
             token_ids = prompt_token_ids(payload, ticket.max_positions)
-        if not ticket.is_private:
+        if not ticket.gives_states:
             n_tokens_allowed(message.sampling, len(token_ids), ticket.max_positions)
         attachment = Attachment(connection=connection, sampling=message.sampling, prompt_token_ids=token_ids)
         session = self._of(message.session_id)
@@ -246,16 +246,18 @@ class Sessions:
             blame = blamed(message, connection.peer)
             session.close(message.reason, "opener", blame=blame, finish_reason=message.finish_reason)
         elif session.tail_client is connection:
-            is_believed = message.reason == "failed" or (session.ticket.is_private and message.reason == "finished")
+            is_believed = message.reason == "failed" or (
+                session.ticket.gives_states and message.reason == "finished"
+            )
             reason = message.reason if is_believed else "cancelled"
             session.close(reason, "client", finish_reason=message.finish_reason)
         elif is_ring_of(session.ticket, connection.peer):
             session.close(message.reason, "ring", blame=blamed(message, connection.peer))
 
     def _take_client_credit(self, connection: Connection, message: Credit) -> None:
-        """Only the client of a private session gives any; what comes after the session's end is no news."""
+        """Only a client that gets hidden states gives any; what comes after the session's end is no news."""
         session = self._of(message.session_id)
-        if session is not None and session.ticket.is_private and session.tail_client is connection:
+        if session is not None and session.ticket.gives_states and session.tail_client is connection:
             session.take_client_credit(message)
         elif message.session_id in connection.users:
             raise ProtocolError("a Credit goes back to who opened the connection")

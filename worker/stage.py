@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,26 +19,20 @@ from transformers.cache_utils import Cache
 
 from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange
-from protocol.messages import KvPrecision, Quantization
+from protocol.messages import KvPrecision
 from worker.attention import BatchCache, attending_apart, implementation_of, shorten
-from worker.column_linear import use_columns
 from worker.cut import (
     configs_of,
     cut_config,
     cut_modules,
     find_blocks,
-    free_embedding,
     rotates_by_longest,
     takes_position_ids,
 )
-from worker.huge_pages import collapse_to_huge_pages, move_to_huge_pages
 from worker.kv_cache import KVCache
-from worker.loading import load_config, load_cut_model
-from worker.packed_linear import PackedLinear, pack_linear_layers
-from worker.quantised_cache import QuantisedCache
+from worker.packed_linear import PackedLinear
 from worker.quantised_matrix import UnpackedMatrix
-from worker.row_norm import use_row_norms
-from worker.taps import Taps
+from worker.taps import Taps, into_first_block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +47,8 @@ class StageInput:
     """From `Stage.new_cache`; grows by n_tokens."""
     n_logits: int = 0
     """Of how many positions, the last ones, logits are wanted, rather than hidden states of all."""
+    wants_inputs: bool = False
+    """Whether what goes into the first block is wanted, rather than what comes out of the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +66,9 @@ UNTRIED = Batching(because="nobody has tried yet whether sessions can run togeth
 
 class Stage:
     """Blocks `blocks` of a model of `n_blocks`, with the embeddings if first, and norm and head if last."""
+
+    is_encoder = False
+    """Whether it takes a text whole (`worker.encoder_stage`)."""
 
     def __init__(
         self,
@@ -97,7 +95,8 @@ class Stage:
         self.configs = configs_of(model)
         self._takes_position_ids = takes_position_ids(self._base)
         self.rotates_by_longest = rotates_by_longest(model)
-        self._taps = Taps(find_blocks(model)[2], is_first=self.is_first, is_last=self.is_last)
+        self._blocks = find_blocks(model)[2]
+        self._taps = Taps(self._blocks, is_first=self.is_first, is_last=self.is_last)
         self._decode: Callable[[StageInput], torch.Tensor] | None = None
         self._views: dict[BlockRange, Stage] = {}
         self._taps.attach()
@@ -116,7 +115,7 @@ class Stage:
         For each input: hidden states (n_tokens, hidden_size), after the final norm if the stage is last; or, of
         those that want logits, which only a last stage has, logits (n_logits, vocab_size).
         """
-        if len(inputs) == 1 or self.batching.because:
+        if len(inputs) == 1 or self.batching.because or any(one.wants_inputs for one in inputs):
             return [self._run_one(one) for one in inputs]
         return self._run_together(inputs)
 
@@ -174,6 +173,10 @@ class Stage:
         """Run new positions of one session by the model's own code."""
         return self.forward(one.payload, self._positions((one,)), one.cache, one.n_logits)
 
+    def _run_apart(self, one: StageInput) -> torch.Tensor:
+        """As `run_alone`, without the session's cache."""
+        return self.run_alone(replace(one, cache=self.new_cache(len(one.payload))))
+
     def forward(self, payload: torch.Tensor, positions: torch.Tensor, cache: Cache, n_logits: int) -> torch.Tensor:
         """Likewise, with the positions as a tensor (n_tokens,): for whoever writes down what the model does."""
         arguments = self._arguments(payload, positions, cache)
@@ -183,6 +186,8 @@ class Stage:
         return self._states(self._base(**arguments)[0])
 
     def _run_one(self, one: StageInput) -> torch.Tensor:
+        if one.wants_inputs:
+            return into_first_block(self._blocks, lambda: self._run_apart(one))[0]
         if self._decode is not None and len(one.payload) == 1 and one.n_logits == int(self.is_last):
             return self._decode(one)
         return self.run_alone(one)
@@ -227,11 +232,15 @@ class Stage:
 
     def _states(self, result: torch.Tensor) -> torch.Tensor:
         """(n_tokens, hidden_size): what the base model gave, or the last block if another stage owns the rest."""
-        if not self.is_last:
-            assert self._taps.outgoing is not None
-            result, self._taps.outgoing = self._taps.outgoing, None
-        states: torch.Tensor = result[0]
-        return states
+        return self._rows(result)[0]
+
+    def _rows(self, result: torch.Tensor) -> torch.Tensor:
+        """The same with the batch's dimension in front."""
+        if self.is_last:
+            return result
+        assert self._taps.outgoing is not None
+        result, self._taps.outgoing = self._taps.outgoing, None
+        return result
 
     def _arguments(self, payload: torch.Tensor, positions: torch.Tensor, cache: Cache) -> dict[str, Any]:
         arguments: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
@@ -260,38 +269,6 @@ class Stage:
             self._taps.attach()
         cut_modules(model, kept)
         cut_config(model, kept)
-        return Stage(
+        return type(self)(
             model, blocks, n_blocks=self.n_blocks, dtype=self.dtype, device=self.device, batching=self.batching
         )
-
-
-def load_stage(
-    config_folder: Path,
-    files: Sequence[Path],
-    blocks: BlockRange,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    quantization: Quantization | None = None,
-    quantised: QuantisedCache | None = None,
-) -> Stage:
-    """Load `blocks` from their files (see `worker.loading`).
-
-    Raises:
-        UntrustedFileError: config or weights aren't what they should be.
-        StorageError: a file can't be read.
-    """
-    config = load_config(config_folder)
-    n_blocks = config.num_hidden_layers
-    model = load_cut_model(
-        config, files, blocks, dtype=dtype, device=device, quantization=quantization, quantised=quantised
-    )
-    if blocks.start > 0:
-        free_embedding(model)
-    pack_linear_layers(model)
-    use_columns(model)
-    use_row_norms(model)
-    move_to_huge_pages(model)
-    stage = Stage(model, blocks, n_blocks=n_blocks, dtype=dtype, device=device)
-    collapse_to_huge_pages(linear.memory for linear in stage.packed_linears())
-    return stage

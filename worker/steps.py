@@ -10,6 +10,7 @@ import torch
 from protocol.ids import BlockRange, Revision, SessionId
 from protocol.messages import KvPrecision, Precision, Quantization, SamplingParams, SharedPrefix, WeightFormat
 from worker.fairness import UNLABELLED, Tenant
+from worker.grammar import TokenizerSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +85,23 @@ class LoadedSpan:
     """Whether steps of one token run by compiled code."""
     uncompiled_because: str = ""
     """Why they don't although that was asked for."""
+    is_encoder: bool = False
+    """Whether its texts are taken whole, and nothing is kept of them."""
+    tokenizer: TokenizerSource | None = None
+    """Where the model's tokenizer is, for sessions that are held to a constraint."""
+    unconstrained_because: str = ""
+    """Why answers that end here can't be held to one; empty if they can."""
 
-    def kv_bytes_per_position(self, blocks: BlockRange) -> int:
+    def kv_bytes_per_position(self, blocks: BlockRange, *, hands_on: bool = False) -> int:
         """Bytes that one position in `blocks`, a part of the span, takes: its cache, and what is sent onwards.
+
+        `hands_on`: whether the last block's states are, too.
 
         The latter is kept, for the next hop may have to be replaced by one that hasn't got it.
         """
         start = self.key.blocks.start
         kv_bytes = sum(self.kv_bytes_by_block[blocks.start - start : blocks.end - start])
-        return kv_bytes if blocks.end == self.n_blocks else kv_bytes + self.hidden_bytes
+        return kv_bytes + self.hidden_bytes if hands_on or blocks.end < self.n_blocks else kv_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +121,10 @@ class SessionSpec:
     n_hops: int = 1
     """Hops of the session's route: so many groups of sessions keep all of them busy."""
     hands_on: bool = False
-    """Whether hidden states are wanted of the last block too: the route goes on behind it, as audits' do."""
+    """Whether hidden states are wanted of the last block too: the route goes on behind it, as audits' do, or they
+    are what the client wants."""
+    wants_inputs: bool = False
+    """Whether what goes into the first block is wanted, and no block is to run."""
     tenant: Tenant = UNLABELLED
     """Whose sessions it shares the worker with."""
 
@@ -146,6 +158,10 @@ class SampledToken:
     position: int
     is_stop: bool
     """Whether it is one of the session's stop tokens."""
+    logprob: float | None = None
+    """The natural logarithm of its probability, if the session asked for it."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ from protocol.ids import SessionId
 from protocol.messages import SamplingParams, Token
 from worker.connections import Connection
 from worker.engine import Engine
+from worker.grammars import Grammars
 from worker.opening import n_tokens_allowed
-from worker.steps import SampledToken
+from worker.steps import SampledToken, SpanKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +66,21 @@ class Tail:
         self._attachment = attachment
         self._attached.set()
 
-    async def prepare(self, engine: Engine) -> None:
-        """Return when the engine can sample here; waits for the client. The caller holds the deadline."""
+    async def prepare(self, engine: Engine, grammars: Grammars, span: SpanKey) -> None:
+        """Return when the engine can sample here; waits for the client. The caller holds the deadline.
+
+        Raises:
+            InvalidRequestError: the constraint can't be used, or a token isn't the model's.
+            OverloadedError: too many constraints are being compiled.
+        """
         if self._has_sampler:
             return
         await self._attached.wait()
         assert self._attachment is not None
-        await engine.attach_sampler(self._session_id, self._attachment.sampling, self._attachment.prompt_token_ids)
+        sampling, prompt = self._attachment.sampling, self._attachment.prompt_token_ids
+        tokenizer = next((loaded.tokenizer for loaded in engine.loaded() if loaded.key == span), None)
+        grammar = await grammars.of(sampling, prompt, tokenizer)
+        await engine.attach_sampler(self._session_id, sampling, prompt, grammar)
         self._has_sampler = True
 
     def take(self, tokens: Sequence[SampledToken], drafts: Sequence[int]) -> Sequence[SampledToken]:
@@ -112,6 +121,8 @@ class Tail:
                 finish_reason=self.finish_reason if token is tokens[-1] else None,
                 n_drafted=self._n_drafted if token is tokens[0] else 0,
                 n_accepted=self._n_accepted if token is tokens[0] else 0,
+                logprob=token.logprob,
+                top_logprobs=token.top_logprobs,
             )
             self.n_sent += 1
             self.client.post(message)

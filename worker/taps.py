@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+
+
+class _ReachedError(Exception):
+    """Ends a forward at the first block. Carries what goes into it."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__("the first block is reached")
+        self.states = states
+
+
+def into_first_block(blocks: nn.ModuleList, run: Callable[[], object]) -> torch.Tensor:
+    """What goes into the first of the blocks, (batch, n_tokens, hidden), when `run` calls them; none runs."""
+
+    def reached(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        raise _ReachedError(args[0] if args else kwargs["hidden_states"])
+
+    hook = blocks[0].register_forward_pre_hook(reached, with_kwargs=True)
+    try:
+        run()
+    except _ReachedError as exc:
+        return exc.states
+    finally:
+        hook.remove()
+    raise AssertionError("who calls a model calls its blocks")
 
 
 class Taps:

@@ -6,7 +6,6 @@ A coordinator that is away stops nothing here: sessions run on, and what there i
 from __future__ import annotations
 
 import asyncio
-import hmac
 import random
 import ssl
 from collections import deque
@@ -33,13 +32,15 @@ from protocol.control_messages import (
     WorkerToCoordinator,
 )
 from protocol.error_forms import error_fields, error_from_body
-from protocol.errors import BrigadeError, UnauthenticatedError, UnreachableError
+from protocol.errors import BrigadeError, UnauthenticatedError, UnreachableError, WrongSecretError
 from protocol.ids import SessionId
 from protocol.tls import client_context
 from worker.control_socket import is_final, opened_socket, received_order, spoken_by
 from worker.enrolment import Credentials, CredentialsHolder
 from worker.error_groups import most_telling
 from worker.holdings import Holdings
+from worker.reminders import Reminders
+from worker.renewal import REFUSED_S, Renewal, retry_delay_s
 from worker.uplink_hooks import UplinkHooks
 
 log = structlog.get_logger(__name__)
@@ -49,8 +50,6 @@ MAX_WAITING_REPORTS = 4096
 _SEND_S = 10.0
 _REPORT_PAUSE_S = 0.25
 """Between two reports of spans: progress changes with every piece of a download."""
-_RENEWAL_RETRY_S = 5.0
-_RENEWAL_NAP_S = 30.0
 _LONGEST_DELAY_S = 5.0
 """A coordinator that was away for long is noticed back soon; 1,000 workers are then 400 attempts a second."""
 _STEADY_S = 5.0
@@ -68,7 +67,6 @@ class Uplink:
         hooks: UplinkHooks,
         clock: Callable[[], float],
     ) -> None:
-        self._clock = clock
         self._credentials = credentials
         self._holdings = holdings
         self._hooks = hooks
@@ -80,7 +78,16 @@ class Uplink:
         self._context: tuple[str, ssl.SSLContext] | None = None
         self._rng = random.SystemRandom()
         self._n_failures = 0
-        self._renewing = asyncio.Lock()
+        self._begun: frozenset[SessionId] = frozenset()
+        """Sessions of this head that the coordinator was told of last, on whatever socket."""
+        self._reminders = Reminders(hooks.tell)
+        self.renewal = Renewal(
+            credentials,
+            enrol=hooks.renew,
+            on_new_key=self._close_socket,
+            reminders=self._reminders,
+            clock=clock,
+        )
         self._refused: Credentials | None = None
         """Credentials that the coordinator no longer takes."""
         self.connected = asyncio.Event()
@@ -133,7 +140,7 @@ class Uplink:
             ProtocolVersionError: the coordinator was replaced by one of another version.
         """
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._renew_in_time(), name="uplink-renewal")
+            tasks.create_task(self.renewal.renew_in_time(), name="uplink-renewal")
             tasks.create_task(self._reconnect(), name="uplink-socket")
 
     async def _reconnect(self) -> None:
@@ -155,40 +162,29 @@ class Uplink:
             self._n_failures += 1
             # added, not the larger of both: else all who were told the same time would come together
             jitter_s = jittered_delay_s(self._n_failures, self._rng, _LONGEST_DELAY_S)
-            delay_s = (error.retry_after_s or 0.0) + jitter_s
+            delay_s = retry_delay_s(error, 0.0) + jitter_s
             log.warning("uplink_lost", retry_in_s=round(delay_s, 2), **error_fields(error))
-            if self._n_failures == 1:
-                self._hooks.tell(f"lost the coordinator ({error.message}); sessions go on, trying to come back")
+            self._tell_lost(error)
             await asyncio.sleep(delay_s)
 
     async def _renew_if_refused(self) -> None:
         if self._refused is not None:
-            await self._renew(self._refused)
+            await self.renewal.renew(self._refused)
             self._refused = None
 
-    async def _renew(self, stale: Credentials) -> None:
-        """Enrol again, unless that was done meanwhile: both loops may come to want it at the same time."""
-        async with self._renewing:
-            if self._credentials.current is stale:
-                self._credentials.replace(await self._hooks.renew())
-                log.info("credentials_renewed")
-        is_same_key = hmac.compare_digest(self._credentials.current.ticket_key, stale.ticket_key)
-        if self._socket is not None and not is_same_key:
-            await self._socket.close()  # the next one has tickets made with the key that the new token came with
+    async def _close_socket(self) -> None:
+        """The next one has tickets made with the key that the new token came with."""
+        if self._socket is not None:
+            await self._socket.close()
 
-    async def _renew_in_time(self) -> None:
-        """Enrol again at half-life, and on failure every few seconds from then on."""
-        retry_at_s = 0.0
-        while True:
-            wait_s = max(self._credentials.current.renew_at_s, retry_at_s) - self._clock()
-            if wait_s > 0:  # in short naps: the clock may be set meanwhile
-                await asyncio.sleep(min(wait_s, _RENEWAL_NAP_S))
-                continue
-            try:
-                await self._renew(self._credentials.current)
-            except BrigadeError as exc:
-                retry_at_s = self._clock() + max(_RENEWAL_RETRY_S, exc.retry_after_s or 0.0)
-                log.warning("renewal_failed", retry_in_s=_RENEWAL_RETRY_S, **error_fields(exc))
+    def _tell_lost(self, error: BrigadeError) -> None:
+        if isinstance(error, WrongSecretError):
+            self._reminders.say(
+                f"not let in any more: {error.message}; sessions go on. Put the new secret into the file of "
+                f"--secret-file, else start this worker again with it; trying again every {REFUSED_S:g} s"
+            )
+        elif not isinstance(error, UnauthenticatedError):  # that is mended by enrolling again, at once
+            self._reminders.say(f"lost the coordinator ({error.message}); sessions go on, trying to come back")
 
     async def _serve_one_socket(self) -> NoReturn:
         """Open the socket, announce, and talk until it ends."""
@@ -222,6 +218,7 @@ class Uplink:
         self.disconnected.clear()
         if self._n_failures:
             self._hooks.tell("back with the coordinator")
+            self._reminders.forget()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._settle(), name="uplink-steady")
             tasks.create_task(self._beat(socket), name="uplink-heartbeats")
@@ -253,16 +250,17 @@ class Uplink:
             await asyncio.sleep(_REPORT_PAUSE_S)
 
     async def _report_begun(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        """What runs when the socket is opened, then what has begun since, once each."""
+        """What runs when the socket is opened, then what has begun since, once each; and what of it is over."""
         told: frozenset[SessionId] = frozenset()
         was_away = True
         while True:
             running = self._hooks.sessions_begun()
-            new = tuple(running - told)
-            for start in range(0, len(new), MAX_SESSIONS_NAMED):
-                some = new[start : start + MAX_SESSIONS_NAMED]
-                await self._send(socket, SessionsBegun(session_ids=some, was_away=was_away))
-            told, was_away = running, False
+            new, over = tuple(running - told), tuple(self._begun - running)
+            for start in range(0, max(len(new), len(over)), MAX_SESSIONS_NAMED):
+                some = slice(start, start + MAX_SESSIONS_NAMED)
+                await self._send(socket, SessionsBegun(session_ids=new[some], was_away=was_away, over=over[some]))
+            self._begun = told = running
+            was_away = False
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _report_generations(self, socket: aiohttp.ClientWebSocketResponse) -> None:

@@ -10,11 +10,11 @@ shared.safetensors           what can't be told by its name: needed at both ends
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coordinator.packing.tensors import TensorInfo
-from protocol.errors import UntrustedFileError
+from protocol.errors import InvalidRequestError, UntrustedFileError
 
 _LAYER = re.compile(r"(?P<list>(?:^|.*?\.)(?:layers|layer|blocks|block|h))\.(?P<index>\d{1,6})\.")
 _HEAD = re.compile(r"embed_out|lm_head|project_out|(?:^|[._])(?:output|head|output_layer)(?:[._]|$)")
@@ -54,12 +54,18 @@ def block_file(index: int) -> str:
 
 
 def plan_layout(
-    tensors: Mapping[str, TensorInfo], *, n_blocks: int, vocab_size: int, ties_embeddings: bool
+    tensors: Mapping[str, TensorInfo],
+    *,
+    n_blocks: int,
+    vocab_size: int,
+    ties_embeddings: bool,
+    has_head: bool = True,
 ) -> Layout:
-    """Sort the tensors of a model of `n_blocks` into files.
+    """Sort the tensors of a model of `n_blocks` into files. An encoder has no head to tie its embedding to.
 
     Raises:
         UntrustedFileError: no layers, a layer missing, several lists of layers or no input embedding.
+        InvalidRequestError: something beside the layers that each of them needs.
     """
     by_list, others = _by_layer_list(tensors)
     main = _main_list(by_list, n_blocks)
@@ -77,7 +83,10 @@ def plan_layout(
             f"no tensor of {vocab_size} rows (the vocabulary) looks like the input embedding among "
             f"{', '.join(sorted(others)[:8]) or 'none'} outside the layers"
         )
-    if not ties_embeddings and any(_HEAD.search(name) and len(tensors[name].shape) == 2 for name in after):
+    has_own_head = any(_HEAD.search(name) and len(tensors[name].shape) == 2 for name in after)
+    if not has_head:
+        _check_encoder(main, others, embedding)
+    if not has_head or (not ties_embeddings and has_own_head):
         embedding = []
     return Layout(
         blocks=tuple(tuple(sorted(names)) for names in blocks),
@@ -87,6 +96,20 @@ def plan_layout(
         shared=tuple(sorted(name for name, end in ends.items() if end == "both")),
         left_out=tuple(sorted(left_out)),
     )
+
+
+def _check_encoder(main: str, others: Sequence[str], embedding: Sequence[str]) -> None:
+    """Refuse an encoder with a table beside its layers that each of them looks into (relative positions).
+
+    It lies with the list of layers, where the token embedding doesn't.
+    """
+    parent = main.rpartition(".")[0] + "."
+    beside = [name for name in others if name.startswith(parent) and not _NORM.search(name.lower())]
+    if parent != "." and beside and not all(name.startswith(parent) for name in embedding):
+        raise InvalidRequestError(
+            f"every layer of the model needs {', '.join(sorted(beside)[:3])}, which isn't a part of any: such a "
+            "model can't be cut into blocks; use another encoder (BERT, RoBERTa, DistilBERT, ModernBERT, XLM-R)"
+        )
 
 
 def _by_layer_list(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, dict[int, list[str]]], list[str]]:

@@ -12,15 +12,13 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from coordinator.packing.encoders import encoder_class_name, is_encoder, is_encoder_type
 from coordinator.packing.safetensors_source import checked_path, read_small_file
 from protocol.errors import InvalidRequestError, UntrustedFileError
 from protocol.ids import MAX_BLOCKS
-from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
+from protocol.manifest import MAX_AUXILIARY_FILE_BYTES, ModelKind
 
 CONFIG_FILE = "config.json"
 DEFAULT_CONTEXT_LENGTH = 2048
@@ -45,6 +43,7 @@ class ModelNumbers:
     """The part of a manifest that the config decides. `notes` say what was assumed."""
 
     architecture: str
+    kind: ModelKind
     model_type: str
     n_blocks: int
     hidden_size: int
@@ -71,7 +70,9 @@ def read_config(folder: Path, *, link_root: Path) -> tuple[PreTrainedConfig, dic
         raise UntrustedFileError(f"{CONFIG_FILE} is not a JSON object")
     _check_quantization(raw)
     model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(model_type, str):
+        raise _unsupported(raw)
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder_type(model_type):
         raise _unsupported(raw)
     try:
         config = AutoConfig.for_model(**raw)
@@ -81,22 +82,24 @@ def read_config(folder: Path, *, link_root: Path) -> tuple[PreTrainedConfig, dic
 
 
 def model_numbers(config: PreTrainedConfig) -> ModelNumbers:
-    """Check that `config` is of a causal text model, and take the manifest's numbers from it.
+    """Check that `config` is of a causal text model or of an encoder, and take the manifest's numbers from it.
 
     Raises:
-        InvalidRequestError: not a causal language model, or a number is missing or out of range.
+        InvalidRequestError: it is of neither, or a number is missing or out of range.
     """
     notes: list[str] = []
+    takes_all_at_once = is_encoder(config)
     try:
         return ModelNumbers(
-            architecture=_architecture(config),
+            architecture=encoder_class_name(config) if takes_all_at_once else _architecture(config),
+            kind="encoder" if takes_all_at_once else "decoder",
             model_type=config.model_type,
             n_blocks=_number(config, "num_hidden_layers", most=MAX_BLOCKS),
             hidden_size=_number(config, "hidden_size"),
             vocab_size=_number(config, "vocab_size"),
             context_length=_context_length(config, notes),
-            kv_elements_per_token=kv_elements_per_token(config),
-            ties_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+            kv_elements_per_token=0 if takes_all_at_once else kv_elements_per_token(config),
+            ties_embeddings=not takes_all_at_once and bool(getattr(config, "tie_word_embeddings", False)),
             notes=tuple(notes),
         )
     except (TypeError, ValueError, ArithmeticError, AttributeError) as exc:
@@ -159,7 +162,7 @@ def _context_length(config: PreTrainedConfig, notes: list[str]) -> int:
 def _architecture(config: PreTrainedConfig) -> str:
     """The causal class of the config's model type, unless the checkpoint says that it is something else."""
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")
-    if not name.endswith(("ForCausalLM", "LMHeadModel")) or _is_encoder(config):
+    if not name.endswith(("ForCausalLM", "LMHeadModel")) or config.is_encoder_decoder:
         raise _unsupported(config.to_dict())
     # A checkpoint of the bare base model (GPT2Model) is the causal model without a head of its own.
     base = name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "Model"
@@ -173,12 +176,6 @@ def _class_name(raw: dict[str, Any]) -> str | None:
     """The model class that the config names, if any."""
     names = raw.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else None
-
-
-def _is_encoder(config: PreTrainedConfig) -> bool:
-    """BERT and its kin have a causal class too, meant for use as a decoder; their checkpoints aren't causal."""
-    fills_masks = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return bool(config.is_encoder_decoder) or (fills_masks and getattr(config, "is_decoder", None) is False)
 
 
 def _check_quantization(raw: dict[str, Any]) -> None:
@@ -199,6 +196,7 @@ def _unsupported(raw: dict[str, Any]) -> InvalidRequestError:
             "use a version of it that transformers has a class for"
         )
     return InvalidRequestError(
-        f"a model of type {model_type} (class {named}) is not a causal text model that transformers has a class "
-        "for; Brigade runs decoder-only language models (...ForCausalLM)"
+        f"a model of type {model_type} (class {named}) is neither a causal text model nor an encoder that "
+        "transformers has a class for; Brigade runs decoder-only language models (...ForCausalLM) and encoder-only "
+        "ones (BERT and its kin)"
     )

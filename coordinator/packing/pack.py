@@ -14,25 +14,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from coordinator.file_store import FileStore, StoredFile
 from coordinator.hash_only_store import HashOnlyStore
-from coordinator.packing.gguf_source import GgufSource
 from coordinator.packing.layout import Layout, block_file, plan_layout
-from coordinator.packing.model_config import CONFIG_FILE, ModelNumbers, model_numbers, read_config
+from coordinator.packing.model_config import CONFIG_FILE
+from coordinator.packing.opened_source import OpenedSource, open_source
 from coordinator.packing.safetensors_format import build_header
-from coordinator.packing.safetensors_source import SafetensorsSource
-from coordinator.packing.sources import FolderSource, GgufFileSource, HubSource, fetch_from_hub, parse_source
-from coordinator.packing.tensors import TORCH_NAMES, TensorSource
+from coordinator.packing.sources import HubSource, fetch_from_hub, parse_source
+from coordinator.packing.tensors import TORCH_NAMES
 from coordinator.packing.tokenizer_files import (
     CHAT_TEMPLATE_FILE,
     TOKENIZER_FILE,
     canonical_json,
-    folder_files,
-    generation_config,
-    gguf_files,
 )
 from protocol.errors import InvalidRequestError, StorageError, UntrustedFileError
 from protocol.ids import FileHash, Revision
@@ -60,16 +54,6 @@ class PackedModel:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
-    """A source that has been checked: its tensors, what its config says, its small files."""
-
-    tensors: TensorSource
-    numbers: ModelNumbers
-    auxiliary: dict[str, bytes]
-    notes: tuple[str, ...]
-
-
 def pack_model(
     source: str, store: FileStore | HashOnlyStore, progress: Progress, *, allow_no_tokenizer: bool = False
 ) -> PackedModel:
@@ -92,7 +76,7 @@ def pack_model(
             parsed = fetch_from_hub(parsed)
         progress("read", 0, 0)
         with _read_errors(source):
-            opened = _open_source(parsed, stack)
+            opened = open_source(parsed, stack)
         if TOKENIZER_FILE not in opened.auxiliary and not allow_no_tokenizer:
             raise InvalidRequestError(
                 f"{source} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the tokenizer "
@@ -111,48 +95,14 @@ def _read_errors(source: str) -> Iterator[None]:
         raise StorageError(f"{source} can't be read: {exc.strerror or exc}") from exc
 
 
-def _open_source(source: FolderSource | GgufFileSource, stack: ExitStack) -> _Opened:
-    if isinstance(source, GgufFileSource):
-        return _open_gguf(source.path)
-    config, raw = read_config(source.folder, link_root=source.link_root)
-    numbers = model_numbers(config)
-    tensors = stack.enter_context(SafetensorsSource(source.folder, link_root=source.link_root))
-    auxiliary = folder_files(source.folder, link_root=source.link_root)
-    raw = {key: value for key, value in raw.items() if key != "auto_map"}
-    auxiliary[CONFIG_FILE] = canonical_json(raw | {"architectures": [numbers.architecture]})
-    return _Opened(tensors=tensors, numbers=numbers, auxiliary=auxiliary, notes=numbers.notes)
-
-
-def _open_gguf(path: Path) -> _Opened:
-    tensors = GgufSource(path)
-    numbers = model_numbers(tensors.config)
-    auxiliary = gguf_files(path) if "tokenizer.ggml.tokens" in tensors.header.array_lengths else {}
-    auxiliary[CONFIG_FILE] = _gguf_config(tensors, numbers)
-    auxiliary.setdefault("generation_config.json", generation_config(json.loads(auxiliary[CONFIG_FILE])))
-    notes = list(numbers.notes)
-    if tensors.left_out:
-        notes.append(f"tensors that the model doesn't use were left out: {', '.join(tensors.left_out[:5])}")
-    notes += tensors.unpacked_notes()
-    return _Opened(tensors=tensors, numbers=numbers, auxiliary=auxiliary, notes=tuple(notes))
-
-
-def _gguf_config(source: GgufSource, numbers: ModelNumbers) -> bytes:
-    """config.json of a GGUF source, without what names this machine or transformers' version."""
-    settings: dict[str, Any] = json.loads(source.config.to_json_string())
-    kept = {
-        key: value for key, value in settings.items() if not key.startswith("_") and key != "transformers_version"
-    }
-    return canonical_json(kept | {"architectures": [numbers.architecture], "dtype": "float32"})
-
-
 class _Packing:
     """One run: writes the files, counts the bytes, and undoes it all if something fails."""
 
-    def __init__(self, opened: _Opened, store: FileStore | HashOnlyStore, progress: Progress) -> None:
+    def __init__(self, opened: OpenedSource, store: FileStore | HashOnlyStore, progress: Progress) -> None:
         self._opened = opened
         self._store = store
         self._progress = progress
-        self._tensors = opened.tensors.tensors
+        self._tensors = opened.used
         self._n_done = 0
         self._n_total = 0
         self._new: list[FileHash] = []
@@ -201,6 +151,7 @@ class _Packing:
             n_blocks=numbers.n_blocks,
             vocab_size=numbers.vocab_size,
             ties_embeddings=ties_embeddings,
+            has_head=numbers.kind == "decoder",
         )
 
     def _digest(self, name: str) -> bytes:
@@ -275,6 +226,7 @@ class _Packing:
                 before=present("embedding", "before", "shared"),
                 after=present("embedding", "after", "shared"),
                 auxiliary=auxiliary,
+                kind=numbers.kind,
             )
         except ValueError as exc:
             raise UntrustedFileError(f"the model can't be described: {exc}") from exc

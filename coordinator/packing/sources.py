@@ -32,11 +32,13 @@ from protocol.errors import (
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?")
 _HUB_FILES = (
     "*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja", "vocab.json", "merges.txt",
     "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "added_tokens.json",
+    "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
 )  # fmt: skip
-"""Weights, config and tokenizer; never pickles or code."""
-_NOT_HUB_FILES = ("*/*", "consolidated*.safetensors", "adapter_model*.safetensors")
+"""Weights, config and tokenizer, and how vectors are made; never pickles or code."""
+_NOT_HUB_FILES = ("*/*.safetensors", "consolidated*.safetensors", "adapter_model*.safetensors")
 """Other formats of the same weights, and whatever is in folders."""
 
 

@@ -3,6 +3,7 @@
     tokenizer.json           always, unless a model without a tokenizer is allowed
     tokenizer_config.json    special tokens and options; without the chat template
     chat_template.jinja      the chat template on its own, if there is one
+    chat_template_tool_use.jinja   the one for chats with tools, if there is one for those alone
     config.json, generation_config.json, special_tokens_map.json
 
 Nothing here runs code or templates from the source; keys that would make a loader run some (`auto_map`) are
@@ -28,6 +29,9 @@ from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+TOOL_TEMPLATE_FILE = "chat_template_tool_use.jinja"
+_TOOL_TEMPLATE_FOLDER, _TOOL_TEMPLATE_NAME = "additional_chat_templates", "tool_use.jinja"
+"""As transformers saves it."""
 _VOCABULARIES = (
     "vocab.json",
     "merges.txt",
@@ -60,6 +64,8 @@ def folder_files(folder: Path, *, link_root: Path) -> dict[str, bytes]:
     for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE, *_KEPT_AS_THEY_ARE):
         if (folder / name).exists():
             files[name] = _read(folder, name, link_root)
+    if (folder / _TOOL_TEMPLATE_FOLDER / _TOOL_TEMPLATE_NAME).exists():
+        files[TOOL_TEMPLATE_FILE] = _read(folder / _TOOL_TEMPLATE_FOLDER, _TOOL_TEMPLATE_NAME, link_root)
     if TOKENIZER_FILE not in files and any((folder / name).exists() for name in _VOCABULARIES):
         for name in _VOCABULARIES:
             if (folder / name).exists():
@@ -128,7 +134,7 @@ def _converted(location: str, **options: str) -> dict[str, bytes]:
 def _separated(files: dict[str, bytes]) -> dict[str, bytes]:
     """Check the files, take the chat template out of tokenizer_config.json, and drop what names code or paths."""
     files = dict(files)
-    for name in files.keys() - {TOKENIZER_FILE, CHAT_TEMPLATE_FILE}:
+    for name in files.keys() - {TOKENIZER_FILE, CHAT_TEMPLATE_FILE, TOOL_TEMPLATE_FILE}:
         _json_object(name, files[name])
     if TOKENIZER_FILE in files:
         _json_object(TOKENIZER_FILE, files[TOKENIZER_FILE])
@@ -137,13 +143,16 @@ def _separated(files: dict[str, bytes]) -> dict[str, bytes]:
         template = _default_template(settings.get("chat_template"))
         if template is not None:
             files.setdefault(CHAT_TEMPLATE_FILE, _utf8(template))
+        tool_template = _named_templates(settings.get("chat_template")).get("tool_use")
+        if isinstance(tool_template, str):
+            files.setdefault(TOOL_TEMPLATE_FILE, _utf8(tool_template))
         kept = {key: value for key, value in settings.items() if key not in _HERE_ONLY}
         files[TOKENIZER_CONFIG_FILE] = canonical_json(kept)
-    if CHAT_TEMPLATE_FILE in files:
+    for name in files.keys() & {CHAT_TEMPLATE_FILE, TOOL_TEMPLATE_FILE}:
         try:
-            files[CHAT_TEMPLATE_FILE].decode()
+            files[name].decode()
         except UnicodeDecodeError as exc:
-            raise UntrustedFileError(f"{CHAT_TEMPLATE_FILE} is not UTF-8: {exc}") from exc
+            raise UntrustedFileError(f"{name} is not UTF-8: {exc}") from exc
     return files
 
 
@@ -151,11 +160,15 @@ def _default_template(value: object) -> str | None:
     """The template to chat with: the only one, or of a list of named ones the one called `default`."""
     if isinstance(value, str):
         return value or None
-    if isinstance(value, list):
-        named = {str(each.get("name")): each.get("template") for each in value if isinstance(each, dict)}
-        chosen = named.get("default", next(iter(named.values()), None))
-        return chosen if isinstance(chosen, str) else None
-    return None
+    named = _named_templates(value)
+    chosen = named.get("default", next(iter(named.values()), None))
+    return chosen if isinstance(chosen, str) else None
+
+
+def _named_templates(value: object) -> dict[str, object]:
+    if not isinstance(value, list):
+        return {}
+    return {str(each.get("name")): each.get("template") for each in value if isinstance(each, dict)}
 
 
 def _json_object(name: str, data: bytes) -> dict[str, Any]:

@@ -42,6 +42,13 @@ class Probe:
     blocks: BlockRange
     hidden_size: int
     vocab_size: int
+    is_whole: bool = False
+    """Whether all positions go in one step: an encoder's, which has no caches."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Positions of the steps, in order."""
+        return (N_POSITIONS,) if self.is_whole else STEPS
 
     @property
     def takes_tokens(self) -> bool:

@@ -159,8 +159,8 @@ def unaudited(state: ClusterState) -> str:
         return ""
     more = f" and {len(lone) - MAX_NAMED} more" if len(lone) > MAX_NAMED else ""
     return (
-        f"No audits of {', '.join(lone[:MAX_NAMED])}{more}: nobody else holds any of these blocks in a form that "
-        "can be compared; `worker join` on another machine or `coord model replicas` makes them possible"
+        f"No audits of {', '.join(lone[:MAX_NAMED])}{more}: nobody to compare with; another worker or "
+        "`coord model replicas` mends it"
     )
 
 

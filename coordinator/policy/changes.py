@@ -11,6 +11,7 @@ from coordinator.policy.effects import (
     Effect,
     SaveAssignment,
     SaveModel,
+    SaveMoveAsked,
     SaveWorker,
     SendToWorker,
     WorkerStatus,
@@ -59,7 +60,15 @@ class Change:
         """The same with nobody being moved to something better any more. Who loads something goes on with that."""
         if self.state.moving is None:
             return self
-        return replace(self, state=replace(self.state, moving=None)).audited("moving_ended", "cluster", why)
+        change = replace(self, state=replace(self.state, moving=None)).audited("moving_ended", "cluster", why)
+        return change.with_move_asked(is_asked=False)
+
+    def with_move_asked(self, *, is_asked: bool) -> Self:
+        """The same with it kept whether an operator's wish to have blocks placed anew is still to be done."""
+        if self.state.is_move_asked == is_asked:
+            return self
+        change = replace(self, state=replace(self.state, is_move_asked=is_asked))
+        return change.then(SaveMoveAsked(is_asked=is_asked))
 
     def with_model(self, model: ModelRecord) -> Self:
         """The same with this model, last if it is new."""

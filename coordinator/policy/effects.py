@@ -218,6 +218,13 @@ class SaveSetting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SaveMoveAsked:
+    """Keep whether what an operator asked to be placed anew still is to be, so that a restart doesn't end it."""
+
+    is_asked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteSetting:
     """Delete it: what was given at the start counts again, else the default."""
 
@@ -241,5 +248,6 @@ Persistent = (
     | DeletePin
     | SaveSetting
     | DeleteSetting
+    | SaveMoveAsked
 )
 Effect = SendToWorker | Persistent

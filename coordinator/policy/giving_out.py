@@ -36,13 +36,24 @@ def improvement_found(change: Change, event: ImprovementFound) -> Change:
     state, found = change.state, event.improvement
     is_possible = state.moving is None and is_at_rest(state) and still_holds(event.basis, state, found.moves)
     if not (found.is_worth_it and is_possible):
-        return replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s)))
+        change = replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s)))
+        return change.with_move_asked(is_asked=False) if not found.is_worth_it and state.moving is None else change
     moving = Moving(target=found.moves, reason=found.reason, step_s=change.now_s)
     state = replace(state, moving=moving, n_moves=0 if event.is_asked else state.n_moves + 1)
     # should the move be ended, nothing begins another one at once
     change = replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s)))
     who = "an operator asked" if event.is_asked else "by itself"
-    return moved_on(change.audited("replanned", "cluster", f"{len(found.moves)} workers, {who}: {found.reason}"))
+    if state.is_move_asked:
+        who = "goes on after a restart, as an operator asked"
+    held = {worker_id: change.state.workers[worker_id].assignment.spans for worker_id in found.moves}
+    change = change.with_move_asked(is_asked=event.is_asked).audited(
+        "replanned",
+        "cluster",
+        f"{len(found.moves)} workers, {who}: {found.reason}",
+        before=_view(held),
+        after=_view(found.moves),
+    )
+    return moved_on(change)
 
 
 def moved_on(change: Change) -> Change:
@@ -66,6 +77,14 @@ def moved_on(change: Change) -> Change:
         )
     change = replace(change, state=replace(state, moving=replace(moving, step_s=change.now_s)))
     return all_placed(change, {w: Placed(spans=spans, reason=_words(spans, moving)) for w, spans in step.items()})
+
+
+def _view(held: Mapping[WorkerId, Spans]) -> dict[str, list[str]]:
+    """Who holds which blocks, for the audit log."""
+    return {
+        worker_id: [f"blocks {span.blocks} of {span.model}" for span in spans]
+        for worker_id, spans in sorted(held.items())
+    }
 
 
 def _words(spans: Spans, moving: Moving) -> str:

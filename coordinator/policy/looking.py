@@ -33,10 +33,8 @@ def sought(state: ClusterState, now_s: float) -> Sought | None:
     if state.moving is not None:
         is_late = now_s - state.moving.step_s > state.settings.longest_step_s
         return "next step" if is_late or is_at_rest(state) else None
-    is_due = state.improve_s is not None and now_s >= state.improve_s
-    if is_due and state.settings.replan == "auto" and is_at_rest(state):
-        return "improvement"
-    return None
+    is_due = state.improve_s is not None and now_s >= state.improve_s and state.settings.replan == "auto"
+    return "improvement" if (is_due or state.is_move_asked) and is_at_rest(state) else None
 
 
 def found(state: ClusterState, what: Sought) -> Found:
@@ -45,7 +43,9 @@ def found(state: ClusterState, what: Sought) -> Found:
         case "placement":
             return PlacementFound(basis=state, placed=placement(state))
         case "improvement":
-            return ImprovementFound(basis=state, improvement=improvement(state))
+            is_asked = state.is_move_asked
+            better = improvement(state, is_asked=is_asked)
+            return ImprovementFound(basis=state, improvement=better, is_asked=is_asked)
         case "next step":
             return MoveStepEnded()
 

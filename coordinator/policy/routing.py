@@ -116,15 +116,29 @@ def cheapest_route(
     )
 
 
-def between_ends(model: ModelRecord, private_blocks: int | None) -> BlockRange | None:
-    """The blocks of a private session's workers; None: all, as it isn't private.
+def wanted_blocks(
+    model: ModelRecord, private_blocks: int | None, states_after: int | None = None
+) -> BlockRange | None:
+    """The blocks that workers are to run; None: all.
 
     Raises:
-        InvalidRequestError: there are none.
+        InvalidRequestError: there are none, or no such; or tokens are wanted of an encoder.
     """
+    n_blocks = model.manifest.n_blocks
+    if states_after is not None:
+        if states_after > n_blocks:
+            raise InvalidRequestError(
+                f"hidden states after {states_after} blocks of {model.name}, which has {n_blocks}: ask for 0 to "
+                f"{n_blocks}"
+            )
+        return BlockRange(0, max(1, states_after))
+    if model.manifest.kind == "encoder":
+        raise InvalidRequestError(
+            f"{model.name} is an encoder ({model.manifest.architecture}), which generates nothing: use "
+            "`client embed`"
+        )
     if private_blocks is None:
         return None
-    n_blocks = model.manifest.n_blocks
     if 2 * private_blocks >= n_blocks:
         raise InvalidRequestError(
             f"{private_blocks} private blocks at each end of {model.name}, which has {n_blocks}, leave none for "

@@ -5,6 +5,7 @@ What was given at the start (option or environment) comes first, then what was s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -26,6 +27,11 @@ DEFAULT_LIMITS = {**dict.fromkeys(RATE_LIMITS, MAX_RATE), "max_concurrent": MAX_
 _ORDERED = {"suspect_after_s", "lost_after_s"}
 """The second mustn't be less than the first."""
 Range = tuple[float, float]
+GATEWAY = re.compile(
+    r"(https://(\[[0-9a-f:]{2,39}\]|[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?)"
+    r"|http://(localhost|127\.0\.0\.1|\[::1\]))(:[0-9]{1,5})?"
+)
+"""Nothing but an origin: it goes into the page's Content-Security-Policy as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +40,10 @@ class Setting:
 
     name: str
     meaning: str
-    allowed: tuple[str, ...] | Range | type[bool]
-    """Words to choose from, the least and the most of a number, or on and off."""
+    allowed: tuple[str, ...] | Range | type[bool] | re.Pattern[str]
+    """Words to choose from, the least and the most of a number, on and off, or how a text must look (or empty)."""
+    form: str = ""
+    """How such a text must look, in words."""
     is_whole: bool = False
     """Whether a number must be a whole one."""
 
@@ -47,6 +55,8 @@ class Setting:
         """
         if self.allowed is bool:
             is_allowed = isinstance(value, bool)
+        elif isinstance(self.allowed, re.Pattern):
+            is_allowed = isinstance(value, str) and (not value or self.allowed.fullmatch(value) is not None)
         elif isinstance(value, bool):
             is_allowed = False
         elif isinstance(value, str):
@@ -77,6 +87,8 @@ class Setting:
 
     def allowed_words(self) -> str:
         """What it may be, in words."""
+        if self.form:
+            return f"{self.form}, or empty"
         if self.range is not None:
             least, most = map(shown, self.range)
             return f"a {'whole ' if self.is_whole else ''}number from {least} to {most}"
@@ -92,7 +104,7 @@ class Setting:
     @property
     def range(self) -> Range | None:
         """The least and the most; None if it is no number."""
-        if isinstance(self.allowed, type) or self.words:
+        if isinstance(self.allowed, type | re.Pattern) or self.words:
             return None
         least, most = self.allowed
         assert not isinstance(least, str)
@@ -127,6 +139,12 @@ SETTINGS = {
             name="require_signed_models",
             meaning="whether generations begin only with models that a trusted author signed (`coord author`)",
             allowed=bool,
+        ),
+        Setting(
+            name="gateway_url",
+            meaning="where the dashboard's chat page finds `client serve`; empty: there is no chat page",
+            allowed=GATEWAY,
+            form="https://host:port without a path (http:// on loopback only)",
         ),
         Setting(
             name="earned_priority",

@@ -67,6 +67,9 @@ class PolicySettings:
     require_signed_models: bool = False
     """Whether generations begin only with models that a trusted author signed."""
 
+    gateway_url: str = ""
+    """Origin of the gateway that the dashboard's chat page talks to; empty: there is none."""
+
     earned_priority: bool = False
     """Whether keys of owners whose workers gave much are served as one class higher (`policy.earned`)."""
     default_requests_per_min: float = 0.0
@@ -254,6 +257,8 @@ class ClusterState:
     looked_s: float | None = None
     """When silence was judged last; None if never since the start."""
     moving: Moving | None = None
+    is_move_asked: bool = False
+    """Whether an operator asked for it; without `moving`: before this coordinator was started, and it goes on."""
     improve_s: float | None = None
     """When to look next whether something better exists; None while there is nothing to improve."""
     trust: Mapping[WorkerId, TrustRecord] = field(default_factory=dict)

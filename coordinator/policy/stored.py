@@ -44,6 +44,8 @@ class StoredState:
     pins: Mapping[WorkerId, Pin] = field(default_factory=dict)
     settings: Mapping[str, SettingValue] = field(default_factory=dict)
     """Settings that were changed while a coordinator ran, by name."""
+    is_move_asked: bool = False
+    """Whether an operator asked for blocks to be placed anew, and that wasn't over."""
 
 
 _ASKED_BEFORE = "an operator asked for it before the coordinator was restarted"
@@ -84,4 +86,5 @@ def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> Clu
         authors={author.key: author for author in stored.authors},
         pins=dict(stored.pins),
         stored_settings=dict(stored.settings),
+        is_move_asked=stored.is_move_asked,
     )

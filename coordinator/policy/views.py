@@ -58,6 +58,8 @@ def model_info(state: ClusterState, name: ModelName, now_s: float) -> ModelInfo:
         n_replicas=model.n_replicas,
         signed=_signed(state, model),
         pinned_ends=model.pinned_ends,
+        refused=unserved,
+        kind=manifest.kind,
     )
 
 

@@ -141,6 +141,7 @@ async def test_no_generation_begins_once_the_author_is_trusted_no_longer(tmp_pat
         assert "coord author add" in refused
         shown = (await admin.ask("GET", f"/admin/v1/models/{TINY}")).read(ModelInfo)
         assert (shown.state, "coord author add" in shown.reason) == ("incomplete", True)
+        assert shown.refused
         await trust(admin)
         assert (await refusal_of_route(coordinator)) is None
         actions = [line.action for line in await coordinator.repository.audit_lines()]

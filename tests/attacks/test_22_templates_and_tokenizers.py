@@ -155,7 +155,7 @@ async def test_a_tokenizer_that_makes_no_sense_is_refused_as_a_file(model: objec
 
 async def test_text_that_is_too_long_isnt_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a prompt of any length goes into the tokenizer."""
-    monkeypatch.setattr("client.tokenizer.MAX_PROMPT_CHARACTERS", 10)
+    monkeypatch.setattr("client.token_ids.MAX_PROMPT_CHARACTERS", 10)
     with pytest.raises(TooLargeError):
         await tokenizer().encoded_text("a" * 11)
 

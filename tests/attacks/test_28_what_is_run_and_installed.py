@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("coordinator", "worker", "client", "protocol", "migrations", "demo", "benchmarks")
 STARTERS = {
     "client/chat_template.py",
-    "client/private_ends.py",
+    "client/ends_process.py",
     "demo/local_cluster.py",
     "demo/run.py",
     "worker/hardware.py",

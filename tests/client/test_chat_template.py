@@ -44,6 +44,25 @@ async def test_renders_as_transformers_does(source: str) -> None:
     assert [await ChatTemplate(source, SPECIAL).rendered(CHAT)] == expected
 
 
+@pytest.mark.parametrize("source", ["{{ tools | tojson }}{{ documents[0].text }}", "{% if tools %}yes{% endif %}"])
+async def test_tools_and_documents_are_given_as_transformers_gives_them(source: str) -> None:
+    tools: list[dict[str, Any]] = [
+        {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    ]
+    documents = [{"title": "t", "text": "<x>"}]
+    transformers_own: Any = render_jinja_template
+    expected, _ = transformers_own(
+        conversations=[[dict(m) for m in CHAT]], chat_template=source, tools=tools, documents=documents
+    )
+    template = ChatTemplate(source, SPECIAL)
+    assert template.knows_tools
+    assert [await template.rendered(CHAT, tools=tools, documents=documents)] == expected
+
+
+def test_a_template_that_reads_no_tools_is_known_by_it() -> None:
+    assert not ChatTemplate("{% set tools = 1 %}{{ messages[0].tools }}", {}).knows_tools
+
+
 async def test_what_a_template_refuses_is_the_callers_fault() -> None:
     template = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
     with pytest.raises(InvalidRequestError, match="roles must alternate"):

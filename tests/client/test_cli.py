@@ -13,7 +13,7 @@ import pytest
 from client.cli import main
 from protocol.api_key import new_api_key
 from protocol.errors import ErrorBody
-from protocol.messages import PROTOCOL_VERSION
+from protocol.messages import PROTOCOL_VERSION, Constraint
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
 from tests.support.tiny_tokenizer import ids_of
 
@@ -122,6 +122,39 @@ async def test_options_reach_the_tail(program: Program, cluster: ScriptedCluster
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (9, 0.5, 0.9, 4)
     assert (sampling.min_p, sampling.repetition_penalty, sampling.seed) == (0.1, 1.2, 3)
     assert ended.out == " Par\n"
+
+
+async def test_what_openais_clients_ask_reaches_the_tail(
+    program: Program, cluster: ScriptedCluster, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "null"}')
+    options = ["--presence-penalty", "0.5", "--frequency-penalty", "-1", "--logit-bias", "7=-100"]
+    options += ["--logit-bias", "9=1.5", "--logprobs", "3", "--json"]
+    ended = await program.run("generate", "x", *options, "--json-schema", str(schema))
+    assert ended.code == 0, ended.err
+    sampling = cluster.sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.n_logprobs) == (0.5, -1.0, 3)
+    assert sampling.logit_bias == ((7, -100.0), (9, 1.5))
+    assert sampling.constraint == Constraint(kind="json_schema", text='{"type": "null"}')
+    assert cluster.route_requests[-1].newest_sampling
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--logit-bias", "7"], "--logit-bias 7: it must be ID=VALUE"),
+        (["--logit-bias", "7=1", "--logit-bias", "7=2"], "token 7 has a bias already"),
+        (["--logprobs", "3"], "--logprobs shows in --json alone"),
+        (["--json-schema", "/no/such/file"], "--json-schema /no/such/file can't be read"),
+        (["--grammar", "/dev/zero"], "more than the 65536 bytes"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "x", *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 async def test_guessing_ahead_can_be_refused(program: Program, cluster: ScriptedCluster) -> None:
@@ -270,8 +303,8 @@ async def test_several_models_need_a_choice_and_none_says_what_to_do(
 async def test_lists_models(program: Program) -> None:
     ended = await program.run("models")
     header, line = ended.out.splitlines()
-    assert header.split() == ["NAME", "STATE", "BLOCKS", "CONTEXT", "SIZE", "CHAT"]
-    assert line.split() == ["tiny", "ready", "10", "1000", "10", "MB", "yes"]
+    assert header.split() == ["NAME", "KIND", "STATE", "BLOCKS", "CONTEXT", "SIZE", "CHAT"]
+    assert line.split() == ["tiny", "decoder", "ready", "10", "1000", "10", "MB", "yes"]
     ended = await program.run("models", "--json")
     assert json.loads(ended.out)["models"][0]["name"] == "tiny"
 

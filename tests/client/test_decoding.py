@@ -73,3 +73,13 @@ def test_a_long_run_that_is_no_text_is_not_held_for_ever(ids: list[int]) -> None
         stream.push(token_id)
         assert len(stream._window) < 200
     assert stream.flush() is not None
+
+
+def test_special_tokens_that_are_asked_for_have_their_text() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer.encode("the<|im_end|>é<|im_start|>", add_special_tokens=False).ids
+    stream = TextStream(tokenizer, {3: "<|im_end|>"})
+    assert "".join([*map(stream.push, ids), stream.flush()]) == "the<|im_end|>é"
+    broken = TextStream(tokenizer, {3: "<|im_end|>"})
+    half = tokenizer.encode("é", add_special_tokens=False).ids[:1]
+    assert "".join(map(broken.push, [*half, 3])) == "\N{REPLACEMENT CHARACTER}<|im_end|>"

@@ -301,13 +301,15 @@ def test_every_wait_leads_to_another_or_to_an_end_and_never_spins(
 
 
 @pytest.mark.parametrize(
-    ("failure", "n_tokens", "expected"),
+    ("failure", "has_slowed", "n_tokens", "expected"),
     [
-        (HopFailure(worker_id=A, code="hop_lost"), 17, f"worker {A} went away after 17 tokens"),
-        (HopFailure(code=STALLED), 1, "the route stood still after 1 token"),
-        (HopFailure(worker_id=A, code="draining"), 0, f"worker {A} is stopping after 0 tokens"),
-        (HopFailure(worker_id=A, code="overloaded"), 2, f"worker {A} failed (overloaded) after 2 tokens"),
+        (HopFailure(worker_id=A, code="hop_lost"), False, 17, f"worker {A} went away after 17 tokens"),
+        (HopFailure(code=STALLED), False, 1, "the route stood still after 1 token"),
+        (HopFailure(code=STALLED), True, 30, "the route became slow after 30 tokens"),
+        (HopFailure(worker_id=A, code="draining"), False, 0, f"worker {A} is stopping after 0 tokens"),
+        (HopFailure(worker_id=A, code="overloaded"), False, 2, f"worker {A} failed (overloaded) after 2 tokens"),
     ],
 )
-def test_says_what_happened(failure: HopFailure, n_tokens: int, expected: str) -> None:
-    assert notice_of(failure, n_tokens) == f"{expected}; going on by another route"
+def test_says_what_happened(failure: HopFailure, has_slowed: bool, n_tokens: int, expected: str) -> None:
+    failed = AttemptFailed(HopLostError("gone"), failure, has_slowed=has_slowed)
+    assert notice_of(failed, n_tokens) == f"{expected}; going on by another route"

@@ -284,6 +284,16 @@ async def test_the_sampling_is_the_same_but_for_its_length(tmp_path: Path) -> No
         )
 
 
+async def test_penalties_go_on_where_the_answer_is_and_old_workers_are_not_asked(tmp_path: Path) -> None:
+    async with scripted_cluster(tmp_path) as cluster:
+        cluster.attempts = [Script(answer=ANSWER[:4], drops_connection=True)]
+        cluster.script = replace(FINAL, answer=ANSWER[4:])
+        await generated(cluster, sampling=SamplingParams(max_tokens=50, presence_penalty=0.5))
+        attached = [seen.attached for seen in cluster.seen.values() if seen.attached is not None]
+        assert [message.sampling.n_answered for message in attached] == [0, 4]
+        assert [request.newest_sampling for request in cluster.route_requests] == [True, True]
+
+
 async def test_a_protocol_error_at_every_worker_is_what_it_ends_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

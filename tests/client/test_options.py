@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from client.options import DEFAULT_MAX_TOKENS, GenerationOptions, SamplingDefaults
 from protocol.errors import ContextExceededError, InvalidRequestError
 from protocol.ids import BlockRange
+from protocol.messages import Constraint
 
 MODELS = SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1)
 
@@ -64,3 +66,40 @@ def test_prompt_and_answer_always_fit_the_context(n_prompt: int, context: int, m
     else:
         assert 1 <= n_allowed <= context - n_prompt
         assert n_allowed == (max_tokens or min(DEFAULT_MAX_TOKENS, context - n_prompt))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"presence_penalty": 2.1}, r"presence_penalty is 2\.1; it must be between -2\.0 and 2\.0"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty is nan"),
+        ({"logprobs": 21}, "logprobs is 21; it must be between 0 and 20"),
+        ({"logit_bias": {5: 101.0}}, r"the bias of token 5 is 101\.0; it must be between -100\.0 and 100\.0"),
+        ({"logit_bias": {-1: 1.0}}, "a token id below 0"),
+        ({"logit_bias": {"5": 1.0}}, "from token ids to numbers; '5' to 1.0 isn't"),
+        ({"logit_bias": dict.fromkeys(range(1025), 1.0)}, "1025 biased tokens; at most 1024"),
+        ({"json_schema": "{"}, "json_schema is not JSON"),
+        ({"json_schema": "true"}, "json_schema is a JSON bool; it must be an object"),
+        ({"regex": "a" * 65_537}, "a regex of 65537 bytes; 1 to 65536"),
+        ({"grammar": ""}, "a lark of 0 bytes"),
+        ({"regex": "a", "json_schema": "{}"}, "2 of json_schema, regex and grammar"),
+        ({"regex": "a", "ignore_eos": True}, "told to go on after it"),
+    ],
+)
+def test_what_no_tail_does_is_refused_by_name(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidRequestError, match=why):
+        GenerationOptions(**options).check()
+
+
+def test_what_openais_clients_ask_reaches_the_tail() -> None:
+    options = GenerationOptions(
+        presence_penalty=1, frequency_penalty=-0.5, logit_bias={7: -100}, logprobs=0, json_schema='{"type": "null"}'
+    )
+    options.check()
+    sampling = options.sampling(MODELS, stop_token_ids=(2,), max_tokens=5, random_seed=77)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (1.0, -0.5)
+    assert (sampling.logit_bias, sampling.n_logprobs) == (((7, -100.0),), 0)
+    assert sampling.constraint == Constraint(kind="json_schema", text='{"type": "null"}')
+    assert sampling.needs_newest
+    plain = GenerationOptions().sampling(MODELS, stop_token_ids=(2,), max_tokens=5, random_seed=77)
+    assert not plain.needs_newest

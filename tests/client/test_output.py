@@ -64,6 +64,13 @@ def test_the_summary_says_only_what_was_measured() -> None:
 
 def test_json_lines_have_the_fields_that_are_documented() -> None:
     assert json.loads(piece_line(TokenPiece(token_id=7, text="\n"))) == {"token": 7, "text": "\n"}
+    with_logprobs = TokenPiece(token_id=7, text="a", logprob=-0.5, top_logprobs=((7, -0.5), (9, -2.0)))
+    assert json.loads(piece_line(with_logprobs)) == {
+        "token": 7,
+        "text": "a",
+        "logprob": -0.5,
+        "top_logprobs": [{"token": 7, "logprob": -0.5}, {"token": 9, "logprob": -2.0}],
+    }
     assert json.loads(done_line(RESULT)) == {
         "done": {
             "token_ids": [1, 2],
@@ -84,6 +91,7 @@ def test_json_lines_have_the_fields_that_are_documented() -> None:
             "drafted_tokens": 0,
             "accepted_tokens": 0,
             "private_blocks": 0,
+            "stop_string": "",
             "seed": 4,
         }
     }
@@ -104,7 +112,7 @@ def test_models_are_aligned_and_say_what_they_wait_for() -> None:
         coverage=(),
     )
     header, line = models_table([model])
-    assert line == "tiny  incomplete  10      2048     1,500 MB  no    blocks 3:5 are missing"
+    assert line == "tiny  decoder  incomplete  10      2048     1,500 MB  no    blocks 3:5 are missing"
     assert header.index("STATE") == line.index("incomplete")
     assert json.loads(models_line([model]))["models"][0]["size_bytes"] == 1_500_000_000
 

@@ -5,9 +5,12 @@ from hypothesis import strategies as st
 
 from client.pace import (
     FIRST_TOKEN_S,
+    LEAST_SLOW_S,
     LONGEST_STALL_S,
     SHORTEST_STALL_S,
+    SLOWED_FACTOR,
     Pace,
+    Slowed,
     first_token_limit_s,
     token_limit_s,
 )
@@ -57,3 +60,33 @@ def test_the_second_token_is_measured_by_the_first() -> None:
     pace.add(2.0, is_first=True)
     assert pace.limit_s(n_prompt_tokens=None, n_stalls=0) == 40.0
     assert pace.limit_s(n_prompt_tokens=100, n_stalls=2) == 100.0
+
+
+def paced(*waits_s: float) -> Pace:
+    pace = Pace()
+    for wait_s in waits_s:
+        pace.add(wait_s, is_first=False)
+    return pace
+
+
+def test_a_route_that_stays_many_times_slower_is_noticed_when_a_stall_would_be() -> None:
+    before = [0.01] * 20
+    assert paced(*before, *[2.0] * 4).slowed is None
+    assert paced(*before, *[2.0] * 5).slowed == Slowed(0.01, 2.0)
+    # three of a round: two guesses were right
+    assert paced(*before, *[4.0, 0.0, 0.0] * 2).slowed is None
+    assert paced(*before, *[4.0, 0.0, 0.0] * 2, 4.0).slowed is not None
+
+
+@given(
+    st.lists(st.floats(0.001, LEAST_SLOW_S), min_size=16, max_size=100),
+    st.floats(0.0, SHORTEST_STALL_S),
+    st.floats(0.0, SHORTEST_STALL_S),
+)
+def test_two_hiccups_make_no_route_slow(waits_s: list[float], first_s: float, second_s: float) -> None:
+    assert paced(*waits_s, first_s, *waits_s, second_s, *waits_s).slowed is None
+
+
+@given(st.floats(0.001, 100.0), st.floats(1.0, 0.9 * SLOWED_FACTOR))
+def test_a_few_times_slower_is_not_slow(wait_s: float, factor: float) -> None:
+    assert paced(*[wait_s] * 20, *[wait_s * factor] * 20).slowed is None

@@ -1,105 +1,44 @@
-"""The process beside the client: a real one, asked over its pipes."""
+"""Which of the processes beside a client are kept. They run nothing of a model here."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
+import tempfile
 
-import pytest
-from msgspec.structs import replace
-
-from client import private_ends
-from client.private_ends import EndsProcess, started_ends
-from protocol.ends_messages import Done, EndsLoaded, LoadEnds
-from protocol.errors import ConfigError, InternalError, NotFoundError, UntrustedFileError
+from client.ends_process import EndsProcess
+from client.private_ends import IDLE_S, JUST_USED_S, MAX_IDLE, PrivateEnds
 from protocol.ids import Revision
-from protocol.manifest import encode_manifest
-from protocol.messages import SamplingParams
-from tests.support.whole_cluster import packed_tiny
-
-pytestmark = pytest.mark.timeout(120)
-LOAD = LoadEnds(
-    number=0,
-    revision=Revision("a" * 64),
-    n_blocks_each=1,
-    precision="float32",
-    folder="/nowhere",
-    coordinator_urls=("https://127.0.0.1:1",),
-    ca_pem="",
-    api_key="",
-)
-GREEDY = SamplingParams(max_tokens=1)
-N_LONG = 3000
-"""Positions whose hidden states are more than both pipes hold."""
 
 
-@pytest.fixture
-async def process() -> AsyncIterator[EndsProcess]:
-    started = await started_ends()
+class Kept(PrivateEnds):
+    """With processes that a test put there."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None, None)  # type: ignore[arg-type] - nothing is loaded
+
+    async def put(self, idle_s: float) -> EndsProcess:
+        said, pipe = tempfile.TemporaryFile(), asyncio.subprocess.PIPE  # noqa: SIM115 - closed with the process
+        process = EndsProcess(await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=pipe), said)
+        process.used_s = asyncio.get_running_loop().time() - idle_s
+        self._processes[Revision("r"), len(self._processes), "float32"] = process
+        return process
+
+
+async def test_what_nobody_uses_is_ended_after_a_while_and_the_longest_idle_of_many() -> None:
+    kept = Kept()
     try:
-        yield started
+        just_used = [await kept.put(JUST_USED_S / 2) for _ in range(MAX_IDLE)]
+        busy = await kept.put(2 * IDLE_S)
+        text_id = busy.new_text_id()
+        idle = [await kept.put(60.0 + place) for place in range(MAX_IDLE)]
+        old = [await kept.put(61.0 + MAX_IDLE), await kept.put(IDLE_S)]
+        await kept.end_idle()
+        assert all(process.is_running for process in (*just_used, busy, *idle))
+        assert not any(process.is_running for process in old)
+        busy.forget(text_id)
+        busy.used_s -= IDLE_S
+        await kept.end_idle()
+        assert not busy.is_running
+        assert all(process.is_running for process in idle)
     finally:
-        started.kill()
-        await started.stop()
-
-
-async def test_errors_come_back_as_they_are_a_cancelled_caller_disturbs_nobody_and_death_is_told(
-    process: EndsProcess,
-) -> None:
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):  # it is still importing
-            await process.begin(1, [1], 2, GREEDY)
-    with pytest.raises(NotFoundError, match="not loaded"):
-        await process.begin(1, [1], 2, GREEDY)
-    with pytest.raises(UntrustedFileError, match="hash"):
-        await process.ask(LOAD, EndsLoaded, b"not a manifest")
-    process.kill()
-    with pytest.raises(InternalError, match=r"ended \(exit code -9\)"):
-        await process.ask(LOAD, Done)
-
-
-async def loaded(process: EndsProcess, folder: Path) -> None:
-    packed, _ = await asyncio.to_thread(packed_tiny, folder, "llama", max_position_embeddings=4096)
-    packed.link_into(folder / "ends")
-    load = replace(LOAD, revision=packed.model.revision, folder=str(folder / "ends"))
-    await process.ask(load, EndsLoaded, encode_manifest(packed.model.manifest))
-
-
-async def test_a_large_answer_that_nobody_took_is_not_in_the_way_of_a_large_request(
-    process: EndsProcess, tmp_path: Path
-) -> None:
-    """Else both wait for each other: the process to be read from, the client to be read."""
-    await loaded(process, tmp_path)
-    text_id = process.new_text_id()
-    await process.begin(text_id, [5] * N_LONG, N_LONG + 1, GREEDY)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.001):
-            await process.run_first(text_id, 0, N_LONG)
-    async with asyncio.timeout(30):
-        await process.begin(process.new_text_id(), [5] * 200_000, 200_001, GREEDY)
-
-
-async def test_a_text_whose_caller_left_is_freed_though_others_are_being_served(
-    process: EndsProcess, tmp_path: Path
-) -> None:
-    await loaded(process, tmp_path)
-    long, short = process.new_text_id(), process.new_text_id()
-    await process.begin(long, [5] * N_LONG, N_LONG + 1, GREEDY)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(process.run_first(long, 0, N_LONG))
-        await asyncio.sleep(0)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.001):
-                await process.begin(short, [5], 2, GREEDY)
-        process.forget(short)
-        process.forget(long)
-    for text_id in (long, short):
-        with pytest.raises(NotFoundError, match="not begun"):
-            await process.run_first(text_id, 0, 1)
-
-
-async def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_ends, "NEEDED", ("sys", "no_such_package"))
-    with pytest.raises(ConfigError, match=r"no_such_package isn't installed .* pip install 'brigade\[worker\]'"):
-        await started_ends()
+        await kept.close()

@@ -40,3 +40,10 @@ def test_a_stop_string_ends_what_is_shown(text: str, shown: str) -> None:
 def test_without_a_tokenizer_there_are_ids_alone() -> None:
     shower = Shower(None, ("END",))
     assert [shower.piece(token).text for token in tokens_of([7, 8])] == ["", ""]
+
+
+def test_log_probabilities_are_the_tokens() -> None:
+    token = Token(session_id=SESSION, index=0, token_id=9, logprob=-0.5, top_logprobs=((9, -0.5),))
+    for text in (TextStream(tiny_tokenizer()), None):
+        piece = Shower(text, ()).piece(token)
+        assert (piece.token_id, piece.logprob, piece.top_logprobs) == (9, -0.5, ((9, -0.5),))

@@ -25,7 +25,7 @@ def shown_of(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
 
 
 def test_shows_up_to_the_stop_string() -> None:
-    assert cut("one END two", ["END"]) == Cut(shown="one ", held="", is_stopped=True)
+    assert cut("one END two", ["END"]) == Cut(shown="one ", held="", is_stopped=True, stop="END")
 
 
 def test_holds_what_may_become_a_stop_string() -> None:

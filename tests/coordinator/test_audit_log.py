@@ -24,7 +24,7 @@ from protocol.ids import ModelName
 from protocol.key_limits import LimitsChange
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.quota_rest import OwnerRequest
-from protocol.rest import AddModelRequest, ChangeModelRequest, WorkerInfo
+from protocol.rest import AddModelRequest, ChangeModelRequest, RouteGrant, RouteRequest, WorkerInfo
 from protocol.secret_rest import RotateSecretRequest
 from protocol.settings_rest import ChangeSettingsRequest
 from protocol.trust_rest import TrustRequest
@@ -109,6 +109,8 @@ async def test_each_act_of_an_operator_says_who_and_what_was_before_and_after(
 CHANGES_NOTHING = {"POST /admin/v1/assignments/preview"}
 MOVES_IF_WORTH_IT = {"POST /admin/v1/plan"}
 """Its line, `replanned`, is tested where there is something to move."""
+ITS_OWN_COOKIE = {"DELETE /dashboard/session"}
+"""Signs a browser out; its line is tested in test_dashboard_api.py."""
 MAKES = {"key_created", "model_added", "author_added", "assignment_pinned", "assignment_moved"}
 ENDS = {"author_removed", "model_removed", "worker_removed", "assignment_unpinned"}
 FOUND = {"audit_asked"}
@@ -154,7 +156,7 @@ async def test_every_route_that_changes_something_writes_who_and_before_and_afte
             for route in described_routes(coordinator.application)
             if route.access == "admin" and route.method != "GET"
         }
-        assert described - act.done == CHANGES_NOTHING | MOVES_IF_WORTH_IT
+        assert described - act.done == CHANGES_NOTHING | MOVES_IF_WORTH_IT | ITS_OWN_COOKIE
 
 
 async def _change_cluster(act: Acting) -> None:
@@ -186,6 +188,10 @@ async def _change_workers(act: Acting, coordinator: RunningCoordinator) -> None:
         await act("PUT", "/workers/{worker_id}/assignment", pin, **names)
         await one.hold(await one.receive(Assign))
         await eventually(lambda: len(coordinator.cluster.state.workers[one.worker_id].ready) == 1)
+        async with http_session(coordinator, key_of(coordinator, "client")) as client:
+            wanted = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=5, max_tokens=7)
+            session_id = (await client.ask("POST", "/v1/routes", wanted)).read(RouteGrant).session_id
+        await act("DELETE", "/generations/{session_id}", session_id=session_id)
         await act("POST", "/workers/{worker_id}/audits", **names)
         await act("POST", "/workers/{worker_id}/drain", **names)
         await act("POST", "/workers/{worker_id}/undrain", **names)

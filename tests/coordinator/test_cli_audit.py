@@ -17,6 +17,10 @@ def test_the_audit_log_is_shown_with_what_changed(here: Coord) -> None:
     assert [(entry["subject"], entry["after"]["name"]) for entry in entries] == [(key.key_id, "renamed")]
     assert entries[0]["who"].startswith("key:")
     assert json.loads(here("audit", "--who", "key:nobody", "--json")[1]) == []
+    code, out, err = here("audit", "--action", "nosuch", "--json")
+    assert (code, json.loads(out)) == (0, [])
+    assert "no line is of the action nosuch; the log has" in " ".join(err.split())
+    assert "key_renamed" in err
     for given in (("--who", "anna"), ("--hours", "1e300"), ("--hours", "nan"), ("--lines", "0")):
         code, out, err = here("audit", *given)
         assert (code, out) == (EXIT_USAGE, ""), given

@@ -27,7 +27,7 @@ def test_a_model_is_added_listed_shown_and_removed(here: Coord, tmp_path: Path) 
     assert "nobody" in out
     code, out, _ = here("model", "remove", "tiny")
     assert (code, out.split(",")[0]) == (0, "removed tiny")
-    assert json.loads(here("model", "list", "--json")[1]) == {"models": []}
+    assert json.loads(here("model", "list", "--json")[1]) == {"models": [], "next_cursor": None}
     code, _, err = here("model", "show", "tiny")
     assert code == EXIT_USAGE
     assert "tiny" in err
@@ -58,7 +58,7 @@ def test_a_bad_source_or_name_adds_nothing(here: Coord, tmp_path: Path) -> None:
     code, _, err = here("model", "add", "empty", str(tmp_path))
     assert code != 0
     assert err.count("error: ") == 1
-    assert json.loads(here("model", "list", "--json")[1]) == {"models": []}
+    assert json.loads(here("model", "list", "--json")[1]) == {"models": [], "next_cursor": None}
 
 
 def test_models_are_added_on_the_coordinators_machine_only(

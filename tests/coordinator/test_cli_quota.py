@@ -36,7 +36,8 @@ def test_limits_are_given_changed_and_shown(here: Coord) -> None:
         (["max-context=5", "max_context=6"], "is given twice"),
         (["max-context=many"], "max_context"),
         (["max-context=1"], "max_context is 1; it can be 2 to"),
-        (["priority=vip"], "priority"),
+        (["priority=vip"], "priority can be high, normal, low, or none, not 'vip'"),
+        (["pinned-ends=maybe"], "pinned-ends can be true, false"),
     ],
 )
 def test_what_is_no_limit_is_refused(given: list[str], words: str) -> None:

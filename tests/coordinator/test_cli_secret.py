@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from coordinator.cli_secret import _seconds
-from protocol.errors import EXIT_USAGE, ConfigError
+from protocol.errors import EXIT_USAGE
 from protocol.handshake import checked_secret
 from tests.support.coord_process import Coord
 
@@ -33,14 +30,3 @@ def test_bad_input_is_refused_before_anything_is_asked(here: Coord) -> None:
     assert "8d" in err
     code, _, err = here("secret", "show", "--reveal", "--json")
     assert code == EXIT_USAGE
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("90m", 5400), ("12h", 43200), ("8d", 691200), ("5s", 5)])
-def test_times_are_read(text: str, seconds: int) -> None:
-    assert _seconds(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "8", "-1h", "8.5h", "1w", "9d", "1e3s", "h"])
-def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--grace"):
-        _seconds(text)

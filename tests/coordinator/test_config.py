@@ -4,10 +4,8 @@ import secrets
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from coordinator.config import CoordinatorConfig, checked_database_url, default_state, listen_address
+from coordinator.config import CoordinatorConfig, checked_database_url, default_state
 from protocol.errors import EXIT_USAGE, ConfigError
 
 SECRET = secrets.token_urlsafe(32)
@@ -99,40 +97,6 @@ def test_the_repr_shows_no_secret() -> None:
     config = CoordinatorConfig.from_env({}, secret=SECRET, database_url="postgresql://user:hunter2@host/db")
     assert SECRET not in repr(config)
     assert "hunter2" not in repr(config)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("127.0.0.1:7400", ("127.0.0.1", 7400)),
-        ("box.example:1", ("box.example", 1)),
-        ("box.example", ("box.example", 7400)),
-        (":8000", ("127.0.0.1", 8000)),
-        ("[::1]:80", ("::1", 80)),
-        ("[::]", ("::", 7400)),
-        (" 0.0.0.0:0 ", ("0.0.0.0", 0)),
-    ],
-)
-def test_listen_addresses(text: str, expected: tuple[str, int]) -> None:
-    assert listen_address(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["a:b", "a:70000", "::1", "1:2:3", "[::1", "[::1]x", "https://a:1", "a b:1", "a:-1", "a:٣"]
-)
-def test_bad_listen_addresses(text: str) -> None:
-    with pytest.raises(ConfigError, match="--listen"):
-        listen_address(text)
-
-
-@given(st.text(max_size=40))
-def test_any_listen_text_is_an_address_or_an_error(text: str) -> None:
-    try:
-        host, port = listen_address(text)
-    except ConfigError:
-        return
-    assert host
-    assert 0 <= port <= 65535
 
 
 @pytest.mark.parametrize(

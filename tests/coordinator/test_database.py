@@ -3,17 +3,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import stat
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from coordinator import database
 from coordinator.database import READ_ONLY, opened
 from coordinator.log_tables import AuditRow
 from protocol.errors import EXIT_STORAGE, StorageError
+from tests.support.postgres import PostgresServer
 
 
 async def test_sqlite_is_set_up_for_one_writer_and_many_readers(tmp_path: Path) -> None:
@@ -90,3 +93,34 @@ async def test_no_postgresql_there() -> None:
 async def test_a_postgresql_database_that_is_not_there(postgres_server: object) -> None:
     folder = postgres_server.socket_folder  # type: ignore[attr-defined]
     assert "does not exist" in await refused(f"postgresql+asyncpg://postgres@/nowhere?host={folder}")
+
+
+async def test_connections_that_the_server_closed_are_replaced_and_rested_ones_asked(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pings: list[object] = []
+
+    async def used(engine: AsyncEngine, *others: AsyncEngine) -> None:
+        for one in (engine, *others):
+            async with one.begin() as connection:
+                await connection.execute(text("SELECT 1"))
+
+    url = postgres_server.new_database()
+    async with opened(url) as engine, opened(url) as other:
+        ping = engine.dialect.do_ping
+        monkeypatch.setattr(
+            engine.dialect, "do_ping", lambda connection: pings.append(connection) or ping(connection)
+        )
+        await used(engine, engine)
+        assert pings == [], "it was used a moment ago"
+        async with other.begin() as connection:
+            await connection.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            )
+        for _ in range(3):  # until the loop has seen it, if it hasn't yet
+            with suppress(DBAPIError):
+                await used(engine)
+        await used(engine)
+        monkeypatch.setattr(database, "PING_AFTER_S", 0.0)
+        await used(engine)
+        assert len(pings) == 1

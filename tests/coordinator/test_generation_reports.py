@@ -9,13 +9,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from coordinator import generation_reports
-from coordinator.background import running_beside
 from coordinator.database import opened
 from coordinator.generation_reports import GenerationReports
 from coordinator.repository import Repository
-from coordinator.stored_rows import NewGeneration, StoredGeneration
+from coordinator.stored_rows import NewGeneration, ReportedEnd, StoredGeneration
 from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
+from protocol.running_beside import running_beside
 from tests.support.coordinators import eventually
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -91,6 +91,16 @@ async def test_a_database_that_is_away_loses_no_report(desk: Desk, tmp_path: Pat
             (tmp_path / "away.db").rename(path)
             await desk.reports.saved(10.0)
     assert [await desk.outcome(session) for session in ("s1", "s2")] == ["stop", "stop"]
+
+
+async def test_a_report_whose_commit_lost_its_answer_is_no_other_report(desk: Desk) -> None:
+    end = ReportedEnd(report=report("s1"), at=NOW, reported_by=B)
+    first, again = [await desk.repository.finish_generations([end], NOW.timestamp) for _ in range(2)]
+    assert first == again != [None]
+    other = ReportedEnd(report=report("s1", "failed"), at=NOW, reported_by=B)
+    assert await desk.repository.finish_generations([other], NOW.timestamp) == [None]
+    (used,) = await desk.repository.usage.usage(NOW.date(), NOW.date())
+    assert (used.n_generations, used.n_completion_tokens) == (1, 5)
 
 
 async def test_what_cant_be_saved_in_time_or_is_too_much_is_said(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 import migrations
 from coordinator.config import CoordinatorConfig
@@ -13,6 +15,7 @@ from coordinator.policy.stored import StoredState
 from coordinator.table_copy import all_rows
 from protocol.api_key import api_key_from_text, secret_hash
 from protocol.errors import ConflictError, LeaseError
+from tests.support.coordinators import eventually
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -75,6 +78,28 @@ async def test_the_folder_is_let_go_when_opening_fails(tmp_path: Path) -> None:
         with pytest.raises(ConflictError, match="another coordinator"):
             async with opened_state(CoordinatorConfig(state=tmp_path / "s"), NOW):
                 pass
+
+
+async def test_who_stands_by_reads_its_folder_again_when_it_takes_over(tmp_path: Path, database_url: str) -> None:
+    ours = CoordinatorConfig(state=tmp_path / "a", database_url=database_url)
+    theirs = CoordinatorConfig(state=tmp_path / "b", database_url=database_url, take_over=True)
+
+    async def stand_by() -> tuple[str, tuple[bytes, ...]]:
+        async with opened_state(theirs, NOW) as opened:
+            return opened.folder.read("join-secret") or "", opened.authority.signing_keys
+
+    async with asyncio.TaskGroup() as tasks, opened_state(ours, NOW) as opened:
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        with capture_logs() as logs:
+            standing = tasks.create_task(stand_by())
+            await eventually(lambda: any(line["event"] == "lease_watched" for line in logs))
+        opened.authority.secrets.rotate_join_secret(NOW)
+        opened.authority.secrets.rotate_signing_key(NOW)
+        rotated = opened.folder.read("join-secret"), opened.authority.signing_keys
+        for file in (tmp_path / "a").glob("*.json"):
+            shutil.copy(file, tmp_path / "b")
+        shutil.copy(tmp_path / "a" / "join-secret", tmp_path / "b")
+    assert standing.result() == rotated
 
 
 NEXT_MIGRATION = """

@@ -36,6 +36,16 @@ def test_a_template_file_wins_and_named_templates_give_the_default(tmp_path: Pat
     assert folder_files(tmp_path, link_root=tmp_path)["chat_template.jinja"] == b"own"
 
 
+def test_a_template_for_tools_alone_is_kept_beside(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert folder_files(tmp_path, link_root=tmp_path)["chat_template_tool_use.jinja"] == b"t"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("own")
+    assert folder_files(tmp_path, link_root=tmp_path)["chat_template_tool_use.jinja"] == b"own"
+
+
 def test_a_vocabulary_with_merges_becomes_a_tokenizer(tmp_path: Path) -> None:
     tokens = ["a", "b", "c", "ab", "<|endoftext|>"]
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "gpt2"}))

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from coordinator.app import RunningCoordinator
+from protocol.compatibility import VERSION_HEADER
 from protocol.control_messages import GenerationReport
+from protocol.ids import ModelName
 from protocol.key_limits import KeyLimits, LimitsChange
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyList
 from protocol.quota_rest import ContributionList, OwnerRequest, QuotaInfo, QuotaList, UsageList
@@ -137,3 +139,16 @@ async def test_what_is_not_there_and_days_that_are_none(admin: Http) -> None:
     assert (await admin.ask("GET", "/admin/v1/usage?key=nobody")).status == 404
     for days in ("0", "367", "x", "-1"):
         assert (await admin.ask("GET", f"/admin/v1/usage?days={days}")).status == 400
+
+
+@pytest.mark.parametrize(("agent", "status"), [("curl/8.5.0", 429), ("Python/3.11 aiohttp/3.9.5", 503)])
+async def test_who_is_no_program_of_ours_is_told_of_a_limit_in_todays_words(
+    coordinator: RunningCoordinator, admin: Http, agent: str, status: int
+) -> None:
+    """A client of 1.0 says no version, and has only ever heard of 503."""
+    key = await new_key(admin, requests_per_min=1)
+    async with pinned_workers(coordinator, (0, 4)), http_session(coordinator, key.key) as http:
+        del http.session.headers[VERSION_HEADER]
+        ask = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=1, max_tokens=1)
+        answers = [await http.ask("POST", "/v1/routes", ask, headers={"User-Agent": agent}) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, status]

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 
 import pytest
 from msgspec import structs
+from sqlalchemy import text
 
 from coordinator import quota_desk
 from coordinator.database import opened
 from coordinator.quota_desk import MAX_LINE, QuotaDesk
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
-from protocol.errors import BrigadeError, InternalError, OverloadedError, QuotaExceededError
+from protocol.errors import (
+    BrigadeError,
+    DatabaseAwayError,
+    InternalError,
+    LeaseError,
+    OverloadedError,
+    QuotaExceededError,
+)
 from protocol.ids import KeyId, ModelName, Revision, SessionId
+from protocol.key_limits import KeyLimits
 from protocol.rest import RouteGrant, RouteRequest
 
+KEY = KeyId("k")
 WANTED = RouteRequest(model=ModelName("m"), n_prompt_tokens=1, max_tokens=1)
 
 
@@ -50,7 +61,7 @@ def desk_of(repository: SlowRepository, quota_clock: Callable[[], float] = lambd
     return QuotaDesk(repository, lambda: 1000.0, quota_clock)
 
 
-async def record(desk: QuotaDesk, name: str, *, is_gone: bool = False) -> None:
+async def record(desk: QuotaDesk, name: str, *, is_gone: bool = False, key_id: KeyId = KEY) -> None:
     grant = RouteGrant(
         session_id=SessionId(name),
         model=ModelName("m"),
@@ -59,7 +70,7 @@ async def record(desk: QuotaDesk, name: str, *, is_gone: bool = False) -> None:
         attach_ticket="",
         expires_in_s=1.0,
     )
-    await desk.record(grant, WANTED, KeyId("k"), is_gone=lambda: is_gone)
+    await desk.record(grant, WANTED, key_id, is_gone=lambda: is_gone)
 
 
 async def test_an_error_that_nobody_expected_is_everybodys_answer(repository: SlowRepository) -> None:
@@ -128,3 +139,73 @@ async def test_who_was_refused_is_refused_again_unless_there_may_be_room(reposit
         await record(desk, "s2")
     now_s += 1.0
     desk.check_room(WANTED, KeyId("k"))
+
+
+# ------------------------------------------------------------------ written together
+
+
+LIMITED, OTHER = KeyId("limited"), KeyId("other")
+
+
+@pytest.fixture
+async def stored(database_url: str) -> AsyncIterator[Repository]:
+    async with opened(database_url) as engine:
+        repository = Repository(engine)
+        now = datetime(2026, 11, 21, tzinfo=UTC)
+        await repository.add_api_key(LIMITED, "n", "client", "h", now, limits=KeyLimits(max_concurrent=1))
+        await repository.add_api_key(OTHER, "n", "client", "h", now, limits=KeyLimits(max_concurrent=9))
+        yield repository
+
+
+async def recorded_together(
+    repository: Repository, before: Callable[[], Awaitable[None]], *, n_cancelled: int = 0
+) -> list[object]:
+    """What comes of one generation of `OTHER`, three of `LIMITED` and one of `OTHER`, in one transaction.
+
+    `before` happens once all stand in line; the last `n_cancelled` are cancelled then, too.
+    """
+    desk = QuotaDesk(repository, lambda: 1.8e9, lambda: 1.8e9)
+    async with desk._turn:
+        asked = [
+            asyncio.create_task(record(desk, f"s{i}", key_id=key_id), name=f"s{i}")  # noqa: TID251 - awaited below
+            for i, key_id in enumerate((OTHER, LIMITED, LIMITED, LIMITED, OTHER))
+        ]
+        await asyncio.sleep(0)
+        await before()
+        for task in asked[len(asked) - n_cancelled :]:
+            task.cancel()
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def nothing() -> None:
+    """Nothing happens in between."""
+
+
+async def test_of_those_written_together_each_is_decided_alone(stored: Repository) -> None:
+    results = await recorded_together(stored, nothing, n_cancelled=1)
+    assert [type(result) for result in results] == [
+        *(type(None), type(None), QuotaExceededError, QuotaExceededError, asyncio.CancelledError)
+    ]
+    kept = [await stored.generation(SessionId(f"s{i}")) is not None for i in range(5)]
+    assert kept == [True, True, False, False, False]
+
+
+async def test_when_the_database_or_the_lease_is_gone_none_of_them_begins(stored: Repository) -> None:
+    async def lose_table() -> None:
+        async with stored.transactions.writing() as session:
+            await session.execute(text("ALTER TABLE generations RENAME TO hidden"))
+
+    async def back() -> None:
+        async with stored.transactions.writing() as session:
+            await session.execute(text("ALTER TABLE hidden RENAME TO generations"))
+
+    async def lose_lease() -> None:
+        stored.transactions.fence.epoch = 10**6
+
+    results = await recorded_together(stored, lose_table)
+    assert [type(result) for result in results] == [DatabaseAwayError] * 5
+    await back()
+    assert (await stored.quotas.quota(LIMITED, datetime.now(UTC))).n_running == 0, "what was held went with it"
+    results = await recorded_together(stored, lose_lease)
+    assert [type(result) for result in results] == [LeaseError] * 5
+    assert stored.transactions.fence.lost.is_set()

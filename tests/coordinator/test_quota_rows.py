@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, event, func, make_url, select, update
 
 from coordinator import transactions
 from coordinator.database import create_engine, migrate, opened
-from coordinator.quota_rows import GOES_ON_WITHIN, LONGEST_GENERATION, OPENS_WITHIN
+from coordinator.quota_rows import GOES_ON_WITHIN, LONGEST_GENERATION, OPENS_WITHIN, REPORTED_WITHIN
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration, ReportedEnd
 from coordinator.tables import GenerationRow, QuotaRow, ReservationRow
@@ -133,7 +133,8 @@ async def test_what_is_not_used_comes_back_and_one_that_failed_goes_on_for_the_s
     await begin(repository, "s3", 14, 86, continues="s1")
     assert await used(repository) == ([1, 100, 100], 1)
     assert await end(repository, "s3", 14, 6)
-    assert not await end(repository, "s3", 14, 6)
+    assert await end(repository, "s3", 14, 6), "the same again, since its answer was lost, counts once"
+    assert not await end(repository, "s3", 14, 7)
     assert await used(repository) == ([1, 20, 20], 0)
     (day,) = await repository.usage.usage(NOW.date(), NOW.date())
     assert (day.n_generations, day.n_prompt_tokens, day.n_completion_tokens) == (1, 10, 10)
@@ -288,10 +289,30 @@ async def test_what_nobody_opens_is_given_back_after_a_minute_and_what_its_head_
     assert (day.n_generations, day.n_prompt_tokens, day.n_completion_tokens) == (2, 20, 10)
 
 
-async def opened_at(repository: Repository, heads: dict[str, str], now: datetime) -> list[str]:
+async def test_what_is_over_at_its_head_and_never_reached_its_tail_is_given_back_soon(
+    repository: Repository,
+) -> None:
+    await add_key(repository, KeyLimits(max_concurrent=3))
+    for session in ("s1", "s2", "s3"):
+        await begin(repository, session, 10, 20, is_opening_told=True)
+    assert await opened_at(repository, {"s1": "w-a", "s2": "w-a", "s3": "w-a"}, NOW) == []
+    await begin(repository, "s4", 10, 20, continues="s3")
+    assert await opened_at(repository, dict.fromkeys(("s1", "s3"), "w-a"), NOW, is_over=True) == []
+    assert await opened_at(repository, {"s2": "w-b"}, NOW, is_over=True) == [], "not the head"
+    late = NOW + REPORTED_WITHIN
+    assert await repository.quotas.expire(late - timedelta(seconds=1)) == 0
+    assert await repository.quotas.expire(late) == 1
+    assert (await used(repository, late))[1] == 2
+    assert await end(repository, "s1", 10, 5, now=late), "a tail that was away reports it all the same"
+
+
+async def opened_at(
+    repository: Repository, heads: dict[str, str], now: datetime, *, is_over: bool = False
+) -> list[str]:
     """Have these heads say so; the sessions for which it is too late."""
     told = {SessionId(session): WorkerId(head) for session, head in heads.items()}
-    return [one.session_id for one in await repository.hold_begun(told, now.timestamp)]
+    late = await repository.hold_begun(told, now.timestamp, told if is_over else ())
+    return [one.session_id for one in late]
 
 
 async def test_a_start_gives_workers_a_minute_to_say_again_what_is_open(repository: Repository) -> None:
@@ -319,6 +340,46 @@ async def test_a_report_and_the_route_by_which_its_generation_goes_on_dont_wait_
             await asyncio.wait([going_on], timeout=0.3)
             await session.get(QuotaRow, KEY, with_for_update=True)  # as it goes on
         await going_on
+
+
+async def test_many_reported_at_once_leave_what_they_leave_one_by_one(repository: Repository) -> None:
+    """Whatever the rate has forgotten by then, and however many stand behind them in the queue."""
+    keys = [KeyId("k1"), KeyId("k2")]
+    for key_id in keys:
+        await add_key(repository, KeyLimits(tokens_per_min=400, tokens_per_day=86_400), key_id)
+        for i in range(9):
+            at = NOW + timedelta(seconds=8 * i)
+            await begin(repository, f"{key_id}-{i}", 10, 40 + i, now=at, key_id=key_id)
+    ended = [0, 2, 3, 7, 8]
+    late = NOW + timedelta(seconds=75)
+
+    def report(key_id: KeyId, i: int) -> ReportedEnd:
+        session = SessionId(f"{key_id}-{i}")
+        said = GenerationReport(session_id=session, n_prompt_tokens=10, n_completion_tokens=i, outcome="stop")
+        return ReportedEnd(report=said, at=late, reported_by=TAIL)
+
+    together = [report(keys[0], i) for i in ended]
+    again = replace(together[0], at=late + timedelta(seconds=1))
+    finished = await repository.finish_generations([*together, again], late.timestamp)
+    assert [one is None for one in finished] == [False] * 5 + [True], "the first report counts"
+    for i in ended:
+        assert await repository.finish_generations([report(keys[1], i)], late.timestamp) != [None]
+    (one_by_one, has_moved), (at_once, _) = await left(repository, keys[1]), await left(repository, keys[0])
+    assert at_once == pytest.approx(one_by_one)
+    assert has_moved, "else nothing stood behind"
+
+
+async def left(repository: Repository, key_id: KeyId) -> tuple[list[float], bool]:
+    """All numbers that are kept of a key, and whether what is open moved up."""
+    async with repository.transactions.reading() as session:
+        quota = await session.get_one(QuotaRow, key_id)
+        query = select(ReservationRow).where(ReservationRow.key_id == key_id).order_by(ReservationRow.id)
+        rows = (await session.scalars(query)).all()
+    numbers = [[row.n_reserved, row.minute_mark, row.day_mark] for row in rows]
+    meters = [quota.minute_used, quota.minute_entered, quota.day_used, quota.day_entered]
+    starts = [sum(50 + k for k in range(i + 1)) for i in range(len(rows))]
+    moved = any(row.day_mark < start for row, start in zip(rows, starts, strict=True) if row.is_open)
+    return [*meters, *(number for some in numbers for number in some)], moved
 
 
 # ------------------------------------------------------------------ a database that fails at every step

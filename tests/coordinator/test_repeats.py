@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from coordinator.app import RunningCoordinator
 from protocol.api_key import api_key_from_text
+from protocol.errors import StorageError
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
 from protocol.rest import ErrorAnswer
 from protocol.secret_rest import RotateSecretRequest
@@ -108,6 +110,24 @@ async def test_what_failed_may_be_sent_again_and_after_a_day_anything(http: Http
     again = await created(http)
     assert again.status == 201
     assert again.body != first.body
+
+
+async def test_what_may_have_been_carried_out_is_not_carried_out_again(
+    coordinator: RunningCoordinator, http: Http
+) -> None:
+    """The database fails right behind the commit, as when the connection to it is lost over its answer."""
+    created_by, kept = coordinator.repository.add_api_key, coordinator.repository
+
+    async def add_and_fail(*args: Any, **options: Any) -> None:
+        await created_by(*args, **options)
+        raise StorageError("the connection was lost")
+
+    vars(kept)["add_api_key"] = add_and_fail
+    assert (await created(http)).status == 507
+    del vars(kept)["add_api_key"]
+    again = await created(http)
+    assert (again.status, await n_keys(http)) == (409, 3)
+    assert "look whether it was done" in again.read(ErrorAnswer).error.message
 
 
 async def test_a_rotation_of_the_keys_that_answers_are_kept_under_is_answered_again(http: Http) -> None:

@@ -13,6 +13,7 @@ from coordinator.policy.effects import (
     Effect,
     SaveAssignment,
     SaveModel,
+    SaveMoveAsked,
     SaveWorker,
     SendToWorker,
     WriteAudit,
@@ -259,3 +260,9 @@ async def test_a_database_that_went_away(database_url: str) -> None:
             await connection.exec_driver_sql("DROP TABLE generations")
         with pytest.raises(StorageError, match="can't be used"):
             await Repository(engine).generation(SESSION)
+
+
+async def test_that_a_move_was_asked_for_is_kept_until_it_is_over(repository: Repository) -> None:
+    for is_asked in (True, True, False, False):
+        await repository.apply([SaveMoveAsked(is_asked=is_asked)])
+        assert (await repository.load_state()).is_move_asked == is_asked

@@ -136,7 +136,8 @@ def test_private_sessions_are_signed_as_such_and_older_workers_are_none_for_them
     desk, route = TicketDesk(), (stage(A, 1, 3),)
     with desk.serving(A, b"key of a"), desk.serving(B, b"key of b", "1.1"):
         assert desk.without_private() == {B}
+        assert desk.without_newest_sampling() == {B}
         (hop,) = hops(desk, *route, is_private=True)
-        text = desk.attach_ticket(route, session_id=SessionId("s"), max_positions=9, now_s=100.0, is_private=True)
+        text = desk.attach_ticket(route, session_id=SessionId("s"), max_positions=9, now_s=100.0, gives_states=True)
     assert verified_claims(hop.ticket, Ticket, (b"key of a",), 100.0).is_private
-    assert verified_claims(text, AttachTicket, (b"key of a",), 100.0).is_private
+    assert verified_claims(text, AttachTicket, (b"key of a",), 100.0).gives_states

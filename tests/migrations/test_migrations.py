@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from sqlalchemy import Connection, inspect, make_url, text
 
 from coordinator.database import alembic_config, create_engine, migrate, opened
 from coordinator.table_base import Base
-from protocol.errors import DatabaseVersionError
+from protocol.errors import DatabaseVersionError, StorageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +83,43 @@ async def test_a_database_that_is_in_use_is_migrated(database_url: str) -> None:
             assert (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar() == 1
 
 
+def by_hand(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command `alembic`, on this database."""
+    command = [sys.executable, "-m", "alembic", *arguments]
+    environ = os.environ | {"BRIGADE_DATABASE_URL": url}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+
+
+async def test_rows_that_refer_to_each_other_outlive_the_way_down_and_up(database_url: str) -> None:
+    def use(connection: Connection) -> None:
+        for statement in _USED:
+            connection.execute(text(statement))
+
+    def n_rows(connection: Connection) -> dict[str, int | None]:
+        tables = ("api_keys", "workers", "models", "assignments", "generations", "model_files")
+        return {table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar() for table in tables}
+
+    await asyncio.to_thread(migrate, database_url, "0001")
+    await in_database(database_url, use)
+    for direction in (("upgrade", "head"), ("downgrade", "0001"), ("upgrade", "head")):
+        done = await asyncio.to_thread(by_hand, database_url, *direction)
+        assert done.returncode == 0, done.stderr
+        assert set((await in_database(database_url, n_rows)).values()) == {1}, direction
+    async with opened(database_url) as engine, engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_a_migration_that_would_leave_rows_which_refer_to_nothing_is_undone(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
+    await asyncio.to_thread(migrate, url, "0001")
+    with closing(sqlite3.connect(tmp_path / "x.db")) as connection, connection:
+        connection.execute(_USED[3])
+    with pytest.raises(StorageError, match="1 of model_files to models"):
+        await asyncio.to_thread(migrate, url)
+    with closing(sqlite3.connect(tmp_path / "x.db")) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+
+
 async def test_opening_twice_changes_nothing(database_url: str) -> None:
     for _ in range(2):
         async with opened(database_url) as engine, engine.connect() as connection:
@@ -117,14 +156,6 @@ def test_revisions_are_one_line() -> None:
 
 
 def test_alembic_ini_serves_by_hand(tmp_path: Path) -> None:
-    environ = os.environ | {"BRIGADE_DATABASE_URL": f"sqlite:///{tmp_path / 'hand.db'}"}
     for arguments in (["upgrade", "head"], ["check"], ["downgrade", "base"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "alembic", *arguments],
-            cwd=ROOT,
-            env=environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = by_hand(f"sqlite:///{tmp_path / 'hand.db'}", *arguments)
         assert done.returncode == 0, done.stderr

@@ -141,7 +141,7 @@ FILES = (
     Mutation(
         attack=22,
         what="a library's panic is the file's fault",
-        file="client/tokenizer.py",
+        file="client/token_ids.py",
         before='if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":',
         after="if not isinstance(exc, Exception):",
         tests=(f"{_PROGRAMS}::test_a_regular_expression_that_backtracks_is_the_file_s_fault",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutations.mutation import Mutation
 
 _BROWSERS, _NUMBERS = "test_10_browsers.py", "test_11_limits_and_numbers.py"
+_SIGNED_IN = "test_10_signed_in_browsers.py"
 _SLOW, _INJECTION = "test_12_slow_and_huge.py", "test_13_injection.py"
 
 HTTP = (
@@ -44,8 +45,8 @@ HTTP = (
         attack=10,
         what="loopback unless told otherwise",
         file="coordinator/config.py",
-        before='environ.get("BRIGADE_LISTEN") or "127.0.0.1")',
-        after='environ.get("BRIGADE_LISTEN") or "0.0.0.0")',
+        before='environ.get("BRIGADE_LISTEN") or "127.0.0.1", default',
+        after='environ.get("BRIGADE_LISTEN") or "0.0.0.0", default',
         tests=(f"{_BROWSERS}::test_it_listens_on_loopback_unless_told_otherwise_and_then_says_so",),
     ),
     Mutation(
@@ -55,6 +56,46 @@ HTTP = (
         before="    app.on_response_prepare.append(add_security_headers)\n",
         after="",
         tests=(f"{_BROWSERS}::test_every_answer_has_the_security_headers",),
+    ),
+    Mutation(
+        attack=10,
+        what="a signed-in browser changes things for our own page only: where it comes from",
+        file="coordinator/dashboard_door.py",
+        before="        check_origin(request)\n",
+        after="",
+        tests=(f"{_SIGNED_IN}::test_another_sites_page_changes_nothing_with_the_operators_cookie",),
+    ),
+    Mutation(
+        attack=10,
+        what="other ports of the coordinator's host are other sites",
+        file="coordinator/dashboard_door.py",
+        before="    _check_from_here(request)\n",
+        after="",
+        tests=(f"{_SIGNED_IN}::test_another_sites_page_changes_nothing_with_the_operators_cookie",),
+    ),
+    Mutation(
+        attack=10,
+        what="a token that only our page has, of this very session",
+        file="coordinator/dashboard_sessions.py",
+        before="        return token.session_id == claims.session_id\n",
+        after="        return bool(token)\n",
+        tests=(f"{_SIGNED_IN}::test_the_token_must_be_this_sessions_own",),
+    ),
+    Mutation(
+        attack=10,
+        what="a session of the secret that was shown",
+        file="coordinator/credentials.py",
+        before="            if any(hmac.compare_digest(mark, secret_mark(each)) for each in good):\n",
+        after="            if good:\n",
+        tests=(f"{_SIGNED_IN}::test_no_token_of_another_kind_is_a_session_and_no_session_is_another_token",),
+    ),
+    Mutation(
+        attack=10,
+        what="the page is framed by nobody",
+        file="coordinator/dashboard_assets.py",
+        before="; frame-ancestors 'none'\"\n",
+        after='"\n',
+        tests=(f"{_SIGNED_IN}::test_no_answer_lets_another_site_read_or_frame_it",),
     ),
     Mutation(
         attack=11,
@@ -103,7 +144,7 @@ HTTP = (
         attack=12,
         what="a deadline for TLS handshakes",
         file="protocol/guarded_site.py",
-        before="            ssl_handshake_timeout=HANDSHAKE_S,\n",
+        before="            ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context is not None else None,\n",
         after="",
         tests=(f"{_SLOW}::test_slow_handshakes_are_cut_off",),
     ),

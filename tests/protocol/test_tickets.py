@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import secrets
 from itertools import permutations
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from itsdangerous import Signer
 
 from protocol.errors import UnauthenticatedError
 from protocol.ids import BlockRange
@@ -55,6 +57,18 @@ def test_an_old_key_verifies_until_it_is_retired_and_the_newest_signs() -> None:
         verified_claims(token, SessionToken, [NEW], 0)
     with pytest.raises(UnauthenticatedError):
         verified_claims(sign_claims(TOKEN, [OLD, NEW]), SessionToken, [OLD], 0)
+
+
+@given(keys=st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=3, unique=True))
+def test_a_key_that_was_derived_once_signs_as_itsdangerous_itself(keys: list[bytes]) -> None:
+    for claims in EVERY_KIND:
+        salt = f"brigade.{claims.__struct_config__.tag}.v1".encode()
+        plain = Signer(keys, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+        for _ in range(2):
+            assert plain.unsign(sign_claims(claims, keys))
+            older = Signer(keys[:1], salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+            token = older.sign(base64.urlsafe_b64encode(msgspec.msgpack.encode(claims))).decode()
+            assert verified_claims(token, type(claims), keys, 0) == claims
 
 
 def test_nothing_outlives_its_expiry() -> None:

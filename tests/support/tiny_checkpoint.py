@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from protocol.ids import BlockRange, Revision
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, save_tiny_model, split_checkpoint
-from worker.stage import Stage, load_stage
+from worker.loaded_stage import load_stage
+from worker.stage import Stage
 from worker.steps import LoadRequest, SpanKey
 
 CPU = torch.device("cpu")

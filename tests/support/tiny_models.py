@@ -174,14 +174,35 @@ TINY_CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
 """By a short name; called, so that nobody shares a config that a test changes."""
 
 
+TINY_ENCODERS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
+    "bert": lambda: hf.BertConfig(**_COMMON),
+    "roberta": lambda: hf.RobertaConfig(**{**_COMMON, "pad_token_id": 1, "bos_token_id": 0}),
+    "distilbert": lambda: hf.DistilBertConfig(
+        dim=32,
+        hidden_dim=48,
+        n_layers=N_BLOCKS,
+        n_heads=4,
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=CONTEXT,
+        pad_token_id=0,
+    ),
+    "modernbert": lambda: hf.ModernBertConfig(
+        **_COMMON, local_attention=WINDOW, global_attn_every_n_layers=3, cls_token_id=1, sep_token_id=2
+    ),
+}
+"""As `TINY_CONFIGS`, of encoders; some with a window, some whose positions begin behind the padding's."""
+
+
 def save_tiny_model(config: hf.PreTrainedConfig, folder: Path, *, seed: int = 0) -> hf.PreTrainedModel:
-    """Make a random causal model and save it (safetensors, config) as a checkpoint; give it in evaluation mode.
+    """Make a random causal model, or an encoder with the head that fills masks; save it and give it for evaluation.
 
     Norms and biases are random too, since ones and zeros would hide a norm that is left out or applied twice.
     """
     torch.manual_seed(seed)
     config.dtype = torch.float32
-    model: hf.PreTrainedModel = hf.AutoModelForCausalLM.from_config(config).eval()
+    is_encoder = config.model_type in TINY_ENCODERS
+    kind = hf.AutoModelForMaskedLM if is_encoder else hf.AutoModelForCausalLM
+    model: hf.PreTrainedModel = kind.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

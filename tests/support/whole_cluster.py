@@ -41,7 +41,7 @@ from tests.support.coordinators import (
     running_coordinator,
 )
 from tests.support.measured_once import measure_once
-from tests.support.tiny_models import TINY_CONFIGS, save_tiny_model
+from tests.support.tiny_models import TINY_CONFIGS, TINY_ENCODERS, save_tiny_model
 from worker.app import RunningWorker, running
 from worker.config import WorkerConfig
 
@@ -73,7 +73,7 @@ def packed_tiny(
 
     `changes` are of its config.
     """
-    config = TINY_CONFIGS[architecture]()
+    config = (TINY_CONFIGS | TINY_ENCODERS)[architecture]()
     for name, value in changes.items():
         setattr(config, name, value)
     source = folder / f"{architecture}-{seed}"

@@ -18,7 +18,7 @@ from coordinator.policy.state import ClusterState
 from protocol.api_key import api_key_from_text
 from protocol.errors import InternalError
 from protocol.key_rest import CreatedKey, CreateKeyRequest
-from tests.support.coordinators import eventually, http_session, key_of
+from tests.support.coordinators import eventually, eventually_answered, http_session, key_of
 from tests.support.whole_cluster import Member, WholeCluster, greedy_ids, packed_tiny, whole_cluster
 from worker.engine_core import EngineCore
 
@@ -81,8 +81,12 @@ async def test_a_worker_whose_steps_fail_is_quarantined_and_its_blocks_move(
         opinions = state().trust[bad_id].opinions
         assert len({opinion.reporter for opinion in opinions}) == N_CLIENTS
 
-        await coord("trust", "pardon", bad_id, "--reason", "the hook was the test's")
-        assert state().workers[bad_id].trust.level == "probation"
+        async def is_pardoned() -> bool:
+            # what others report of its last steps may come a moment after a pardon, and counts
+            await coord("trust", "pardon", bad_id, "--reason", "the hook was the test's")
+            return state().workers[bad_id].trust.level == "probation"
+
+        await eventually_answered(is_pardoned)
         await coord("trust", "ban", bad_id, "--reason", "enough")
         await bad.ended()
         assert bad.refusal is not None

@@ -146,3 +146,24 @@ async def test_a_client_of_1_0_gets_answers_that_it_can_read(tmp_path: Path) -> 
                 answer = await http.ask("GET", path, headers={VERSION_HEADER: "1.0"})
                 assert msgspec.json.decode(answer.body, type=kind).models[0].name == "tiny"  # type: ignore[attr-defined]
                 assert now["models"][0].keys() > json.loads(answer.body)["models"][0].keys()
+
+
+async def test_a_worker_of_1_1_is_no_tail_for_what_it_would_pass_over(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        key = WorkerKey()
+        grant = await enrolled(coordinator, key)
+        async with (
+            connected_worker(coordinator, key, grant, version="1.1") as worker,
+            http_session(coordinator, key_of(coordinator, "client")) as http,
+        ):
+            while not (assign := await worker.receive(Assign)).spans:
+                pass
+            await worker.hold(assign)
+            wanted = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=3, max_tokens=4, wait_s=5.0)
+            assert (await http.ask("POST", "/v1/routes", wanted)).status == 200
+            newest = msgspec.structs.replace(wanted, newest_sampling=True, wait_s=0.0)
+            refused = await http.ask("POST", "/v1/routes", newest)
+            assert refused.status == 503
+            message = refused.read(ErrorAnswer).error.message
+            assert "1 workers are left out as their version has no constraints" in message

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 
 from protocol.errors import ContextExceededError, InvalidRequestError, NotFoundError, ProtocolError
 from protocol.ids import BlockRange
-from protocol.messages import SamplingParams
+from protocol.messages import Constraint, SamplingParams
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from tests.support.tiny_models import N_BLOCKS, VOCAB_SIZE
 from worker.ends import Ends, load_ends, ranges_of_ends
@@ -36,7 +38,7 @@ def answer(ends: Ends, between: Stage, sampling: SamplingParams) -> list[int]:
         returned = between.run([StageInput(payload=states, position=position, cache=cache)])[0]
         sampled = ends.run_last(1, position, returned, wants_token=True)
         assert sampled is not None
-        found.append(sampled.token_id)
+        found.append(sampled.choice.token_id)
         if sampled.states is None:
             return found
         position, states = position + len(states), sampled.states
@@ -59,6 +61,31 @@ def test_a_stop_token_ends_it_and_a_seed_chooses_the_same_again(checkpoint: Chec
     assert stopped == checkpoint("llama").greedy(PROMPT, 6)[: stopped.index(stop) + 1]
     sampling = SamplingParams(max_tokens=6, temperature=1.0, repetition_penalty=1.2, seed=5)
     assert answer(ends, between, sampling) == answer(ends, between, sampling)
+
+
+def test_what_is_asked_of_the_answer_holds_here_too(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    tiny = checkpoint("llama")
+    ends, between = ends_of(tiny)
+    constraint = Constraint(kind="regex", text="(ab|ba)c")
+    sampling = SamplingParams(max_tokens=6, stop_token_ids=(2,), constraint=constraint)
+    with pytest.raises(InvalidRequestError, match="has no tokenizer"):
+        ends.begin(1, PROMPT, 20, sampling)
+    letters = Tokenizer(models.BPE(vocab={"</s>": 0, "a": 1, "e": 2, "b": 3, "c": 4}, merges=[]))
+    letters.decoder = decoders.ByteLevel()
+    letters.add_special_tokens(["</s>"])
+    (tmp_path / "tokenizer.json").write_text(letters.to_str())
+    ends = Ends(ends._first, ends._last, tmp_path)
+    assert answer(ends, between, sampling) in ([1, 3, 4, 2], [3, 1, 4, 2])
+    sampling = SamplingParams(max_tokens=1, n_logprobs=2, logit_bias=((7, 100.0),))
+    ends.begin(1, PROMPT, 20, sampling)
+    states = between.run(
+        [StageInput(payload=ends.run_first(1, 0, len(PROMPT)), position=0, cache=between.new_cache(64))]
+    )[0]
+    sampled = ends.run_last(1, 0, states, wants_token=True)
+    assert sampled is not None
+    expected = tiny.expected(torch.tensor(PROMPT))[1][-1].log_softmax(-1)
+    assert sampled.choice.logprob == pytest.approx(float(expected[7]), abs=1e-4)
+    assert [token_id for token_id, _ in sampled.choice.top_logprobs] == expected.topk(2).indices.tolist()
 
 
 BAD: dict[str, tuple[Callable[[Ends], Any], type[Exception]]] = {

@@ -110,9 +110,11 @@ async def test_a_status_said_again_is_no_change() -> None:
 
 async def test_a_span_whose_sessions_run_one_at_a_time_says_so() -> None:
     holdings = Holdings()
-    for span in (loaded(0, 2), replace(loaded(2, 4), unbatched_because="it attends by code of its own")):
+    bare = replace(loaded(5, 8), unconstrained_because="llguidance isn't installed there")
+    for span in (loaded(0, 2), replace(loaded(2, 4), unbatched_because="it attends by code of its own"), bare):
         holdings.add(MODEL, span)
     assert holdings.note_of(loaded(0, 2).key) == ""
+    assert holdings.note_of(bare.key) == "holds no answer to a constraint: llguidance isn't installed there"
     note = holdings.note_of(loaded(2, 4).key)
     assert note == "its sessions run one at a time: it attends by code of its own"
     wanted = assignment(1, BlockRange(2, 4))

@@ -14,8 +14,9 @@ from protocol.errors import StorageError, UntrustedFileError
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from tests.support.tiny_models import save_tiny_model, split_checkpoint
+from worker.loaded_stage import load_stage
 from worker.loading import load_config
-from worker.stage import Stage, StageInput, load_stage
+from worker.stage import Stage, StageInput
 
 Checkpoints = Callable[[str], TinyCheckpoint]
 BLOCKS = BlockRange(1, 2)

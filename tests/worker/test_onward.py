@@ -50,6 +50,13 @@ async def test_credit_bounds_what_is_sent() -> None:
         assert await steps_of(socket, 5) == [*((i, 1, False) for i in range(4)), (4, 2, True)]
 
 
+async def test_who_takes_small_steps_gets_small_ones() -> None:
+    async with connected() as (_side, socket, connection):
+        onward = Onward(SessionId("s"), connection, History(), most_bytes=2 * STATES[0].nbytes + 1)
+        await onward.send(0, STATES, is_last=True)
+        assert await steps_of(socket, 3) == [(0, 2, False), (2, 2, False), (4, 2, True)]
+
+
 @pytest.mark.parametrize(
     ("n_there", "new_from", "expected"),
     [

@@ -20,8 +20,9 @@ from tests.coordinator.gguf_support import write_gguf
 from tests.support.coordinators import eventually
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine import Engine
+from worker.loaded_stage import load_stage
 from worker.quantised_cache import QuantisedCache
-from worker.stage import Stage, StageInput, load_stage
+from worker.stage import Stage, StageInput
 from worker.steps import LoadRequest, SpanKey
 
 IDS = torch.arange(3, 13, dtype=torch.int32)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Linked:
         self.drains: list[str] = []
         self.ends: list[EndSessions] = []
         self.begun: set[SessionId] = set()
+        self.secret = lambda: join_secret_of(coordinator)
         self.lines: list[str] = []
         self.n_renewals = 0
 
@@ -62,7 +63,7 @@ class Linked:
         return await self.enrol()
 
     async def enrol(self) -> Credentials:
-        return await enrol(self.identity, (self.coordinator.url,), join_secret_of(self.coordinator), self.clock)
+        return await enrol(self.identity, (self.coordinator.url,), self.secret(), self.clock)
 
     async def uplink(self) -> Uplink:
         self.credentials = CredentialsHolder(await self.enrol())
@@ -154,6 +155,10 @@ async def test_what_clients_have_opened_is_said_once_and_again_on_a_new_socket(t
             await uplink.connected.wait()
             link.begun.add(session)
             await eventually_answered(lambda: _is_held_for_long(coordinator.repository))
+            link.begun.clear()
+            await eventually_answered(lambda: _is_held_for_a_moment(coordinator.repository))
+            link.begun.add(session)
+            await eventually_answered(lambda: _is_held_for_long(coordinator.repository))
             running.cancel()
         await _end_soon(coordinator.repository)
     async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
@@ -184,6 +189,10 @@ async def _is_held_for_long(repository: Repository) -> bool:
     async with repository.transactions.reading() as session:
         until = await session.scalar(select(ReservationRow.expires_at))
         return until is not None and until.timestamp() > utc_now_s() + 2 * OPENS_WITHIN.total_seconds()
+
+
+async def _is_held_for_a_moment(repository: Repository) -> bool:
+    return not await _is_held_for_long(repository)
 
 
 async def _end_soon(repository: Repository) -> None:
@@ -270,6 +279,30 @@ async def test_refused_credentials_are_renewed(tmp_path: Path) -> None:
         assert link.n_renewals == 1
 
 
+async def test_a_worker_whose_secret_was_rotated_says_so_and_comes_back_with_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.renewal.REFUSED_S", 0.2)
+    async with running_coordinator(tmp_path) as coordinator:
+        link = Linked(coordinator, tmp_path, utc_now_s)
+        secrets = [join_secret_of(coordinator)]
+        link.secret = lambda: secrets[-1]
+        uplink = await link.uplink()
+        values = {name: getattr(link.credentials.current, name) for name in Credentials.__slots__}
+        link.credentials.replace(Credentials(**values | {"session_token": "no.good"}))  # type: ignore[arg-type]
+        now = datetime.now(UTC)
+        await asyncio.to_thread(coordinator.authority.secrets.rotate_join_secret, now, timedelta(0))
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(uplink.run())
+            await eventually(lambda: link.n_renewals >= 3)
+            (line,) = link.lines
+            assert "not let in any more" in line
+            assert "--secret-file" in line
+            secrets.append(join_secret_of(coordinator))
+            await uplink.connected.wait()
+            running.cancel()
+
+
 async def test_credentials_are_renewed_at_half_of_their_life(tmp_path: Path) -> None:
     async with running_coordinator(tmp_path) as coordinator:
         link = Linked(coordinator, tmp_path, utc_now_s)
@@ -306,7 +339,7 @@ async def test_two_renewals_are_never_under_way_together(tmp_path: Path) -> None
         uplink = await link.uplink()
         stale = link.credentials.current
         async with asyncio.timeout(20):
-            await asyncio.gather(uplink._renew(stale), uplink._renew(stale))
+            await asyncio.gather(uplink.renewal.renew(stale), uplink.renewal.renew(stale))
         assert link.n_renewals == 1
         assert link.credentials.current is not stale
 
@@ -372,6 +405,6 @@ async def test_its_tickets_are_made_with_the_key_that_it_has_however_often_signi
         for _ in range(2):
             old = link.credentials.current
             await asyncio.to_thread(coordinator.authority.secrets.rotate_signing_key, datetime.now(UTC))
-            await uplink._renew(old)
+            await uplink.renewal.renew(old)
             assert link.credentials.current.ticket_key != old.ticket_key
             await eventually(verifies)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.policy.coverage import ready_counts
-from coordinator.policy.events import ReplicasAsked, SocketLost, TimePassed, WorkerBeat
+from coordinator.policy.effects import SaveMoveAsked, WriteAudit
+from coordinator.policy.events import ImprovementFound, ReplicasAsked, SocketLost, TimePassed, WorkerBeat
 from coordinator.policy.improvement import improvement
 from coordinator.policy.layouts import Layout
 from coordinator.policy.looking import sought
@@ -202,3 +203,22 @@ def test_after_a_move_nothing_is_worth_another_and_no_block_is_ever_lost(placeme
     assert not found.is_worth_it, found
     assert found.gain < MARGIN or "too little memory" in found.reason, found
     assert settle(fleet, 10, rng) == 0
+
+
+def test_a_move_that_an_operator_asked_for_goes_on_after_a_restart() -> None:
+    fleet = fast_newcomer(replan="off")
+    before = fleet.blocks()
+    better = improvement(fleet.state, is_asked=True)
+    effects = fleet.do(ImprovementFound(basis=fleet.state, improvement=better, is_asked=True))
+    assert SaveMoveAsked(is_asked=True) in effects
+    (line,) = [effect for effect in effects if isinstance(effect, WriteAudit) and effect.action == "replanned"]
+    assert line.before is not None
+    assert line.after is not None
+    assert line.before.keys() == line.after.keys() == {str(worker_id) for worker_id in better.moves}
+    assert line.before != line.after
+    again = fast_newcomer(replan="off")
+    again.state = replace(again.state, is_move_asked=True)  # as `restored` has it
+    settle(again)
+    assert again.blocks() != before
+    assert (again.state.moving, again.state.is_move_asked) == (None, False)
+    assert settle(again, 10) == 0

@@ -4,7 +4,7 @@ import pytest
 
 from coordinator.policy.events import DrainAsked, WorkerBeat
 from coordinator.policy.missing import MissingBlocks
-from coordinator.policy.routing import Avoided, Route, between_ends, cheapest_route
+from coordinator.policy.routing import Avoided, Route, cheapest_route, wanted_blocks
 from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange, ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, heartbeat
@@ -111,11 +111,11 @@ def test_an_unknown_model_has_no_route() -> None:
 def test_a_private_route_covers_what_is_between_the_clients_ends_and_needs_nobody_for_them() -> None:
     fleet = two_of_each()
     record = fleet.state.models[M]
-    assert between_ends(record, None) is None
-    found = cheapest_route(fleet.state, M, blocks=between_ends(record, 1))
+    assert wanted_blocks(record, None) is None
+    found = cheapest_route(fleet.state, M, blocks=wanted_blocks(record, 1))
     assert hops(found) == [("a", "1:2"), ("c", "2:3")]
     with pytest.raises(InvalidRequestError, match=r"2 private blocks .* which has 4, .* at most 1"):
-        between_ends(record, 2)
+        wanted_blocks(record, 2)
 
     lone = Fleet()
     lone.do(added(n_blocks=4))

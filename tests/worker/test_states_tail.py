@@ -50,10 +50,9 @@ class PrivateClient:
     said: list[Any] = field(default_factory=list)
 
     async def open(self, **attaching: Any) -> None:
-        changes = {"is_private": True}
-        tickets = self.ring.tickets(SESSION, **changes)
+        tickets = self.ring.tickets(SESSION, is_private=True)
         await self.head.send(OpenSession(session_id=SessionId(SESSION), tickets=tuple(tickets), deadline_s=30.0))
-        ticket = self.ring.attach_ticket(SESSION, **changes)
+        ticket = self.ring.attach_ticket(SESSION, gives_states=True)
         message = AttachTail(session_id=SessionId(SESSION), ticket=ticket, sampling=SamplingParams(max_tokens=1))
         await self.tail.send(message, **attaching)
 
@@ -98,7 +97,7 @@ class PrivateClient:
             assert step.is_last == (end >= len(PROMPT))
             sampled = self.ends.run_last(1, step.position, states, wants_token=end >= len(PROMPT))
             if sampled is not None:
-                found.append(sampled.token_id)
+                found.append(sampled.choice.token_id)
                 if sampled.states is not None:
                     await self.step(end, sampled.states, is_last=True)
         return found

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from client.private_attempt import check_granted
+from client.taking_states import check_granted
 from protocol.errors import ProtocolError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
 from protocol.rest import RouteGrant, RouteHop
@@ -22,5 +22,5 @@ def test_a_route_over_other_blocks_is_never_sent_anything(granted: tuple[int, in
         attach_ticket="t",
         expires_in_s=9.0,
     )
-    with pytest.raises(ProtocolError, match=r"over blocks 1:3, .* granted one over .* older version"):
+    with pytest.raises(ProtocolError, match=r"over blocks 1:3 was asked for, .* granted one over .* older version"):
         check_granted(grant, BlockRange(1, 3))

@@ -1,0 +1,1 @@
+"""The gateway: a cluster behind the interfaces that other programs already speak."""

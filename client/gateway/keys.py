@@ -1,0 +1,42 @@
+"""What handlers find in the application, and the form in which each API says that something is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from client.gateway.clients import ClientPool
+from client.gateway.config import GatewayConfig
+from client.gateway.gate import Gate
+from protocol.errors import BrigadeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorShape:
+    """How one API says that something is wrong."""
+
+    prefix: str
+    """Of the paths that are answered so; the longest that fits counts."""
+    body: Callable[[BrigadeError], bytes]
+    status: Callable[[BrigadeError], int]
+
+
+CONFIG = web.AppKey("config", GatewayConfig)
+CLIENTS = web.AppKey("clients", ClientPool)
+GATE = web.AppKey("gate", Gate)
+NAMES = web.AppKey("names", frozenset[str])
+ERROR_SHAPES = web.AppKey("error_shapes", list[ErrorShape])
+REQUEST_ID = web.RequestKey("request_id", str)
+
+
+def add_error_shape(app: web.Application, shape: ErrorShape) -> None:
+    """Have errors under the shape's paths answered in it."""
+    app[ERROR_SHAPES].append(shape)
+
+
+def shape_for(request: web.Request) -> ErrorShape:
+    """The shape of errors at the path that is asked for."""
+    fitting = [shape for shape in request.app[ERROR_SHAPES] if request.path.startswith(shape.prefix)]
+    return max(fitting, key=lambda shape: len(shape.prefix))

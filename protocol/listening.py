@@ -1,0 +1,99 @@
+"""How a program that serves people and programs listens: the address as people write it, the start, the signals."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from protocol.errors import EXIT_CANCELLED, ConfigError, PortInUseError
+from protocol.guarded_site import GuardedSite
+
+
+def listen_address_from_text(text: str, *, default_port: int) -> tuple[str, int]:
+    """Read `host:port`, `host`, `:port` or `[::1]:port`; what is missing is loopback and the default port.
+
+    Raises:
+        ConfigError: not such an address; the message says how to write one.
+    """
+    text = text.strip()
+    wrong = ConfigError(
+        f"--listen {text[:200]!r} is not host:port, such as 127.0.0.1:{default_port} or [::1]:{default_port}"
+    )
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise wrong
+        port_text = rest[1:]
+    elif text.count(":") > 1:
+        raise wrong
+    else:
+        host, _, port_text = text.partition(":")
+    if any(character.isspace() or character in "/@?#" for character in host):
+        raise wrong
+    return host or "127.0.0.1", _port(port_text, default_port, wrong)
+
+
+def _port(text: str, default_port: int, wrong: ConfigError) -> int:
+    if not text:
+        return default_port
+    if not (text.isascii() and text.isdigit() and len(text) <= 5):
+        raise wrong
+    port = int(text)
+    if port > 65535:
+        raise ConfigError(f"--listen: port {port} is not 0 to 65535")
+    return port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+async def start_listening(site: GuardedSite, host: str, port: int) -> None:
+    """Have the site listen where it was told to.
+
+    Raises:
+        PortInUseError: another program listens there.
+        ConfigError: not an address of this machine.
+    """
+    address = f"{host}:{port}"
+    try:
+        await site.start()
+    except socket.gaierror as exc:
+        raise ConfigError(f"{host!r} is no address of this machine ({exc.strerror})") from exc
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"another program listens on {address}: stop it, or choose another port (--listen)"
+            ) from exc
+        why = os.strerror(exc.errno) if exc.errno else exc
+        raise ConfigError(f"can't listen on {address} ({why}); choose another address or port (--listen)") from exc
+
+
+@contextmanager
+def stop_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` at the first SIGINT or SIGTERM; end the process at the second, which means "I won't wait"."""
+    is_stopping = False
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if is_stopping:
+            os._exit(EXIT_CANCELLED)
+        is_stopping = True
+        loop.call_soon_threadsafe(stop.set)
+
+    previous: dict[signal.Signals, Any] = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,53 @@
+"""A stage, loaded from its files and made ready for the device that it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from protocol.ids import BlockRange
+from protocol.messages import Quantization
+from worker.column_linear import use_columns
+from worker.cut import free_embedding, is_bare
+from worker.encoder_stage import EncoderStage
+from worker.huge_pages import collapse_to_huge_pages, move_to_huge_pages
+from worker.loading import load_config, load_cut_model
+from worker.packed_linear import pack_linear_layers
+from worker.quantised_cache import QuantisedCache
+from worker.row_norm import use_row_norms
+from worker.stage import Stage
+
+
+def load_stage(
+    config_folder: Path,
+    files: Sequence[Path],
+    blocks: BlockRange,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization | None = None,
+    quantised: QuantisedCache | None = None,
+) -> Stage:
+    """Load `blocks` from their files (see `worker.loading`).
+
+    Raises:
+        UntrustedFileError: config or weights aren't what they should be.
+        StorageError: a file can't be read.
+    """
+    config = load_config(config_folder)
+    n_blocks = config.num_hidden_layers
+    model = load_cut_model(
+        config, files, blocks, dtype=dtype, device=device, quantization=quantization, quantised=quantised
+    )
+    if blocks.start > 0:
+        free_embedding(model)
+    pack_linear_layers(model)
+    use_columns(model)
+    use_row_norms(model)
+    move_to_huge_pages(model)
+    kind = EncoderStage if is_bare(model) else Stage
+    stage = kind(model, blocks, n_blocks=n_blocks, dtype=dtype, device=device)
+    collapse_to_huge_pages(linear.memory for linear in stage.packed_linears())
+    return stage
