@@ -104,7 +104,8 @@ async def test_garbage_on_a_tenth_of_the_steps_is_found_without_anybody_asking(
         await eventually(lambda: level(cluster, bad) == "quarantined", 60.0)
         listed = await audits(cluster)
         assert sum(bad.worker.worker_id in (info.worker_id, info.partner) for info in listed) <= 20
-        assert "quarantined" not in [level(cluster, member) for member in members[:2]]
+        # an audit that nobody could decide suspects both, which makes an honest newcomer weak, and no worse
+        assert {level(cluster, member) for member in members[:2]} <= {"probation", "weak"}
 
 
 async def test_honest_workers_of_other_precisions_pass(tmp_path: Path) -> None:
