@@ -126,7 +126,7 @@ def attending_apart(batch: BatchCache, configs: Sequence[PreTrainedConfig]) -> I
 
 
 def shorten(configs: Sequence[PreTrainedConfig]) -> None:
-    """Have models that attend by torch's kernel reach it the short way for one new token (`_attend_alone`)."""
+    """Have models that attend by torch's kernel reach it the short way (`_attend_alone`)."""
     set_implementation([config for config in configs if implementation_of(config) == "sdpa"], _ALONE)
 
 
@@ -194,11 +194,33 @@ def _attend(
 def _attend_alone(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **arguments: Any
 ) -> tuple[torch.Tensor, None]:
-    """The library's attention by torch's kernel; for one new token without what the library does around it."""
+    """The library's attention by torch's kernel; without what the library does around it where it needn't."""
     if query.shape[2] == 1 and mask is None and _is_plain(arguments):
         return _attend_with_one_token_each(module, query, [(key, value)], arguments.get("scaling")), None
+    if mask is not None and query.device.type == "cpu" and _is_plain(arguments):
+        return _attend_masked(query, key, value, mask, arguments.get("scaling")), None
     attended: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **arguments)
     return attended
+
+
+def _mask_alone(*, dtype: torch.dtype, **rule: Any) -> torch.Tensor | None:
+    """The library's mask for torch's kernel, on the CPU in the numbers that this would make of it in each block."""
+    mask: torch.Tensor | None = sdpa_mask(dtype=dtype, **rule)
+    if mask is None or mask.device.type != "cpu":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(mask.logical_not(), -torch.inf)
+
+
+def _attend_masked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention of several new tokens, (1, n_tokens, heads, width), by the CPU's kernel.
+
+    It shares keys and values between heads by itself. The library copies them for each head wherever there is a
+    mask, since the kernels of other devices can't: up to half of the time for the same bits.
+    """
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+    return attended.transpose(1, 2).contiguous()
 
 
 def _attend_with_one_token_each(
@@ -236,4 +258,4 @@ _OF_KERNEL = (sdpa_attention_forward, _attend_alone)
 AttentionInterface.register(_SESSIONS, _attend)
 AttentionMaskInterface.register(_SESSIONS, _masks)
 AttentionInterface.register(_ALONE, _attend_alone)
-AttentionMaskInterface.register(_ALONE, sdpa_mask)
+AttentionMaskInterface.register(_ALONE, _mask_alone)

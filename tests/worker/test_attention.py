@@ -4,11 +4,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from protocol.errors import InternalError
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import TinyCheckpoint
-from worker.attention import BatchCache, attending_apart, implementation_of
+from worker.attention import BatchCache, attend_in_cache, attending_apart, implementation_of
 from worker.batching_trial import settle_batching
 from worker.cut import configs_of
 
@@ -26,3 +29,25 @@ def test_a_model_attends_in_its_own_way_again_after_a_batch(
         assert implementation_of(configs[0]) == "brigade_sessions"
         raise InternalError("a forward failed")
     assert implementation_of(configs[0]) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n_heads", "n_key_heads", "value_width"), [(9, 3, 64), (4, 4, 64), (8, 2, 32)])
+def test_a_chunk_attends_with_the_librarys_bits(
+    dtype: torch.dtype, n_heads: int, n_key_heads: int, value_width: int
+) -> None:
+    n_new, n_positions, width = 40, 100, 64
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    module = nn.Module()
+    module.num_key_value_groups = n_heads // n_key_heads
+    query = drawn(1, n_new, n_heads, width).transpose(1, 2)
+    filled = drawn(1, n_key_heads, n_positions, width), drawn(1, n_key_heads, n_positions, value_width)
+    mask = torch.ones(n_new, n_positions, dtype=torch.bool).tril(n_positions - n_new)[None, None]
+    expected = sdpa_attention_forward(module, query, *filled, mask, scaling=0.1)[0]
+    attended = attend_in_cache("brigade_sdpa", module, query, filled, mask, scaling=0.1)
+    assert attended.is_contiguous()
+    assert torch.equal(attended, expected)
