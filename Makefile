@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 MUTATE_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format dashboard bench fuzz mutate clean
+.PHONY: help install demo test check lint format dashboard docs bench fuzz mutate clean
 
 help:
 	@echo "make demo [PROMPT=...]  a coordinator and three workers on this machine answer a prompt"
@@ -17,6 +17,7 @@ help:
 	@echo "make check              format, lint, types, import contracts, tests"
 	@echo "make format             put the code into its format"
 	@echo "make dashboard          build the dashboard's page again after a change in dashboard/ (needs Node.js 20 or newer)"
+	@echo "make docs               the docs as a site, in site/"
 	@echo "make bench              the figures of the README, measured on this machine"
 	@echo "make fuzz               every reader of strangers' bytes for FUZZ_SECONDS each (60)"
 	@echo "make mutate             take each defence out, and see that an attack's test fails"
@@ -55,6 +56,10 @@ format: $(STAMP)
 dashboard:
 	@cd dashboard && npm ci --no-audit --no-fund && npm run --silent build
 
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.run
 
@@ -65,4 +70,4 @@ mutate: $(STAMP)
 	@$(BIN)/python -m tests.mutations --jobs $(MUTATE_JOBS)
 
 clean:
-	rm -rf $(VENV) .demo .fuzz .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .demo .fuzz .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build site *.egg-info

@@ -22,12 +22,14 @@ from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from client.chat_calls import ChatCalls
 from client.config import ClientConfig
 from client.failover import RESTART_GRACE_S, backoff_s
 from client.generation import Deadline, GenerationRequest, generated_pieces
 from client.generation_request import Prompt as Prompt
 from client.generation_request import checked_options, encoded_prompt, generation_request
-from client.model_files import FileCache, fetched_model
+from client.generation_spans import noted_generation
+from client.model_files import FileCache, ModelFiles, fetched_model
 from client.options import GenerationOptions
 from client.prefix_index import PrefixIndex
 from client.private_ends import PrivateEnds, private_ends
@@ -39,6 +41,8 @@ from protocol.errors import ConfigError, DrainingError, UnreachableError
 from protocol.ids import Revision, checked_model_name
 from protocol.pinned_http import CoordinatorSession, pinned_session
 from protocol.rest import ModelInfo, ModelList
+from protocol.span_export import span_export
+from protocol.spans import NO_SPANS, SpanSink
 
 T = TypeVar("T")
 
@@ -79,7 +83,7 @@ class TokenStream:
         await self.aclose()
 
 
-class Client(VectorCalls):
+class Client(ChatCalls, VectorCalls):
     """One cluster, as its users see it. Connections are made once and kept until the context ends.
 
     A generation survives workers that go away, and a coordinator that is away meanwhile: it goes on by another
@@ -95,6 +99,7 @@ class Client(VectorCalls):
         config: ClientConfig | None = None,
         on_notice: Callable[[str], None] | None = None,
         prefix_cache: bool = True,
+        spans: SpanSink | None = None,
     ) -> None:
         """Without arguments: as the environment says.
 
@@ -103,6 +108,8 @@ class Client(VectorCalls):
 
         `on_notice` is called with a line for people when the coordinator is away while the client is opened; it is
         tried again for `config.connect_timeout_s`.
+
+        `spans`: where those of generations go; None: where OpenTelemetry's variables say, if they do.
 
         Raises:
             ConfigError: no address or no key.
@@ -113,7 +120,10 @@ class Client(VectorCalls):
         self._on_notice = on_notice or (lambda _notice: None)
         self._rng = random.Random()  # noqa: S311 - spreads retries, hides nothing
         self._tokenizers: OrderedDict[Revision, ModelTokenizer] = OrderedDict()
+        self._loading = asyncio.Lock()
         self._prefixes = PrefixIndex() if prefix_cache else None
+        self._given_spans = spans
+        self._spans: SpanSink = spans or NO_SPANS
         self._open = AsyncExitStack()
         self._parts: tuple[CoordinatorSession, ConnectionPool, PrivateEnds] | None = None
 
@@ -125,6 +135,8 @@ class Client(VectorCalls):
                 lambda reason: self._on_notice(f"coordinator away, trying again: {reason}"),
             )
             pool = await opening.enter_async_context(connection_pool(coordinator.ca_pem))
+            if self._given_spans is None:
+                self._spans = await opening.enter_async_context(span_export("client"))
             ends = await opening.enter_async_context(private_ends(self._config, coordinator, self._cache))
             self._parts = (coordinator, pool, ends)
             self._open = opening.pop_all()
@@ -158,13 +170,20 @@ class Client(VectorCalls):
         and when the generation begins to wait for one.
 
         Raises:
-            InvalidRequestError: an option is out of its range.
+            InvalidRequestError: an option is out of its range. All else is raised as pieces are asked for, this too
+                where the prompt is none or the model can't do what is asked.
+            ContextExceededError: prompt and answer don't fit the model's context.
+            NotFoundError: there is no such model.
+            QuotaExceededError: a limit of the key is used up; `retry_after_s` says for how long.
+            ModelUnavailableError: no workers have the whole model, and none is about to.
+            DeadlineExceededError: it took longer than `timeout_s`.
+            UnreachableError: the coordinator, or all workers for this model, can't be reached.
         """
         checked = checked_options(options)
         return TokenStream(lambda progress: self._generated(model, prompt, checked, progress), on_notice)
 
     async def generate(self, model: str | ModelInfo, prompt: Prompt, **options: Any) -> Generation:
-        """Generate to the end; as `stream`."""
+        """Generate to the end; `options` and what is raised as `stream`."""
         async with self.stream(model, prompt, **options) as pieces:
             async for _ in pieces:
                 pass
@@ -174,6 +193,16 @@ class Client(VectorCalls):
         """The token ids that a prompt is for this model."""
         info = model if isinstance(model, ModelInfo) else await self.model(model)
         return await encoded_prompt(await self.tokenizer(info.revision), prompt)
+
+    async def model_files(self, model: str | ModelInfo) -> ModelFiles:
+        """The model's config and tokenizer files as they were packed, each verified by its hash.
+
+        Raises:
+            NotFoundError: there is no such model.
+            UntrustedFileError: a file isn't what the model's revision says.
+        """
+        info = model if isinstance(model, ModelInfo) else await self.model(model)
+        return await fetched_model(self._connected()[0], info.revision, self._cache)
 
     async def _generated(
         self, model: str | ModelInfo, prompt: Prompt, options: GenerationOptions, progress: Progress
@@ -199,9 +228,10 @@ class Client(VectorCalls):
             deadline=deadline,
         )
         try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    yield piece
+            with noted_generation(self._spans, request.model, progress):
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        yield piece
         finally:
             self._remember(request, progress)
 
@@ -240,9 +270,10 @@ class Client(VectorCalls):
 
     async def tokenizer(self, revision: Revision) -> ModelTokenizer:
         """What turns text into tokens and back, for this revision of a model (`ModelInfo.revision`)."""
-        if revision not in self._tokenizers:
-            files = await fetched_model(self._connected()[0], revision, self._cache)
-            self._tokenizers[revision] = await loaded_tokenizer(files)
+        async with self._loading:  # of many generations that begin at once, one loads it
+            if revision not in self._tokenizers:
+                files = await fetched_model(self._connected()[0], revision, self._cache)
+                self._tokenizers[revision] = await loaded_tokenizer(files)
         self._tokenizers.move_to_end(revision)
         tokenizer = self._tokenizers[revision]
         while len(self._tokenizers) > _MAX_TOKENIZERS:

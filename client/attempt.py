@@ -8,7 +8,7 @@ from __future__ import annotations
 import array
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
@@ -32,6 +32,7 @@ from protocol.messages import (
     ToWorker,
 )
 from protocol.rest import HopFailure, RouteGrant, RouteHop
+from protocol.tracing import Trace
 
 GOODBYE_TIMEOUT_S = 2.0
 """How long the workers may take to be told that a generation is over."""
@@ -45,7 +46,16 @@ class Attempt:
     _takes_states = False
     """Whether workers send hidden states here (`client.private_attempt`)."""
 
-    def __init__(self, pool: ConnectionPool, grant: RouteGrant, *, max_tokens: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        grant: RouteGrant,
+        *,
+        max_tokens: int,
+        vocab_size: int,
+        trace: Trace | None = None,
+    ) -> None:
+        """`trace`: what the generation belongs to, as the workers' logs are to name it."""
         if not grant.hops:
             raise InternalError("the coordinator granted a route without workers")
         self._pool = pool
@@ -57,6 +67,9 @@ class Attempt:
         self._told: dict[WorkerId, Connection] = {}
         """Workers that know of the session from us."""
         self._delivering = ExitStack()
+        self._trace = trace
+        self.on_opened: Callable[[float], None] = lambda _now_s: None
+        """Told, with the loop's time, that all workers have reserved what is needed."""
         self.n_tokens = 0
         """That have come."""
         self.n_cached = 0
@@ -91,9 +104,7 @@ class Attempt:
         """
         session_id, payload = self._grant.session_id, ids_payload(token_ids)
         self._n_prompt_tokens = len(token_ids)
-        opening = OpenSession(
-            session_id=session_id, tickets=tuple(hop.ticket for hop in self._grant.hops), deadline_s=remaining_s
-        )
+        opening = self._opening(remaining_s)
         step = Step(session_id=session_id, position=0, n_tokens=len(token_ids), dtype="int32", is_last=True)
         attaching = AttachTail(session_id=session_id, ticket=self._grant.attach_ticket, sampling=sampling)
         await self._tell_both([(opening, b""), (step, payload)], (attaching, payload))
@@ -110,6 +121,7 @@ class Attempt:
             match happening:
                 case SessionOpened():  # nothing waits for it: the prompt is under way already
                     if worker_id == self._head.worker_id:
+                        self.on_opened(asyncio.get_running_loop().time())
                         self.n_cached = min(max(0, happening.n_cached), self._n_prompt_tokens - 1)
                 case SessionEnded() | ConnectionLost():
                     raise self._failure(worker_id, happening)
@@ -117,6 +129,15 @@ class Attempt:
                     return self._checked(worker_id, happening)
                 case Credit() | ReturnedStates():  # only of private sessions, which have an attempt of their own
                     pass
+
+    def _opening(self, remaining_s: float) -> OpenSession:
+        return OpenSession(
+            session_id=self._grant.session_id,
+            tickets=tuple(hop.ticket for hop in self._grant.hops),
+            deadline_s=remaining_s,
+            traceparent=self._trace.traceparent() if self._trace is not None else "",
+            wants_timings=self._trace is not None,
+        )
 
     def _checked(self, worker_id: WorkerId, token: Token) -> Token:
         if worker_id != self._tail.worker_id or token.index != self.n_tokens:

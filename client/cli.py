@@ -9,15 +9,17 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from client import cli_bench, cli_embed, cli_serve
+from client import cli_bench, cli_chat, cli_embed, cli_serve
 from client import cli_options as given
 from client.api import Client, Prompt, TokenStream
+from client.cli_config import CLIENT, GATEWAY
 from client.command import (
     ConnectTimeout,
     Json,
@@ -34,7 +36,8 @@ from client.command import (
 )
 from client.config import CONNECT_TIMEOUT_S, ClientConfig
 from client.options import DEFAULT_TIMEOUT_S, GenerationOptions
-from client.output import done_line, models_line, models_table, piece_line, printable, summary_line
+from client.output import done_line, models_line, models_table, piece_line, printable, summary_line, timings_lines
+from protocol.configured_commands import take_config
 from protocol.errors import (
     EXIT_CANCELLED,
     EXIT_INTERNAL,
@@ -45,6 +48,7 @@ from protocol.errors import (
     InvalidRequestError,
 )
 from protocol.rest import ModelInfo
+from protocol.tracing import given_trace, within
 from protocol.version import program_version
 
 EXIT_BROKEN_PIPE = 141
@@ -53,10 +57,10 @@ app = typer.Typer(
     name="client",
     help="Use a Brigade cluster's models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(cli_bench.bench)
+app.command()(cli_chat.chat)
 app.command()(cli_serve.serve)
 app.command()(cli_embed.embed)
 
@@ -72,6 +76,7 @@ class _Asked:
     model: str | None
     options: GenerationOptions
     is_json: bool
+    shows_timings: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,6 +138,8 @@ def generate(
     min_trust: MinTrust = 0.0,
     pinned_ends: PinnedEnds = False,
     timeout: given.Timeout = DEFAULT_TIMEOUT_S,
+    timings: given.Timings = False,
+    traceparent: given.Traceparent = None,
     is_json: Json = False,
     url: Url = None,
     api_key_file: KeyFile = None,
@@ -169,9 +176,18 @@ def generate(
     if system is not None and is_chat is False:
         raise InvalidRequestError("--system is for chats: it can't go with --raw")
     text = _given_prompt(prompt)
-    asked = _Asked(prompt=text, system=system, is_chat=is_chat, model=model, options=options, is_json=is_json)
+    asked = _Asked(
+        prompt=text,
+        system=system,
+        is_chat=is_chat,
+        model=model,
+        options=options,
+        is_json=is_json,
+        shows_timings=timings,
+    )
     config = ClientConfig.from_env(url=url, api_key_file=api_key_file, connect_timeout_s=connect_timeout)
-    return run(_generate(config, asked))
+    with within(given_trace(traceparent, "--traceparent")) if traceparent else nullcontext():
+        return run(_generate(config, asked))
 
 
 @app.command()
@@ -184,6 +200,9 @@ def models(
     """List the cluster's models and whether they can be used now."""
     config = ClientConfig.from_env(url=url, api_key_file=api_key_file, connect_timeout_s=connect_timeout)
     return run(_models(config, is_json=is_json))
+
+
+take_config(app, CLIENT, GATEWAY)
 
 
 async def _models(config: ClientConfig, *, is_json: bool) -> int:
@@ -204,12 +223,12 @@ async def _generate(config: ClientConfig, asked: _Asked) -> int:
                 await _show(stream, is_json=asked.is_json)
         except asyncio.CancelledError:
             # the workers know already; what came so far is told, whoever cancelled
-            _tell_end(stream, is_json=asked.is_json)
+            _tell_end(stream, asked)
             raise
         except BrigadeError:
             _end_line(stream, is_json=asked.is_json)
             raise
-        _tell_end(stream, is_json=asked.is_json)
+        _tell_end(stream, asked)
     return EXIT_OK
 
 
@@ -229,12 +248,15 @@ def _tell(stream: TokenStream, notice: str) -> None:
     print(("\n" if is_within_line else "") + printable(" ".join(notice.split())), file=sys.stderr, flush=True)
 
 
-def _tell_end(stream: TokenStream, *, is_json: bool) -> None:
-    if is_json:
+def _tell_end(stream: TokenStream, asked: _Asked) -> None:
+    if asked.is_json:
         write_now(done_line(stream.result) + "\n")
     else:
         _end_line(stream, is_json=False)
         print(summary_line(stream.result), file=sys.stderr)
+    if asked.shows_timings and stream.result.timings is not None:
+        lines = [*timings_lines(stream.result.timings), f"trace {stream.result.trace_id}"]
+        print("\n".join(lines), file=sys.stderr)
 
 
 def _end_line(stream: TokenStream, *, is_json: bool) -> None:

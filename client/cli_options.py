@@ -14,7 +14,9 @@ from protocol.messages import MAX_BIASES, MAX_CONSTRAINT_BYTES, MAX_LOGPROBS
 
 PromptText = Annotated[str | None, typer.Argument(help="The prompt; '-' or nothing: from standard input.")]
 Model = Annotated[str | None, typer.Option(help="The model's name; needed if there are several.")]
-MaxTokens = Annotated[int | None, typer.Option(help=f"Most tokens of the answer. [default: {DEFAULT_MAX_TOKENS}]")]
+MaxTokens = Annotated[
+    int | None, typer.Option(help=f"Most tokens of the answer. \\[default: {DEFAULT_MAX_TOKENS}]")
+]
 Temperature = Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")]
 TopP = Annotated[float | None, typer.Option(help="Only the likeliest tokens of this share together.")]
 TopK = Annotated[int | None, typer.Option(help="Only this many likeliest tokens; 0: all.")]
@@ -53,12 +55,14 @@ Regex = Annotated[
 Grammar = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Hold the answer to this grammar, in llguidance's form of Lark.")
 ]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens. [default: random]")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens. \\[default: random]")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
 System = Annotated[str | None, typer.Option(help="System message, for chat models.")]
 IsChat = Annotated[
     bool | None,
-    typer.Option("--chat/--raw", help="Lay the prompt out as a chat, or take it as it is. [default: the model's]"),
+    typer.Option(
+        "--chat/--raw", help="Lay the prompt out as a chat, or take it as it is. \\[default: the model's]"
+    ),
 ]
 Speculate = Annotated[
     bool, typer.Option(help="Let the workers guess tokens ahead where that pays; the text is the same.")
@@ -83,6 +87,23 @@ PrivateBlocks = Annotated[
 WaitForQuota = Annotated[
     bool,
     typer.Option("--wait", help="If a limit of the key is used up, wait for room within --timeout; else exit 11."),
+]
+Timings = Annotated[
+    bool,
+    typer.Option(
+        "--timings",
+        help="Say at the end, on standard error, where the time went: on this machine, on each worker, and between "
+        "them; and the trace id that stands in their logs. (In --json it is there anyway.)",
+    ),
+]
+Traceparent = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TRACEPARENT",
+        envvar="TRACEPARENT",
+        help="The trace that this is part of, as W3C writes it: 00-<32 digits>-<16 digits>-01. "
+        "\\[default: a new one]",
+    ),
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds that the whole generation may take.")]
 

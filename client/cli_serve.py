@@ -17,12 +17,14 @@ from client.gateway.config import (
     GatewayConfig,
     gateway_address,
 )
-from protocol.event_loops import event_loop_factory
+from protocol.event_loops import event_loop
 from protocol.listening import is_loopback, stop_signals
 from protocol.logs import configure_logs
+from protocol.metrics_address import metrics_address, metrics_notice
+from protocol.service_manager import tell_service_manager
 
 Listen = Annotated[
-    str | None, typer.Option(help="Where to listen, host:port. Port 0: any free one. [default: 127.0.0.1:8000]")
+    str | None, typer.Option(help="Where to listen, host:port. Port 0: any free one. \\[default: 127.0.0.1:8000]")
 ]
 ShareKey = Annotated[
     bool,
@@ -36,7 +38,7 @@ AllowOrigin = Annotated[
     list[str] | None,
     typer.Option(
         help="Let pages of this origin (https://chat.example.com) use the gateway from a browser; may be repeated; "
-        "* is any. [default: none]"
+        "* is any. \\[default: none]"
     ),
 ]
 Name = Annotated[
@@ -50,6 +52,13 @@ TlsKey = Annotated[Path | None, typer.Option(help="The certificate's private key
 Timeout = Annotated[float, typer.Option(help="Seconds that a whole answer may take.")]
 StopWithin = Annotated[
     float, typer.Option(help="Seconds that answers under way may take once the gateway is told to stop.")
+]
+MetricsListen = Annotated[
+    str | None,
+    typer.Option(
+        help="Where Prometheus reads metrics over plain HTTP without a key, host:port (9464 if no port is given). "
+        "Else only at /metrics of the gateway's own port, with an admin key of the cluster."
+    ),
 ]
 MaxConnections = Annotated[
     int, typer.Option(help="Connections of one address at once; a proxy brings everybody's.", min=1)
@@ -67,6 +76,7 @@ def serve(
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     stop_within: StopWithin = DEFAULT_STOP_S,
     max_connections: MaxConnections = DEFAULT_MAX_CONNECTIONS,
+    metrics_listen: MetricsListen = None,
     url: Url = None,
     api_key_file: KeyFile = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
@@ -86,9 +96,10 @@ def serve(
         timeout_s=timeout,
         stop_s=stop_within,
         max_connections=max_connections,
+        metrics_listen=metrics_address(metrics_listen),
     )
     config.check()
-    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(_serve(config))
 
 
@@ -99,9 +110,13 @@ async def _serve(config: GatewayConfig) -> None:
     with stop_signals(asyncio.get_running_loop(), stop):
         async with running(config) as gateway:
             print(f"Brigade gateway at {gateway.url}/v1, for the cluster at {config.cluster.url}", flush=True)  # noqa: T201
+            if line := metrics_notice(gateway.metrics_url, config.metrics_listen):
+                tell(line)
             for line in notices(config):
                 tell(line)
+            tell_service_manager("READY=1")
             await stop.wait()
+            tell_service_manager("STOPPING=1")
 
 
 def notices(config: GatewayConfig) -> list[str]:
@@ -114,6 +129,11 @@ def notices(config: GatewayConfig) -> list[str]:
         found.append(f"requests without a key count as key {key_id}, as only this machine reaches the gateway")
     else:
         found.append("every request needs a key of the cluster: Authorization: Bearer brigade-client...")
+    if "*" in config.allow_origins and config.own_key_for_none is not None:
+        found.append(
+            f"warning: any page that a browser here opens uses the cluster at key {key_id}'s expense "
+            "(--allow-origin *); name the origins instead"
+        )
     if not is_loopback(config.listen_host):
         place = "every address of this machine" if config.listen_host in ("0.0.0.0", "::") else config.listen_host  # noqa: S104 - compared with
         what = f"warning: it listens on {place}"

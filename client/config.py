@@ -20,6 +20,7 @@ URL_VARIABLE = "BRIGADE_URL"
 KEY_VARIABLE = "BRIGADE_API_KEY"
 STATE_VARIABLE = "BRIGADE_STATE"
 CACHE_VARIABLE = "BRIGADE_CACHE"
+HISTORY_VARIABLE = "BRIGADE_CHAT_HISTORY"
 
 CONNECT_TIMEOUT_S = 15.0
 """As long as a restart may take."""
@@ -40,6 +41,8 @@ class ClientConfig:
     connect_timeout_s: float = CONNECT_TIMEOUT_S
     """How long the coordinator may be away when the client is opened."""
     max_cache_bytes: int = MAX_CACHE_BYTES
+    chat_history: Path | None = None
+    """File for what is typed in chats, for the arrow keys of later ones; None: it isn't kept."""
 
     @classmethod
     def from_env(
@@ -70,6 +73,7 @@ class ClientConfig:
             api_key=api_key_from_text(_key_text(api_key, api_key_file, environ, state)),
             cache=Path(environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("brigade")) / "client",
             connect_timeout_s=connect_timeout_s,
+            chat_history=_history_file(environ),
         )
 
 
@@ -91,6 +95,12 @@ def _state_folder(environ: Mapping[str, str]) -> Path:
     if environ.get(STATE_VARIABLE):
         return Path(environ[STATE_VARIABLE])
     return Path(platformdirs.user_state_dir("brigade")) / "coordinator"
+
+
+def _history_file(environ: Mapping[str, str]) -> Path:
+    if environ.get(HISTORY_VARIABLE):
+        return Path(environ[HISTORY_VARIABLE])
+    return Path(platformdirs.user_state_dir("brigade")) / "client" / "chat-history"
 
 
 def _text_of(path: Path, *, is_needed: bool) -> str:

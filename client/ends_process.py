@@ -215,7 +215,7 @@ async def started_ends() -> EndsProcess:
     if missing:
         raise ConfigError(
             f"a private generation runs the model's ends on this machine, and {', '.join(missing)} isn't installed "
-            "here: pip install 'brigade[worker]'"
+            "here: pip install '.[worker]' in Brigade's folder"
         )
     said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
     try:

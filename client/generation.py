@@ -29,7 +29,7 @@ from client.failover import (
 from client.pace import Pace
 from client.private_attempt import PrivateAttempt
 from client.private_ends import PrivateEnds
-from client.results import Progress, RouteStage, TokenPiece
+from client.results import Progress, TokenPiece, route_stages
 from client.route_finder import RouteFinder, WantedRoute
 from client.showing import Shower
 from client.transport import ConnectionPool
@@ -156,12 +156,13 @@ class _Run:
         self._progress = progress
         self._deadline = deadline
         self._rng = random.Random()  # noqa: S311 - spreads retries, hides nothing
-        self._finder = RouteFinder(coordinator, self._rng, on_notice=progress.tell)
+        self._finder = RouteFinder(coordinator, self._rng, on_notice=progress.tell, trace=progress.trace)
         self._known = Failover()
         self._pace = Pace()
 
     async def next_attempt(self) -> Attempt:
         """An attempt over a route that avoids what failed; waits for one while that helps."""
+        self._progress.clock.enter("route", asyncio.get_running_loop().time())
         try:
             async with self._deadline.applied():
                 await asyncio.sleep(delay_s(self._known, self._rng))
@@ -173,13 +174,22 @@ class _Run:
             raise ConflictError(
                 f"the model {self._request.model} was replaced meanwhile by another revision: try again"
             )
-        self._progress.route = _stages(grant)
-        return await self._attempt(grant)
+        self._progress.route = route_stages(grant)
+        self._progress.clock.routed([(stage.worker_id, stage.start, stage.end) for stage in self._progress.route])
+        attempt = await self._attempt(grant)
+        attempt.on_opened = self._progress.clock.opened
+        return attempt
 
     async def _attempt(self, grant: RouteGrant) -> Attempt:
         request, max_tokens = self._request, self._wanted().max_tokens
         if request.between is None:
-            return Attempt(self._pool, grant, max_tokens=max_tokens, vocab_size=request.vocab_size)
+            return Attempt(
+                self._pool,
+                grant,
+                max_tokens=max_tokens,
+                vocab_size=request.vocab_size,
+                trace=self._progress.trace,
+            )
         self._progress.private_blocks = request.between.start
         return PrivateAttempt(
             self._pool,
@@ -188,6 +198,7 @@ class _Run:
             vocab_size=request.vocab_size,
             ends=await self._running_ends(request.between.start, grant.hops[0].precision),
             between=request.between,
+            trace=self._progress.trace,
         )
 
     async def _running_ends(self, n_blocks_each: int, precision: Precision) -> EndsProcess:
@@ -200,7 +211,9 @@ class _Run:
 
     async def start(self, attempt: Attempt) -> None:
         """Send the prompt and all tokens so far as the attempt's prompt."""
-        remaining_s = self._deadline.at_s - asyncio.get_running_loop().time()
+        now_s = asyncio.get_running_loop().time()
+        remaining_s = self._deadline.at_s - now_s
+        self._progress.clock.enter("open", now_s)
         so_far = self._progress.token_ids
         n_answered = len(so_far) if self._request.sampling.counts_answer else 0
         sampling = structs.replace(
@@ -219,7 +232,9 @@ class _Run:
             self._progress.n_cached = attempt.n_cached
         self._progress.n_drafted += token.n_drafted
         self._progress.n_accepted += token.n_accepted
-        self._pace.add(asyncio.get_running_loop().time() - began_s, is_first=attempt.n_tokens == 1)
+        now_s = asyncio.get_running_loop().time()
+        self._progress.clock.took(token.timings, now_s)
+        self._pace.add(now_s - began_s, is_first=attempt.n_tokens == 1)
         return token
 
     def _check_pace(self, attempt: Attempt) -> None:
@@ -275,17 +290,3 @@ class _Run:
                 raise self._deadline.error() from exc
             error = HopLostError(f"no token came for {limit_s:.0f} s: the route stands still")
             raise AttemptFailed(error, HopFailure(code=STALLED)) from exc
-
-
-def _stages(grant: RouteGrant) -> tuple[RouteStage, ...]:
-    return tuple(
-        RouteStage(
-            worker_id=hop.worker_id,
-            start=hop.blocks.start,
-            end=hop.blocks.end,
-            precision=hop.precision,
-            quantization=hop.quantization,
-            kv_precision=hop.kv_precision,
-        )
-        for hop in grant.hops
-    )

@@ -59,6 +59,8 @@ def generation_request(
         raise InvalidRequestError(
             f"{info.name} is an encoder ({info.architecture}), which generates nothing: use `client embed`"
         )
+    if options.stop_token_ids:
+        tokenizer.checked_ids(options.stop_token_ids)
     return GenerationRequest(
         model=info.name,
         revision=info.revision,
@@ -66,7 +68,7 @@ def generation_request(
         prompt=tuple(token_ids),
         sampling=options.sampling(
             tokenizer.defaults,
-            stop_token_ids=() if options.ignore_eos else tokenizer.stop_token_ids,
+            stop_token_ids=options.ending_tokens(tokenizer.stop_token_ids),
             max_tokens=options.n_allowed(len(token_ids), info.context_length),
             random_seed=secrets.randbits(62),
         ),

@@ -21,6 +21,7 @@ from protocol.errors import ConflictError, DeadlineExceededError, HopLostError
 from protocol.ids import BlockRange, ModelName, Revision
 from protocol.pinned_http import CoordinatorSession
 from protocol.rest import STALLED, HopFailure, RouteGrant
+from protocol.tracing import Trace, begun_span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,8 @@ class StatesFinder:
             DeadlineExceededError: it took longer.
             BrigadeError: the coordinator's, or the last worker's that failed, if another route doesn't help.
         """
-        finder = RouteFinder(self._coordinator, self._rng, on_notice=self._on_notice)
+        trace, _ = begun_span()
+        finder = RouteFinder(self._coordinator, self._rng, on_notice=self._on_notice, trace=trace)
         known = Failover()
         while True:
             async with deadline.applied():
@@ -91,13 +93,13 @@ class StatesFinder:
                 raise ConflictError(
                     f"the model {request.model} was replaced meanwhile by another revision: try again"
                 )
-            failed = await self._tried(request, grant, known, deadline)
+            failed = await self._tried(request, grant, known, deadline, trace)
             if isinstance(failed, States):
                 return failed
             known = failed
 
     async def _tried(
-        self, request: StatesRequest, grant: RouteGrant, known: Failover, deadline: Deadline
+        self, request: StatesRequest, grant: RouteGrant, known: Failover, deadline: Deadline, trace: Trace
     ) -> States | Failover:
         """The states, or what is known after one more failure."""
         attempt = StatesAttempt(
@@ -106,6 +108,7 @@ class StatesFinder:
             vocab_size=request.vocab_size,
             hidden_size=request.hidden_size,
             blocks=request.blocks,
+            trace=trace,
         )
         reason: CloseReason = "failed"
         with attempt:

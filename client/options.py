@@ -61,6 +61,8 @@ class GenerationOptions:
     """Special tokens whose text is part of the answer's, by that text; the others have none."""
     ignore_eos: bool = False
     """Go on after the model's own end, up to `max_tokens`: to measure, every answer must be of the same length."""
+    stop_token_ids: Sequence[int] | None = None
+    """Tokens that end the answer in place of the model's own; the one that does is the last of the answer's ids."""
     speculate: bool = True
     """Let the workers guess tokens ahead where that pays; the text is the same, as far as precision allows."""
     wait_for_quota: bool = False
@@ -96,14 +98,25 @@ class GenerationOptions:
                 "each end of the model, whoever has its files reads prompt and answer off what is sent"
             )
         check_min_trust(self.min_trust)
+        if self.ignore_eos and self.stop_token_ids:
+            raise InvalidRequestError(
+                f"{len(self.stop_token_ids)} stop_token_ids are to end the answer, and with ignore_eos none does: "
+                "give one of the two"
+            )
         # 0 stands for the tokens that end the model's answers, which aren't known yet
-        stop_token_ids = () if self.ignore_eos else (0,)
-        self.sampling(SamplingDefaults(), stop_token_ids=stop_token_ids, max_tokens=self.n_wanted, random_seed=0)
+        ends = self.ending_tokens((0,))
+        self.sampling(SamplingDefaults(), stop_token_ids=ends, max_tokens=self.n_wanted, random_seed=0)
 
     @property
     def n_wanted(self) -> int:
         """Most tokens of the answer, whatever the context."""
         return self.default_max_tokens if self.max_tokens is None else self.max_tokens
+
+    def ending_tokens(self, of_model: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens that end the answer; `of_model` are those that its authors name."""
+        if self.ignore_eos:
+            return ()
+        return of_model if self.stop_token_ids is None else tuple(self.stop_token_ids)
 
     def between(self, n_blocks: int) -> BlockRange | None:
         """The blocks of a model of `n_blocks` that workers run, if the others run on this machine; None: all.

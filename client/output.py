@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from client.results import Generation, RouteStage, TokenPiece
+from client.timings import Timings
 from protocol.rest import ModelInfo
 
 
@@ -37,6 +38,8 @@ def summary_line(result: Generation) -> str:
         parts.append(f"{result.tokens_per_s:.1f} tokens/s")
     if n_tokens > 0:
         parts.append(f"first after {result.ttft_s:.2f} s")
+    if result.cached_tokens > 0:
+        parts.append(f"{result.cached_tokens} of {result.prompt_tokens} prompt tokens cached")
     if result.drafted_tokens > 0:
         parts.append(f"{result.accepted_tokens} of {result.drafted_tokens} guesses held")
     if result.failovers > 0:
@@ -46,6 +49,31 @@ def summary_line(result: Generation) -> str:
     if result.route:
         parts.append("via " + " -> ".join(stage_text(stage) for stage in result.route))
     return ", ".join(parts)
+
+
+def timings_lines(timings: Timings) -> list[str]:
+    """Where the time went, for people: what the client saw, then what each worker took of it.
+
+    Sums over stages and `wire` are those of decoding; while a prompt is run, stages work at the same time.
+    """
+    phases = (
+        f"prepare {_ms(timings.prepare_s)} + route {_ms(timings.route_s)} + open {_ms(timings.open_s)}"
+        f" + prefill {_ms(timings.prefill_s)} + decode {_ms(timings.decode_s)} = {_ms(timings.total_s)}"
+    )
+    if not timings.stages:
+        return [phases, "of the stages nothing is known: a worker of the route is older than 1.2, or no token came"]
+    stages = [
+        f"{stage.worker_id} {stage.start}:{stage.end}: waited for memory {_ms(stage.memory_s)}; prefill: "
+        f"queue {_ms(stage.prefill_queue_s)}, compute {_ms(stage.prefill_compute_s)}, "
+        f"sampling {_ms(stage.prefill_sampling_s)}; decode: queue {_ms(stage.decode_queue_s)}, "
+        f"compute {_ms(stage.decode_compute_s)}, sampling {_ms(stage.decode_sampling_s)}"
+        for stage in timings.stages
+    ]
+    return [phases, *stages, f"decode, none of the stages (wire and the rest): {_ms(timings.wire_s)}"]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
 
 
 def models_table(models: Sequence[ModelInfo]) -> list[str]:

@@ -6,6 +6,7 @@ first and last blocks, head and sampling are run by a process beside the client 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 
@@ -18,12 +19,12 @@ from client.transport import ConnectionLost, ConnectionPool, ReturnedStates
 from protocol.ends_messages import LastDone
 from protocol.errors import ProtocolError
 from protocol.frames import MAX_CLIENT_PAYLOAD_BYTES
+from protocol.hop_timings import HopTimings
 from protocol.ids import BlockRange, WorkerId
 from protocol.messages import (
     STEP_CREDIT,
     AttachTail,
     Credit,
-    OpenSession,
     SamplingParams,
     SessionEnded,
     SessionOpened,
@@ -31,6 +32,7 @@ from protocol.messages import (
     Token,
 )
 from protocol.rest import RouteGrant
+from protocol.tracing import Trace
 
 CHUNK_TOKENS = 128
 """Positions of the prompt in one step: while workers run one, the next is run here."""
@@ -49,13 +51,14 @@ class PrivateAttempt(TakingStates):
         vocab_size: int,
         ends: EndsProcess,
         between: BlockRange,
+        trace: Trace | None = None,
     ) -> None:
         """`between`: the blocks that workers are to run.
 
         Raises:
             ProtocolError: the route is over others.
         """
-        super().__init__(pool, grant, vocab_size=vocab_size, blocks=between)
+        super().__init__(pool, grant, vocab_size=vocab_size, blocks=between, trace=trace)
         self._max_tokens = max_tokens
         self._ends = ends
         self._chunk_tokens = min(CHUNK_TOKENS, MAX_CLIENT_PAYLOAD_BYTES // (ends.hidden_size * _LARGEST_ITEM_BYTES))
@@ -76,9 +79,7 @@ class PrivateAttempt(TakingStates):
         session_id = self._grant.session_id
         self._n_prompt_tokens = len(token_ids)
         await self._ends.begin(self._text_id, token_ids, len(token_ids) + self._max_tokens, sampling)
-        opening = OpenSession(
-            session_id=session_id, tickets=tuple(hop.ticket for hop in self._grant.hops), deadline_s=remaining_s
-        )
+        opening = self._opening(remaining_s)
         attaching = AttachTail(session_id=session_id, ticket=self._grant.attach_ticket, sampling=NOTHING_TOLD)
         await self._tell_both([(opening, b"")], (attaching, b""))
 
@@ -89,7 +90,8 @@ class PrivateAttempt(TakingStates):
             worker_id, happening = await self._inbox.get()
             match happening:
                 case SessionOpened():
-                    pass
+                    if worker_id == self._head.worker_id:
+                        self.on_opened(asyncio.get_running_loop().time())
                 case SessionEnded() | ConnectionLost():
                     raise self._failure(worker_id, happening)
                 case Credit():
@@ -154,9 +156,9 @@ class PrivateAttempt(TakingStates):
             self._put_out(1, done.precision, states)
             await self._send_what_may_go()
         await self._give_credit()
-        return None if done.token_id is None else self._token(done.token_id, done)
+        return None if done.token_id is None else self._token(done.token_id, done, step.timings)
 
-    def _token(self, token_id: int, done: LastDone) -> Token:
+    def _token(self, token_id: int, done: LastDone, timings: tuple[HopTimings, ...]) -> Token:
         index, self.n_tokens = self.n_tokens, self.n_tokens + 1
         is_full = self.n_tokens == self._max_tokens
         self._finish_reason = "length" if is_full and not done.is_stop else "stop"
@@ -167,4 +169,5 @@ class PrivateAttempt(TakingStates):
             finish_reason=self._finish_reason if done.is_stop or is_full else None,
             logprob=done.logprob,
             top_logprobs=done.top_logprobs,
+            timings=timings,
         )

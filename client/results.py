@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from client.timings import GenerationClock, Timings
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import FinishReason, KvPrecision, Precision, Quantization
+from protocol.rest import RouteGrant
+from protocol.tracing import begun_span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,10 @@ class Generation:
     """Those of them that are tokens of the answer: so many rounds through all workers were saved."""
     private_blocks: int = 0
     """How many blocks at each end of the model were run by the client itself, so that no worker had a token."""
+    timings: Timings | None = None
+    """Where the time went; None of what no client made."""
+    trace_id: str = ""
+    """W3C's: stands in the logs of the coordinator and of every worker of the route."""
 
 
 class Progress:
@@ -74,6 +81,9 @@ class Progress:
     def __init__(self, started_at_s: float, on_notice: Callable[[str], None] | None = None) -> None:
         self._on_notice = on_notice
         self._started_at_s = started_at_s
+        self.clock = GenerationClock(started_at_s)
+        self.trace, self.cause = begun_span()
+        """The generation as a span, and the span that it is part of."""
         self._first_at_s = started_at_s
         self._last_at_s = started_at_s
         self._texts: list[str] = []
@@ -136,4 +146,21 @@ class Progress:
             drafted_tokens=self.n_drafted,
             accepted_tokens=self.n_accepted,
             private_blocks=self.private_blocks,
+            timings=self.clock.timings(),
+            trace_id=self.trace.trace_id,
         )
+
+
+def route_stages(grant: RouteGrant) -> tuple[RouteStage, ...]:
+    """The workers of a route, and what each runs."""
+    return tuple(
+        RouteStage(
+            worker_id=hop.worker_id,
+            start=hop.blocks.start,
+            end=hop.blocks.end,
+            precision=hop.precision,
+            quantization=hop.quantization,
+            kv_precision=hop.kv_precision,
+        )
+        for hop in grant.hops
+    )

@@ -16,6 +16,7 @@ from protocol.ids import ModelName
 from protocol.messages import SharedPrefix
 from protocol.pinned_http import CoordinatorSession
 from protocol.rest import RouteGrant, RouteRequest
+from protocol.tracing import Trace
 
 _ANSWER_TIMEOUT_S = 15.0
 """Beyond the time that the coordinator was told to wait: a coordinator that hangs is as good as away."""
@@ -50,9 +51,16 @@ class RouteFinder:
     """Asks one coordinator, or whichever of several answers."""
 
     def __init__(
-        self, coordinator: CoordinatorSession, rng: random.Random, *, on_notice: Callable[[str], None]
+        self,
+        coordinator: CoordinatorSession,
+        rng: random.Random,
+        *,
+        on_notice: Callable[[str], None],
+        trace: Trace | None = None,
     ) -> None:
+        """`trace`: what the route is for, as the coordinator's log is to name it."""
         self._coordinator = coordinator
+        self._trace = trace
         self._rng = rng
         self._on_notice = on_notice
 
@@ -74,6 +82,7 @@ class RouteFinder:
                     RouteGrant,
                     timeout_s=wait_s + _ANSWER_TIMEOUT_S,
                     needed=_needed(wanted),
+                    trace=self._trace,
                 )
             except BrigadeError as error:
                 n_refusals += 1

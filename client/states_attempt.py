@@ -12,8 +12,9 @@ from client.taking_states import NOTHING_TOLD, TakingStates
 from client.transport import ConnectionLost, ConnectionPool, ReturnedStates
 from protocol.errors import ProtocolError
 from protocol.ids import BlockRange, WorkerId
-from protocol.messages import AttachTail, Credit, OpenSession, SessionEnded, SessionOpened, Step, Token
+from protocol.messages import AttachTail, Credit, SessionEnded, SessionOpened, Step, Token
 from protocol.rest import RouteGrant
+from protocol.tracing import Trace
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -32,9 +33,10 @@ class StatesAttempt(TakingStates):
         vocab_size: int,
         hidden_size: int,
         blocks: BlockRange,
+        trace: Trace | None = None,
     ) -> None:
         """Raises as `TakingStates`."""
-        super().__init__(pool, grant, vocab_size=vocab_size, blocks=blocks)
+        super().__init__(pool, grant, vocab_size=vocab_size, blocks=blocks, trace=trace)
         self._hidden_size = hidden_size
         self._finish_reason = "stop"
 
@@ -63,9 +65,7 @@ class StatesAttempt(TakingStates):
 
     async def _begin(self, token_ids: Sequence[int], remaining_s: float) -> None:
         session_id = self._grant.session_id
-        opening = OpenSession(
-            session_id=session_id, tickets=tuple(hop.ticket for hop in self._grant.hops), deadline_s=remaining_s
-        )
+        opening = self._opening(remaining_s)
         step = Step(session_id=session_id, position=0, n_tokens=len(token_ids), dtype="int32", is_last=True)
         attaching = AttachTail(session_id=session_id, ticket=self._grant.attach_ticket, sampling=NOTHING_TOLD)
         await self._tell_both([(opening, b""), (step, ids_payload(token_ids))], (attaching, b""))

@@ -8,6 +8,7 @@ from protocol.errors import BrigadeError, ProtocolError
 from protocol.ids import BlockRange, WorkerId
 from protocol.messages import STEP_CREDIT, Credit, SamplingParams, Step
 from protocol.rest import RouteGrant
+from protocol.tracing import Trace
 
 CREDIT_BATCH = STEP_CREDIT // 2
 """Steps taken in before the tail gets credit for them: half, so that it never has to stop."""
@@ -20,13 +21,21 @@ class TakingStates(Attempt):
 
     _takes_states = True
 
-    def __init__(self, pool: ConnectionPool, grant: RouteGrant, *, vocab_size: int, blocks: BlockRange) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        grant: RouteGrant,
+        *,
+        vocab_size: int,
+        blocks: BlockRange,
+        trace: Trace | None = None,
+    ) -> None:
         """`blocks`: those that workers are to run.
 
         Raises:
             ProtocolError: the route is over others.
         """
-        super().__init__(pool, grant, max_tokens=STEP_CREDIT * 2, vocab_size=vocab_size)
+        super().__init__(pool, grant, max_tokens=STEP_CREDIT * 2, vocab_size=vocab_size, trace=trace)
         check_granted(grant, blocks)
         self._n_returned = 0
         """Positions whose states have come back."""

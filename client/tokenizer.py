@@ -45,12 +45,13 @@ class ModelTokenizer:
             UntrustedFileError: a file is malformed.
         """
         configs = {name: _json_object(files.contents, name) for name in _CONFIGS}
-        self._special_tokens = _special_tokens(configs)
+        self.special_tokens = _special_tokens(configs)
+        """Texts by name: `bos_token`, `eos_token`, `pad_token`..."""
         self._tokenizer = read_tokenizer(files.contents.get("tokenizer.json"))
         self.token_bytes = None if self._tokenizer is None else TokenBytes(self._tokenizer)
         self._special_ids = _special_ids(self._tokenizer)
-        self._template = _template(files.contents, configs, self._special_tokens)
-        self._tool_template = _tool_template(files.contents, self._special_tokens)
+        self._template = _template(files.contents, configs, self.special_tokens)
+        self._tool_template = _tool_template(files.contents, self.special_tokens)
         self.vocab_size, self.hidden_size = files.manifest.vocab_size, files.manifest.hidden_size
         self._context_length = files.manifest.context_length
         self.embedding_settings = (
@@ -63,6 +64,11 @@ class ModelTokenizer:
     def has_chat_template(self) -> bool:
         """Whether conversations can be encoded."""
         return self._template is not None
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """What lays conversations out."""
+        return self._template
 
     async def encoded_text(self, text: str) -> list[int]:
         """Ids of plain text, with the special tokens that the model wants around it (BOS).
@@ -150,7 +156,7 @@ class ModelTokenizer:
         found: dict[int, None] = {}
         for source in (configs["generation_config.json"], configs["config.json"], _text_part(configs)):
             found.update(dict.fromkeys(_ids(source.get("eos_token_id"))))
-        eos = self._special_tokens.get("eos_token")
+        eos = self.special_tokens.get("eos_token")
         if eos is not None and self._tokenizer is not None:
             found.update(dict.fromkeys(_ids(self._tokenizer.token_to_id(eos))))
         usable = tuple(token_id for token_id in found if 0 <= token_id < self.vocab_size)

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import aiohttp
 from aiohttp import ClientWebSocketResponse, ClientWSTimeout, WSMsgType
 
-from protocol.compatibility import VERSION_HEADER
+from protocol.compatibility import VERSION_HEADER, spoken_version, understood_by
 from protocol.errors import (
     BrigadeError,
     DrainingError,
@@ -108,6 +108,8 @@ class Connection:
 
     def __init__(self, worker_id: WorkerId, websocket: ClientWebSocketResponse) -> None:
         self.worker_id = worker_id
+        headers = websocket._response.headers  # noqa: SLF001 - aiohttp has no public way to them
+        self._version = spoken_version(headers)
         self._websocket = websocket
         self._inboxes: dict[SessionId, Inbox] = {}
         self._lost: BrigadeError | None = None
@@ -137,6 +139,8 @@ class Connection:
         if self._lost is not None:
             raise self._lost
         try:
+            if self._version != PROTOCOL_VERSION:
+                message = understood_by(message, self._version)
             await self._websocket.send_bytes(encode_frame(message, payload))
         except (aiohttp.ClientError, OSError) as exc:
             raise HopLostError(f"the connection to worker {self.worker_id} is lost: {_reason(exc)}") from exc

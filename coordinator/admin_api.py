@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
@@ -10,11 +11,14 @@ from aiohttp import web
 
 from coordinator.client_api import model, model_infos
 from coordinator.keys import (
+    ANNOUNCER,
     AUDITOR,
     AUTHORITY,
     CATALOGUE,
     CLOCK,
     CLUSTER,
+    INVITES,
+    JOINING,
     PUBLIC_URL,
     REPOSITORY,
     ROUTE_DESK,
@@ -26,6 +30,7 @@ from coordinator.policy.audit_schedule import unaudited
 from coordinator.policy.events import ImprovementFound
 from coordinator.policy.improvement import improvement
 from coordinator.policy.outlook import moving_words
+from coordinator.policy.standing import listed, named
 from coordinator.policy.state import Placement, checked_placement
 from coordinator.policy.trust_words import trust_note
 from coordinator.policy.views import model_info, plan_info, worker_info
@@ -33,7 +38,7 @@ from coordinator.queries import read_query
 from coordinator.resources import MODEL
 from coordinator.route_docs import RouteDoc
 from protocol.admin_rest import PageQuery
-from protocol.errors import ConfigError, ConflictError, NotFoundError, UntrustedFileError
+from protocol.errors import ConfigError, ConflictError, NotFoundError, StorageError, UntrustedFileError
 from protocol.ids import ModelName, WorkerId
 from protocol.plan_rest import PlanInfo, PlanQuery
 from protocol.rest import AddModelRequest, ChangeModelRequest, ClusterStatus, ModelInfo, ModelList, WorkerInfo
@@ -84,6 +89,7 @@ async def status(request: web.Request) -> web.Response:
             database_problem=request.app[REPOSITORY].problem,
             moving=moving_words(state),
             audits=audits_words(request.app),
+            joining=await _joining_words(request.app),
             models=model_infos(request),
             workers=tuple(shown_worker(request, worker_id) for worker_id in state.workers),
         )
@@ -102,6 +108,33 @@ def audits_words(app: web.Application) -> str:
     auditor = app[AUDITOR]
     lone = unaudited(app[CLUSTER].state) if auditor.share > 0.0 else ""
     return "; ".join(filter(None, (lone, auditor.evading())))
+
+
+async def _joining_words(app: web.Application) -> str:
+    """How new workers find this coordinator, by which invites they may come, and who needs another secret."""
+    now = datetime.fromtimestamp(app[CLOCK](), UTC)
+    try:
+        n_open = await app[INVITES].n_open(now)
+    except StorageError:  # the status says so elsewhere
+        n_open = 0
+    invites = f"{n_open} invite{'s' * (n_open != 1)} open (`coord invite list`)" if n_open else ""
+    return "; ".join(filter(None, (app[ANNOUNCER].words, invites, _outdated_words(app))))
+
+
+def _outdated_words(app: web.Application) -> str:
+    """Workers that are here by a join secret which was replaced: their tokens last, and then they are kept out."""
+    workers = app[CLUSTER].state.workers
+    outdated = [
+        named(workers[join.worker_id])
+        for join in app[JOINING].recent.newest_first()
+        if not join.is_current and join.worker_id in workers and workers[join.worker_id].presence != "gone"
+    ]
+    if not outdated:
+        return ""
+    return (
+        f"joined with a join secret that was replaced since: {listed(outdated)}; give them the new one before "
+        "their tokens end (`coord secret show`)"
+    )
 
 
 async def apply_plan(request: web.Request) -> web.Response:

@@ -24,12 +24,14 @@ from coordinator.config import CoordinatorConfig
 from coordinator.dashboard_start import take_up_dashboard
 from coordinator.file_store import FileStore
 from coordinator.keys import (
+    ANNOUNCER,
     AUDITOR,
     CLUSTER,
     CONFIG,
     DASHBOARD_FEED,
     EARNED_PRIORITY,
     HISTORIES,
+    METRICS,
     NEIGHBOURS,
     OPENINGS,
     PUBLIC_URL,
@@ -46,8 +48,11 @@ from coordinator.state_folder import StateFolder
 from coordinator.sweeps import look_forever, sweep_forever
 from protocol.guarded_site import GuardedSite
 from protocol.listening import start_listening
+from protocol.metrics_site import metrics_served
 from protocol.running_beside import running_beside
+from protocol.span_export import span_export
 from protocol.tls import server_context
+from protocol.traced_requests import SPANS
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +69,8 @@ class RunningCoordinator:
     port: int
     is_first_start: bool
     """Whether no coordinator has answered from this state folder before."""
+    metrics_url: str | None
+    """Where Prometheus reads its metrics without a key."""
     cluster: Cluster
     authority: Authority
     state_folder: StateFolder
@@ -89,31 +96,41 @@ async def running(
         ConflictError: another coordinator runs on the state folder, or the database is another's.
         StorageError: state folder or database can't be used.
     """
-    async with opened_state(config, datetime.fromtimestamp(clock(), UTC)) as opened:
+    async with (
+        opened_state(config, datetime.fromtimestamp(clock(), UTC)) as opened,
+        span_export("coordinator") as spans,
+    ):
         cluster = Cluster(opened.repository, config.policy_settings(), clock, config.given)
         await cluster.restore()
         store = await asyncio.to_thread(FileStore, opened.folder.files)
         catalogue = Catalogue(store, cluster)
         app = application(config, opened, cluster, catalogue, clock)
+        app[SPANS] = spans
         await take_up_dashboard(app)
-        async with _working(app), _listening(app, config, opened) as port:
+        async with (
+            _working(app),
+            _listening(app, config, opened) as port,
+            metrics_served(app[METRICS].registry, config.metrics_listen) as metrics_url,
+        ):
             url = config.public_url or _local_url(config.listen_host, port)
             app[PUBLIC_URL].append(url)
             opened.lease.tell_url(url)
             is_first_start = await asyncio.to_thread(opened.folder.read, names.URL) is None
             await asyncio.to_thread(opened.folder.write, names.URL, _local_url(config.listen_host, port))
             log.info("coordinator_started", url=url, coordinator_id=opened.authority.coordinator_id)
-            yield RunningCoordinator(
-                url=url,
-                port=port,
-                is_first_start=is_first_start,
-                cluster=cluster,
-                authority=opened.authority,
-                state_folder=opened.folder,
-                repository=opened.repository,
-                catalogue=catalogue,
-                application=app,
-            )
+            async with running_beside(announcer=app[ANNOUNCER].announce_forever(port)):
+                yield RunningCoordinator(
+                    url=url,
+                    port=port,
+                    is_first_start=is_first_start,
+                    metrics_url=metrics_url,
+                    cluster=cluster,
+                    authority=opened.authority,
+                    state_folder=opened.folder,
+                    repository=opened.repository,
+                    catalogue=catalogue,
+                    application=app,
+                )
             log.info("coordinator_stopping", url=url)
 
 
@@ -129,7 +146,10 @@ async def _working(app: web.Application) -> AsyncIterator[None]:
         "trust": trust.hand_in_forever(),
         "audits": app[AUDITOR].audit_forever(),
         "earned": app[EARNED_PRIORITY].look_forever(),
-        "quotas": expire_forever(app[REPOSITORY].quotas, app[OPENINGS], app[QUOTA_CLOCK]),
+        "lag": app[METRICS].lag.watch_forever(),
+        "quotas": expire_forever(
+            app[REPOSITORY].quotas, app[OPENINGS], app[QUOTA_CLOCK], lambda: cluster.state.lost_workers
+        ),
     }
     if app[CONFIG].has_dashboard:
         loops["histories"] = app[HISTORIES].sample_forever(app[DASHBOARD_FEED].put_sample)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from coordinator.addresses import known_names
 from coordinator.admin_api import add_admin_routes, audits_words
+from coordinator.announcing import Announcer
 from coordinator.assignment_api import add_assignment_routes
 from coordinator.audit_api import add_audit_routes
 from coordinator.audit_asking import Examiner
@@ -37,10 +38,13 @@ from coordinator.generation_api import add_generation_routes
 from coordinator.generation_book import GenerationBook
 from coordinator.generation_reports import GenerationReports
 from coordinator.histories import Histories
+from coordinator.invite_api import add_invite_routes
+from coordinator.invite_store import InviteStore
 from coordinator.joining import AttemptLimiter, Joining
 from coordinator.key_api import add_key_routes
 from coordinator.keys import (
     ACCESS,
+    ANNOUNCER,
     AUDITOR,
     AUTHENTICATOR,
     AUTHORITY,
@@ -57,9 +61,11 @@ from coordinator.keys import (
     EXAMINER,
     GENERATIONS,
     HISTORIES,
+    INVITES,
     JOIN_LIMITER,
     JOINING,
     KNOWN_NAMES,
+    METRICS,
     NEIGHBOURS,
     OPENAPI,
     OPENINGS,
@@ -79,6 +85,9 @@ from coordinator.keys import (
     TURNS,
     VERSION,
 )
+from coordinator.metrics import CoordinatorMetrics
+from coordinator.metrics_api import add_metrics_routes
+from coordinator.metrics_state import StateMetrics
 from coordinator.middleware import add_security_headers, answer_errors, check_caller
 from coordinator.openapi_api import add_openapi_routes
 from coordinator.opening import OpenedState
@@ -94,16 +103,18 @@ from coordinator.session_ends import SessionEnds
 from coordinator.settings_api import add_settings_routes
 from coordinator.stored_rows import StoredGeneration
 from coordinator.ticket_desk import TicketDesk
+from coordinator.traced import follow_trace
 from coordinator.trust_api import add_trust_routes
 from coordinator.trust_reports import TrustReports
 from coordinator.turns import Turns
 from coordinator.worker_admin_api import add_worker_admin_routes
 from coordinator.worker_api import add_worker_routes
 from protocol.codec import MAX_BODY_BYTES
+from protocol.control_messages import GenerationReport
 from protocol.errors import QuotaExceededError
 from protocol.version import program_version
 
-MIDDLEWARES = (answer_errors, check_caller, answer_repeats, check_preconditions)
+MIDDLEWARES = (answer_errors, follow_trace, check_caller, answer_repeats, check_preconditions)
 """Outermost first: an error anywhere is an answer, a repeated request is answered before its ETag is looked at."""
 
 
@@ -125,11 +136,13 @@ def application(
     app[KNOWN_NAMES] = known_names(config)
     app[PUBLIC_URL] = []
     app[VERSION] = program_version()
+    app[METRICS] = CoordinatorMetrics()
+    app[REPOSITORY].transactions.on_done = app[METRICS].transaction_done
     _add_doors(app)
     _add_desks(app)
     _add_auditing(app)
     _add_dashboard(app)
-    _add_routes(app)
+    add_routes(app, has_dashboard=config.has_dashboard)
     app.on_response_prepare.append(add_security_headers)
     app.on_shutdown.append(_close_control_sockets)
     app.on_shutdown.append(_send_waiting_away)
@@ -140,7 +153,16 @@ def _add_doors(app: web.Application) -> None:
     """Who comes in, and what is kept of connections."""
     cluster, clock = app[CLUSTER], app[CLOCK]
     app[AUTHENTICATOR] = Authenticator(app[AUTHORITY], app[REPOSITORY], clock)
-    app[JOINING] = Joining(app[AUTHORITY], clock, check_worker=cluster.check_admitted)
+    app[INVITES] = InviteStore(app[REPOSITORY].transactions)
+    app[JOINING] = Joining(
+        app[AUTHORITY], clock, check_worker=cluster.check_admitted, use_invite=app[INVITES].use_at
+    )
+    app[ANNOUNCER] = Announcer(
+        app[AUTHORITY].coordinator_id,
+        app[AUTHORITY].ca_fingerprint,
+        listen_host=app[CONFIG].listen_host,
+        is_wanted=app[CONFIG].announces,
+    )
     app[JOIN_LIMITER] = AttemptLimiter()
     app[BAD_SOURCES] = BadSources()
     app[CONTROL_SOCKETS] = {}
@@ -182,7 +204,7 @@ def _add_auditing(app: web.Application) -> None:
 
 
 def _add_dashboard(app: web.Application) -> None:
-    """Who is signed in with a browser, and what they see."""
+    """Who is signed in with a browser, and what they see; and Prometheus with them."""
     cluster, clock, desk = app[CLUSTER], app[CLOCK], app[ROUTE_DESK]
     app[DASHBOARD_SESSIONS] = DashboardSessions(app[AUTHORITY], clock)
     app[DASHBOARD_STORE] = DashboardStore(app[REPOSITORY].transactions)
@@ -190,6 +212,14 @@ def _add_dashboard(app: web.Application) -> None:
     app[RUNNING] = RunningGenerations()
     app[GENERATIONS] = GenerationBook(app[REPOSITORY].transactions, cluster.hostname)
     app[HISTORIES] = Histories(cluster, app[RUNNING], lambda: desk.n_waiting)
+    StateMetrics(
+        cluster,
+        app[REPOSITORY],
+        app[RUNNING],
+        app[AUDITOR],
+        n_waiting=lambda: desk.n_waiting,
+        registry=app[METRICS].registry,
+    )
     look = LiveLook(
         cluster, app[REPOSITORY], desk, app[RUNNING], fixed=partial(_fixed, app), audits=partial(audits_words, app)
     )
@@ -205,13 +235,14 @@ def _fixed(app: web.Application) -> dict[str, str]:
     }
 
 
-def _add_routes(app: web.Application) -> None:
+def add_routes(app: web.Application, *, has_dashboard: bool) -> None:
+    """Put all routes in, and what is kept of them: who may use them, and their descriptions."""
     app[ACCESS] = {}
     app[ROUTE_DOCS] = {}
     app[OPENAPI] = []
     app[TURNS] = Turns()
     app[REPEATING] = set()
-    for add_routes in (
+    for add in (
         add_client_routes,
         add_worker_routes,
         add_admin_routes,
@@ -227,17 +258,20 @@ def _add_routes(app: web.Application) -> None:
         add_secret_routes,
         add_settings_routes,
         add_generation_routes,
+        add_invite_routes,
+        add_metrics_routes,
     ):
-        add_routes(app)
-    if app[CONFIG].has_dashboard:
-        for add_routes in (add_dashboard_routes, add_dashboard_live_routes, add_dashboard_file_routes):
-            add_routes(app)
+        add(app)
+    if has_dashboard:
+        for add in (add_dashboard_routes, add_dashboard_live_routes, add_dashboard_file_routes):
+            add(app)
 
 
-def _take_finished(app: web.Application, generation: StoredGeneration) -> None:
+def _take_finished(app: web.Application, generation: StoredGeneration, report: GenerationReport) -> None:
     app[ROUTE_DESK].take_finished(generation)
     app[AUDITOR].take_finished(generation)
-    app[HISTORIES].take_finished(generation)
+    app[HISTORIES].take_finished(generation, report.first_token_s, report.s_per_token)
+    app[METRICS].take_finished(generation, report)
     app[RUNNING].ended(generation.session_id)
 
 

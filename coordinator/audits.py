@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from random import Random, SystemRandom
@@ -19,7 +20,7 @@ from coordinator.policy.audit_evidence import evidence_of
 from coordinator.policy.trust_events import EvidenceSeen, Seen
 from coordinator.stored_rows import StoredGeneration
 from coordinator.trust_reports import SUCCESSES
-from protocol.audit_rest import AuditInfo
+from protocol.audit_rest import AuditInfo, AuditOutcome
 from protocol.errors import BrigadeError, ConflictError
 from protocol.ids import WorkerId
 
@@ -41,6 +42,8 @@ class Auditor:
         rng: Random | None = None,
     ) -> None:
         self.store = store
+        self.n_found: Counter[AuditOutcome] = Counter()
+        """Audits since the start, by what they found of the worker that was due."""
         self._cluster = cluster
         self._clock = clock
         self._rng = rng or SystemRandom()
@@ -139,6 +142,7 @@ class Auditor:
         info = found.info(self._clock())
         if is_scheduled and not found.asked:
             return info  # nobody could be asked: that is no news, and `coord status` says whom it concerns
+        self.n_found[info.outcome] += 1
         log.info(
             "audited",
             worker_id=info.worker_id,

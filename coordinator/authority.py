@@ -16,6 +16,9 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.x509.oid import AttributeOID
 
 from coordinator import state_folder as names
 from coordinator.certificates import (
@@ -26,7 +29,8 @@ from coordinator.certificates import (
 from coordinator.secret_files import SecretFiles, damaged
 from coordinator.state_folder import StateFolder
 from protocol.errors import WrongSecretError
-from protocol.ids import CoordinatorId, WorkerId
+from protocol.ids import CoordinatorId, InviteId, WorkerId
+from protocol.invites import INVITE_KEY_BYTES
 from protocol.private_keys import key_from_pem, key_to_pem, new_key, public_key_der
 from protocol.tls import COORDINATOR_NAME, fingerprint, worker_id_of_key, worker_name
 
@@ -76,11 +80,25 @@ class Authority:
         """MAC keys of the join secret (first) and of the previous ones that still admit."""
         return self.secrets.join_keys
 
-    def issue_worker_certificate(self, csr_pem: str, worker_id: WorkerId, now: datetime) -> str:
+    def invite_key(self, invite_id: InviteId) -> bytes:
+        """The MAC key of an invite, derived: nothing in the database lets anybody in, and none tells another's.
+
+        From the CA's key, which never rotates: workers come in again by their invites for as long as they are.
+        """
+        root = self._ca_key.private_numbers().private_value.to_bytes(32, "big")
+        info = b"invite key for " + invite_id.encode()
+        return HKDF(algorithm=SHA256(), length=INVITE_KEY_BYTES, salt=b"brigade", info=info).derive(root)
+
+    def issue_worker_certificate(
+        self, csr_pem: str, worker_id: WorkerId, now: datetime, *, challenge: str | None = None
+    ) -> str:
         """A certificate (PEM) for the key of a certificate request; everything else in the request is ignored.
 
+        But its challenge password must be `challenge`, unless that is None.
+
         Raises:
-            WrongSecretError: the request isn't signed by its key, or the worker's id isn't that key's.
+            WrongSecretError: the request isn't signed by its key, or not for this challenge, or the worker's id
+                isn't that key's.
         """
         refused = WrongSecretError("the join request doesn't verify")
         try:
@@ -90,6 +108,8 @@ class Authority:
         except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
             raise refused from exc
         if not is_signed or not isinstance(public_key, ec.EllipticCurvePublicKey):
+            raise refused
+        if challenge is not None and _challenge_of(request) != challenge.encode():
             raise refused
         if worker_id_of_key(public_key_der(public_key)) != worker_id:
             raise refused
@@ -162,3 +182,10 @@ class Authority:
         is_current = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - SERVER_RENEWAL
         matches = key.public_key() == certificate.public_key() and set(sans) <= set(present)
         return certificate if is_current and matches else None
+
+
+def _challenge_of(request: x509.CertificateSigningRequest) -> bytes | None:
+    try:
+        return request.attributes.get_attribute_for_oid(AttributeOID.CHALLENGE_PASSWORD).value
+    except (ValueError, x509.AttributeNotFound):
+        return None

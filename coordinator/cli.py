@@ -17,9 +17,11 @@ from coordinator.cli_audit import audit_log
 from coordinator.cli_audits import audit, audits
 from coordinator.cli_author import author_commands
 from coordinator.cli_backup import backup, restore
+from coordinator.cli_config import SECTION
 from coordinator.cli_dashboard import dashboard
 from coordinator.cli_doctor import doctor
 from coordinator.cli_generation import generation_commands
+from coordinator.cli_invite import invite_commands
 from coordinator.cli_key import key_commands
 from coordinator.cli_model import model_commands
 from coordinator.cli_output import notes, print_error
@@ -29,6 +31,7 @@ from coordinator.cli_serve import serve
 from coordinator.cli_settings import settings_commands
 from coordinator.cli_trust import trust_commands
 from coordinator.cli_worker import worker_commands
+from protocol.configured_commands import take_config
 from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError
 from protocol.version import program_version
 
@@ -55,8 +58,10 @@ trust_commands.command("audits")(audits)
 app.add_typer(trust_commands, name="trust")
 app.add_typer(assignment_commands, name="assignment")
 app.add_typer(secret_commands, name="secret")
+app.add_typer(invite_commands, name="invite")
 app.add_typer(settings_commands, name="settings")
 app.add_typer(generation_commands, name="generation")
+take_config(app, SECTION)
 
 
 @app.callback(invoke_without_command=True)

@@ -222,6 +222,8 @@ def print_status(status: ClusterStatus) -> None:
         out.print(worker_table(status.workers))
     else:
         out.print(Text(f"No workers yet: worker join {printable(status.url)} --secret-file FILE"), soft_wrap=True)
+    if status.joining:
+        out.print(Text(printable(status.joining), style="dim"), soft_wrap=True)
     if status.audits:
         out.print(Text(short_ids(printable(status.audits)), style="dim"), soft_wrap=True)
 

@@ -30,7 +30,8 @@ def packed(source: str, store: FileStore | HashOnlyStore) -> PackedModel:
         from coordinator.packing import pack_model  # noqa: PLC0415 - torch, which only this needs
     except ImportError as exc:
         raise ConfigError(
-            f"reading a model needs packages that aren't installed ({exc.name}): pip install 'brigade[packing]'"
+            f"reading a model needs packages that aren't installed ({exc.name}): pip install '.[packing]' in "
+            "Brigade's folder"
         ) from exc
     with progress_bar() as progress:
         return pack_model(source, store, progress)

@@ -17,6 +17,7 @@ from coordinator.state_folder import read_state_file
 from protocol.errors import ConfigError
 from protocol.secret_rest import (
     MAX_SECRET_GRACE_S,
+    RecentJoin,
     RotatedSecret,
     RotateSecretRequest,
     SecretDates,
@@ -72,6 +73,7 @@ def rotate(target: AdminTarget, *, grace: GraceOption = "8d", as_json: JsonOptio
         else "the new join secret; no older one admits any more",
         markup=False,
     )
+    notes().print("invites stay as they are: `coord invite list` shows them, `coord invite revoke` ends one")
     typer.echo(rotated.secret)
 
 
@@ -120,9 +122,15 @@ def _table(found: SecretsInfo) -> Group:
             join.worker_id[:12],
             cell(join.hostname),
             minute(join.at),
-            "the join secret in force" if join.is_current else "an older one",
+            _shown_with(join),
         )
     return Group(*parts, Text("Joined, or renewed, since the coordinator's start:"), table)
+
+
+def _shown_with(join: RecentJoin) -> str:
+    if join.invite_id is not None:
+        return f"the invite {join.invite_id}"
+    return "the join secret in force" if join.is_current else "an older one"
 
 
 def _until(each: SecretDates) -> str:

@@ -15,9 +15,12 @@ from coordinator import state_folder as names
 from coordinator.background import freeze_heap
 from coordinator.cli_output import console, notes
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig, default_state
-from protocol.event_loops import event_loop_factory
+from protocol.configured_commands import taken_from_file
+from protocol.event_loops import event_loop
 from protocol.listening import is_loopback, stop_signals
 from protocol.logs import configure_logs
+from protocol.metrics_address import metrics_notice
+from protocol.service_manager import tell_service_manager
 
 ListenOption = Annotated[
     str | None,
@@ -99,6 +102,23 @@ DashboardOption = Annotated[
     ),
 ]
 
+MdnsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--mdns/--no-mdns",
+        help="Whether it says on the local network where it is, so that `worker join` needs no address (mDNS; not "
+        "while it listens on loopback only). Else BRIGADE_MDNS, on or off, else on.",
+    ),
+]
+
+MetricsListenOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where Prometheus reads metrics over plain HTTP without a key, host:port (9464 if no port is given). "
+        "Else BRIGADE_METRICS_LISTEN, else only at /metrics of the coordinator's own port, with an admin key."
+    ),
+]
+
 ReplanOption = Annotated[
     str | None,
     typer.Option(
@@ -109,6 +129,7 @@ ReplanOption = Annotated[
 
 
 def serve(
+    context: typer.Context,
     *,
     listen: ListenOption = None,
     state: StateOption = None,
@@ -123,6 +144,8 @@ def serve(
     require_signed_models: RequireSignedOption = None,
     audit_share: AuditShareOption = None,
     dashboard: DashboardOption = None,
+    mdns: MdnsOption = None,
+    metrics_listen: MetricsListenOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
     """Run the coordinator until it is told to stop (Ctrl-C or SIGTERM; a second time: at once)."""
@@ -141,8 +164,11 @@ def serve(
         require_signed_models=require_signed_models,
         audit_share=audit_share,
         dashboard=dashboard,
+        mdns=mdns,
+        metrics_listen=metrics_listen,
+        where=taken_from_file(context),
     )
-    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(_serve(config))
 
 
@@ -176,11 +202,15 @@ async def _serve(config: CoordinatorConfig) -> None:
                     f"Dashboard at {coordinator.url}/dashboard/ (`coord dashboard` says how a browser trusts it)"
                 )
                 notes().print(Text(where), soft_wrap=True)
+            if line := metrics_notice(coordinator.metrics_url, config.metrics_listen):
+                notes().print(Text(line), soft_wrap=True)
             if warning := exposure(config.listen_host):
                 notes().print(Text(warning, style="yellow"), soft_wrap=True)
             sys.stdout.flush()
             freeze_heap()
+            tell_service_manager("READY=1")
             await stop.wait()
+            tell_service_manager("STOPPING=1")
 
 
 def _welcome(config: CoordinatorConfig, url: str) -> str:
@@ -203,6 +233,8 @@ What to do next:
        coord model add NAME SOURCE{option}
   2. Start a worker, on this machine or (copy the secret's file there) on others
        worker join {url} --secret-file {secret_file}
+     or, where the secret isn't to go, by one line that is good for a day
+       coord invite{option}
   3. See how it goes (in a browser: coord dashboard{option}), and generate
        coord status{option}
        {prefix}client generate "The capital of France is" --model NAME

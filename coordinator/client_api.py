@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from coordinator.credentials import KeyCaller
-from coordinator.keys import AUTHORITY, CALLER, CATALOGUE, CLOCK, CLUSTER, ROUTE_DESK, RUNNING
+from coordinator.keys import AUTHORITY, CALLER, CATALOGUE, CLOCK, CLUSTER, METRICS, ROUTE_DESK, RUNNING
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.policy.views import model_info
 from coordinator.route_docs import Download, RouteDoc
@@ -116,9 +116,10 @@ async def routes(request: web.Request) -> web.Response:
     wanted = await read_json(request, RouteRequest)
     caller = request[CALLER]
     assert isinstance(caller, KeyCaller)  # the route's access says so
-    found = request.app[CATALOGUE].model(wanted.model)
-    grant = await request.app[ROUTE_DESK].grant(
-        found, wanted, caller.key_id, caller.limits, is_gone=lambda: request.transport is None
-    )
+    with request.app[METRICS].route_asked(wanted):
+        found = request.app[CATALOGUE].model(wanted.model)
+        grant = await request.app[ROUTE_DESK].grant(
+            found, wanted, caller.key_id, caller.limits, is_gone=lambda: request.transport is None
+        )
     request.app[RUNNING].take(grant, wanted, caller.key_id, request.app[CLOCK]())
     return json_answer(grant)

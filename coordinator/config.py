@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from sqlalchemy.engine import make_url
@@ -18,6 +19,7 @@ from protocol.coordinator_urls import checked_coordinator_url
 from protocol.errors import ConfigError
 from protocol.handshake import checked_secret
 from protocol.listening import listen_address_from_text
+from protocol.metrics_address import MetricsAddress, metrics_address
 
 DEFAULT_PORT = 7400
 DEFAULT_AUDIT_SHARE = 0.01
@@ -64,6 +66,11 @@ class CoordinatorConfig:
     """Most of a worker's time that audits may take; 0: there are none but by hand."""
     has_dashboard: bool = True
     """Whether operators can sign in with a browser."""
+    announces: bool = False
+    """Whether it says on the local network where it is, if others reach it there."""
+
+    metrics_listen: MetricsAddress | None = None
+    """Where Prometheus reads metrics without a key; None: nowhere."""
 
     given: Mapping[str, str] = field(default_factory=dict)
     """Settings that were given at the start and where, `--placement` or `BRIGADE_PLACEMENT`: these go before what
@@ -105,18 +112,31 @@ class CoordinatorConfig:
         require_signed_models: str | None = None,
         audit_share: float | None = None,
         dashboard: bool | None = None,
+        mdns: bool | None = None,
+        metrics_listen: str | None = None,
+        where: Mapping[str, str] | None = None,
     ) -> CoordinatorConfig:
         """Settle every setting: the argument, else `BRIGADE_STATE`, `_LISTEN`, `_DATABASE_URL`, `_SECRET`, ...
+
+        `where` says of arguments that no option gave where they come from.
 
         Raises:
             ConfigError: a setting can't be used, the join secret is too weak among them.
         """
         environ = os.environ if environ is None else environ
+        where = where or {}
         host, port = listen_address_from_text(
             listen or environ.get("BRIGADE_LISTEN") or "127.0.0.1", default_port=DEFAULT_PORT
         )
         database_url = database_url or environ.get("BRIGADE_DATABASE_URL") or None
         public_url = public_url or environ.get("BRIGADE_PUBLIC_URL") or None
+        changeable = {
+            "placement": placement,
+            "replan": replan,
+            "auto_quantize": auto_quantize,
+            "require_signed_models": require_signed_models,
+            "audit_share": audit_share,
+        }
         return cls(
             state=state or default_state(environ),
             listen_host=host,
@@ -125,41 +145,42 @@ class CoordinatorConfig:
             secret=_settled_secret(environ, secret, secret_file),
             public_url=checked_coordinator_url(public_url) if public_url else None,
             take_over=take_over,
-            placement=checked_placement(placement or environ.get("BRIGADE_PLACEMENT") or "balance", "--placement"),
-            replan=checked_replan(replan or environ.get("BRIGADE_REPLAN") or "auto", "--replan"),
-            auto_quantize=_is_on(auto_quantize or environ.get("BRIGADE_AUTO_QUANTIZE") or "on", "--auto-quantize"),
-            require_signed_models=_is_on(
-                require_signed_models or environ.get("BRIGADE_REQUIRE_SIGNED_MODELS") or "off",
-                "--require-signed-models",
-            ),
-            audit_share=_checked_share(audit_share, environ.get("BRIGADE_AUDIT_SHARE")),
             has_dashboard=_is_on(environ.get("BRIGADE_DASHBOARD") or "on", "BRIGADE_DASHBOARD")
             if dashboard is None
             else dashboard,
-            given=_given(
-                environ,
-                {
-                    "placement": placement,
-                    "replan": replan,
-                    "auto_quantize": auto_quantize,
-                    "require_signed_models": require_signed_models,
-                    "audit_share": audit_share,
-                },
-            ),
-            secret_from=_secret_from(environ, secret, secret_file),
+            announces=_is_on(environ.get("BRIGADE_MDNS") or "on", "BRIGADE_MDNS") if mdns is None else mdns,
+            metrics_listen=metrics_address(metrics_listen or environ.get("BRIGADE_METRICS_LISTEN")),
+            given=_given(environ, changeable, where),
+            secret_from=_secret_from(environ, secret, secret_file, where),
+            **_checked_settings(environ, changeable),
         )
 
 
-def _given(environ: Mapping[str, str], options: Mapping[str, object]) -> dict[str, str]:
+def _checked_settings(environ: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `coord settings` can change too, as it is given at the start."""
+
+    def said(name: str, default: str) -> str:
+        return options[name] or environ.get(f"BRIGADE_{name.upper()}") or default
+
+    return {
+        "placement": checked_placement(said("placement", "balance"), "--placement"),
+        "replan": checked_replan(said("replan", "auto"), "--replan"),
+        "auto_quantize": _is_on(said("auto_quantize", "on"), "--auto-quantize"),
+        "require_signed_models": _is_on(said("require_signed_models", "off"), "--require-signed-models"),
+        "audit_share": _checked_share(options["audit_share"], environ.get("BRIGADE_AUDIT_SHARE")),
+    }
+
+
+def _given(environ: Mapping[str, str], options: Mapping[str, object], where: Mapping[str, str]) -> dict[str, str]:
     """Where each setting was given, of those that were."""
-    where: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name, value in options.items():
         variable = f"BRIGADE_{name.upper()}"
         if value is not None:
-            where[name] = f"--{name.replace('_', '-')}"
+            found[name] = where.get(name) or f"--{name.replace('_', '-')}"
         elif environ.get(variable):
-            where[name] = variable
-    return where
+            found[name] = variable
+    return found
 
 
 def _is_on(text: str, option: str) -> bool:
@@ -229,11 +250,13 @@ def _settled_secret(environ: Mapping[str, str], secret: str | None, secret_file:
     return None
 
 
-def _secret_from(environ: Mapping[str, str], secret: str | None, secret_file: Path | None) -> str:
+def _secret_from(
+    environ: Mapping[str, str], secret: str | None, secret_file: Path | None, where: Mapping[str, str]
+) -> str:
     if secret is not None:
-        return "--secret"
+        return where.get("secret", "--secret")
     if secret_file is not None:
-        return "--secret-file"
+        return where.get("secret_file", "--secret-file")
     return "BRIGADE_SECRET" if "BRIGADE_SECRET" in environ else ""
 
 

@@ -74,10 +74,11 @@ async def session(request: web.Request) -> web.Response:
 async def sign_out(request: web.Request) -> web.Response:
     """End the session, whichever of its cookies is shown, and its event streams."""
     claims = _claims(request)
+    until, now = (datetime.fromtimestamp(at_s, UTC) for at_s in (claims.ends_at_s, request.app[CLOCK]()))
+    # First where it outlives this program: who is told that it failed can try again.
+    await request.app[DASHBOARD_STORE].record_sign_out(claims.session_id, claims.key_id, until, now)
     request.app[DASHBOARD_SESSIONS].end(claims)
     request.app[DASHBOARD_FEED].end_session(claims.session_id)
-    until, now = (datetime.fromtimestamp(at_s, UTC) for at_s in (claims.ends_at_s, request.app[CLOCK]()))
-    await request.app[DASHBOARD_STORE].record_sign_out(claims.session_id, claims.key_id, until, now)
     del request[SESSION_CLAIMS]
     answer = web.Response(status=204)
     take_cookie(answer)

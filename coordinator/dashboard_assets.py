@@ -28,7 +28,8 @@ def content_policy(gateway_url: str) -> str:
     """What the page may load, run and talk to: this coordinator alone, and the gateway if there is one."""
     sources = " ".join(filter(None, ("'self'", gateway_url)))
     return (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'; "
         f"connect-src {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 

@@ -7,7 +7,6 @@ as far as the browser says (`Sec-Fetch-Site`). Who sends an Authorization header
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 
 from aiohttp import hdrs, web
@@ -22,7 +21,9 @@ COOKIE = "__Host-brigade-dashboard"
 CSRF_HEADER = "Brigade-CSRF"
 CHANGES_NOTHING = frozenset({hdrs.METH_GET, hdrs.METH_HEAD})
 GOES_ON_BY_ITSELF = "/dashboard/events", "/dashboard/history"
-"""What the page asks with nobody there: it keeps no session alive."""
+"""What the page follows with nobody there: it keeps no session alive."""
+UNATTENDED_HEADER = "Brigade-Unattended"
+"""The page says by it that nobody has touched it lately: whatever it asks then keeps no session alive either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,8 @@ async def visitor_of(request: web.Request) -> Visitor | None:
                 "(GET /dashboard/session gives it)"
             )
     caller = await session_caller(request.app, claims)
-    renewed = None if request.path.startswith(GOES_ON_BY_ITSELF) else sessions.used(claims)
+    is_unattended = request.path.startswith(GOES_ON_BY_ITSELF) or UNATTENDED_HEADER in request.headers
+    renewed = None if is_unattended else sessions.used(claims)
     request[SESSION_CLAIMS] = claims
     return Visitor(caller=caller, claims=claims, renewed=renewed)
 
@@ -83,7 +85,7 @@ def check_origin(request: web.Request) -> None:
         ForbiddenError: another one does, or nobody says who.
     """
     origins = request.headers.getall(hdrs.ORIGIN, [])
-    if len(origins) != 1 or not hmac.compare_digest(origins[0].encode(), f"https://{request.host}".encode()):
+    if origins != [f"https://{request.host}"]:
         raise ForbiddenError(
             "this is for the dashboard's own page alone: the request's Origin header must be this coordinator's "
             "address; programs show an API key instead (Authorization: Bearer ...)"

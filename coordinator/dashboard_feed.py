@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 TELL_S = 0.25
 MAX_STREAMS = 64
+MAX_STREAMS_OF_ONE = 8
+"""Of one session, or of one key that is shown itself: browsers have six connections to a host."""
 MAX_WAITING = 32
 """Events that may wait for one reader: 8 seconds of them."""
 MAX_WAITING_BYTES = 4 * 2**20
@@ -117,6 +119,12 @@ class DashboardFeed:
         if self._is_stopping or len(self._streams) >= MAX_STREAMS:
             raise OverloadedError(
                 f"{len(self._streams)} pages follow the cluster already, at most {MAX_STREAMS} can: close some",
+                retry_after_s=RETRY_S,
+            )
+        n_own = sum((one.key_id, one.session_id) == (key_id, session_id) for one in self._streams)
+        if n_own >= MAX_STREAMS_OF_ONE:
+            raise OverloadedError(
+                f"{n_own} pages of this sign-in follow the cluster already, at most {MAX_STREAMS_OF_ONE} can",
                 retry_after_s=RETRY_S,
             )
         stream = Stream(self, key_id, session_id)

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from coordinator.credentials import KeyCaller
 from coordinator.dashboard_door import SESSION_CLAIMS, session_caller
 from coordinator.dashboard_feed import Stream
-from coordinator.keys import CALLER, DASHBOARD_FEED, DASHBOARD_SESSIONS, HISTORIES
+from coordinator.keys import AUTHENTICATOR, CALLER, DASHBOARD_FEED, DASHBOARD_SESSIONS, HISTORIES
 from coordinator.middleware import add_route, json_answer
 from coordinator.queries import read_query
 from coordinator.route_docs import Download, RouteDoc
@@ -73,19 +73,20 @@ async def _told(request: web.Request, stream: Stream, answer: web.StreamResponse
 
 
 async def _check(request: web.Request, stream: Stream) -> None:
-    """End the stream of a session that is over, whatever ended it."""
+    """End the stream of a session that is over, or of a key that is good no longer, whatever ended it."""
     claims = request.get(SESSION_CLAIMS)
-    if claims is None:
-        return
-    if not request.app[DASHBOARD_SESSIONS].is_good(claims):
+    if claims is not None and not request.app[DASHBOARD_SESSIONS].is_good(claims):
         stream.end("expired")
         return
     try:
-        await session_caller(request.app, claims)
+        if claims is not None:
+            await session_caller(request.app, claims)
+        else:
+            await request.app[AUTHENTICATOR].caller("admin", request.headers.getall(hdrs.AUTHORIZATION))
     except UnauthenticatedError:
         stream.end("revoked")
-    except StorageError:
-        return  # an operator may see that the database is away
+    except (StorageError, OverloadedError):
+        return  # nobody can say now; and an operator may see that the database is away
 
 
 async def history(request: web.Request) -> web.Response:

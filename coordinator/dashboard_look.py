@@ -81,16 +81,16 @@ class LiveLook:
         return entries
 
     def _info(self, one: Running) -> GenerationInfo:
-        grant, hostname = one.grant, self._cluster.hostname
+        hostname = self._cluster.hostname
         return GenerationInfo(
-            session_id=grant.session_id,
+            session_id=one.session_id,
             key_id=one.key_id,
             key_name=self._names.get(one.key_id, ""),
-            model=grant.model,
-            revision=grant.revision,
+            model=one.model,
+            revision=one.revision,
             hops=tuple(
-                GenerationHop(worker_id=hop.worker_id, hostname=hostname(hop.worker_id), blocks=hop.blocks)
-                for hop in grant.hops
+                GenerationHop(worker_id=worker_id, hostname=hostname(worker_id), blocks=blocks)
+                for worker_id, blocks in one.hops
             ),
             n_prompt_tokens=one.n_prompt_tokens,
             max_tokens=one.max_tokens,

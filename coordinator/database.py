@@ -37,6 +37,9 @@ BUSY_TIMEOUT_MS = 4_000
 """A writer waits so long for another one. Longer, and whoever asked thinks that nobody is there."""
 CONNECT_TIMEOUT_S = 10.0
 QUERY_TIMEOUT_S = 30.0
+LONGEST_SILENCE_S = 30.0
+"""In the middle of a transaction, until PostgreSQL undoes it. A machine that lost its power there says no goodbye,
+and whoever takes over waits for what it has locked: TCP alone lets go after two hours."""
 PING_AFTER_S = 1.0
 """A connection that rested for longer is asked whether it is still there."""
 _USED_S = "brigade_used_s"
@@ -93,8 +96,13 @@ def create_engine(url: URL, *, is_pooled: bool = True, migrates: bool = False) -
             event.listen(engine.sync_engine, "connect", _without_references)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
-    timeouts = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": QUERY_TIMEOUT_S}
-    engine = create_async_engine(url, connect_args=timeouts, **options)
+    settings = {
+        # Who counts under a lock sees what was committed while it waited, whatever the server's default is.
+        "default_transaction_isolation": "read committed",
+        "idle_in_transaction_session_timeout": f"{LONGEST_SILENCE_S * 1000:.0f}",
+    }
+    asking = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": QUERY_TIMEOUT_S, "server_settings": settings}
+    engine = create_async_engine(url, connect_args=asking, **options)
     event.listen(engine.sync_engine, "checkin", _note_use)
     event.listen(engine.sync_engine, "checkout", partial(_see_that_it_answers, engine.dialect))
     return engine

@@ -70,8 +70,8 @@ def _check_match(request: web.Request, state: str) -> None:
     if "*" in wanted or state in {value.partition("-")[0] for value in wanted}:
         return
     error = PreconditionFailedError(
-        "it was changed since it was read: read it again, see whether the change is still right, and send it with "
-        "the new ETag"
+        "it was changed since it was read: read it again, see whether the change is still right, and ask for it "
+        "again (with the new ETag; of a command: run it again)"
     )
     error.etag = f'"{state}"'
     raise error

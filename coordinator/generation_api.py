@@ -16,7 +16,7 @@ from coordinator.ticket_desk import TICKET_LIFE_S
 from protocol.error_forms import repeated
 from protocol.errors import ConflictError, NotFoundError
 from protocol.generation_rest import GenerationInfo, GenerationPage, GenerationQuery
-from protocol.ids import SessionId
+from protocol.ids import SessionId, is_session_id
 
 GENERATIONS_DOC = RouteDoc("List generations, newest first.", query=GenerationQuery, answer=GenerationPage)
 GENERATION_DOC = RouteDoc("Show a generation.", answer=GenerationInfo)
@@ -65,8 +65,9 @@ async def cancel(request: web.Request) -> web.Response:
 
 async def _named(request: web.Request) -> GenerationInfo:
     session_id = SessionId(request.match_info["session_id"])
-    is_id = session_id.isalnum() and session_id.isascii() and len(session_id) <= 64
-    found = await request.app[GENERATIONS].generation(session_id, _running_since(request)) if is_id else None
+    since, found = _running_since(request), None
+    if is_session_id(session_id):
+        found = await request.app[GENERATIONS].generation(session_id, since)
     if found is None:
         raise NotFoundError(
             f"there is no generation {repeated(session_id)}; `coord generation list` shows the newest"

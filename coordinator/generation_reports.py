@@ -13,7 +13,7 @@ from coordinator.repository import Repository
 from coordinator.stored_rows import ReportedEnd, StoredGeneration
 from protocol.control_messages import GenerationReport
 from protocol.errors import StorageError
-from protocol.ids import WorkerId
+from protocol.ids import WorkerId, is_session_id
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ class GenerationReports:
     """Takes reports without waiting; `save_forever` saves them, many at once where they come fast.
 
     Args:
-        on_finished: told of every generation that is over, with how it ended.
+        on_finished: told of every generation that is over, and of what its tail said of it.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class GenerationReports:
         clock: Callable[[], float],
         *,
         quota_clock: Callable[[], float],
-        on_finished: Callable[[StoredGeneration], None],
+        on_finished: Callable[[StoredGeneration, GenerationReport], None],
     ) -> None:
         self._repository = repository
         self._clock = clock
@@ -49,8 +49,7 @@ class GenerationReports:
 
     def take(self, report: GenerationReport, reported_by: WorkerId) -> None:
         """Have it saved; only the tail of the session's own route is believed."""
-        if not (report.session_id.isalnum() and report.session_id.isascii() and len(report.session_id) <= 64):
-            # No id of ours, and what a database can't compare would be tried again for ever.
+        if not is_session_id(report.session_id):  # it would be tried again for ever
             log.warning("generation_report_refused", session_id=report.session_id[:64])
             return
         entry = ReportedEnd(
@@ -95,5 +94,5 @@ class GenerationReports:
             if generation is None:
                 log.warning("generation_report_refused", session_id=entry.report.session_id[:64])
             else:
-                self._on_finished(generation)
+                self._on_finished(generation, entry.report)
         return True

@@ -44,22 +44,11 @@ def begin_generations(
     connection: Connection, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None
 ) -> list[BrigadeError | None]:
     """As `Repository.record_generations`."""
-    refusals: list[BrigadeError | None] = []
     continues = {new.continues for new in generations if new.continues is not None}
     if continues:  # before the quotas, as reports do: else each would wait for what the other holds
         connection.execute(_LOCKED, {"names": list(continues)})
     reserving = Reserving.of(connection, [new.key_id for new in generations], continues)
-    quota_now = _now(quota_clock)
-    for new in generations:
-        wanted = Wanted(n_prompt_tokens=new.n_prompt_tokens, max_tokens=new.max_tokens)
-        held_for = OPENS_WITHIN if new.is_opening_told else LONGEST_GENERATION
-        now = quota_now or new.at
-        try:
-            reserving.reserve(new.key_id, new.session_id, wanted, now, new.continues, held_for=held_for)
-        except (QuotaExceededError, OverLimitError) as refusal:
-            refusals.append(refusal)
-        else:
-            refusals.append(None)
+    refusals = decisions(reserving, generations, quota_clock)
     reserved = reserving.write(connection)
     allowed = [new for new, refusal in zip(generations, refusals, strict=True) if refusal is None]
     if allowed:
@@ -71,13 +60,30 @@ def begin_generations(
     return refusals
 
 
+def decisions(
+    reserving: Reserving, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None
+) -> list[BrigadeError | None]:
+    """Reserve for each of them in order; why a limit doesn't allow it, or None."""
+    refusals: list[BrigadeError | None] = []
+    quota_now = _now(quota_clock)
+    for new in generations:
+        wanted = Wanted(n_prompt_tokens=new.n_prompt_tokens, max_tokens=new.max_tokens)
+        held_for = OPENS_WITHIN if new.is_opening_told else LONGEST_GENERATION
+        now = quota_now or new.at
+        try:
+            reserving.reserve(new.key_id, new.session_id, wanted, now, new.continues, held_for=held_for)
+        except (QuotaExceededError, OverLimitError) as refusal:
+            refusals.append(refusal)
+        else:
+            refusals.append(None)
+    return refusals
+
+
 def finish_generations(
     connection: Connection, ends: Sequence[ReportedEnd], quota_clock: QuotaClock | None
 ) -> list[StoredGeneration | None]:
     """As `Repository.finish_generations`."""
     known = _locked_generations(connection, {end.report.session_id for end in ends})
-    settling = Settling.of_generations(connection, known.values())
-    quota_now = _now(quota_clock)
     finished: list[StoredGeneration | None] = []
     done: list[Ended] = []
     for end in ends:
@@ -94,10 +100,12 @@ def finish_generations(
         return finished
     connection.execute(_END, [_end_values(generation) for generation, _, _ in done])
     counted = _counted_by_successors(connection, [generation for generation, _, _ in done])
+    add_usage(connection, done, counted)
+    settling = Settling.of_generations(connection, [generation for generation, _, _ in done])
+    quota_now = _now(quota_clock)  # routes wait for the keys' locks from here on, so all else is done before
     for generation, report, at in done:
         settling.report(generation, report, quota_now or at, counted.get(generation.session_id))
     settling.write(connection)
-    add_usage(connection, done, counted)
     return finished
 
 

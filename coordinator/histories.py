@@ -38,6 +38,8 @@ CLUSTER_SERIES = (
     "failed_per_min",
     "generation_p50_s",
     "generation_p95_s",
+    "first_token_p50_s",
+    "first_token_p95_s",
     "token_p50_s",
     "token_p95_s",
     "hop_p50_s",
@@ -55,6 +57,7 @@ class _Ended:
     n_failed: int = 0
     seconds: list[float] = field(default_factory=list)
     seconds_per_token: list[float] = field(default_factory=list)
+    seconds_to_first: list[float] = field(default_factory=list)
 
 
 class Histories:
@@ -69,8 +72,10 @@ class Histories:
         self._of_cluster = _rings(CLUSTER_SERIES, SAMPLE_S)
         self._of_workers: dict[WorkerId, dict[Span, RingBuffer]] = {}
 
-    def take_finished(self, generation: StoredGeneration) -> None:
-        """A generation is over, as its tail reported."""
+    def take_finished(
+        self, generation: StoredGeneration, first_token_s: float | None = None, s_per_token: float | None = None
+    ) -> None:
+        """A generation is over, as its tail reported; None: it doesn't say, being older than these."""
         ended, n_tokens = self._ended, generation.n_completion_tokens or 0
         ended.n_prompt_tokens += generation.n_prompt_tokens
         ended.n_completion_tokens += n_tokens
@@ -79,14 +84,17 @@ class Histories:
             return
         seconds = max(0.0, (generation.finished_at - generation.started_at).total_seconds())
         ended.seconds.append(seconds)
-        if n_tokens:
+        if first_token_s is not None and generation.continues is None:
+            ended.seconds_to_first.append(first_token_s)
+        if s_per_token is not None:
+            ended.seconds_per_token.append(s_per_token)
+        elif n_tokens and first_token_s is None:
             ended.seconds_per_token.append(seconds / n_tokens)
 
     def sample(self) -> HistoryPoint:
         """Look at everything now."""
         now_s, state = self._cluster.now_s(), self._cluster.state
-        gone = {name for name, worker in state.workers.items() if worker.presence in ("lost", "gone")}
-        self._running.forget(now_s, gone)
+        self._running.forget(now_s, state.lost_workers)
         point = HistoryPoint(at_s=now_s, values=self._cluster_values(state, now_s))
         for ring in self._of_cluster.values():
             ring.put(now_s, point.values)
@@ -126,6 +134,8 @@ class Histories:
             "n_workers_ready": float(sum(is_ready(worker) for worker in state.workers.values())),
             "generation_p50_s": quantile(ended.seconds, 0.5),
             "generation_p95_s": quantile(ended.seconds, 0.95),
+            "first_token_p50_s": quantile(ended.seconds_to_first, 0.5),
+            "first_token_p95_s": quantile(ended.seconds_to_first, 0.95),
             "token_p50_s": quantile(ended.seconds_per_token, 0.5),
             "token_p95_s": quantile(ended.seconds_per_token, 0.95),
             "hop_p50_s": median(beat.hop_p50_s for beat in hops) if hops else None,

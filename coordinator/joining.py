@@ -10,7 +10,7 @@ import asyncio
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ from coordinator.authority import Authority
 from coordinator.policy.ratelimit import Bucket, RateLimit, full_bucket, taken
 from coordinator.recent_joins import Join, RecentJoins
 from protocol.codec import check_version, decode_json, encode_json
-from protocol.errors import ClockSkewError, InvalidRequestError, OverloadedError, WrongSecretError
+from protocol.errors import ClockSkewError, ForbiddenError, InvalidRequestError, OverloadedError, WrongSecretError
 from protocol.handshake import (
     JOIN_PURPOSE,
     MAX_CLOCK_SKEW_S,
@@ -26,8 +26,9 @@ from protocol.handshake import (
     Transcript,
     is_proof_valid,
     join_proof,
+    key_challenge,
 )
-from protocol.ids import WorkerId
+from protocol.ids import InviteId, WorkerId
 from protocol.messages import PROTOCOL_VERSION
 from protocol.tickets import SessionToken, sign_claims, ticket_key
 from protocol.tls import is_worker_id
@@ -43,8 +44,8 @@ MAX_LIMITED_ADDRESSES = 4096
 
 _NONCE = re.compile(rf"[0-9a-f]{{{2 * NONCE_BYTES}}}")
 _REFUSED = (
-    "the join proof doesn't verify: the worker's join secret is not the coordinator's (or not any more), the "
-    f"challenge was used or is older than {CHALLENGE_LIFE_S:.0f} s, or somebody is in between"
+    "the join proof doesn't verify: the worker's join secret or invite is not the coordinator's (or not any more), "
+    f"the challenge was used or is older than {CHALLENGE_LIFE_S:.0f} s, or somebody is in between"
 )
 
 
@@ -129,12 +130,18 @@ class Granted:
     """The answer to a join: its body as it must be sent, and the coordinator's proof over it."""
 
     worker_id: WorkerId
+    invite_id: InviteId | None
     body: bytes
     proof: str
 
 
+async def refuse_invites(invite_id: InviteId, worker_id: WorkerId, now_s: float) -> None:  # noqa: ARG001
+    """What a coordinator that keeps no invites says to any."""
+    raise ForbiddenError(f"the invite {invite_id} isn't known here")
+
+
 class Joining:
-    """Challenges and grants of one coordinator."""
+    """Challenges and grants of one coordinator. `use_invite` lets a worker in by an invite, or raises why not."""
 
     def __init__(
         self,
@@ -142,10 +149,12 @@ class Joining:
         clock: Callable[[], float],
         *,
         check_worker: Callable[[WorkerId], None] = lambda _: None,
+        use_invite: Callable[[InviteId, WorkerId, float], Awaitable[None]] = refuse_invites,
     ) -> None:
         self._authority = authority
         self._clock = clock
         self._check_worker = check_worker
+        self._use_invite = use_invite
         self._challenges = ChallengeStore()
         self.recent = RecentJoins()
 
@@ -173,8 +182,8 @@ class Joining:
 
         Raises:
             WrongSecretError: for everything that could tell a stranger something.
-            ProtocolVersionError, ClockSkewError: only to who knows the secret.
-            ForbiddenError: likewise; `check_worker` said that this worker isn't let in.
+            ProtocolVersionError, ClockSkewError: only to who knows the secret, or holds the invite.
+            ForbiddenError: likewise; `check_worker` or `use_invite` said that this worker isn't let in.
         """
         request = decode_json(body, JoinRequest)
         now_s = self._clock()
@@ -182,15 +191,23 @@ class Joining:
         if opened is None or (opened.worker_id, opened.client_nonce) != (request.worker_id, request.client_nonce):
             raise WrongSecretError(_REFUSED)
         transcript = self._transcript(opened.version, request, body)
-        key = self._key_that_verifies(transcript, proof)
+        key = self._key_that_verifies(transcript, proof, request.invite_id)
         check_version(opened.version)
         _check_clock(request.time_s, now_s)
         self._check_worker(request.worker_id)
         answer = encode_json(await self._grant(request, now_s))
-        is_current = key == self._authority.join_keys[0]
-        self.recent.note(Join(worker_id=request.worker_id, at_s=now_s, is_current=is_current))
+        invite_id = request.invite_id
+        if invite_id is not None:  # now that the request was found to be signed by the worker's own key
+            await self._use_invite(invite_id, request.worker_id, now_s)
+        is_current = invite_id is not None or key == self._authority.join_keys[0]
+        self.recent.note(Join(worker_id=request.worker_id, at_s=now_s, is_current=is_current, invite_id=invite_id))
         ours = self._transcript(opened.version, request, answer)
-        return Granted(worker_id=request.worker_id, body=answer, proof=join_proof(key, ours, "coordinator"))
+        return Granted(
+            worker_id=request.worker_id,
+            invite_id=invite_id,
+            body=answer,
+            proof=join_proof(key, ours, "coordinator"),
+        )
 
     def _transcript(self, version: str, request: JoinRequest, body: bytes) -> Transcript:
         return Transcript(
@@ -204,20 +221,26 @@ class Joining:
             body=body,
         )
 
-    def _key_that_verifies(self, transcript: Transcript, proof: str) -> bytes:
+    def _key_that_verifies(self, transcript: Transcript, proof: str, invite_id: InviteId | None) -> bytes:
+        # An invite is looked up only once its proof has verified: who holds none learns of none.
+        keys = self._authority.join_keys if invite_id is None else (self._authority.invite_key(invite_id),)
         # Every key is tried, so that the time doesn't tell which one it was.
-        valid = [key for key in self._authority.join_keys if is_proof_valid(key, transcript, "worker", proof)]
+        valid = [key for key in keys if is_proof_valid(key, transcript, "worker", proof)]
         if not valid:
             raise WrongSecretError(_REFUSED)
         return valid[0]
 
     async def _grant(self, request: JoinRequest, now_s: float) -> JoinGrant:
         worker_id = request.worker_id
+        challenge = None
+        if request.invite_id is not None:  # older workers sign for no exchange, and have no invites
+            challenge = key_challenge(request.server_nonce, self._authority.server_fingerprint)
         certificate_pem = await asyncio.to_thread(
             self._authority.issue_worker_certificate,
             request.certificate_request_pem,
             worker_id,
             datetime.fromtimestamp(now_s, UTC),
+            challenge=challenge,
         )
         token = SessionToken(worker_id=worker_id, expires_at_s=now_s + SESSION_TOKEN_LIFE_S)
         signing_keys = self._authority.signing_keys

@@ -7,6 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
+from coordinator.announcing import Announcer
 from coordinator.audit_asking import Examiner
 from coordinator.audit_neighbours import Neighbours
 from coordinator.audits import Auditor
@@ -25,7 +26,9 @@ from coordinator.earned_priority import EarnedPriority
 from coordinator.generation_book import GenerationBook
 from coordinator.generation_reports import GenerationReports
 from coordinator.histories import Histories
+from coordinator.invite_store import InviteStore
 from coordinator.joining import AttemptLimiter, Joining
+from coordinator.metrics import CoordinatorMetrics
 from coordinator.openings import Openings
 from coordinator.quota_clock import SteadyClock
 from coordinator.quota_desk import QuotaDesk
@@ -51,7 +54,10 @@ CLUSTER: Final = web.AppKey("cluster", Cluster)
 CATALOGUE: Final = web.AppKey("catalogue", Catalogue)
 AUTHENTICATOR: Final = web.AppKey("authenticator", Authenticator)
 JOINING: Final = web.AppKey("joining", Joining)
+METRICS: Final = web.AppKey("metrics", CoordinatorMetrics)
 JOIN_LIMITER: Final = web.AppKey("join_limiter", AttemptLimiter)
+INVITES: Final = web.AppKey("invites", InviteStore)
+ANNOUNCER: Final = web.AppKey("announcer", Announcer)
 BAD_SOURCES: Final = web.AppKey("bad_sources", BadSources)
 EARNED_PRIORITY: Final = web.AppKey("earned_priority", EarnedPriority)
 QUOTA_DESK: Final = web.AppKey("quota_desk", QuotaDesk)

@@ -88,8 +88,8 @@ async def asset(request: web.Request) -> web.StreamResponse:
     path = await asyncio.to_thread(_asset, request.path.rpartition("/")[2])
     if path is None:
         raise NotFoundError(
-            "the viewer isn't installed with this coordinator: pip install 'brigade[viewer]', or show "
-            "/openapi.json with another"
+            "the viewer isn't installed with this coordinator: pip install '.[viewer]' in Brigade's folder, or "
+            "show /openapi.json with another"
         )
     media_type = "text/css" if path.suffix == ".css" else "text/javascript"
     return web.FileResponse(path, headers={hdrs.CONTENT_TYPE: media_type})

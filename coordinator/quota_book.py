@@ -15,14 +15,22 @@ from sqlalchemy.orm import Session
 
 from coordinator.persistence import insert_audit
 from coordinator.policy.quota import at, rate_uses
-from coordinator.quota_records import QUOTAS, RESERVATIONS, account_of, limits_of, locked_quotas, save_quotas
+from coordinator.quota_records import (
+    GENERATIONS,
+    QUOTAS,
+    RESERVATIONS,
+    account_of,
+    limits_of,
+    locked_quotas,
+    save_quotas,
+)
 from coordinator.quota_rows import LONGEST_GENERATION, OPENS_WITHIN, Settling
 from coordinator.stored_rows import after_key
 from coordinator.tables import ApiKeyRow, QuotaRow, ReservationRow
 from coordinator.transactions import Transactions
 from protocol.error_forms import repeated
 from protocol.errors import ConflictError, NotFoundError
-from protocol.ids import KeyId
+from protocol.ids import KeyId, SessionId, WorkerId
 from protocol.key_limits import UNLIMITED, KeyLimits, LimitsChange
 from protocol.quota_rest import QuotaInfo
 
@@ -108,6 +116,14 @@ class QuotaBook:
             found = (await session.execute(query)).all()
             n_running = await _n_running(session, [key.key_id for key, _ in found])
             return tuple(_info(key, row, n_running.get(key.key_id, 0), now) for key, row in found)
+
+    async def held_at(self, heads: Collection[WorkerId]) -> dict[SessionId, WorkerId]:
+        """Sessions for which something is held, of those that begin at these workers."""
+        query = select(GENERATIONS.c.session_id, GENERATIONS.c.route)
+        query = query.join(RESERVATIONS, RESERVATIONS.c.session_id == GENERATIONS.c.session_id)
+        async with self._transactions.reading() as session:
+            rows = await session.execute(query.where(RESERVATIONS.c.is_open.is_(True)))
+            return {session_id: route[0][0] for session_id, route in rows if route[0][0] in heads}
 
     async def begin_anew(self, now: datetime) -> None:
         """After a start, hold nothing for longer than from now on, nor for less than workers take to come back.

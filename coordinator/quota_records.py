@@ -67,6 +67,11 @@ class LockedQuota:
     account: Account
     """As it is to be written."""
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is anything to write."""
+        return self.account != self.stored
+
 
 @dataclass(slots=True, kw_only=True)
 class HeldReservation:
@@ -99,12 +104,12 @@ def locked_quotas(connection: Connection, key_ids: Collection[str]) -> dict[str,
     """Of these keys those that have limits."""
     if not key_ids:
         return {}
-    return {row.key_id: _locked(row) for row in connection.execute(_LOCKED, {"names": list(key_ids)})}
+    return {row.key_id: locked_quota(row) for row in connection.execute(_LOCKED, {"names": list(key_ids)})}
 
 
 def save_quotas(connection: Connection, quotas: Iterable[LockedQuota]) -> None:
     """Write what is used, as far as that has changed."""
-    if values := [_quota_values(quota) for quota in quotas if quota.account != quota.stored]:
+    if values := [quota_values(quota) for quota in quotas if quota.is_changed]:
         connection.execute(_SAVE_QUOTA, values)
 
 
@@ -138,10 +143,10 @@ def reservations_due(
 def save_reservations(connection: Connection, reservations: Iterable[HeldReservation]) -> None:
     """Write them; what is new has its id then."""
     all_of_them = list(reservations)
-    if known := [_reservation_values(one) | {"of_id": one.id} for one in all_of_them if one.id is not None]:
+    if known := [reservation_values(one) | {"of_id": one.id} for one in all_of_them if one.id is not None]:
         connection.execute(_SAVE_RESERVATION, known)
     if new := [one for one in all_of_them if one.id is None]:
-        values = [_reservation_values(one) | {"key_id": one.key_id} for one in new]
+        values = [reservation_values(one) | {"key_id": one.key_id} for one in new]
         for one, row_id in zip(new, connection.scalars(_HOLD, values), strict=True):
             one.id = row_id
 
@@ -166,12 +171,14 @@ def _held_reservation(row: Row[Any]) -> HeldReservation:
     )
 
 
-def _locked(row: Row[Any]) -> LockedQuota:
+def locked_quota(row: Row[Any]) -> LockedQuota:
+    """A whole row of `quotas`."""
     stored = account_of(row)
     return LockedQuota(key_id=row.key_id, limits=limits_of(row), stored=stored, account=stored)
 
 
-def _quota_values(quota: LockedQuota) -> dict[str, Any]:
+def quota_values(quota: LockedQuota) -> dict[str, Any]:
+    """What is written of a key, by the names of its columns."""
     requests, minute, day = quota.account.meters
     return {
         "of_key": quota.key_id,
@@ -184,7 +191,8 @@ def _quota_values(quota: LockedQuota) -> dict[str, Any]:
     }
 
 
-def _reservation_values(one: HeldReservation) -> dict[str, Any]:
+def reservation_values(one: HeldReservation) -> dict[str, Any]:
+    """What is written of a reservation, by the names of its columns."""
     held = one.held
     return {
         "session_id": one.session_id,

@@ -16,6 +16,7 @@ from sqlalchemy import BigInteger, Connection, Double, Update, bindparam, case, 
 
 from coordinator.policy import quota as policy
 from coordinator.policy.quota import Wanted
+from coordinator.postgres_rows import save_settled
 from coordinator.quota_records import (
     RESERVATIONS,
     HeldReservation,
@@ -53,7 +54,7 @@ class Reserving:
         continued: Mapping[str, HeldReservation],
         running: Mapping[str, int],
     ) -> None:
-        self._quotas = quotas
+        self._quotas = {key_id: quota for key_id, quota in quotas.items() if policy.has_limits(quota.limits)}
         self._continued = continued
         self._n_running = dict(running)
         self._held: dict[SessionId, HeldReservation] = {}
@@ -103,10 +104,20 @@ class Reserving:
         quota.account = account
         self._held[session_id] = row
 
+    @property
+    def changed_quotas(self) -> list[LockedQuota]:
+        """What is to be written of the keys."""
+        return [quota for quota in self._quotas.values() if quota.is_changed]
+
+    @property
+    def held(self) -> list[HeldReservation]:
+        """What is to be written of reservations: each once, in the order in which they were made."""
+        return list({id(row): row for row in self._held.values()}.values())
+
     def write(self, connection: Connection) -> dict[SessionId, int]:
         """Write what was reserved; the reservations by session."""
-        save_quotas(connection, self._quotas.values())
-        save_reservations(connection, {id(row): row for row in self._held.values()}.values())
+        save_quotas(connection, self.changed_quotas)
+        save_reservations(connection, self.held)
         return {session_id: row.id for session_id, row in self._held.items() if row.id is not None}
 
 
@@ -116,7 +127,7 @@ class Settling:
     def __init__(self, quotas: Mapping[str, LockedQuota], rows: Mapping[int, HeldReservation]) -> None:
         self._quotas = quotas
         self._rows = rows
-        self._moves: defaultdict[str, dict[int, tuple[float, ...]]] = defaultdict(dict)
+        self._moves: defaultdict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
         self._changed: dict[int, HeldReservation] = {}
         self._forgotten: list[int] = []
 
@@ -191,9 +202,13 @@ class Settling:
 
     def write(self, connection: Connection) -> None:
         """Write what was settled. What is given back leaves the queue, so that what is held behind it moves up."""
+        forget_reservations(connection, self._forgotten)
+        if connection.dialect.name == "postgresql":
+            moves = [(key_id, i, *by) for key_id, moved in self._moves.items() for i, by in moved.items()]
+            save_settled(connection, self._quotas.values(), self._changed.values(), moves, self._rows)
+            return
         save_quotas(connection, self._quotas.values())
         save_reservations(connection, self._changed.values())
-        forget_reservations(connection, self._forgotten)
         for key_id in sorted(self._moves):
             self._move_up_others(connection, key_id)
 
@@ -208,7 +223,8 @@ class Settling:
         if was_open and not row.held.is_open:
             row.expires_at = now + LONGEST_GENERATION
         if any(result.given_back):
-            self._moves[row.key_id][row_id] = result.given_back
+            minute, day = result.given_back
+            self._moves[row.key_id][row_id] = minute, day
             self._move_up(row.key_id, row_id, result.given_back)
 
     def _move_up(self, key_id: str, row_id: int, given_back: tuple[float, ...]) -> None:

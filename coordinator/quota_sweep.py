@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 import structlog
@@ -12,6 +12,7 @@ from coordinator.background import uninterrupted
 from coordinator.openings import Openings
 from coordinator.quota_book import QuotaBook
 from protocol.errors import StorageError
+from protocol.ids import WorkerId
 
 log = structlog.get_logger(__name__)
 
@@ -20,15 +21,24 @@ SWEEP_S = 2.0
 
 
 async def expire_forever(
-    book: QuotaBook, openings: Openings, clock: Callable[[], float], *, every_s: float = SWEEP_S
+    book: QuotaBook,
+    openings: Openings,
+    clock: Callable[[], float],
+    lost: Callable[[], Collection[WorkerId]],
+    *,
+    every_s: float = SWEEP_S,
 ) -> None:
-    """Look every `every_s` seconds until cancelled; while the database can't be used, that is logged."""
+    """Look every `every_s` seconds until cancelled; while the database can't be used, that is logged.
+
+    `lost`: the workers that nobody has heard of for too long.
+    """
     has_begun = False
     while True:
         try:
             if not has_begun:
                 await uninterrupted(book.begin_anew(datetime.fromtimestamp(clock(), UTC)))
                 has_begun = True
+            await openings.take_lost(lost())
             await openings.save()
             n_expired = await expire_due(book, clock)
         except StorageError as error:

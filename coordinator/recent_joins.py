@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from protocol.ids import WorkerId
+from protocol.ids import InviteId, WorkerId
 
 MAX_RECENT_JOINS = 1024
 
@@ -17,7 +17,9 @@ class Join:
     worker_id: WorkerId
     at_s: float
     is_current: bool
-    """Whether with the secret that was in force then, not with one that was replaced."""
+    """Whether with the secret that was in force then, not with one that was replaced; or by an invite."""
+    invite_id: InviteId | None = None
+    """The invite that it came by, which has nothing to do with the secret."""
 
 
 class RecentJoins:
@@ -36,7 +38,7 @@ class RecentJoins:
     def rotated(self) -> None:
         """The secret was replaced: nobody has shown the new one yet."""
         for worker_id, join in self._joins.items():
-            self._joins[worker_id] = Join(worker_id=worker_id, at_s=join.at_s, is_current=False)
+            self._joins[worker_id] = replace(join, is_current=join.invite_id is not None)
 
     def newest_first(self) -> tuple[Join, ...]:
         """All of them."""

@@ -16,6 +16,7 @@ from coordinator.log_tables import AuditRow
 from coordinator.persistence import insert_audit, load_stored_state, persist
 from coordinator.policy.effects import Effect, SendToWorker
 from coordinator.policy.stored import StoredState
+from coordinator.postgres_routes import begin_generations_natively, key_locks
 from coordinator.quota_book import QuotaBook, new_quota
 from coordinator.quota_usage import UsageBook
 from coordinator.stored_rows import (
@@ -188,6 +189,11 @@ class Repository:
         Of one that isn't allowed nothing is kept. They are decided in order, each by what those before it left.
         Quotas go by `quota_clock` as it is once it is this transaction's turn; without one, by the times given.
         """
+        if self.kind == "postgresql" and all(new.continues is None for new in generations):
+            return await self.transactions.write_natively(
+                key_locks({new.key_id for new in generations}),
+                lambda native: begin_generations_natively(native, generations, quota_clock),
+            )
         return await self.transactions.write_rows(lambda rows: begin_generations(rows, generations, quota_clock))
 
     async def finish_generation(

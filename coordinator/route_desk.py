@@ -38,7 +38,7 @@ from protocol.errors import (
     ModelUnavailableError,
     NotFoundError,
 )
-from protocol.ids import KeyId, SessionId, WorkerId
+from protocol.ids import KeyId, SessionId, WorkerId, is_session_id
 from protocol.key_limits import KeyLimits
 from protocol.rest import STALLED, HopFailure, RouteGrant, RouteRequest
 from protocol.tickets import Returned
@@ -148,7 +148,7 @@ class RouteDesk:
 
     async def _known(self, session_id: SessionId, key_id: KeyId) -> StoredGeneration | None:
         """A session of this key whose caches may still be there."""
-        found = await self._repository.generation(session_id)
+        found = await self._repository.generation(session_id) if is_session_id(session_id) else None
         if found is None or found.key_id != key_id or self._clock() - found.started_at.timestamp() > TICKET_LIFE_S:
             return None
         return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from coordinator.ticket_desk import TICKET_LIFE_S
 from protocol.generation_rest import GenerationInfo
-from protocol.ids import KeyId, SessionId, WorkerId
+from protocol.ids import BlockRange, KeyId, ModelName, Revision, SessionId, WorkerId
 from protocol.rest import RouteGrant, RouteRequest
 
 MAX_RUNNING = 20_000
@@ -22,19 +22,18 @@ MAX_RUNNING = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """One session that was given a route."""
+    """One session that was given a route. Without the grant's tickets, which are secrets and long."""
 
-    grant: RouteGrant
+    session_id: SessionId
+    model: ModelName
+    revision: Revision
+    hops: tuple[tuple[WorkerId, BlockRange], ...]
+    """From head to tail."""
     key_id: KeyId
     n_prompt_tokens: int
     max_tokens: int
     continues: SessionId | None
     since_s: float
-
-    @property
-    def session_id(self) -> SessionId:
-        """Which one."""
-        return self.grant.session_id
 
 
 class RunningGenerations:
@@ -53,7 +52,10 @@ class RunningGenerations:
         if wanted.continues is not None:
             self.ended(wanted.continues)
         self._running[grant.session_id] = Running(
-            grant=grant,
+            session_id=grant.session_id,
+            model=grant.model,
+            revision=grant.revision,
+            hops=tuple((hop.worker_id, hop.blocks) for hop in grant.hops),
             key_id=key_id,
             n_prompt_tokens=wanted.n_prompt_tokens,
             max_tokens=wanted.max_tokens,
@@ -76,7 +78,7 @@ class RunningGenerations:
         """Leave out what can't run any more: its tickets have run out, or a worker of its route is gone."""
         for session_id, one in list(self._running.items()):
             is_late = now_s - one.since_s > TICKET_LIFE_S
-            if is_late or (gone and any(hop.worker_id in gone for hop in one.grant.hops)):
+            if is_late or (gone and any(worker_id in gone for worker_id, _ in one.hops)):
                 self.ended(session_id)
         for session_id, (info, since_s) in list(self._before.items()):
             is_late = now_s - since_s > TICKET_LIFE_S

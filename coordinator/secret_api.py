@@ -134,6 +134,7 @@ def _info(request: web.Request) -> SecretsInfo:
             hostname="" if worker is None else worker.hostname,
             at=datetime.fromtimestamp(join.at_s, UTC).isoformat(timespec="seconds"),
             is_current=join.is_current,
+            invite_id=join.invite_id,
         )
 
     return SecretsInfo(

@@ -6,13 +6,15 @@ Whatever the database or its driver raises becomes a `StorageError` whose messag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import asyncpg
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
@@ -23,11 +25,13 @@ from coordinator.tables import LeaseRow
 from protocol.errors import LeaseError, StorageError
 
 T = TypeVar("T")
+TransactionKind = Literal["writing", "reading"]
 
 LEASE_ID = 1
 """Of the table's only row."""
 # Shared with our other writers; a coordinator that takes the lease has to wait for all of them.
 _EPOCH = select(LeaseRow.epoch).where(LeaseRow.id == LEASE_ID).with_for_update(read=True)
+_HELD = "SELECT 1 FROM coordinator_lease WHERE id = {:d} AND epoch = {:d} FOR SHARE"
 
 
 class Fence:
@@ -49,10 +53,21 @@ class Fence:
     def check_now(self, connection: Connection) -> None:
         """As `check`, where waiting is no matter."""
         if self.epoch is not None and connection.scalar(_EPOCH) != self.epoch:
-            raise LeaseError(
-                "another coordinator has taken this database over, so this one has stopped writing to it and ends; "
-                "`coord status` with the other's URL shows the cluster"
-            )
+            raise _taken_over()
+
+    async def begin(self, connection: asyncpg.Connection, locks: str) -> None:
+        """Begin a transaction with the statement `locks`, and `check`: in one round trip, with no parameters."""
+        if self.epoch is None:
+            await connection.execute(f"BEGIN; {locks}")
+        elif await connection.execute(f"BEGIN; {locks}; {_HELD.format(LEASE_ID, self.epoch)}") != "SELECT 1":
+            raise _taken_over()
+
+
+def _taken_over() -> LeaseError:
+    return LeaseError(
+        "another coordinator has taken this database over, so this one has stopped writing to it and ends; "
+        "`coord status` with the other's URL shows the cluster"
+    )
 
 
 class Transactions:
@@ -62,6 +77,8 @@ class Transactions:
         self._engine = engine
         self._file = SameFile(Path(engine.url.database or "")) if self.database == "sqlite" else None
         self.fence = Fence()
+        self.on_done: Callable[[TransactionKind, float], None] = lambda _kind, _seconds: None
+        """Told of each transaction that is over, and of the seconds that it took after its turn had come."""
         self._sqlite_writer = asyncio.Lock()
         """SQLite has one writer at a time, and lets the others look again and again: here they stand in line."""
         self._problems: dict[str, str] = {}
@@ -119,6 +136,26 @@ class Transactions:
                     async with self._engine.begin() as connection:
                         return await connection.run_sync(self._fenced, work)
 
+    async def write_natively(self, locks: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        """What `work` comes to on PostgreSQL's own connection, in a transaction that begins with `locks`.
+
+        For the few transactions whose round trips count: BEGIN, `locks` and the fence's check are one.
+
+        Raises:
+            StorageError: as `writing`.
+        """
+        with self._noted("writing"), database_errors(self._engine.url):
+            async with self._engine.connect() as connection:
+                native: asyncpg.Connection = (await connection.get_raw_connection()).driver_connection
+                try:
+                    await self.fence.begin(native, locks)
+                    result = await work(native)
+                    await native.execute("COMMIT")
+                except BaseException:
+                    await connection.invalidate()  # closed, and the transaction with it, wherever it stands
+                    raise
+                return result
+
     @cached_property
     def blocking(self) -> Engine:
         """What `write_rows` uses on SQLite."""
@@ -170,7 +207,7 @@ class Transactions:
             self._sqlite_writer.release()
 
     @asynccontextmanager
-    async def _session(self, what: Literal["writing", "reading"]) -> AsyncIterator[AsyncSession]:
+    async def _session(self, what: TransactionKind) -> AsyncIterator[AsyncSession]:
         with self._noted(what):
             if self._file is not None:
                 await asyncio.to_thread(self._file.check)
@@ -179,8 +216,9 @@ class Transactions:
                     yield session
 
     @contextmanager
-    def _noted(self, what: Literal["writing", "reading"]) -> Iterator[None]:
+    def _noted(self, what: TransactionKind) -> Iterator[None]:
         """Keep whether this worked, for operators, and whether the lease is lost, for who holds it."""
+        began_s = time.perf_counter()
         try:
             yield
         except StorageError as error:
@@ -188,4 +226,6 @@ class Transactions:
             if isinstance(error, LeaseError):
                 self.fence.lost.set()
             raise
+        finally:
+            self.on_done(what, time.perf_counter() - began_s)
         self._problems.pop(what, None)

@@ -100,7 +100,7 @@ async def join(request: web.Request) -> web.Response:
     if len(proofs) != 1:
         raise UnauthenticatedError(f"one header {PROOF_HEADER} is needed; {len(proofs)} were sent")
     granted = await request.app[JOINING].grant(await read_body(request), proofs[0])
-    await request.app[CLUSTER].handle(WorkerJoined(worker_id=granted.worker_id))
+    await request.app[CLUSTER].handle(WorkerJoined(worker_id=granted.worker_id, invite_id=granted.invite_id))
     return web.Response(body=granted.body, content_type="application/json", headers={PROOF_HEADER: granted.proof})
 
 

@@ -9,6 +9,7 @@ from alembic import context
 from sqlalchemy import Connection, make_url
 
 from coordinator import audit_tables as audit_tables
+from coordinator import invite_tables as invite_tables
 from coordinator import log_tables as log_tables
 from coordinator import operator_tables as operator_tables
 from coordinator.config import checked_database_url

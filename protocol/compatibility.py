@@ -18,6 +18,7 @@ from protocol.control_messages import (
     Announce,
     DeviceReport,
     EndSessions,
+    GenerationReport,
     Heartbeat,
     Leaving,
     SessionsBegun,
@@ -38,7 +39,7 @@ from protocol.errors import (
     QuotaExceededError,
 )
 from protocol.key_rest import CreateKeyRequest, KeyInfo, KeyList
-from protocol.messages import CloseSession, SamplingParams, SessionEnded, SessionOpened, Step, Token
+from protocol.messages import CloseSession, OpenSession, SamplingParams, SessionEnded, SessionOpened, Step, Token
 from protocol.rest import (
     AddModelRequest,
     ChangeModelRequest,
@@ -50,6 +51,7 @@ from protocol.rest import (
     WorkerInfo,
 )
 from protocol.tickets import AttachTicket, Ticket
+from protocol.worker_rest import JoinRequest
 
 VERSION_HEADER = "Brigade-Protocol"
 """Header of the data plane and the control socket: the version of who asks; a worker's answer has it too."""
@@ -69,11 +71,13 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
     2: {
         Leaving: ("serves_on_s",),
         Announce: ("leaving",),
-        DeviceReport: ("quantization", "quantizations", "is_precision_open", "kv_precision"),
+        DeviceReport: ("quantization", "quantizations", "is_precision_open", "kv_precision", "runs_encoders"),
+        GenerationReport: ("first_token_s", "s_per_token"),
         Heartbeat: ("hop_p50_s", "hop_p99_s", "links"),
         SpanAssignment: ("quantization",),
         SpanStatus: ("note", "quantization"),
-        ClusterStatus: ("audits", "moving"),
+        ClusterStatus: ("audits", "joining", "moving"),
+        JoinRequest: ("invite_id",),
         CreateKeyRequest: ("limits", "owner"),
         KeyInfo: ("limits", "old_until", "owner"),
         KeyList: ("next_cursor",),
@@ -94,7 +98,8 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         CloseSession: ("finish_reason",),
         SessionEnded: ("noticed_by",),
         SessionOpened: ("n_cached",),
-        Step: ("drafts", "group"),
+        OpenSession: ("traceparent", "wants_timings"),
+        Step: ("drafts", "group", "timings"),
         AttachTicket: ("gives_states",),
         Ticket: ("is_private", "n_hops", "prefix", "priority", "returned", "speculates", "tenant"),
         SamplingParams: (
@@ -105,7 +110,7 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
             "n_logprobs",
             "presence_penalty",
         ),
-        Token: ("logprob", "n_drafted", "n_accepted", "top_logprobs"),
+        Token: ("logprob", "n_drafted", "n_accepted", "timings", "top_logprobs"),
         WorkerInfo: (
             "hop_p50_s",
             "hop_p99_s",

@@ -16,6 +16,8 @@ from protocol.messages import KvPrecision, Precision, Quantization, WeightFormat
 HEARTBEAT_S = 1.0
 """How often a worker says `Heartbeat`."""
 
+MAX_GENERATION_S = 1e6
+"""No token takes so long: what says so was measured by no clock."""
 MAX_SERVES_ON_S = 3600.0
 """A worker that leaves so late has no need to say so yet."""
 
@@ -66,6 +68,8 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Whether its operator left it to the coordinator to have blocks held so where nothing else fits. Since 1.2."""
     kv_precision: KvPrecision | None = None
     """What keys and values are kept in, if not in what is computed in. Since 1.2."""
+    runs_encoders: bool = False
+    """Whether it can hold models that generate nothing. Since 1.2."""
 
     @property
     def held_as(self) -> WeightFormat:
@@ -131,13 +135,23 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     links: dict[WorkerId, LinkReport] = {}
 
 
-class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
+class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="generation"):
     """From the tail, when a generation is over: what it used."""
 
     session_id: SessionId
     n_prompt_tokens: int
     n_completion_tokens: int
     outcome: Literal["stop", "length", "cancelled", "failed", "deadline"]
+    first_token_s: float | None = None
+    """From the client's coming to the first token on its way to it; None if there was none. Since 1.2."""
+    s_per_token: float | None = None
+    """Of the tokens after the first, on average; None if there were none. Since 1.2."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no clock measures. ValueError: msgspec reports it as invalid."""
+        for name, seconds in (("first_token_s", self.first_token_s), ("s_per_token", self.s_per_token)):
+            if seconds is not None and not 0.0 <= seconds <= MAX_GENERATION_S:
+                raise ValueError(f"{name} is {seconds}; it must be between 0 and {MAX_GENERATION_S:g}")
 
 
 MAX_SESSIONS_NAMED = 1024

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from protocol.errors import BrigadeError, ErrorBody, InternalError, ServiceError
+from protocol.errors import (
+    BrigadeError,
+    ErrorBody,
+    InternalError,
+    OverLimitError,
+    QuotaExceededError,
+    ServiceError,
+)
 
 _LONGEST_NAME = 64
+
+Refusal = TypeVar("Refusal", QuotaExceededError, OverLimitError)
 
 
 def _leaf_classes(root: type[BrigadeError]) -> dict[str, type[BrigadeError]]:
@@ -41,3 +50,9 @@ def repeated(text: str) -> str:
 def error_fields(error: BrigadeError) -> dict[str, Any]:
     """Fields for a log event about `error`."""
     return {"error_code": error.code, "error_message": error.message}
+
+
+def by_limit(limit_name: str, error: Refusal) -> Refusal:
+    """A refusal, with the limit that it is by: for who counts them."""
+    error.limit_name = limit_name
+    return error

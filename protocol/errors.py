@@ -67,6 +67,8 @@ class OverLimitError(InvalidRequestError):
     """More than a limit of the API key ever lets through at once: waiting doesn't help."""
 
     code = "over_limit"
+    limit_name: str = ""
+    """Which one, where it was refused."""
 
 
 class CancelledByOperatorError(InvalidRequestError):
@@ -261,6 +263,8 @@ class QuotaExceededError(OverloadedError):
     code = "quota_exceeded"
     status = 429
     exit_code = EXIT_QUOTA
+    limit_name: str = ""
+    """Which one, where it was refused."""
 
 
 class DrainingError(ServiceError):

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 
-def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def event_loop() -> asyncio.AbstractEventLoop:
     """For `asyncio.Runner`. Uvloop wakes sooner for what other threads bring (docs/decisions/0006)."""
     try:
         import uvloop  # noqa: PLC0415 - not installed on Windows
     except ImportError:
-        return None
-    return uvloop.new_event_loop
+        loop = asyncio.new_event_loop()
+    else:
+        loop = uvloop.new_event_loop()
+    loop.set_exception_handler(_unhandled)
+    return loop
+
+
+def _unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the loop would print with its traceback is a line of the log like all others.
+
+    A connection that we closed while something was still arriving may end a second time: uvloop then tries to write
+    to the closed transport and calls that fatal (https://github.com/MagicStack/uvloop/issues/506).
+    """
+    exception, transport = context.get("exception"), context.get("transport")
+    what = str(context.get("message") or "an error that nobody handled")
+    if isinstance(exception, (OSError, RuntimeError)) and transport is not None and transport.is_closing():
+        log.debug("connection_ended_twice", what=what, error=str(exception))
+        return
+    log.error("loop_error", what=what, exc_info=exception)

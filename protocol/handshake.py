@@ -82,6 +82,15 @@ def is_proof_valid(key: bytes, transcript: Transcript, role: Role, proof: str) -
     return hmac.compare_digest(join_proof(key, transcript, role).encode(), proof.encode("utf-8", "replace"))
 
 
+def key_challenge(server_nonce: str, tls_fingerprint: bytes) -> str:
+    """What a worker's certificate request has for its challenge password: it was signed for this exchange alone.
+
+    A request travels before anybody has proven anything: without it, who was sent one could join in that worker's
+    name, and be granted the worker's ticket key.
+    """
+    return f"{server_nonce}.{tls_fingerprint.hex()}"
+
+
 def entropy_bits(secret: str) -> float:
     """An upper bound on a secret's entropy, in bits: by its alphabet, and by what deflate makes of it.
 

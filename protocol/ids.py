@@ -1,7 +1,7 @@
 """Identifiers and the block range: the nouns that every message is made of.
 
 Ids are plain strings on the wire and distinct types in the code, so that a worker's id can't be handed where a
-session's is wanted. This module knows nothing of how an id is made or checked.
+session's is wanted. This module knows nothing of how an id is made.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ Revision = NewType("Revision", str)
 FileHash = NewType("FileHash", str)
 """SHA-256 (64 hex digits) of a file's bytes."""
 KeyId = NewType("KeyId", str)
+InviteId = NewType("InviteId", str)
 
 MAX_BLOCKS = 10_000
 """No transformer published has a tenth of this; a larger number on the wire is a lie or a mistake."""
+MAX_SESSION_ID_CHARS = 64
 
 _RANGE = re.compile(r"(\d{1,5}):(\d{1,5})")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
@@ -55,6 +57,11 @@ class BlockRange(msgspec.Struct, frozen=True, order=True):
     def overlaps(self, other: BlockRange) -> bool:
         """Whether the two ranges have a block in common."""
         return self.start < other.end and other.start < self.end
+
+
+def is_session_id(text: str) -> bool:
+    """Whether a session may be called so: what a database can't compare, or is endless, is no id of ours."""
+    return text.isalnum() and text.isascii() and len(text) <= MAX_SESSION_ID_CHARS
 
 
 def block_range_from_text(text: str) -> BlockRange:

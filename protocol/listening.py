@@ -16,15 +16,17 @@ from protocol.errors import EXIT_CANCELLED, ConfigError, PortInUseError
 from protocol.guarded_site import GuardedSite
 
 
-def listen_address_from_text(text: str, *, default_port: int) -> tuple[str, int]:
+def listen_address_from_text(text: str, *, default_port: int, option: str = "--listen") -> tuple[str, int]:
     """Read `host:port`, `host`, `:port` or `[::1]:port`; what is missing is loopback and the default port.
+
+    `option` is what gave it.
 
     Raises:
         ConfigError: not such an address; the message says how to write one.
     """
     text = text.strip()
     wrong = ConfigError(
-        f"--listen {text[:200]!r} is not host:port, such as 127.0.0.1:{default_port} or [::1]:{default_port}"
+        f"{option} {text[:200]!r} is not host:port, such as 127.0.0.1:{default_port} or [::1]:{default_port}"
     )
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
@@ -37,17 +39,17 @@ def listen_address_from_text(text: str, *, default_port: int) -> tuple[str, int]
         host, _, port_text = text.partition(":")
     if any(character.isspace() or character in "/@?#" for character in host):
         raise wrong
-    return host or "127.0.0.1", _port(port_text, default_port, wrong)
+    return host or "127.0.0.1", _port(port_text, default_port, wrong, option)
 
 
-def _port(text: str, default_port: int, wrong: ConfigError) -> int:
+def _port(text: str, default_port: int, wrong: ConfigError, option: str) -> int:
     if not text:
         return default_port
     if not (text.isascii() and text.isdigit() and len(text) <= 5):
         raise wrong
     port = int(text)
     if port > 65535:
-        raise ConfigError(f"--listen: port {port} is not 0 to 65535")
+        raise ConfigError(f"{option}: port {port} is not 0 to 65535")
     return port
 
 
@@ -56,8 +58,8 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-async def start_listening(site: GuardedSite, host: str, port: int) -> None:
-    """Have the site listen where it was told to.
+async def start_listening(site: GuardedSite, host: str, port: int, *, option: str = "--listen") -> None:
+    """Have the site listen where it was told to, by `option`.
 
     Raises:
         PortInUseError: another program listens there.
@@ -71,10 +73,10 @@ async def start_listening(site: GuardedSite, host: str, port: int) -> None:
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
             raise PortInUseError(
-                f"another program listens on {address}: stop it, or choose another port (--listen)"
+                f"another program listens on {address}: stop it, or choose another port ({option})"
             ) from exc
         why = os.strerror(exc.errno) if exc.errno else exc
-        raise ConfigError(f"can't listen on {address} ({why}); choose another address or port (--listen)") from exc
+        raise ConfigError(f"can't listen on {address} ({why}); choose another address or port ({option})") from exc
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from protocol.errors import ErrorBody
+from protocol.hop_timings import RouteTimings
 from protocol.ids import SessionId, WorkerId
 
 PROTOCOL_VERSION = "1.2"
@@ -150,13 +151,17 @@ class SharedPrefix(msgspec.Struct, frozen=True, kw_only=True):
 # ------------------------------------------------------------------ data plane: to a worker
 
 
-class OpenSession(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+class OpenSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="open"):
     """Reserve a session here and further on. `tickets`: this hop's first, then the following hops' in order."""
 
     session_id: SessionId
     tickets: tuple[str, ...]
     deadline_s: float
     """Seconds from now that the whole generation may still take."""
+    traceparent: str = ""
+    """W3C's: the trace that it belongs to. Passed on unchanged; what isn't one is passed over. Since 1.2."""
+    wants_timings: bool = False
+    """Whether steps and tokens are to say what the hops took. Since 1.2."""
 
 
 class AttachTail(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
@@ -190,6 +195,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="s
     """The tokens at the last positions, which the head has guessed and the tail verifies. Since 1.2."""
     group: int = 0
     """Not 0: the hidden states are int8 codes, each so many with a scale, which follow as float32. Since 1.2."""
+    timings: RouteTimings = ()
+    """Of the hops before, if they are wanted. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that no session can have. ValueError: msgspec reports it as invalid."""
@@ -271,6 +278,8 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     scores: what a constraint left over may be unlikely. Since 1.2."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens for its place and the same of them, the likeliest first. Since 1.2."""
+    timings: RouteTimings = ()
+    """Of all hops, on the last token of a round, if they are wanted. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse what no round can have. ValueError: msgspec reports it as invalid."""

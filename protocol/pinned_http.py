@@ -36,6 +36,7 @@ from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import Hello
 from protocol.tls import COORDINATOR_NAME, client_context, fingerprint, first_contact_context
+from protocol.tracing import TRACEPARENT, Trace
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 60.0
@@ -91,11 +92,12 @@ class CoordinatorSession:
         *,
         timeout_s: float = ANSWER_TIMEOUT_S,
         needed: Collection[str] = (),
+        trace: Trace | None = None,
     ) -> T:
         """`POST path` with `body` (less what is too new for the coordinator) or none; the answer as a `kind`.
 
         `needed`: fields of the body without which the answer would be worth nothing. ProtocolVersionError if the
-        coordinator is too old for one.
+        coordinator is too old for one. `trace`: what the request is part of.
         """
         version = self._version or await self.greet()
         lacking = [] if body is None else [name for name in needed if not knows(type(body), name, version)]
@@ -106,6 +108,8 @@ class CoordinatorSession:
             )
         encoded = b"" if body is None else encode_json(understood_by(body, version))
         headers = {IDEMPOTENCY_KEY: secrets.token_hex(16)} if path.startswith("/admin/") else {}
+        if trace is not None:
+            headers[TRACEPARENT] = trace.traceparent()
         data, _ = await self._answer("POST", path, encoded, MAX_ANSWER_BYTES, timeout_s, headers)
         return self._decoded(path, data, kind)
 

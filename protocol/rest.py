@@ -14,14 +14,7 @@ import msgspec
 
 from protocol.control_messages import LinkReport, SpanStatus, WorkerState
 from protocol.errors import ErrorBody
-from protocol.ids import (
-    BlockRange,
-    CoordinatorId,
-    ModelName,
-    Revision,
-    SessionId,
-    WorkerId,
-)
+from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, SessionId, WorkerId
 from protocol.manifest import ModelKind
 from protocol.messages import KvPrecision, Precision, Quantization, SharedPrefix
 from protocol.model_signature import SignedBy
@@ -254,6 +247,8 @@ class ClusterStatus(Body, frozen=True, kw_only=True):
     """How far a move to something better is: who, why, what next; empty while there is none. Since 1.2."""
     audits: str = ""
     """Why some blocks can't be audited; empty if all can, or audits are off. Since 1.2."""
+    joining: str = ""
+    """How new workers find the coordinator on the local network, and how many invites are open. Since 1.2."""
 
 
 class AddModelRequest(RequestBody, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from protocol.ids import CoordinatorId, WorkerId
+from protocol.ids import CoordinatorId, InviteId, WorkerId
 from protocol.rest import Body
 
 MAX_SECRET_GRACE_S = 8 * 86_400
@@ -29,7 +29,9 @@ class RecentJoin(Body, frozen=True, kw_only=True):
     hostname: str
     at: str
     is_current: bool
-    """Whether it showed the join secret in force, not one that was replaced."""
+    """Whether it showed the join secret in force, not one that was replaced; or came by an invite."""
+    invite_id: InviteId | None = None
+    """The invite that it came by."""
 
 
 class SecretsInfo(Body, frozen=True, kw_only=True):

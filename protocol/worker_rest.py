@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.ids import CoordinatorId, FileHash, WorkerId
+from protocol.ids import CoordinatorId, FileHash, InviteId, WorkerId
 from protocol.rest import Body
 
 # ------------------------------------------------------------------ a worker joins
@@ -26,7 +26,7 @@ class Challenge(Body, frozen=True, kw_only=True):
     expires_in_s: float
 
 
-class JoinRequest(Body, frozen=True, kw_only=True):
+class JoinRequest(Body, frozen=True, kw_only=True, omit_defaults=True):
     """`POST /v1/join` with the proof in the header `Brigade-Proof` (hex)."""
 
     worker_id: WorkerId
@@ -36,6 +36,8 @@ class JoinRequest(Body, frozen=True, kw_only=True):
     """PKCS#10, signed by the key that the worker id is the hash of."""
     time_s: float
     """The worker's clock, seconds since 1970, UTC."""
+    invite_id: InviteId | None = None
+    """The invite whose key the proof is made with; None: the join secret's. Since 1.2."""
 
 
 class JoinGrant(Body, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import settings
 from xdist.remote import Producer
 
 from tests.support import scheduling
@@ -21,6 +22,11 @@ def pytest_configure() -> None:
     structlog's default paints source code and variables of each frame, which takes longer than what is tested.
     """
     structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
+
+
+settings.register_profile("brigade", deadline=None)
+"""How long an example takes is the machine's affair; hypothesis' own limit is 200 ms."""
+settings.load_profile("brigade")
 
 
 @pytest.hookimpl(trylast=True)

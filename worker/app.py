@@ -26,6 +26,7 @@ class RunningWorker:
     def __init__(self, parts: Parts, departure: Departure, config: WorkerConfig) -> None:
         self.worker_id = parts.identity.worker_id
         self.url = parts.address.url
+        self.metrics_url = parts.metrics_url
         self.port = int(parts.address.bound.getsockname()[1])
         self.engine = parts.engine
         self.holdings = parts.holdings

@@ -14,11 +14,16 @@ import aiohttp
 from aiohttp import web
 
 from protocol.control_messages import Announce, Heartbeat
+from protocol.guarded_application import guarded_application
 from protocol.host_names import own_names
+from protocol.metrics_address import metrics_notice
+from protocol.span_export import span_export
+from protocol.spans import SpanSink
 from protocol.version import program_version
 from worker.authorship import Authorship
 from worker.config import WorkerConfig
 from worker.device import fallback_warning
+from worker.discovery import found_coordinator
 from worker.downloads import Downloader
 from worker.draft_model import weight_files
 from worker.engine import Engine
@@ -30,9 +35,10 @@ from worker.holdings import Holdings
 from worker.identity import Identity, load_identity, opened_state
 from worker.keeper import Keeper
 from worker.machine import Machine, beside_draft_model, engine_on, keeper_limits, measured
+from worker.metrics import worker_metrics
 from worker.model_folders import ModelFolders
 from worker.server import DataPlane
-from worker.site import Site, bound_socket, facing_address, guarded_application, url_of
+from worker.site import Site, bound_socket, facing_address, url_of
 from worker.sources import Sources
 from worker.uplink import Uplink
 from worker.uplink_hooks import UplinkHooks
@@ -86,6 +92,8 @@ class Parts:
     data_plane: DataPlane
     keeper: Keeper
     uplink: Uplink
+    metrics_url: str | None
+    """Where Prometheus reads its metrics."""
 
 
 async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
@@ -95,15 +103,20 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
         ConfigError, StorageError: a setting or the state folder can't be used.
         UnreachableError, WrongSecretError, ProtocolVersionError, ClockSkewError: the worker can't enrol.
     """
+    spans = await stack.enter_async_context(span_export("worker"))  # first, so that it ends after the last session
     footing = await _footing(around, stack)
     holdings = Holdings()
     engine = await stack.enter_async_context(engine_on(around.config, footing.machine, footing.cache.quantised))
     machine = await beside_draft_model(around.config, footing.machine, engine, around.tell)
     footing = replace(footing, machine=machine)
-    data_plane, uplink = _planes(around, footing, engine, holdings)
+    data_plane, uplink = _planes(around, footing, engine, holdings, spans)
     await stack.enter_async_context(data_plane)
     application = _application(around.config, footing.address.url, data_plane, footing.cache)
     await stack.enter_async_context(Site(application, footing.address.bound, footing.credentials))
+    listen = around.config.metrics_listen
+    metrics_url = await stack.enter_async_context(worker_metrics(listen, engine, data_plane, holdings))
+    if line := metrics_notice(metrics_url, listen):
+        around.tell(line)
     http = await stack.enter_async_context(_file_session())
     return Parts(
         identity=footing.identity,
@@ -113,15 +126,17 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
         data_plane=data_plane,
         keeper=_keeper(around, footing, engine, holdings, http),
         uplink=uplink,
+        metrics_url=metrics_url,
     )
 
 
 async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
+    if around.config.draft_model is not None:
+        await asyncio.to_thread(weight_files, around.config.draft_model)
+    stack.enter_context(opened_state(around.config.state))
+    identity = await asyncio.to_thread(load_identity, around.config.state)
+    around = await _directed(around, identity)
     config = around.config
-    if config.draft_model is not None:
-        await asyncio.to_thread(weight_files, config.draft_model)
-    stack.enter_context(opened_state(config.state))
-    identity = await asyncio.to_thread(load_identity, config.state)
     cache = await asyncio.to_thread(FileCache, config.state / "cache", limit_bytes=config.cache_bytes)
     address = await _address(around, stack)
     machine = await asyncio.to_thread(measured, config)
@@ -137,12 +152,28 @@ async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     )
 
 
+async def _directed(around: Surroundings, identity: Identity) -> Surroundings:
+    """The same, with the coordinator's addresses: found on the local network where none are given."""
+    if around.config.coordinator_urls:
+        return around
+
+    async def search() -> tuple[str, ...]:
+        secret = await asyncio.to_thread(around.config.join_secret)
+        return await found_coordinator(identity, secret, around.clock, around.tell)
+
+    around.tell("no coordinator's address is given: searching the local network")
+    urls = await waited_for(search, at_most_s=around.config.join_timeout_s, tell=around.tell)
+    return replace(around, config=replace(around.config, coordinator_urls=urls))
+
+
 async def _enrolled(around: Surroundings, identity: Identity) -> Credentials:
     secret = await asyncio.to_thread(around.config.join_secret)
     return await enrol(identity, around.config.coordinator_urls, secret, around.clock)
 
 
-def _planes(around: Surroundings, footing: Footing, engine: Engine, holdings: Holdings) -> tuple[DataPlane, Uplink]:
+def _planes(
+    around: Surroundings, footing: Footing, engine: Engine, holdings: Holdings, spans: SpanSink
+) -> tuple[DataPlane, Uplink]:
     """Each needs the other: one reports what the other served, which tells with each heartbeat how busy it is."""
     config = around.config
     hooks = UplinkHooks(
@@ -164,6 +195,7 @@ def _planes(around: Surroundings, footing: Footing, engine: Engine, holdings: Ho
         uplink.report_generation,
         around.clock,
         wire=config.wire,
+        spans=spans,
     )
     return data_plane, uplink
 
@@ -207,7 +239,8 @@ async def _address(around: Surroundings, stack: AsyncExitStack) -> Address:
 
 
 def _application(config: WorkerConfig, url: str, data_plane: DataPlane, cache: FileCache) -> web.Application:
-    app = guarded_application(own_names((config.listen_host or "localhost",), (url,)))
+    names = own_names((config.listen_host or "localhost",), (url,))
+    app = guarded_application(names, who="worker", option="--advertise")
     data_plane.add_routes(app)
     FileServer(cache).add_routes(app)
     return app

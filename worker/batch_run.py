@@ -7,8 +7,9 @@ steps run again one by one.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import structlog
 import torch
@@ -69,9 +70,26 @@ class Average:
         self.value += (measured - self.value) * (_AVERAGE_WEIGHT if self.value else 1.0)
 
 
+ForwardKind = Literal["decode", "verify", "prefill"]
+"""One token of each session; those and guesses of what follows; among others a piece of a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Steps of one stage that ran together."""
+
+    kind: ForwardKind
+    n_steps: int
+    n_tokens: int
+    seconds: float
+
+
 @dataclass(slots=True)
 class Measures:
     """What steps have cost so far."""
+
+    observe: Callable[[Forward], None] = lambda _forward: None
+    """Told of each forward, in the thread that runs it."""
 
     decode_s_per_block: Average = field(default_factory=Average)
     """Of a forward of decode steps alone, however many: what each of those who read along waits for."""
@@ -82,10 +100,15 @@ class Measures:
         """Take in what one forward of these steps took."""
         n_tokens = sum(step.n_tokens for step in steps)
         self.n_positions_run += n_tokens
+        kind: ForwardKind = "prefill"
         if n_tokens == len(steps):
+            kind = "decode"
             self.decode_s_per_block.add(compute_s / n_blocks)
-        elif not any(step.drafts for step in steps):
+        elif any(step.drafts for step in steps):
+            kind = "verify"
+        else:
             self.prefill_s_per_token_per_block.add(compute_s / n_blocks / n_tokens)
+        self.observe(Forward(kind, len(steps), n_tokens, compute_s))
 
 
 def checked(index: int, step: StepInput, session: CoreSession) -> CheckedStep:
@@ -137,7 +160,13 @@ def _run_together(group: Sequence[CheckedStep], measures: Measures) -> list[Step
     started = time.perf_counter()
     stage = group[0].session.stage
     tensors = stage.run([_stage_input(one) for one in group])
-    results = [_result(one, tensor, n_together=len(group)) for one, tensor in zip(group, tensors, strict=True)]
+    if stage.device.type != "cpu":
+        torch.accelerator.synchronize(stage.device)  # or sampling would be what waits for the forward
+    compute_s = time.perf_counter() - started
+    results = [
+        _result(one, tensor, n_together=len(group), compute_s=compute_s)
+        for one, tensor in zip(group, tensors, strict=True)
+    ]
     if not group[0].session.spec.wants_inputs:
         measures.note([one.step for one in group], time.perf_counter() - started, len(stage.blocks))
     return results
@@ -155,22 +184,34 @@ def _stage_input(one: CheckedStep) -> StageInput:
     )
 
 
-def _result(one: CheckedStep, tensor: torch.Tensor, *, n_together: int) -> StepOutput | BrigadeError:
+def _result(
+    one: CheckedStep, tensor: torch.Tensor, *, n_together: int, compute_s: float
+) -> StepOutput | BrigadeError:
     step, session = one.step, one.session
     hidden: torch.Tensor | None = None
     tokens: tuple[SampledToken, ...] = ()
+    sampling_s = 0.0
     if step.wants_sample:
         assert session.sampler is not None
+        began = time.perf_counter()
         try:
             tokens = _sampled(tensor, step, session.sampler)
         except BrigadeError as exc:
             session.cache.truncate(step.position)
             return exc
+        sampling_s = time.perf_counter() - began
     elif session.spec.hands_on or not session.stage.is_last:
         # whoever keeps it must not keep the others' rows
         hidden = tensor.cpu() if n_together == 1 else tensor.cpu().clone()
     session.n_drafts = step.n_drafts
-    return StepOutput(session_id=step.session_id, position=step.position, hidden=hidden, tokens=tokens)
+    return StepOutput(
+        session_id=step.session_id,
+        position=step.position,
+        hidden=hidden,
+        tokens=tokens,
+        compute_s=compute_s,
+        sampling_s=sampling_s,
+    )
 
 
 def _sampled(logits: torch.Tensor, step: StepInput, sampler: Sampler) -> tuple[SampledToken, ...]:

@@ -12,11 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from protocol.author_keys import author_key_argument
+from protocol.configured_commands import take_config, taken_from_file
 from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError
-from protocol.event_loops import event_loop_factory
+from protocol.event_loops import event_loop
 from protocol.logs import configure_logs
+from protocol.metrics_address import metrics_address
+from protocol.service_manager import tell_service_manager
 from protocol.version import program_version
 from worker import cli_options as options
+from worker.cli_config import SECTION
 from worker.cli_doctor import doctor
 from worker.config import WorkerConfig, listed_urls, listen_address
 from worker.heap import keep_few_arenas
@@ -25,7 +29,6 @@ app = typer.Typer(
     name="worker",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Brigade's worker: holds a range of a model's blocks on this machine and runs them.",
 )
 app.command()(doctor)
@@ -49,10 +52,13 @@ def _root(
 
 @app.command()
 def join(
-    urls: options.Urls,
+    context: typer.Context,
+    urls: options.Urls = None,
     *,
     secret: options.Secret = None,
     secret_file: options.SecretFile = None,
+    invite: options.Invite = None,
+    invite_file: options.InviteFile = None,
     state: options.State = None,
     listen: options.Listen = None,
     advertise: options.Advertise = None,
@@ -71,30 +77,39 @@ def join(
     compile_steps: options.Compile = False,
     trust_author: options.TrustAuthor = None,
     join_timeout: options.JoinTimeout = None,
+    metrics_listen: options.MetricsListen = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Join the coordinator at URL, and serve blocks of its models until stopped.
+    """Join the coordinator at URL (or the one on the local network), and serve blocks of its models until stopped.
 
     Ctrl-C or SIGTERM: others who can load its blocks first (10 s at most), running generations end (30 s), then the
     worker leaves. A second time: at once.
     """
-    if secret is not None:
+    from_file = taken_from_file(context)
+    if secret is not None and "secret" not in from_file:
         print("warning: --secret shows in `ps`; better set BRIGADE_SECRET or use --secret-file", file=sys.stderr)
+    if invite is not None and "invite" not in from_file:
+        print("warning: --invite shows in `ps`; better set BRIGADE_INVITE or use --invite-file", file=sys.stderr)
     host, port = listen_address(listen) if listen is not None else (None, 0)
     settings: dict[str, Any] = (
-        {"coordinator_urls": listed_urls(urls), "join_timeout_s": join_timeout}
+        {"coordinator_urls": listed_urls(urls or ()), "join_timeout_s": join_timeout}
         | {"listen_host": host, "listen_port": port, "advertise_url": advertise}
         | {"device": device, "precision": precision, "wire": wire, "chunk_tokens": chunk_tokens}
         | {"n_threads": threads, "memory_bytes": memory, "kv_memory_bytes": kv_memory, "cache_bytes": cache_size}
-        | {"kv_precision": kv_precision}
+        | {"kv_precision": kv_precision, "metrics_listen": metrics_address(metrics_listen)}
         | {"pinned_model": model, "pinned_blocks": blocks, "draft_model": draft_model}
         | {"compiles": compile_steps}
         | {"trusted_authors": tuple(author_key_argument(key, "--trust-author") for key in trust_author or ())}
     )
-    config = WorkerConfig.from_env(secret=secret, secret_file=secret_file, state=state, **settings)
+    config = WorkerConfig.from_env(
+        secret=secret, secret_file=secret_file, invite=invite, invite_file=invite_file, state=state, **settings
+    )
     configure_logs("worker", is_verbose=verbose)
-    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(_join(config))
+
+
+take_config(app, SECTION)
 
 
 async def _join(config: WorkerConfig) -> None:
@@ -106,7 +121,9 @@ async def _join(config: WorkerConfig) -> None:
         async with running(config, tell=_say) as worker:
             stop.joined(worker.departure.ask, worker.departure.hurry)
             _say(f"joined; {worker.holdings.reason}")
+            tell_service_manager("READY=1")
             await worker.departure.asked.wait()
+            tell_service_manager("STOPPING=1")
             _say(f"leaving: {worker.departure.reason}")
     _say("left")
 

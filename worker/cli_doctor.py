@@ -13,8 +13,10 @@ import typer
 from rich.console import Console
 
 from protocol.checks import exit_code_of, report_table
+from protocol.errors import ConfigError
+from protocol.invites import Invite
 from worker import cli_options as options
-from worker.config import checked_url, default_state, listed_urls, listen_address, settled_secret
+from worker.config import checked_url, default_state, given_secret, listed_urls, listen_address
 from worker.doctor import Patient, examine
 from worker.doctor_network import Doorway
 
@@ -25,11 +27,17 @@ _Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def doctor(
-    urls: options.Urls,
+    urls: options.Urls = None,
     *,
     secret_file: Annotated[
         Path | None,
         typer.Option(help="File with the join secret. Without it: BRIGADE_SECRET.", show_default=False),
+    ] = None,
+    invite_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the invite, in place of address and secret. Else BRIGADE_INVITE.", show_default=False
+        ),
     ] = None,
     state: options.State = None,
     listen: options.Listen = None,
@@ -46,8 +54,8 @@ def doctor(
     if advertise is not None:
         checked_url(advertise, "--advertise")
     patient = Patient(
-        coordinator_urls=listed_urls(urls),
-        secret=lambda: settled_secret(None, secret_file),
+        coordinator_urls=listed_urls(urls or ()) or _invited_to(secret_file, invite_file),
+        secret=lambda: given_secret(secret_file, invite_file),
         state=state or default_state(),
         doorway=Doorway(listen_host=host, listen_port=port, advertise_url=advertise),
         device=device,
@@ -60,3 +68,12 @@ def doctor(
     else:
         Console(highlight=False).print(report_table(checks))
     raise typer.Exit(exit_code_of(checks))
+
+
+def _invited_to(secret_file: Path | None, invite_file: Path | None) -> tuple[str, ...]:
+    """The addresses in the invite, if that is what was given; what is wrong with it is one of the findings."""
+    try:
+        given = given_secret(secret_file, invite_file)
+    except ConfigError:
+        return ()
+    return given.urls if isinstance(given, Invite) else ()

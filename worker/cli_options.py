@@ -27,11 +27,29 @@ def _size_of(option: str) -> Callable[[str], int]:
 
 
 Urls = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="URL...",
+        metavar="[URL...]",
         help="The coordinator, https://HOST:PORT. Several addresses of it, with spaces or commas in between, "
-        "are tried in order: at the start, and whenever it can't be reached at one of them.",
+        "are tried in order: at the start, and whenever it can't be reached at one of them. Without any: the "
+        "invite's, else whichever coordinator on the local network proves that it knows the secret.",
+        show_default=False,
+    ),
+]
+Invite = Annotated[
+    str | None,
+    typer.Option(
+        help="An invite (`coord invite`) in place of address and secret. Anybody here can see it in `ps`: better "
+        "set BRIGADE_INVITE, or use --invite-file.",
+        show_default=False,
+    ),
+]
+InviteFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the invite; keep it: the worker comes in again by it, also when it is used up. Else "
+        "BRIGADE_INVITE.",
+        show_default=False,
     ),
 ]
 Secret = Annotated[
@@ -189,6 +207,13 @@ JoinTimeout = Annotated[
     typer.Option(
         help="Seconds to wait for a coordinator that can't be reached, then end with code 3. Else for ever.",
         min=0.0,
+        show_default=False,
+    ),
+]
+MetricsListen = Annotated[
+    str | None,
+    typer.Option(
+        help="Where Prometheus reads metrics over plain HTTP, HOST:PORT (9464 if no port is given). Else nowhere.",
         show_default=False,
     ),
 ]

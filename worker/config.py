@@ -14,14 +14,15 @@ import platformdirs
 
 from protocol.author_keys import AuthorKey
 from protocol.errors import ConfigError
-from protocol.handshake import checked_secret
 from protocol.ids import BlockRange, ModelName
+from protocol.invites import Invite
+from protocol.metrics_address import MetricsAddress
+from worker.admission import read_again, settled_admission
 
 if TYPE_CHECKING:  # `worker --help` needs no torch
     from worker.device import DeviceChoice, KvPrecisionChoice, PrecisionChoice
     from worker.wire import WireChoice
 
-MAX_SECRET_FILE_BYTES = 65_536
 MAX_CHUNK_TOKENS = 8192
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -32,8 +33,9 @@ class WorkerConfig:
     """Settings of one worker. None means: found out by the worker itself."""
 
     coordinator_urls: tuple[str, ...]
-    """Tried in order; all of one coordinator."""
-    secret: str = field(repr=False)
+    """Tried in order; all of one coordinator. None: the local network is searched for it."""
+    secret: str | Invite = field(repr=False)
+    """The join secret, or an invite in its place."""
     secret_file: Path | None = None
     """Where `secret` was read from, and is read again at each joining: it may have been rotated meanwhile."""
     state: Path
@@ -62,6 +64,8 @@ class WorkerConfig:
     """Whether steps of one token run by compiled code, where that can be."""
     trusted_authors: tuple[AuthorKey, ...] = ()
     """Only models that one of them signed are loaded; none: all that the coordinator assigns."""
+    metrics_listen: MetricsAddress | None = None
+    """Where Prometheus reads metrics; None: nowhere."""
     drain_s: float = 30.0
     handover_s: float = 10.0
     """A worker that is stopped takes new sessions for so long at most, until others have its blocks."""
@@ -74,8 +78,6 @@ class WorkerConfig:
         Raises:
             ConfigError: a value can't be used; the message names the option.
         """
-        if not self.coordinator_urls:
-            raise ConfigError("no coordinator's address: worker join https://HOST:7400")
         for url in self.coordinator_urls:
             checked_url(url, "the coordinator's address")
         if self.advertise_url is not None:
@@ -93,32 +95,47 @@ class WorkerConfig:
         *,
         secret: str | None = None,
         secret_file: Path | None = None,
+        invite: str | None = None,
+        invite_file: Path | None = None,
         state: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        coordinator_urls: tuple[str, ...] = (),
         **options: Any,
     ) -> WorkerConfig:
         """Complete the command line's options from the environment: the secret and the state folder.
 
-        `BRIGADE_SECRET` counts only if neither `secret` nor `secret_file` is given.
+        `BRIGADE_SECRET` and `BRIGADE_INVITE` count only if neither a secret nor an invite is given. Addresses that
+        are given go before an invite's.
 
         Raises:
             ConfigError: there is no secret, it is too weak, or another value can't be used.
         """
         env = os.environ if environment is None else environment
+        given = settled_admission(
+            secret=secret, secret_file=secret_file, invite=invite, invite_file=invite_file, environment=env
+        )
         return cls(
-            secret=settled_secret(secret, secret_file, env),
-            secret_file=secret_file,
+            coordinator_urls=coordinator_urls or (given.secret.urls if isinstance(given.secret, Invite) else ()),
+            secret=given.secret,
+            secret_file=given.file,
             state=state or default_state(env),
             **options,
         )
 
-    def join_secret(self) -> str:
-        """The join secret as it is now. Blocks: it may be in a file.
+    def join_secret(self) -> str | Invite:
+        """The join secret, or the invite, as it is now. Blocks: it may be in a file.
 
         Raises:
             ConfigError: the file can't be read any more, or holds no secret.
         """
-        return self.secret if self.secret_file is None else checked_secret(_secret_from(self.secret_file))
+        if self.secret_file is None:
+            return self.secret
+        return read_again(self.secret_file, is_invite=isinstance(self.secret, Invite))
+
+
+def given_secret(secret_file: Path | None, invite_file: Path | None) -> str | Invite:
+    """What the files hold, else the environment. ConfigError as `WorkerConfig.from_env`."""
+    return settled_admission(secret_file=secret_file, invite_file=invite_file, environment=os.environ).secret
 
 
 def checked_url(url: str, what: str) -> str:
@@ -142,9 +159,15 @@ def checked_url(url: str, what: str) -> str:
 
 
 def listed_urls(texts: Sequence[str]) -> tuple[str, ...]:
-    """The addresses that an operator lists, as arguments or with commas in between; each once, in their order."""
-    urls = [url.strip() for text in texts for url in text.split(",")]
-    return tuple(dict.fromkeys(url for url in urls if url))
+    """The addresses that an operator lists, as arguments or with commas in between; each once, in their order.
+
+    Raises:
+        ConfigError: something is listed, and no address in it.
+    """
+    urls = tuple(dict.fromkeys(url for text in texts for part in text.split(",") if (url := part.strip())))
+    if texts and not urls:
+        raise ConfigError("no coordinator's address is in what is given for it: worker join https://HOST:7400")
+    return urls
 
 
 def size_from_text(text: str, option: str) -> int:
@@ -177,38 +200,6 @@ def listen_address(text: str) -> tuple[str, int]:
     if host is None or parts.netloc != text or "@" in text:
         raise ConfigError(f"--listen {text!r} is no address: write HOST:PORT")
     return host, port
-
-
-def settled_secret(
-    secret: str | None, secret_file: Path | None, environment: Mapping[str, str] | None = None
-) -> str:
-    """The join secret: the one given, else the file's, else `BRIGADE_SECRET`.
-
-    Raises:
-        ConfigError: there is none, it can't be read, or it is too weak.
-    """
-    env = os.environ if environment is None else environment
-    if secret is not None and secret_file is not None:
-        raise ConfigError("--secret and --secret-file are both given: use one")
-    if secret is not None:
-        return checked_secret(secret)
-    if secret_file is not None:
-        return checked_secret(_secret_from(secret_file))
-    if "BRIGADE_SECRET" in env:
-        return checked_secret(env["BRIGADE_SECRET"])
-    raise ConfigError(
-        "no join secret: set BRIGADE_SECRET, or say --secret-file FILE; `coord serve` says where it keeps it"
-    )
-
-
-def _secret_from(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_SECRET_FILE_BYTES).decode()
-    except OSError as exc:
-        raise ConfigError(f"--secret-file {path} can't be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"--secret-file {path} is no text") from exc
 
 
 def default_state(environment: Mapping[str, str] | None = None) -> Path:

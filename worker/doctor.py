@@ -20,9 +20,10 @@ import psutil
 from protocol.checks import Check, Finding, broken, checked, doubtful, fine, in_thread, opened_mode, write_problem
 from protocol.errors import BrigadeError
 from protocol.file_locks import try_lock
+from protocol.invites import Invite
 from protocol.version import program_version
 from protocol.weight_sizes import block_weight_bytes
-from worker.doctor_network import Doorway, coordinator_checks, doorway_checks
+from worker.doctor_network import Doorway, announced_urls, coordinator_checks, doorway_checks
 from worker.hardware import Accelerator, installed_accelerator, unused_because
 from worker.identity import load_identity
 
@@ -35,7 +36,7 @@ _LITTLE_MEMORY, _NO_MEMORY = 4 * 10**9, 10**9
 _LITTLE_DISK, _NO_DISK = 10 * 10**9, 10**9
 _WEIGHTS_SHARE = 0.7
 """Of the free memory: the rest is the worker's reserve and key-value caches."""
-_INSTALL = "pip install 'brigade[worker]'"
+_INSTALL = "pip install '.[worker]' in Brigade's folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,8 @@ class Patient:
     """The worker that would be started: what its options say, as far as they can be used."""
 
     coordinator_urls: tuple[str, ...]
-    secret: Callable[[], str]
+    """None: those that are announced on the local network."""
+    secret: Callable[[], str | Invite]
     """Raises what is wrong with it."""
     state: Path
     doorway: Doorway
@@ -75,8 +77,12 @@ async def examine(patient: Patient) -> list[Check]:
             "state folder", lambda: in_thread(lambda: state_finding(state)), "name another folder: --state FOLDER"
         ),
     ]
-    checks += await doorway_checks(patient.doorway, patient.coordinator_urls)
-    for url in patient.coordinator_urls:
+    urls = patient.coordinator_urls
+    if not urls:
+        announced, urls = await announced_urls()
+        checks.append(announced)
+    checks += await doorway_checks(patient.doorway, urls)
+    for url in urls:
         checks += await coordinator_checks(url.rstrip("/"), patient.secret, patient.clock)
     return checks
 

@@ -14,9 +14,12 @@ from urllib.parse import urlsplit
 from protocol.checks import Check, Finding, broken, checked, doubtful, fine, reason_of
 from protocol.codec import check_version
 from protocol.handshake import MAX_CLOCK_SKEW_S
+from protocol.invites import Invite
+from protocol.lan import Announced
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import Hello
 from worker.config import checked_url
+from worker.discovery import SEARCH_S, announced_coordinators
 from worker.identity import load_identity
 from worker.join_exchange import hello_of, prove_secret
 from worker.site import bound_socket, facing_address, url_of
@@ -27,6 +30,8 @@ _FIREWALL = (
     "open the port in the firewall and forward it if there is a router in between; --listen says where the worker "
     "listens, --advertise what others dial"
 )
+_GIVE_ADDRESS = "give the coordinator's address: worker doctor https://HOST:7400"
+_SEARCH_DEADLINE_S = SEARCH_S + 5.0
 _CHECK_ADDRESS = "check the address and port, the network and the firewall, and that `coord serve` runs there"
 
 
@@ -48,7 +53,23 @@ async def doorway_checks(doorway: Doorway, coordinator_urls: tuple[str, ...]) ->
     ]
 
 
-async def coordinator_checks(url: str, secret: Callable[[], str], clock: Callable[[], float]) -> list[Check]:
+async def announced_urls() -> tuple[Check, tuple[str, ...]]:
+    """Which coordinators are announced on the local network, and their addresses."""
+    found: list[Announced] = []
+
+    async def look() -> Finding:
+        found.extend(await announced_coordinators())
+        if not found:
+            return broken(f"no coordinator is announced there (searched for {SEARCH_S:.0f} s)", _GIVE_ADDRESS)
+        return fine("; ".join(map(str, found)))
+
+    check = await checked("local network", look, _GIVE_ADDRESS, deadline_s=_SEARCH_DEADLINE_S)
+    return check, tuple(url for each in found for url in each.urls)
+
+
+async def coordinator_checks(
+    url: str, secret: Callable[[], str | Invite], clock: Callable[[], float]
+) -> list[Check]:
     """Name, connection, TLS, version, clock, secret. What comes after a failure can't be looked at, and says so."""
     hellos: list[Hello] = []
 
@@ -62,7 +83,11 @@ async def coordinator_checks(url: str, secret: Callable[[], str], clock: Callabl
         ("TLS", greet, _CHECK_ADDRESS),
         ("version", lambda: _version_finding(hellos[0]), "install the same version of Brigade on both machines"),
         ("clock", lambda: _clock_finding(hellos[0], clock()), "set the clock that is wrong; NTP keeps it right"),
-        ("secret", lambda: _secret_finding(url, secret), "use the secret of this coordinator: --secret-file FILE"),
+        (
+            "secret",
+            lambda: _secret_finding(url, secret),
+            "use this coordinator's secret or invite: --secret-file FILE",
+        ),
     )
     checks: list[Check] = []
     failed: str | None = None
@@ -163,10 +188,14 @@ async def _clock_finding(hello: Hello, now_s: float) -> Finding:
     return doubtful(seen, mend) if skew_s > _LARGE_SKEW_S else fine(seen)
 
 
-async def _secret_finding(url: str, secret: Callable[[], str]) -> Finding:
+async def _secret_finding(url: str, secret: Callable[[], str | Invite]) -> Finding:
     """With a key of its own, so that nothing happens to the worker's."""
     value = secret()
     with tempfile.TemporaryDirectory() as folder:
         identity = await asyncio.to_thread(load_identity, Path(folder))
         await prove_secret(url, identity, value)
+    if isinstance(value, Invite):
+        return fine(
+            "the invite is genuine (asked without joining: whether it is still good shows when a worker joins)"
+        )
     return fine("the coordinator takes the join secret (asked without joining)")

@@ -22,6 +22,7 @@ from protocol.errors import (
 from protocol.ids import BlockRange
 from protocol.messages import Precision, SamplingParams
 from worker.grammar import Grammar, TokenizerSource, Vocabulary
+from worker.grammar_trial import GrammarTrial
 from worker.kv_cache import KVCache
 from worker.loaded_stage import load_stage
 from worker.sampling import Choice, Sampler, check_token_ids
@@ -57,6 +58,7 @@ class Ends:
         self._last = last
         self._tokenizer = TokenizerSource(folder=config_folder, vocab_size=first.vocab_size)
         self._vocabulary: Vocabulary | None = None
+        self._trial = GrammarTrial()
         self._texts: dict[int, _Text] = {}
 
     @property
@@ -131,6 +133,7 @@ class Ends:
         if sampling.constraint is None:
             return None
         self._vocabulary = self._vocabulary or Vocabulary(self._tokenizer)
+        self._trial.check(self._tokenizer, sampling.constraint)
         answer = prompt[len(prompt) - sampling.n_answered :]
         return Grammar(self._vocabulary, sampling.constraint, sampling.stop_token_ids, answer)
 

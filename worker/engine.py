@@ -66,6 +66,7 @@ class Engine:
         self._link = EngineLink(
             self._core, n_threads=n_threads, max_batch_tokens=max_batch_tokens, on_failed=self._memory.fail_all
         )
+        self.measures = self._core.measures  # read here, written in the thread
         self.drafter = Drafter(self._link)
         self._max_pending_steps = max_pending_steps
         self._spans: dict[SpanKey, LoadedSpan] = {}
@@ -200,8 +201,7 @@ class Engine:
 
     async def close_session(self, session_id: SessionId) -> None:
         """End a session and free its memory; pending steps fail as cancelled. Idempotent."""
-        closed = CancelledByClientError("the session was closed while it waited for memory")
-        if self._memory.fail(session_id, closed):
+        if self._memory.fail(session_id, CancelledByClientError("the session was closed as it waited for memory")):
             return
         future = self._begin_close(session_id)
         if future is not None:
@@ -244,9 +244,9 @@ class Engine:
             n_sessions=self.n_sessions,
             n_waiting_sessions=len(plan.waiting),
             n_pending_steps=self._link.n_pending_steps,
-            n_positions_run=self._core.measures.n_positions_run,
-            decode_s_per_block=self._core.measures.decode_s_per_block.value,
-            prefill_s_per_token_per_block=self._core.measures.prefill_s_per_token_per_block.value,
+            n_positions_run=self.measures.n_positions_run,
+            decode_s_per_block=self.measures.decode_s_per_block.value,
+            prefill_s_per_token_per_block=self.measures.prefill_s_per_token_per_block.value,
         )
 
     def _reservation(self, spec: SessionSpec) -> Reservation:

@@ -110,6 +110,7 @@ class EngineCore:
             is_compiled=request.compiling is not None and not uncompiled_because,
             uncompiled_because=uncompiled_because,
             is_encoder=stage.is_encoder,
+            working_bytes=stage.working_bytes,
         )
         self.spans[request.key] = (stage, loaded)
         may_gain = request.key.quantization is not None and not stage.is_encoder

@@ -21,6 +21,7 @@ from protocol.backoff import jittered_delay_s
 from protocol.error_forms import error_fields
 from protocol.errors import BrigadeError, DrainingError, OverloadedError, UnreachableError, WrongSecretError
 from protocol.ids import CoordinatorId
+from protocol.invites import Invite
 from protocol.tls import worker_name
 from protocol.worker_rest import JoinGrant
 from worker.identity import Identity
@@ -34,6 +35,7 @@ ENROL_TIMEOUT_S = 15.0
 PREVIOUS_KEY_S = 60.0
 """Tickets made just before a rotation are good for so long. For ever, and a key that got out would be too."""
 _LONGEST_DELAY_S = 5.0
+_LONGEST_ASKED_S = 60.0
 
 T = TypeVar("T")
 
@@ -93,12 +95,15 @@ class CredentialsHolder:
         self._listeners.append(listener)
 
 
-async def enrol(identity: Identity, urls: Sequence[str], secret: str, clock: Callable[[], float]) -> Credentials:
+async def enrol(
+    identity: Identity, urls: Sequence[str], secret: str | Invite, clock: Callable[[], float]
+) -> Credentials:
     """Enrol at the first of the coordinator's addresses that lets this worker in.
 
     Raises:
         UnreachableError: nobody answers at any of them, or not as a Brigade coordinator.
         WrongSecretError: the two sides' secrets differ, or somebody is in between.
+        ForbiddenError: the invite can't be used (any more), or this worker isn't let in.
         ProtocolVersionError: the coordinator speaks another version of the protocol.
         ClockSkewError: the two machines' clocks differ too much; both are named.
         StorageError: the certificate can't be written.
@@ -140,7 +145,12 @@ async def waited_for(ask: Callable[[], Awaitable[T]], *, at_most_s: float | None
         n_failures += 1
         log.info("coordinator_awaited", n_failures=n_failures, **error_fields(error))
         reminders.say(f"the coordinator is away, trying again: {error.message}")
-        await asyncio.sleep((error.retry_after_s or 0.0) + jittered_delay_s(n_failures, rng, _LONGEST_DELAY_S))
+        await asyncio.sleep(asked_delay_s(error) + jittered_delay_s(n_failures, rng, _LONGEST_DELAY_S))
+
+
+def asked_delay_s(error: BrigadeError) -> float:
+    """How long whoever answered asks to be left alone, within reason: nothing is proven yet."""
+    return min(error.retry_after_s or 0.0, _LONGEST_ASKED_S)
 
 
 def _accepted(grant: JoinGrant, url: str, identity: Identity, now_s: float) -> Credentials:

@@ -1,7 +1,7 @@
 """What tokens a constraint lets an answer go on with: llguidance's matchers, one for each session. Blocks.
 
-A model's tokenizer is read once and shared by all matchers (`Vocabulary`). Everything that a hostile constraint
-could blow up is bounded by llguidance's own limits: a mask takes milliseconds at most, and a matcher megabytes.
+A model's tokenizer is read once and shared by all matchers (`Vocabulary`). llguidance's own limits see to it that a
+mask takes milliseconds at most, and a matcher megabytes; compiling they don't bound (`worker.grammar_trial`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def why_unconstrained() -> str:
     """Why this worker can't hold any answer to a constraint; empty if it can."""
     if importlib.util.find_spec(LIBRARY) is not None:
         return ""
-    return "llguidance isn't installed there (pip install 'brigade[worker]')"
+    return "llguidance isn't installed there (pip install '.[worker]' in Brigade's folder)"
 
 
 class Vocabulary:
@@ -123,10 +123,10 @@ class Vocabulary:
         try:
             grammar = self._grammar(constraint)
         except ValueError as exc:
-            raise _unusable(constraint, str(exc)) from exc
+            raise unusable(constraint, str(exc)) from exc
         matcher: LLMatcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise _unusable(constraint, matcher.get_error())
+            raise unusable(constraint, matcher.get_error())
         return matcher
 
     def _grammar(self, constraint: Constraint) -> Any:
@@ -178,7 +178,7 @@ class Grammar:
             try:
                 coming.result(MASK_S)
             except TimeoutError as exc:
-                raise _unusable(self._constraint, f"a token took longer than {MASK_S:g} s: simplify it") from exc
+                raise unusable(self._constraint, f"a token took longer than {MASK_S:g} s: simplify it") from exc
         return self._found(answer)
 
     def look_ahead(self, answer: Sequence[int]) -> None:
@@ -202,7 +202,7 @@ class Grammar:
             self._matcher.rollback(len(self._taken) - n_same)
         if not self._matcher.consume_tokens(answer[n_same:]):
             why = self._matcher.get_error()
-            raise _unusable(self._constraint, f"the {len(answer)} tokens of the answer so far don't fit it: {why}")
+            raise unusable(self._constraint, f"the {len(answer)} tokens of the answer so far don't fit it: {why}")
         self._taken = answer
 
     def _mask(self) -> npt.NDArray[np.bool_]:
@@ -214,13 +214,13 @@ class Grammar:
         allowed[self._end : self._end + 1] = False
         allowed[self._stop_token_ids] = known[self._end]
         if not allowed.any():
-            raise _unusable(self._constraint, "the model has no token that the answer could go on with")
+            raise unusable(self._constraint, "the model has no token that the answer could go on with")
         return allowed
 
     def _check(self) -> None:
         """Refuse to go on with a matcher that broke: it would let every answer end."""
         if self._matcher.is_error():
-            raise _unusable(self._constraint, self._matcher.get_error())
+            raise unusable(self._constraint, self._matcher.get_error())
 
 
 def _check_multiples(constraint: Constraint) -> None:
@@ -228,16 +228,16 @@ def _check_multiples(constraint: Constraint) -> None:
     if constraint.kind == "lark":
         # it takes grammars written as JSON too, and schemas within grammars, where a name may be written in escapes
         if constraint.text.lstrip().startswith("{"):
-            raise _unusable(constraint, "it is JSON; a grammar begins with a rule, such as `start: ...`")
+            raise unusable(constraint, "it is JSON; a grammar begins with a rule, such as `start: ...`")
         if "multipleOf" in constraint.text or ("%json" in constraint.text and "\\u" in constraint.text):
-            raise _unusable(constraint, "multipleOf and \\u escapes are taken in a json_schema alone, not in %json")
+            raise unusable(constraint, "multipleOf and \\u escapes are taken in a json_schema alone, not in %json")
     if constraint.kind == "json_schema":
         try:
             multiples = set(_multiples(json.loads(constraint.text, parse_float=Decimal, parse_int=Decimal)))
         except (ValueError, ArithmeticError, RecursionError) as exc:
-            raise _unusable(constraint, f"not JSON that can be read: {exc}") from exc
+            raise unusable(constraint, f"not JSON that can be read: {exc}") from exc
         if _n_states(multiples) > MAX_MULTIPLE:
-            raise _unusable(constraint, f"the least common multiple of all multipleOf is over {MAX_MULTIPLE}")
+            raise unusable(constraint, f"the least common multiple of all multipleOf is over {MAX_MULTIPLE}")
 
 
 def _n_states(multiples: Collection[Decimal]) -> int:
@@ -266,6 +266,7 @@ def _unreadable(why: str) -> InvalidRequestError:
     )
 
 
-def _unusable(constraint: Constraint, why: str) -> InvalidRequestError:
+def unusable(constraint: Constraint, why: str) -> InvalidRequestError:
+    """What a client is told whose constraint can't be used."""
     reason = " ".join(why.split())[:_LONGEST_REASON]
     return InvalidRequestError(f"the answer can't be held to this {constraint.kind}: {reason}")

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from protocol.errors import OverloadedError, StaleEpochError
 from protocol.messages import SamplingParams
 from worker.grammar import Grammar, TokenizerSource, Vocabulary
+from worker.grammar_trial import GrammarTrial
 
 COMPILE_S = 20.0
 """Compiling takes a second at most (`worker.grammar`), the first of a model one more; others may be before it."""
@@ -31,6 +32,7 @@ class Grammars:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(N_THREADS, thread_name_prefix="grammar")
+        self._trial = GrammarTrial()
         self._vocabularies: OrderedDict[TokenizerSource, Vocabulary] = OrderedDict()
         self._reading = threading.Lock()
         self._n_waiting = 0
@@ -61,6 +63,7 @@ class Grammars:
 
         def compile_it() -> None:
             vocabulary = self._vocabulary(tokenizer)
+            self._trial.check(tokenizer, constraint)
             compiled.append(Grammar(vocabulary, constraint, sampling.stop_token_ids, answer, self._threads))
 
         self._n_waiting += 1

@@ -8,67 +8,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
 from protocol.errors import HopLostError, ProtocolError
 from protocol.ids import WorkerId
 from protocol.messages import Credit, FeedToken, OpenSession, SessionOpened
-from protocol.tickets import Ticket
 from worker.connections import Connection, ConnectionUser
 from worker.ending import Ending, EndingError, ended_by_close, ended_by_error
-from worker.engine import Engine
 from worker.fairness import Tenant
 from worker.flow import Arrivals
-from worker.grammars import Grammars
 from worker.history import History
-from worker.hop_times import HopTimes, is_one_round
+from worker.hop_clock import HopClock
+from worker.hop_times import is_one_round
 from worker.inbox import Inbox
 from worker.onward import Onward
-from worker.peers import Peers
 from worker.resuming import Resumption
-from worker.speculation import DraftPrior, Rounds
+from worker.session_parts import Opening, Shared
+from worker.speculation import Rounds
 from worker.states_tail import StatesTail, tail_of
 from worker.step_inputs import ArrivedStep, payload_of, pieces_of
-from worker.steps import SampledToken, SessionSpec, SpanKey, StepInput
+from worker.steps import SampledToken, SessionSpec, StepInput
 from worker.tail import Tail
 
 MEMORY_WAIT_S = 30.0
 """How long an opening session waits for key-value memory before the client is told to go elsewhere."""
 PREDECESSOR_WAIT_S = 5.0
 """How long one waits for what an earlier session leaves here: its end goes round the ring, ours may be faster."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """What all sessions of a worker use."""
-
-    engine: Engine
-    peers: Peers
-    worker_id: WorkerId
-    chunk_tokens: int
-    draft_prior: DraftPrior = field(default_factory=DraftPrior)
-    grammars: Grammars = field(default_factory=Grammars)
-    hop_times: HopTimes = field(default_factory=HopTimes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """A session that may be opened: its checked ticket, the tickets of the later hops, and who opens it."""
-
-    ticket: Ticket
-    later_tickets: tuple[str, ...]
-    span: SpanKey
-    opener: Connection
-    deadline_at_s: float
-    """On the loop's clock; for the whole generation."""
-    predecessor_over: asyncio.Event | None = None
-    """Set when the session that this one continues has left what it has; None if it isn't running here."""
-
-    def time_left_s(self) -> float:
-        """Seconds until the deadline."""
-        return self.deadline_at_s - asyncio.get_running_loop().time()
 
 
 class Hop:
@@ -104,6 +71,7 @@ class Hop:
         """What was taken over from another session; None once something was run."""
         self.n_cached = 0
         """Positions that were taken over."""
+        self.clock = HopClock(is_told=opening.wants_timings)
 
     @property
     def next(self) -> Connection | None:
@@ -143,8 +111,7 @@ class Hop:
             self._onward = Onward(self._session_id, connection, self.history, is_resumed=is_resumed)
             if self._resumption is not None:
                 self._resumption.onward = self._onward
-            left_s, tickets = max(0.001, self._opening.time_left_s()), self._opening.later_tickets
-            await connection.send(OpenSession(session_id=self._session_id, tickets=tickets, deadline_s=left_s))
+            await connection.send(self._opening_onward())
             return
         if not self.is_head and not self._ticket.gives_states:
             self.ring = await self._connected(self._ticket.head, self._ticket.head_url)
@@ -171,6 +138,16 @@ class Hop:
             if is_finished:
                 return ended_by_close("finished", self._shared.worker_id, None)
 
+    def _opening_onward(self) -> OpenSession:
+        opening = self._opening
+        return OpenSession(
+            session_id=self._session_id,
+            tickets=opening.later_tickets,
+            deadline_s=max(0.001, opening.time_left_s()),
+            traceparent=opening.trace.traceparent() if opening.trace is not None else "",
+            wants_timings=opening.wants_timings,
+        )
+
     async def _open_engine_session(self) -> None:
         spec = SessionSpec(
             session_id=self._session_id,
@@ -185,7 +162,10 @@ class Hop:
             tenant=Tenant(self._ticket.tenant, self._ticket.priority),
         )
         deadline_s = min(MEMORY_WAIT_S, max(0.0, self._opening.time_left_s()))
+        now_s = asyncio.get_running_loop().time
+        began_s = now_s()
         taken_over = await self._shared.engine.open_session(spec, deadline_s=deadline_s)
+        self.clock.memory_s = now_s() - began_s
         if taken_over is not None:
             self.history = taken_over.history
             self.n_cached = taken_over.n_held(is_head=self.is_head, is_tail=self.tail is not None)
@@ -226,6 +206,7 @@ class Hop:
 
     async def _run_arrived(self, arrived: ArrivedStep) -> bool:
         step, is_finished = arrived.step, False
+        self.clock.before = step.timings
         payload = await self._payload(arrived)
         token_ids, n_passed_over = payload.tolist() if self.is_head else None, 0
         if self._resumption is not None:
@@ -250,15 +231,18 @@ class Hop:
             await self.tail.prepare(self._shared.engine, self._shared.grammars, self._opening.span)
             piece = replace(piece, wants_sample=True)
         self.history.n_settled = piece.position + piece.n_tokens - piece.n_drafts
+        began_s = asyncio.get_running_loop().time()
         try:
             output = await self._shared.engine.run(piece)
         except ProtocolError as exc:
             raise self._blaming(sender, exc) from exc
         self.touch()
+        self.clock.ran(output, self.last_active_s - began_s)
         if isinstance(self.tail, StatesTail):
             self._onward = await self.tail.onward(self.history, piece.position + piece.n_tokens, is_last=is_last)
         if self._onward is not None:
             assert output.hidden is not None
+            self._onward.timings = self.clock.said()
             await self._onward.send(output.position, output.hidden, is_last=is_last, drafts=piece.drafts)
             return False
         assert isinstance(self.tail, Tail)
@@ -275,7 +259,7 @@ class Hop:
             else:
                 self.arrivals.take_fed(last.position)
                 self.inbox.put(fed)
-        tail.stream(kept)
+        tail.stream(kept, self.clock.said())
         return tail.finish_reason is not None
 
     async def _connected(self, worker_id: WorkerId, url: str) -> Connection:

@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import AttributeOID, NameOID
 
 from protocol.disk import storage_errors, write_atomically
 from protocol.errors import ConfigError
@@ -39,11 +39,15 @@ class Identity:
     certificate_path: Path
     _key: ec.EllipticCurvePrivateKey = field(repr=False)
 
-    def certificate_request_pem(self) -> str:
-        """A certificate request (PKCS#10) for this key and this worker's name, signed by the key."""
+    def certificate_request_pem(self, challenge: str) -> str:
+        """A certificate request (PKCS#10) for this key and this worker's name, signed by the key.
+
+        `challenge` says what for (`protocol.handshake.key_challenge`): whom it is sent to can't use it elsewhere.
+        """
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.worker_id)])
         names = x509.SubjectAlternativeName([x509.DNSName(worker_name(self.worker_id))])
         builder = x509.CertificateSigningRequestBuilder().subject_name(name).add_extension(names, critical=False)
+        builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, challenge.encode())
         return builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM).decode()
 
     def owns(self, certificate: x509.Certificate) -> bool:

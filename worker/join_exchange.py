@@ -21,9 +21,11 @@ import aiohttp
 import msgspec
 
 from protocol.codec import check_version, decode_json, encode_json
+from protocol.compatibility import knows
 from protocol.errors import (
     ClockSkewError,
     InvalidRequestError,
+    ProtocolVersionError,
     TooLargeError,
     UnauthenticatedError,
     UnreachableError,
@@ -38,8 +40,10 @@ from protocol.handshake import (
     is_proof_valid,
     join_key,
     join_proof,
+    key_challenge,
 )
 from protocol.http_answers import error_of, read_body
+from protocol.invites import Invite, check_pinned
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import Hello
 from protocol.tls import fingerprint, first_contact_context
@@ -52,12 +56,13 @@ _NO_TIME_S = 0.0
 _Answer = TypeVar("_Answer", bound=msgspec.Struct)
 
 
-async def join(url: str, identity: Identity, secret: str, clock: Callable[[], float]) -> JoinGrant:
+async def join(url: str, identity: Identity, secret: str | Invite, clock: Callable[[], float]) -> JoinGrant:
     """Ask the coordinator at `url` to let this worker in; the answer is proven to be the coordinator's own.
 
     Raises:
         UnreachableError: nobody answers, or not as a Brigade coordinator.
-        WrongSecretError: one side can't prove that it knows the secret.
+        WrongSecretError: one side can't prove that it knows the secret, or isn't who the invite is from.
+        ForbiddenError: the invite is genuine, and can't be used (any more).
         ProtocolVersionError: another version of the protocol.
         ClockSkewError: the clocks differ too much.
     """
@@ -78,7 +83,7 @@ async def hello_of(url: str) -> Hello:
         return _decoded(await exchange.ask("GET", "/v1/hello"), Hello, url)
 
 
-async def prove_secret(url: str, identity: Identity, secret: str) -> None:
+async def prove_secret(url: str, identity: Identity, secret: str | Invite) -> None:
     """Find out whether the coordinator takes the secret, without joining.
 
     The proof is over a request whose clock can't be right. A coordinator looks at the clock only after the proof
@@ -95,11 +100,14 @@ async def prove_secret(url: str, identity: Identity, secret: str) -> None:
 
 @asynccontextmanager
 async def _begun(url: str) -> AsyncIterator[_Exchange]:
-    shown = await _shown_fingerprint(url)
+    certificate = await _shown_certificate(url)
+    shown = fingerprint(certificate)
     # the request's context sets the TLS version, the connector's fingerprint is checked on each new connection
     connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(shown), limit=1)
     async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
-        yield _Exchange(session=session, url=url, context=first_contact_context(), shown=shown)
+        yield _Exchange(
+            session=session, url=url, context=first_contact_context(), certificate=certificate, shown=shown
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +123,8 @@ class _Exchange:
     session: aiohttp.ClientSession
     url: str
     context: ssl.SSLContext
+    certificate: bytes
+    """DER."""
     shown: bytes
     """The certificate's fingerprint."""
 
@@ -139,15 +149,17 @@ class _Exchange:
             raise UnreachableError(f"{self.url} broke off while this worker joined: {exc}") from exc
 
 
-async def _prove(exchange: _Exchange, identity: Identity, secret: str, clock: Callable[[], float]) -> JoinGrant:
+async def _prove(
+    exchange: _Exchange, identity: Identity, secret: str | Invite, clock: Callable[[], float]
+) -> JoinGrant:
     """Steps 1 to 4 of joining, as docs/protocol.md numbers them."""
-    key = await asyncio.to_thread(join_key, secret)
+    key = secret.key if isinstance(secret, Invite) else await asyncio.to_thread(join_key, secret)
     nonce = secrets.token_hex(NONCE_BYTES)
     request = ChallengeRequest(protocol_version=PROTOCOL_VERSION, worker_id=identity.worker_id, client_nonce=nonce)
     reply = await exchange.ask("POST", "/v1/join/challenge", encode_json(request))
     challenge = _decoded(reply, Challenge, exchange.url)
     check_version(challenge.protocol_version)
-    body = _join_body(identity, nonce, challenge, clock())
+    body = encode_json(_join_request(identity, nonce, challenge, clock(), secret, exchange.shown))
 
     def transcript(spoken_for: bytes) -> Transcript:
         return Transcript(
@@ -164,36 +176,58 @@ async def _prove(exchange: _Exchange, identity: Identity, secret: str, clock: Ca
     try:
         reply = await exchange.ask("POST", "/v1/join", body, join_proof(key, transcript(body), "worker"))
     except UnauthenticatedError as exc:
-        raise WrongSecretError(
-            f"the coordinator at {exchange.url} refuses this worker's join secret: it isn't this cluster's, or not "
-            "any more since it was rotated; use the one that `coord secret show --reveal` prints there (or "
-            "somebody is in between and altered the request)"
-        ) from exc
+        raise _refused(exchange.url, secret) from exc
     if not is_proof_valid(key, transcript(reply.body), "coordinator", reply.proof):
         raise WrongSecretError(
-            f"{exchange.url} can't prove that it knows the join secret: somebody is in between, or answers in the "
-            "coordinator's place; nothing was accepted from it"
+            f"{exchange.url} can't prove that it knows the join secret (or the invite): somebody is in between, or "
+            "answers in the coordinator's place; nothing was accepted from it"
         )
     grant = _decoded(reply, JoinGrant, exchange.url)
     if grant.coordinator_id != challenge.coordinator_id:
         raise WrongSecretError(f"{exchange.url} changed its coordinator id while this worker joined")
+    if isinstance(secret, Invite):
+        check_pinned(secret, grant.ca_pem, exchange.certificate, exchange.url)
     return grant
 
 
-def _join_body(identity: Identity, nonce: str, challenge: Challenge, now_s: float) -> bytes:
-    return encode_json(
-        JoinRequest(
-            worker_id=identity.worker_id,
-            client_nonce=nonce,
-            server_nonce=challenge.server_nonce,
-            certificate_request_pem=identity.certificate_request_pem(),
-            time_s=now_s,
+def _join_request(
+    identity: Identity, nonce: str, challenge: Challenge, now_s: float, secret: str | Invite, shown: bytes
+) -> JoinRequest:
+    """What the proof is over.
+
+    Raises:
+        ProtocolVersionError: the coordinator is older than invites.
+    """
+    if isinstance(secret, Invite) and not knows(JoinRequest, "invite_id", challenge.protocol_version):
+        raise ProtocolVersionError(
+            f"the coordinator speaks protocol {challenge.protocol_version}, which has no invites: update it, or "
+            "join with the join secret"
         )
+    return JoinRequest(
+        worker_id=identity.worker_id,
+        client_nonce=nonce,
+        server_nonce=challenge.server_nonce,
+        certificate_request_pem=identity.certificate_request_pem(key_challenge(challenge.server_nonce, shown)),
+        time_s=now_s,
+        invite_id=secret.invite_id if isinstance(secret, Invite) else None,
     )
 
 
-async def _shown_fingerprint(url: str) -> bytes:
-    """Connect once, to learn which certificate is shown at `url`."""
+def _refused(url: str, secret: str | Invite) -> WrongSecretError:
+    if isinstance(secret, Invite):
+        return WrongSecretError(
+            f"the coordinator at {url} refuses the invite {secret.invite_id}: it isn't this cluster's; ask its "
+            "operator for another (`coord invite`; or somebody is in between and altered the request)"
+        )
+    return WrongSecretError(
+        f"the coordinator at {url} refuses this worker's join secret: it isn't this cluster's, or not any more "
+        "since it was rotated; use the one that `coord secret show --reveal` prints there (or somebody is in "
+        "between and altered the request)"
+    )
+
+
+async def _shown_certificate(url: str) -> bytes:
+    """Connect once, to learn which certificate (DER) is shown at `url`."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 443
     try:
@@ -213,7 +247,7 @@ async def _shown_fingerprint(url: str) -> bytes:
             f"nobody answers at {url} ({exc.strerror or exc}): check the address, and that `coord serve` runs there"
         ) from exc
     try:
-        return fingerprint(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
+        return bytes(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
     finally:
         writer.transport.abort()
 

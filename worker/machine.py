@@ -54,6 +54,7 @@ class Machine:
             quantizations=usable_quantizations(self.profile.speeds),
             is_precision_open=self.is_precision_open,
             kv_precision=self.kv_precision,
+            runs_encoders=True,
         )
 
 

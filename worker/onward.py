@@ -7,6 +7,7 @@ import asyncio
 import torch
 
 from protocol.errors import ProtocolError
+from protocol.hop_timings import HopTimings
 from protocol.ids import SessionId
 from protocol.messages import STEP_CREDIT, Step
 from protocol.tensors import bytes_from_tensor
@@ -37,6 +38,8 @@ class Onward:
     ) -> None:
         """`most_bytes`: of one step, if the one behind the connection takes less than others do."""
         self.connection = connection
+        self.timings: tuple[HopTimings, ...] = ()
+        """What the next steps are to say of the hops so far."""
         self._most_bytes = most_bytes
         self._session_id = session_id
         self._history = history
@@ -130,5 +133,6 @@ class Onward:
             is_last=is_last,
             drafts=drafts,
             group=group,
+            timings=self.timings,
         )
         await self.connection.send(step, packed(states, group) if group else data)

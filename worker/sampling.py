@@ -1,6 +1,7 @@
 """Choose the next token as transformers would, keyed by (seed, position) so that another worker chooses the same.
 
-Logits are brought to the CPU in float32 before anything is drawn: a GPU's generator gives other numbers.
+Logits are brought to the CPU in float32 before anything is drawn: a GPU's generator gives other numbers. Where
+nothing but the likeliest token is wanted, it is found where they are, and only its id is copied.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class Sampler:
             else None
         )
         self._penalises_answer = bool(params.presence_penalty or params.frequency_penalty)
+        is_changed = self._bias is not None or self._penalty is not None or self._penalises_answer
+        self._wants_likeliest = (
+            params.temperature == 0.0 and params.n_logprobs is None and grammar is None and not is_changed
+        )
 
     def is_stop(self, token_id: int) -> bool:
         """Whether the token ends the generation."""
@@ -97,23 +102,27 @@ class Sampler:
             InternalError: the logits aren't finite; the weights, or a stage before this one, are broken.
             InvalidRequestError: the grammar allows nothing here, or finding out takes too much.
         """
+        if self._wants_likeliest:
+            likeliest = _likeliest(logits.to(torch.float32), position)
+            self._took(likeliest, position)
+            return Choice(token_id=likeliest)
         raw: Any = logits.to("cpu", torch.float32).unsqueeze(0)  # (1, vocab)
-        if not bool(torch.isfinite(raw.sum())):
-            raise InternalError(
-                f"the logits for position {position} are not finite: broken weights or a broken stage"
-            )
+        _check_finite(position, is_finite=bool(torch.isfinite(raw.sum())))
         scores = self._changed(raw, position)
         if self.params.temperature == 0.0:
             token_id = int(scores.argmax())
         else:
             probabilities = self._warpers(_NO_IDS, scores)[0].softmax(-1)
             token_id = int(torch.multinomial(probabilities, 1, generator=generator_for(self.params.seed, position)))
+        self._took(token_id, position)
+        return self._choice(raw[0], token_id)
+
+    def _took(self, token_id: int, position: int) -> None:
         del self._token_ids[position:]
         if len(self._token_ids) == position:
             self._token_ids.append(token_id)
             if self._grammar is not None and not self.is_stop(token_id):
                 self._grammar.look_ahead(self._token_ids[self._answer_start :])
-        return self._choice(raw[0], token_id)
 
     def _changed(self, scores: Any, position: int) -> Any:
         """The scores (1, vocab) with all that was asked but temperature and what comes after it."""
@@ -154,6 +163,18 @@ class Sampler:
             logprob=float(logprobs[token_id]),
             top_logprobs=tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
         )
+
+
+def _likeliest(logits: torch.Tensor, position: int) -> int:
+    """The likeliest token by `logits` (vocab_size,), wherever those are: two numbers are copied, at once."""
+    found: list[int] = torch.stack([logits.argmax(), torch.isfinite(logits.sum()).long()]).tolist()
+    _check_finite(position, is_finite=bool(found[1]))
+    return found[0]
+
+
+def _check_finite(position: int, *, is_finite: bool) -> None:
+    if not is_finite:
+        raise InternalError(f"the logits for position {position} are not finite: broken weights or a broken stage")
 
 
 def check_token_ids(params: SamplingParams, prompt_token_ids: Sequence[int], vocab_size: int) -> None:

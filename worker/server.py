@@ -19,15 +19,16 @@ from protocol.errors import BrigadeError, DrainingError, OverloadedError, Protoc
 from protocol.frames import MAX_CLIENT_PAYLOAD_BYTES, MAX_FRAME_BYTES, MAX_HEADER_BYTES, PREFIX_BYTES
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import PROTOCOL_VERSION
+from protocol.spans import NO_SPANS, SpanSink
 from protocol.tls import peer_worker_id
 from worker.connections import CLOSE_S, PING_S, Connection
 from worker.engine import Engine
 from worker.enrolment import CredentialsHolder
 from worker.holdings import Holdings
-from worker.hop import Shared
 from worker.hop_times import HopTimes
 from worker.limits import Limits
 from worker.peers import DATA_PATH, Peers
+from worker.session_parts import Shared
 from worker.sessions import Sessions
 from worker.wire import WireChoice
 
@@ -55,6 +56,7 @@ class DataPlane:
         limits: Limits | None = None,
         *,
         wire: WireChoice = "auto",
+        spans: SpanSink = NO_SPANS,
     ) -> None:
         self._engine = engine
         self._holdings = holdings
@@ -65,6 +67,7 @@ class DataPlane:
         self._clock = clock
         self._limits = limits or Limits()
         self._wire = wire
+        self._spans = spans
         self._tasks = asyncio.TaskGroup()
         self._incoming: set[Connection] = set()
         self._hop_times = HopTimes()
@@ -81,6 +84,7 @@ class DataPlane:
                 worker_id=self._worker_id,
                 chunk_tokens=self._chunk_tokens,
                 hop_times=self._hop_times,
+                spans=self._spans,
             ),
             holdings=self._holdings,
             credentials=self._credentials,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 
-import structlog
 from msgspec import structs
 
 from protocol.control_messages import GenerationReport
@@ -41,12 +40,12 @@ from worker.ending import (
     parties_to_tell,
 )
 from worker.flow import check_token_id
-from worker.hop import Hop, Opening, Shared
+from worker.hop import Hop
+from worker.session_notes import SessionNotes
+from worker.session_parts import Opening, Shared
 from worker.states_tail import StatesTail
 from worker.step_inputs import ArrivedStep
-from worker.tail import Attachment
-
-log = structlog.get_logger(__name__)
+from worker.tail import Attachment, Tail
 
 CLEAN_UP_S = 60.0
 """Freeing waits for what the engine is busy with: a batch, or a span being loaded."""
@@ -67,6 +66,7 @@ class Session:
         self._engine = shared.engine
         self._worker_id = shared.worker_id
         self._hop = Hop(opening, shared, self)
+        self._notes = SessionNotes(opening, shared)
         self._is_opened = False
         self._task: asyncio.Task[object] | None = None
         self._ending: Ending | None = None
@@ -195,14 +195,7 @@ class Session:
                 if connection is not None:
                     connection.remove_user(self.session_id)
             await self._free(ending)
-        error_code = None if ending.reason == "finished" else ending.error.code
-        log.info(
-            "session_ended",
-            session_id=self.session_id,
-            reason=ending.reason,
-            error_code=error_code,
-            **self._hop.rounds.figures(),
-        )
+        self._notes.ended(ending, self._hop.clock.figures(), self._hop.rounds.figures())
         return ending
 
     def report(self, ending: Ending) -> GenerationReport | None:
@@ -212,11 +205,14 @@ class Session:
             return None
         # only a client that gets hidden states knows whether it has all that it wants, and says so
         is_ended = isinstance(tail, StatesTail) and ending.reason == "finished" and tail.is_complete
+        first_token_s, s_per_token = tail.pace if isinstance(tail, Tail) else (None, None)
         return GenerationReport(
             session_id=self.session_id,
             n_prompt_tokens=tail.n_prompt_tokens,
             n_completion_tokens=tail.n_sent,
             outcome=(ending.finish_reason or "stop") if is_ended else outcome(ending, tail.finish_reason),
+            first_token_s=first_token_s,
+            s_per_token=s_per_token,
         )
 
     async def _free(self, ending: Ending) -> None:
@@ -228,7 +224,7 @@ class Session:
             async with asyncio.timeout(CLEAN_UP_S):
                 await self._engine.close_session(self.session_id)
         except TimeoutError:  # the engine has it in its queue and frees it after what it is busy with
-            log.warning("session_freed_late", session_id=self.session_id, seconds=CLEAN_UP_S)
+            self._notes.log.warning("session_freed_late", seconds=CLEAN_UP_S)
 
     async def _served(self) -> Ending:
         try:
@@ -250,7 +246,7 @@ class Session:
         except BrigadeError as exc:
             error = exc
         except Exception:  # the session's outermost edge: the others go on
-            log.exception("session_failed", session_id=self.session_id)
+            self._notes.log.exception("session_failed")
             error = InternalError("the session failed; the worker's log says why")
         return ended_by_error(error, self._worker_id)
 

@@ -35,11 +35,11 @@ from protocol.messages import (
     Token,
 )
 from protocol.tickets import Ticket
+from protocol.tracing import trace_from_text
 from worker.connections import Connection
 from worker.ending import blamed
 from worker.enrolment import CredentialsHolder
 from worker.holdings import Holdings
-from worker.hop import Opening, Shared
 from worker.limits import Limits
 from worker.opening import (
     Doorkeeper,
@@ -51,6 +51,7 @@ from worker.opening import (
     span_to_use,
 )
 from worker.session import Session
+from worker.session_parts import Opening, Shared
 from worker.tail import Attachment
 from worker.waiting_clients import WaitingClients
 
@@ -195,6 +196,8 @@ class Sessions:
             opener=connection,
             deadline_at_s=asyncio.get_running_loop().time() + allowed_s,
             predecessor_over=self._predecessor_over(ticket),
+            trace=trace_from_text(message.traceparent),
+            wants_timings=message.wants_timings,
         )
         session = Session(opening, self._shared)
         attachment = self._waiting_clients.take(message.session_id) if ticket.next is None else None

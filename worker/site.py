@@ -12,19 +12,14 @@ from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
-from protocol.codec import MAX_BODY_BYTES, encode_json
-from protocol.errors import BrigadeError, ConfigError, InternalError, PortInUseError, UnreachableError
-from protocol.guarded_site import IDLE_S, GuardedSite, add_security_headers, asked_hosts
-from protocol.host_names import check_host
-from protocol.rest import ErrorAnswer
+from protocol.errors import ConfigError, PortInUseError, UnreachableError
+from protocol.guarded_site import IDLE_S, GuardedSite
 from protocol.tls import server_context
 from worker.enrolment import Credentials, CredentialsHolder
 
 log = structlog.get_logger(__name__)
 
-_NAMES = web.AppKey("names", frozenset[str])
 _SHUTDOWN_S = 2.0
 """For what is being sent when the site stops; sessions were drained before."""
 
@@ -123,38 +118,3 @@ class Site:
         await self._runner.cleanup()
         if self._guarded is not None:
             await self._guarded.ended()
-
-
-def guarded_application(names: frozenset[str]) -> web.Application:
-    """An application without routes, which answers to these names and to addresses, and says what is wrong."""
-    app = web.Application(middlewares=[errors_to_answers, check_names], client_max_size=MAX_BODY_BYTES)
-    app[_NAMES] = names
-    app.on_response_prepare.append(add_security_headers)
-    return app
-
-
-@web.middleware
-async def check_names(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what is for another host: nobody who was sent here by the coordinator asks for one."""
-    for host in asked_hosts(request):
-        check_host(host, request.app[_NAMES], who="worker", option="--advertise")
-    return await handler(request)
-
-
-@web.middleware
-async def errors_to_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer an error with its status and code, and a defect of ours without its details."""
-    try:
-        return await handler(request)
-    except BrigadeError as exc:
-        return _answer(exc)
-    except web.HTTPException:
-        raise
-    except Exception:  # the outermost edge of a request
-        log.exception("request_failed", path=request.path)
-        return _answer(InternalError("something went wrong in this worker; its log says what"))
-
-
-def _answer(error: BrigadeError) -> web.Response:
-    body = encode_json(ErrorAnswer(error=error.body()))
-    return web.Response(status=error.status, body=body, content_type="application/json")

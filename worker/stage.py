@@ -69,6 +69,8 @@ class Stage:
 
     is_encoder = False
     """Whether it takes a text whole (`worker.encoder_stage`)."""
+    working_bytes = 0
+    """Then: bytes that one position takes while its text is run, beside what is kept."""
 
     def __init__(
         self,

@@ -87,6 +87,8 @@ class LoadedSpan:
     """Why they don't although that was asked for."""
     is_encoder: bool = False
     """Whether its texts are taken whole, and nothing is kept of them."""
+    working_bytes: int = 0
+    """Then: bytes that one position takes while its text is run."""
     tokenizer: TokenizerSource | None = None
     """Where the model's tokenizer is, for sessions that are held to a constraint."""
     unconstrained_because: str = ""
@@ -95,12 +97,14 @@ class LoadedSpan:
     def kv_bytes_per_position(self, blocks: BlockRange, *, hands_on: bool = False) -> int:
         """Bytes that one position in `blocks`, a part of the span, takes: its cache, and what is sent onwards.
 
+        And what a text that isn't cut takes while it is run, as if all that are open ran at the same time.
+
         `hands_on`: whether the last block's states are, too.
 
         The latter is kept, for the next hop may have to be replaced by one that hasn't got it.
         """
         start = self.key.blocks.start
-        kv_bytes = sum(self.kv_bytes_by_block[blocks.start - start : blocks.end - start])
+        kv_bytes = self.working_bytes + sum(self.kv_bytes_by_block[blocks.start - start : blocks.end - start])
         return kv_bytes + self.hidden_bytes if hands_on or blocks.end < self.n_blocks else kv_bytes
 
 
@@ -174,6 +178,10 @@ class StepOutput:
     """(n_tokens, hidden_size), on the CPU, in the span's precision."""
     tokens: tuple[SampledToken, ...]
     """In the order of their positions: the guesses that hold, and the one that follows them."""
+    compute_s: float = 0.0
+    """Of the forward, which is its whole batch's."""
+    sampling_s: float = 0.0
+    """Of that step alone, after that; the others' of its batch, before or after its own, is waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from protocol.errors import ConflictError, ProtocolError
+from protocol.hop_timings import HopTimings
 from protocol.ids import SessionId
 from protocol.messages import SamplingParams, Token
 from worker.connections import Connection
@@ -24,6 +26,8 @@ class Attachment:
     connection: Connection
     sampling: SamplingParams
     prompt_token_ids: tuple[int, ...]
+    came_at_s: float = field(default_factory=time.perf_counter)
+    """By a clock that is finer than uvloop's, which counts milliseconds."""
 
 
 class Tail:
@@ -40,6 +44,9 @@ class Tail:
         self._n_allowed = 0
         self._n_drafted = self._n_accepted = 0
         """Of the round whose tokens were taken last."""
+        self._first_at_s = self._last_at_s = 0.0
+        """When the first tokens and the latest ones were on their way."""
+        self._n_first = 0
 
     @property
     def client(self) -> Connection | None:
@@ -50,6 +57,15 @@ class Tail:
     def n_prompt_tokens(self) -> int:
         """Tokens of the prompt as the client told; 0 until it has."""
         return len(self._attachment.prompt_token_ids) if self._attachment is not None else 0
+
+    @property
+    def pace(self) -> tuple[float | None, float | None]:
+        """Seconds from the client's coming to its first token, and of each later token, on average."""
+        if self._attachment is None or not self.n_sent:
+            return None, None
+        n_later = self.n_sent - self._n_first
+        s_per_token = (self._last_at_s - self._first_at_s) / n_later if n_later else None
+        return self._first_at_s - self._attachment.came_at_s, s_per_token
 
     def attach(self, attachment: Attachment) -> None:
         """Take the client.
@@ -106,13 +122,16 @@ class Tail:
             self.finish_reason = "length"
         return kept
 
-    def stream(self, tokens: Sequence[SampledToken]) -> None:
-        """Queue what `take` gave for the client, one message a token.
+    def stream(self, tokens: Sequence[SampledToken], timings: tuple[HopTimings, ...] = ()) -> None:
+        """Queue what `take` gave for the client, one message a token; the last says what the hops took.
 
         Raises:
             OverloadedError: the client reads too slowly.
         """
         assert self.client is not None
+        self._last_at_s = time.perf_counter()
+        if not self.n_sent:
+            self._first_at_s, self._n_first = self._last_at_s, len(tokens)
         for token in tokens:
             message = Token(
                 session_id=self._session_id,
@@ -123,6 +142,7 @@ class Tail:
                 n_accepted=self._n_accepted if token is tokens[0] else 0,
                 logprob=token.logprob,
                 top_logprobs=token.top_logprobs,
+                timings=timings if token is tokens[-1] else (),
             )
             self.n_sent += 1
             self.client.post(message)

@@ -17,7 +17,7 @@ import structlog
 
 from protocol.backoff import jittered_delay_s
 from protocol.codec import encode_message
-from protocol.compatibility import has_field, knows_message
+from protocol.compatibility import has_field, knows_message, understood_by
 from protocol.control_messages import (
     HEARTBEAT_S,
     MAX_SESSIONS_NAMED,
@@ -268,7 +268,7 @@ class Uplink:
             await self._has_generations.wait()
             while self._generations:
                 report = self._generations[0]
-                await self._send(socket, report)
+                await self._send(socket, understood_by(report, spoken_by(socket)))
                 if self._generations and self._generations[0] is report:  # else a full queue lost it meanwhile
                     self._generations.popleft()
             self._has_generations.clear()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from client.api import Client
-from client.gateway.asking import found_model
 from client.gateway.tool_calls import needs_tool_plan, tool_plan
 from client.gateway.turns import (
     ChatTurn,
@@ -16,9 +15,11 @@ from client.gateway.turns import (
     TurnEnd,
     TurnEvent,
     TurnPlan,
-    plan_events,
 )
 from protocol.rest import ModelInfo
+
+SEEDS = 2**63
+"""So many there are, from 0 on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +58,19 @@ async def several(client: Client, model: ModelInfo, plan: TurnPlan, n: int) -> l
         return [plan]
     token_ids = await client.encoded(model, plan.prompt)
     seed = plan.options.seed
-    seeds = [None if seed is None else seed + number for number in range(n)]
+    seeds = [None if seed is None else (seed + number) % SEEDS for number in range(n)]
     return [replace(plan, prompt=token_ids, options=replace(plan.options, seed=one)) for one in seeds]
 
 
-async def turn_events(client: Client, turn: ChatTurn) -> AsyncGenerator[TurnEvent, None]:
-    """The answer to a turn as it comes; as `plan_events`."""
-    model = await found_model(client, turn.model)
-    async for event in plan_events(client, model, await turn_plan(client, model, turn)):
-        yield event
+def after_the_first(plans: Sequence[TurnPlan]) -> list[TurnPlan]:
+    """The plans of one request, of which only the first is refused where a limit of the key is used up.
+
+    The others wait for their turn: a key that may run one at once could never have two answers otherwise.
+    """
+    return [
+        replace(plan, options=replace(plan.options, wait_for_quota=True)) if number else plan
+        for number, plan in enumerate(plans)
+    ]
 
 
 def whole_answer(events: Iterable[TurnEvent]) -> WholeAnswer:

@@ -6,7 +6,7 @@ import msgspec
 
 from client.gateway.bodies import json_bytes
 from client.gateway.keys import ErrorShape
-from protocol.errors import BrigadeError
+from protocol.errors import BrigadeError, ContextExceededError
 
 PREFIX = "/v1/messages"
 _TYPES = {
@@ -23,6 +23,8 @@ _TYPES = {
 _OVERLOADED = 529
 _PASSING = frozenset({502, 503, 507})
 """Ours: what may be over in a moment."""
+_TOO_LONG = "prompt is too long: "
+"""Programs that shorten conversations by themselves look for these words."""
 
 
 class AnthropicError(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +53,8 @@ def anthropic_status(error: BrigadeError) -> int:
 def anthropic_error(error: BrigadeError) -> AnthropicErrorAnswer:
     """The error as Anthropic's clients read it."""
     kind = _TYPES[anthropic_status(error)]
-    return AnthropicErrorAnswer(error=AnthropicError(type=kind, message=error.message))
+    message = _TOO_LONG + error.message if isinstance(error, ContextExceededError) else error.message
+    return AnthropicErrorAnswer(error=AnthropicError(type=kind, message=message))
 
 
 def error_event(error: BrigadeError) -> bytes:

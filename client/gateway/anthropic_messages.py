@@ -11,7 +11,7 @@ from client.gateway.answering import turn_plan, whole_answer
 from client.gateway.anthropic_answer import PING, MessageEvents, message_json
 from client.gateway.anthropic_errors import ANTHROPIC_SHAPE, PREFIX, error_event
 from client.gateway.anthropic_request import MessagesRequest, PromptBody, messages_turn, prompt_turn
-from client.gateway.asking import asking_client, found_model
+from client.gateway.asking import asking_client, found_model, observed
 from client.gateway.bodies import json_answer, read_json
 from client.gateway.keys import CONFIG, add_error_shape
 from client.gateway.merging import collected
@@ -38,7 +38,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
         is_at_context_end = 0 < n_free < body.max_tokens
         if is_at_context_end:  # asking for more than there is room for is usual with this API
             plan = replace(plan, options=replace(plan.options, max_tokens=n_free))
-        source = plan_events(client, model, plan)
+        source = observed(request, "chat", model, plan_events(client, model, plan))
         if body.stream:
             events = MessageEvents(model.name, n_prompt_tokens=n_prompt_tokens, is_at_context_end=is_at_context_end)
             return await streamed(request, events.of(source), error_event=error_event, keep_alive=PING)

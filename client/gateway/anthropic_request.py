@@ -225,6 +225,8 @@ def _answer(blocks: Sequence[Block], where: str) -> Message:
 
 def _user_messages(blocks: Sequence[Block], where: str) -> Iterator[Message]:
     """What a user's message is for templates: results of calls have messages of their own."""
+    if not blocks:
+        raise FieldError(f"{where} is empty: give at least one block", param=where)
     texts: list[str] = []
     for number, block in enumerate(blocks):
         place = f"{where}[{number}]"

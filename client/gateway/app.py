@@ -14,23 +14,29 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
-from client.gateway import anthropic_messages, ollama_routes
+from client.gateway import anthropic_messages, metrics_page, ollama_routes
 from client.gateway.bodies import MAX_REQUEST_BYTES, json_answer
 from client.gateway.clients import ClientPool, client_pool
 from client.gateway.config import GatewayConfig
 from client.gateway.gate import Gate
-from client.gateway.keys import CLIENTS, CONFIG, ERROR_SHAPES, GATE, NAMES, add_error_shape
+from client.gateway.keys import CLIENTS, CONFIG, ERROR_SHAPES, GATE, METRICS, NAMES, add_error_shape
+from client.gateway.metrics import GatewayMetrics
 from client.gateway.middleware import HEALTH_PATH, MIDDLEWARES, add_headers
 from client.gateway.openai_chat import chat_completions
 from client.gateway.openai_completions import completions
 from client.gateway.openai_embeddings import embeddings
-from client.gateway.openai_errors import OPENAI_SHAPE
+from client.gateway.openai_errors import OPENAI_SHAPES
 from client.gateway.openai_models import model, models
 from client.gateway.openai_responses import responses
 from protocol.errors import ConfigError
 from protocol.guarded_site import GuardedSite
 from protocol.host_names import own_names
 from protocol.listening import start_listening
+from protocol.metrics_site import metrics_served
+from protocol.running_beside import running_beside
+from protocol.span_export import span_export
+from protocol.spans import SpanSink
+from protocol.traced_requests import SPANS
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +52,8 @@ class RunningGateway:
     port: int
     clients: ClientPool
     gate: Gate
+    metrics_url: str | None
+    """Where Prometheus reads its metrics without a key."""
 
 
 @asynccontextmanager
@@ -57,8 +65,8 @@ async def running(config: GatewayConfig) -> AsyncIterator[RunningGateway]:
     """
     config.check()
     tls = await asyncio.to_thread(_tls_context, config)
-    async with client_pool(config.cluster) as clients:
-        app = application(config, clients)
+    async with span_export("gateway") as spans, client_pool(config.cluster, spans=spans) as clients:
+        app = application(config, clients, spans)
         runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_S, handler_cancellation=True)
         await runner.setup()
         site = GuardedSite(
@@ -73,7 +81,11 @@ async def running(config: GatewayConfig) -> AsyncIterator[RunningGateway]:
             port = int(runner.addresses[0][1])
             url = _url(config, port)
             log.info("gateway_started", url=url)
-            yield RunningGateway(url=url, port=port, clients=clients, gate=app[GATE])
+            async with (
+                metrics_served(app[METRICS].registry, config.metrics_listen) as metrics_url,
+                running_beside(lag=app[METRICS].lag.watch_forever()),
+            ):
+                yield RunningGateway(url=url, port=port, clients=clients, gate=app[GATE], metrics_url=metrics_url)
             log.info("gateway_stopping", n_requests=app[GATE].n_inside)
             await app[GATE].drain(config.stop_s)
         finally:
@@ -81,15 +93,18 @@ async def running(config: GatewayConfig) -> AsyncIterator[RunningGateway]:
             await site.ended()
 
 
-def application(config: GatewayConfig, clients: ClientPool) -> web.Application:
+def application(config: GatewayConfig, clients: ClientPool, spans: SpanSink) -> web.Application:
     """What answers; nothing runs in it yet."""
     app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=MIDDLEWARES)
     app[CONFIG] = config
     app[CLIENTS] = clients
+    app[SPANS] = spans
     app[GATE] = Gate()
+    app[METRICS] = GatewayMetrics(app[GATE])
     app[NAMES] = own_names((config.listen_host, *config.names), ())
     app[ERROR_SHAPES] = []
-    add_error_shape(app, OPENAI_SHAPE)
+    for shape in OPENAI_SHAPES:
+        add_error_shape(app, shape)
     app.on_response_prepare.append(add_headers)
     app.router.add_get(HEALTH_PATH, health)
     app.router.add_get("/v1/models", models)
@@ -100,6 +115,7 @@ def application(config: GatewayConfig, clients: ClientPool) -> web.Application:
     app.router.add_post("/v1/responses", responses)
     anthropic_messages.add_routes(app)
     ollama_routes.add_routes(app)
+    metrics_page.add_routes(app)
     return app
 
 
@@ -116,12 +132,19 @@ def _tls_context(config: GatewayConfig) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
+        context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
     except OSError as exc:  # ssl's errors too
         raise ConfigError(
             f"--tls-cert {config.tls_cert} and --tls-key {config.tls_key} can't be used: {exc.strerror or exc}"
         ) from exc
     return context
+
+
+def _no_password() -> str:
+    """Asked for by OpenSSL, which would otherwise ask whoever sits at the terminal, and wait."""
+    raise ConfigError(
+        "--tls-key is encrypted with a password: give a file that isn't (openssl pkey -in KEY -out NEW)"
+    )
 
 
 def _url(config: GatewayConfig, port: int) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aiohttp import web
 
 from client.api import Client
+from client.embedding import Embeddings
 from client.gateway.callers import caller_key
 from client.gateway.faults import ModelNotFoundError
-from client.gateway.keys import CLIENTS, CONFIG
+from client.gateway.keys import CLIENTS, CONFIG, METRICS
+from client.gateway.metrics import Operation
 from client.gateway.openai_shapes import TokenBytesOf
+from client.gateway.turns import TurnEvent
 from protocol.error_forms import repeated
 from protocol.errors import InvalidRequestError, NotFoundError
 from protocol.ids import checked_model_name
@@ -40,6 +44,24 @@ async def found_model(client: Client, name: str) -> ModelInfo:
     except (InvalidRequestError, NotFoundError) as exc:
         names = ", ".join(model.name for model in await client.models()) or "none yet"
         raise ModelNotFoundError(f"there is no model {repeated(name)}; there are: {names}") from exc
+
+
+def observed(
+    request: web.Request, operation: Operation, model: ModelInfo, events: AsyncGenerator[TurnEvent, None]
+) -> AsyncGenerator[TurnEvent, None]:
+    """The same events, counted among the gateway's metrics."""
+    return request.app[METRICS].observed(operation, model, events)
+
+
+async def embedded(
+    request: web.Request, client: Client, model: ModelInfo, texts: Sequence[str | Sequence[int]], **options: Any
+) -> Embeddings:
+    """The texts as vectors, counted likewise; `options` are those of `Client.embed`. Raises as that."""
+    metrics = request.app[METRICS]
+    with metrics.timed("embeddings", model):
+        found = await client.embed(model, texts, timeout_s=request.app[CONFIG].timeout_s, **options)
+    metrics.used("embeddings", model, n_prompt_tokens=found.n_tokens)
+    return found
 
 
 async def token_bytes(client: Client, model: ModelInfo) -> TokenBytesOf:

@@ -104,6 +104,12 @@ def refuse_set(body: msgspec.Struct, reasons: Mapping[str, str]) -> None:
             raise FieldError(f"{name} isn't supported: {reason}", param=name, code="unsupported_parameter")
 
 
+def refuse_more(n: int, most: int, param: str, what: str) -> None:
+    """Refuse a long list before it is looked through, which would keep everybody waiting. FieldError: too long."""
+    if n > most:
+        raise FieldError(f"{param} has {n:,} {what}; at most {most:,} are taken", param=param)
+
+
 @cache
 def _encoder() -> msgspec.json.Encoder:
     return msgspec.json.Encoder()

@@ -15,11 +15,14 @@ from client.config import ClientConfig
 from protocol.api_key import ApiKey
 from protocol.errors import BrigadeError, OverloadedError
 from protocol.running_beside import running_beside
+from protocol.spans import NO_SPANS, SpanSink
 
 log = structlog.get_logger(__name__)
 
 MAX_CLIENTS = 32
 """Each has connections of its own to the workers, and tokenizers."""
+MAX_OPENING = 16
+"""Keys that the coordinator is asked about at once: anybody may bring any."""
 IDLE_S = 600.0
 """A conversation that goes on within this finds the index of its caches."""
 SWEEP_S = 30.0
@@ -34,13 +37,27 @@ class _Kept:
         self.is_unwanted = asyncio.Event()
         self.n_users = 0
         self.used_at_s = now_s
+        self.opening: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the coordinator has said that the key counts."""
+        return self.client.done()
 
 
 class ClientPool:
     """Made by `client_pool`. Whoever lends a client gives it back by leaving the context."""
 
-    def __init__(self, cluster: ClientConfig, tasks: asyncio.TaskGroup, *, max_clients: int = MAX_CLIENTS) -> None:
+    def __init__(
+        self,
+        cluster: ClientConfig,
+        tasks: asyncio.TaskGroup,
+        *,
+        max_clients: int = MAX_CLIENTS,
+        spans: SpanSink = NO_SPANS,
+    ) -> None:
         self._cluster = cluster
+        self._spans = spans
         self._tasks = tasks
         self._max_clients = max_clients
         self._kept: OrderedDict[ApiKey, _Kept] = OrderedDict()
@@ -81,14 +98,20 @@ class ClientPool:
             self._let_go(key, kept)
 
     def _begun(self, key: ApiKey) -> _Kept:
-        n_in_use = sum(kept.n_users > 0 for kept in self._kept.values())
+        n_opening = sum(not kept.is_open for kept in self._kept.values())
+        if n_opening >= MAX_OPENING:
+            raise OverloadedError(
+                f"{n_opening} other API keys are being looked up by this gateway just now: try again soon",
+                retry_after_s=RETRY_S,
+            )
+        n_in_use = sum(kept.n_users > 0 and kept.is_open for kept in self._kept.values())
         if n_in_use >= self._max_clients:
             raise OverloadedError(
                 f"{n_in_use} API keys are in use at this gateway, as many as it serves at once: try again soon",
                 retry_after_s=RETRY_S,
             )
         kept = self._kept[key] = _Kept(_now_s())
-        self._tasks.create_task(self._keep(key, kept), name=f"client-{key.key_id}")
+        kept.opening = self._tasks.create_task(self._keep(key, kept), name=f"client-{key.key_id}")
         return kept
 
     def _make_room(self) -> None:
@@ -101,32 +124,36 @@ class ClientPool:
         if self._kept.get(key) is kept:
             del self._kept[key]
         kept.is_unwanted.set()
+        if kept.opening is not None and not kept.is_open:
+            kept.opening.cancel()
 
     async def _keep(self, key: ApiKey, kept: _Kept) -> None:
         """Hold the client open in one task, since what is in it ends in the task that began it."""
         try:
-            async with Client(config=replace(self._cluster, api_key=key)) as client:
+            async with Client(config=replace(self._cluster, api_key=key), spans=self._spans) as client:
                 await client.models()
                 kept.client.set_result(client)
                 self._make_room()  # and only now: whoever has no key of the cluster displaces nobody
                 await kept.is_unwanted.wait()
         except BrigadeError as error:
-            self._let_go(key, kept)
-            if kept.client.done():
+            if kept.is_open:
                 log.warning("client_lost", key_id=key.key_id, code=error.code)
             else:
                 kept.client.set_exception(error)
                 kept.client.exception()  # whoever asked may have gone: it is looked at here once
+            self._let_go(key, kept)
         finally:
             if not kept.client.done():
                 kept.client.cancel()
 
 
 @asynccontextmanager
-async def client_pool(cluster: ClientConfig, *, max_clients: int = MAX_CLIENTS) -> AsyncIterator[ClientPool]:
+async def client_pool(
+    cluster: ClientConfig, *, max_clients: int = MAX_CLIENTS, spans: SpanSink = NO_SPANS
+) -> AsyncIterator[ClientPool]:
     """Clients of one cluster's keys; all are closed at the end."""
     async with running_beside() as tasks:
-        pool = ClientPool(cluster, tasks, max_clients=max_clients)
+        pool = ClientPool(cluster, tasks, max_clients=max_clients, spans=spans)
         try:
             async with running_beside(idle=pool.close_idle_forever()):
                 yield pool

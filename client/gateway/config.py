@@ -11,6 +11,7 @@ from client.config import ClientConfig
 from protocol.api_key import ApiKey
 from protocol.errors import ConfigError
 from protocol.listening import is_loopback, listen_address_from_text
+from protocol.metrics_address import MetricsAddress
 
 DEFAULT_PORT = 8000
 DEFAULT_TIMEOUT_S = 600.0
@@ -45,6 +46,8 @@ class GatewayConfig:
     stalled_s: float = STALLED_S
     """For a client to read what was sent; after that its answer is given up."""
     max_connections: int = DEFAULT_MAX_CONNECTIONS
+    metrics_listen: MetricsAddress | None = None
+    """Where Prometheus reads metrics without a key; None: nowhere."""
 
     @property
     def own_key_for_none(self) -> ApiKey | None:

@@ -10,6 +10,7 @@ from aiohttp import web
 from client.gateway.clients import ClientPool
 from client.gateway.config import GatewayConfig
 from client.gateway.gate import Gate
+from client.gateway.metrics import GatewayMetrics
 from protocol.errors import BrigadeError
 
 
@@ -26,6 +27,7 @@ class ErrorShape:
 CONFIG = web.AppKey("config", GatewayConfig)
 CLIENTS = web.AppKey("clients", ClientPool)
 GATE = web.AppKey("gate", Gate)
+METRICS = web.AppKey("metrics", GatewayMetrics)
 NAMES = web.AppKey("names", frozenset[str])
 ERROR_SHAPES = web.AppKey("error_shapes", list[ErrorShape])
 REQUEST_ID = web.RequestKey("request_id", str)

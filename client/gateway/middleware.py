@@ -9,16 +9,19 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from client.gateway.asking import asking_client
 from client.gateway.faults import FieldError
-from client.gateway.keys import CONFIG, GATE, NAMES, REQUEST_ID, shape_for
+from client.gateway.keys import CONFIG, GATE, METRICS, NAMES, REQUEST_ID, shape_for
+from client.gateway.streams import DEFECT, send_in_pieces
+from client.gateway.traced import TIMING_HEADER, TRACE_HEADER, add_trace_headers, follow_trace
 from protocol.error_forms import error_fields
-from protocol.errors import BrigadeError, ForbiddenError, InternalError, NotFoundError
+from protocol.errors import BrigadeError, CancelledByClientError, ForbiddenError, InternalError, NotFoundError
 from protocol.guarded_site import add_security_headers, asked_hosts
 from protocol.host_names import check_host
 
 log = structlog.get_logger(__name__)
 
-PASSING = (429, 503)
+PASSING = (429, 503, 529)
 """Statuses of what may be over in a moment: the answer says when to ask again."""
 RETRY_S = 2.0
 """Where the error itself doesn't say."""
@@ -27,8 +30,20 @@ HEALTH_PATH = "/health"
 
 
 @web.middleware
+async def count_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Outermost: what it was answered, once the answer is out; a caller that went away counts as 499."""
+    status = CancelledByClientError.status
+    try:
+        response = await handler(request)
+        status = response.status
+    finally:
+        request.app[METRICS].answered(request, status)
+    return response
+
+
+@web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Outermost: an id for the log, and whatever is raised as an answer."""
+    """An id for the log, and whatever is raised as an answer."""
     request[REQUEST_ID] = secrets.token_hex(12)
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=request[REQUEST_ID])
@@ -44,7 +59,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         raise  # the caller went away; nobody is there to be answered
     except Exception:
         log.exception("request_failed", method=request.method, path=request.path[:200])
-        return error_answer(request, InternalError("something went wrong in the gateway; its log has the details"))
+        return error_answer(request, InternalError(DEFECT))
 
 
 @web.middleware
@@ -77,7 +92,24 @@ async def pass_gate(request: web.Request, handler: Handler) -> web.StreamRespons
         return await handler(request)
 
 
-MIDDLEWARES = (answer_errors, check_origin, pass_gate)
+@web.middleware
+async def know_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Before anything of a body is read: who has no key of the cluster can't have 16 MiB kept for them."""
+    if request.method != hdrs.METH_POST or request.match_info.http_exception is not None:
+        return await handler(request)
+    async with asking_client(request):
+        return await handler(request)
+
+
+MIDDLEWARES = (
+    count_answers,
+    answer_errors,
+    follow_trace,
+    check_origin,
+    pass_gate,
+    send_in_pieces,
+    know_caller,
+)
 """Outermost first."""
 
 
@@ -86,6 +118,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     await add_security_headers(request, response)
     if request_id := request.get(REQUEST_ID):
         response.headers["X-Request-Id"] = request_id
+    add_trace_headers(request, response)
     allowed = request.app[CONFIG].allow_origins
     if not allowed:
         return
@@ -94,7 +127,9 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     if origin is None or (origin not in allowed and "*" not in allowed):
         return
     response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-    response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "Retry-After, X-Request-Id"
+    response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = (
+        f"Retry-After, {TIMING_HEADER}, {TRACE_HEADER}, X-Request-Id"
+    )
     if request.method == hdrs.METH_OPTIONS:
         asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST"

@@ -8,10 +8,11 @@ from aiohttp import web
 
 from client.api import Client
 from client.gateway.answering import turn_plan, whole_answer
-from client.gateway.asking import asking_client
+from client.gateway.asking import asking_client, observed
 from client.gateway.bodies import json_answer, read_json
 from client.gateway.keys import CONFIG
 from client.gateway.merging import collected
+from client.gateway.metrics import Operation
 from client.gateway.ollama_answer import NDJSON_HEADERS, OllamaAnswer
 from client.gateway.ollama_errors import error_line
 from client.gateway.ollama_models import named_model
@@ -45,7 +46,8 @@ async def _answer(request: web.Request, body: OllamaChat | OllamaGenerate) -> we
         shapes = OllamaAnswer(body.model, is_chat=isinstance(body, OllamaChat))
         if not has_prompt(body):
             return json_answer(shapes.loaded())
-        source = await _source(client, model, body, timeout_s)
+        operation: Operation = "chat" if isinstance(body, OllamaChat) else "text_completion"
+        source = observed(request, operation, model, await _source(client, model, body, timeout_s))
         if body.stream is not False:
             return await streamed(
                 request, shapes.lines(source), error_event=error_line, headers=NDJSON_HEADERS, keep_alive=b"\n"

@@ -7,10 +7,9 @@ from typing import Any
 from aiohttp import web
 
 from client.api import Client
-from client.gateway.asking import asking_client, found_model
+from client.gateway.asking import asking_client, embedded, found_model
 from client.gateway.bodies import ApiBody, json_answer, read_json
 from client.gateway.faults import FieldError
-from client.gateway.keys import CONFIG
 from client.gateway.ollama_answer import timestamp
 from client.gateway.openai_embeddings import MAX_INPUTS
 from client.gateway.openai_fields import TextInput, listed_inputs
@@ -118,12 +117,8 @@ async def embed(request: web.Request) -> web.Response:
     inputs = listed_inputs(body.input, param="input", max_inputs=MAX_INPUTS)
     async with asking_client(request) as client:
         model = await named_model(client, body.model)
-        found = await client.embed(
-            model,
-            inputs,
-            dimensions=body.dimensions,
-            truncate=body.truncate is not False,
-            timeout_s=request.app[CONFIG].timeout_s,
+        found = await embedded(
+            request, client, model, inputs, dimensions=body.dimensions, truncate=body.truncate is not False
         )
     vectors = [[float(number) for number in vector] for vector in found.vectors]
     return json_answer({"model": body.model, "embeddings": vectors, "prompt_eval_count": found.n_tokens})
@@ -134,9 +129,7 @@ async def embeddings(request: web.Request) -> web.Response:
     body = await read_json(request, EmbeddingsRequest, types=None)
     async with asking_client(request) as client:
         model = await named_model(client, body.model)
-        found = await client.embed(
-            model, [body.prompt], normalize=False, truncate=True, timeout_s=request.app[CONFIG].timeout_s
-        )
+        found = await embedded(request, client, model, [body.prompt], normalize=False, truncate=True)
     return json_answer({"embedding": [float(number) for number in found.vectors[0]]})
 
 

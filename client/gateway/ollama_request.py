@@ -268,9 +268,10 @@ def has_prompt(body: OllamaChat | OllamaGenerate) -> bool:
 
 
 def raw_options(body: OllamaGenerate, *, timeout_s: float) -> GenerationOptions:
-    """Of a raw prompt. FieldError: something in it can't be done; names the field."""
+    """Of a prompt that no template lays out. FieldError: something in it can't be done; names the field."""
     refuse_set(body, _REFUSED_BY_GENERATE)
     _refuse_images(body.images, "images")
     if body.system:
-        raise FieldError("raw is true, so that no template takes system: leave one of them out", param="system")
+        why = "raw is true" if body.raw else "the model has no chat template"
+        raise FieldError(f"{why}, so that nothing takes system: put it into the prompt", param="system")
     return asked_options(body, timeout_s=timeout_s)

@@ -7,8 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
-from client.gateway.answering import WholeAnswer, several, turn_plan, whole_answer
-from client.gateway.asking import asking_client, found_model, token_bytes
+from client.gateway.answering import WholeAnswer, after_the_first, several, turn_plan, whole_answer
+from client.gateway.asking import asking_client, found_model, observed, token_bytes
 from client.gateway.bodies import json_answer, json_bytes, read_json
 from client.gateway.keys import CONFIG
 from client.gateway.merging import collected, merged
@@ -38,8 +38,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     n_choices = body.n_choices
     async with asking_client(request) as client:
         model = await found_model(client, turn.model)
-        plans = await several(client, model, await turn_plan(client, model, turn), n_choices)
-        sources = [plan_events(client, model, plan) for plan in plans]
+        plans = after_the_first(await several(client, model, await turn_plan(client, model, turn), n_choices))
+        sources = [observed(request, "chat", model, plan_events(client, model, plan)) for plan in plans]
         bytes_of = await token_bytes(client, model)
         if body.stream:
             wants_usage = body.stream_options is not None and body.stream_options.include_usage is True

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from client.gateway.bodies import ApiBody, refuse_set
+from client.gateway.bodies import ApiBody, refuse_more, refuse_set
 from client.gateway.faults import FieldError
 from client.gateway.openai_fields import (
     DEFAULT_MAX_TOKENS,
@@ -19,6 +19,7 @@ from client.gateway.openai_fields import (
     stops_of,
 )
 from client.gateway.openai_messages import ChatMessage, template_messages
+from client.gateway.tool_calls import MAX_TOOLS
 from client.gateway.turns import ChatTurn, NamedTool, ToolChoice
 
 
@@ -104,6 +105,7 @@ def chat_turn(body: ChatRequest, *, timeout_s: float) -> ChatTurn:
     if body.modalities is not None and body.modalities != ["text"]:
         raise FieldError("modalities can be text alone", param="modalities")
     body.check_streaming()
+    refuse_more(len(body.tools or ()), MAX_TOOLS, "tools", "tools")
     options = checked_options(
         {
             **fields_of(body, "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos"),

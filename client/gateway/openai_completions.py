@@ -8,8 +8,8 @@ from typing import Any
 from aiohttp import web
 
 from client.api import Client
-from client.gateway.answering import WholeAnswer, several, whole_answer
-from client.gateway.asking import asking_client, found_model, token_bytes
+from client.gateway.answering import WholeAnswer, after_the_first, several, whole_answer
+from client.gateway.asking import asking_client, found_model, observed, token_bytes
 from client.gateway.bodies import json_answer, json_bytes, read_json, refuse_set
 from client.gateway.faults import FieldError
 from client.gateway.keys import CONFIG
@@ -75,7 +75,10 @@ async def completions(request: web.Request) -> web.StreamResponse:
             plans += await several(client, model, TurnPlan(prompt=prompt, options=options), n_choices)
         bytes_of = await token_bytes(client, model)
         echoes = [await _echo(client, model, prompt) if body.echo else "" for prompt in prompts]
-        sources = [plan_events(client, model, plan) for plan in plans]
+        sources = [
+            observed(request, "text_completion", model, plan_events(client, model, plan))
+            for plan in after_the_first(plans)
+        ]
         shape = TextShape(model, bytes_of, [echoes[number // n_choices] for number in range(len(plans))], n_choices)
         if body.stream:
             wants_usage = body.stream_options is not None and body.stream_options.include_usage is True
@@ -179,4 +182,4 @@ async def _echo(client: Client, model: ModelInfo, prompt: str | list[int]) -> st
     if isinstance(prompt, str):
         return prompt
     bytes_of = await token_bytes(client, model)
-    return b"".join(map(bytes_of, prompt)).decode(errors="replace")
+    return b"".join(map(bytes_of, await client.encoded(model, prompt))).decode(errors="replace")

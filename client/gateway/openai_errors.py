@@ -34,11 +34,12 @@ class OpenAiErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
     error: OpenAiError
 
 
-def openai_error(error: BrigadeError) -> OpenAiErrorAnswer:
-    """The error as OpenAI's clients read it."""
+def openai_error(error: BrigadeError, *, prompt_field: str | None = None) -> OpenAiErrorAnswer:
+    """The error as OpenAI's clients read it; `prompt_field` has what may be too long for the model's context."""
     kind, code = _kind_and_code(error)
-    param = error.param if isinstance(error, FieldError) else _PARAMS.get(type(error))
-    return OpenAiErrorAnswer(error=OpenAiError(message=error.message, type=kind, param=param, code=code))
+    message = error.message + _TOO_LONG if isinstance(error, ContextExceededError) else error.message
+    param = _param(error, prompt_field)
+    return OpenAiErrorAnswer(error=OpenAiError(message=message, type=kind, param=param, code=code))
 
 
 def openai_status(error: BrigadeError) -> int:
@@ -48,19 +49,43 @@ def openai_status(error: BrigadeError) -> int:
     return 400 if error.status < 500 else 503
 
 
-OPENAI_SHAPE = ErrorShape(
-    prefix="/", body=lambda error: msgspec.json.encode(openai_error(error)), status=openai_status
+def _shape(prefix: str, prompt_field: str | None) -> ErrorShape:
+    def body(error: BrigadeError) -> bytes:
+        return msgspec.json.encode(openai_error(error, prompt_field=prompt_field))
+
+    return ErrorShape(prefix=prefix, body=body, status=openai_status)
+
+
+OPENAI_SHAPES = (
+    _shape("/", None),
+    _shape("/v1/chat/completions", "messages"),
+    _shape("/v1/completions", "prompt"),
+    _shape("/v1/responses", "input"),
+    _shape("/v1/embeddings", "input"),
 )
+"""Whatever is asked for that no other API has is answered as OpenAI's."""
 
-_PARAMS: dict[type[BrigadeError], str] = {ModelNotFoundError: "model", ContextExceededError: "messages"}
 
-
+_TOO_LONG = " (context_length_exceeded: it exceeds the context window)"
+"""Programs that shorten conversations by themselves (LangChain, coding agents) look for these words in the text."""
 _CODES: dict[type[BrigadeError], str] = {
     ModelNotFoundError: "model_not_found",
     ContextExceededError: "context_length_exceeded",
     UnauthenticatedError: "invalid_api_key",
 }
 """What OpenAI calls them; the others keep the name that they have here."""
+
+
+def _param(error: BrigadeError, prompt_field: str | None) -> str | None:
+    match error:
+        case FieldError():
+            return error.param
+        case ModelNotFoundError():
+            return "model"
+        case ContextExceededError():
+            return prompt_field
+        case _:
+            return None
 
 
 def _kind_and_code(error: BrigadeError) -> tuple[str, str | None]:

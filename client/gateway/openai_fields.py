@@ -7,15 +7,20 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from client.gateway.bodies import ApiBody, json_bytes
+from client.gateway.bodies import ApiBody, json_bytes, refuse_more
 from client.gateway.faults import FieldError
 from client.options import GenerationOptions
 from protocol.errors import InvalidRequestError
+from protocol.messages import MAX_BIASES
 
 TextInput: TypeAlias = str | list[str | int | list[int]]
 """A text, several, the token ids of one, or of several."""
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
+MAX_PROMPT_IDS = 2**20
+"""In one request: more than the contexts of today's models."""
+MAX_CHOICE_TEXTS = 8192
+"""To choose from: their grammar has 64 KiB at most."""
 DEFAULT_MAX_TOKENS = 2048
 """Where the request doesn't say: what is asked for is reserved, in memory of the workers and in quotas."""
 
@@ -154,7 +159,8 @@ def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def biases_of(logit_bias: dict[str, float] | None) -> dict[int, float]:
-    """Biases by token id, which JSON has as text. FieldError: a key is no id."""
+    """Biases by token id, which JSON has as text. FieldError: a key is no id, or there are too many."""
+    refuse_more(len(logit_bias or {}), MAX_BIASES, "logit_bias", "tokens")
     try:
         return {int(token_id): bias for token_id, bias in (logit_bias or {}).items()}
     except ValueError as exc:
@@ -191,6 +197,7 @@ def _choice_grammar(choice: list[str] | None) -> str | None:
         raise FieldError(
             "structured_outputs.choice is empty: give the texts to choose from", param="structured_outputs.choice"
         )
+    refuse_more(len(choice), MAX_CHOICE_TEXTS, "structured_outputs.choice", "texts")
     return "start: " + " | ".join(json_bytes(text).decode() for text in choice)
 
 
@@ -202,6 +209,7 @@ def listed_inputs(given: TextInput, *, param: str, max_inputs: int) -> list[str 
     """
     if isinstance(given, str):
         return [given]
+    refuse_more(len(given), MAX_PROMPT_IDS, param, "texts or token ids")
     token_ids = [item for item in given if isinstance(item, int)]
     if token_ids and len(token_ids) == len(given):
         return [token_ids]
@@ -211,6 +219,7 @@ def listed_inputs(given: TextInput, *, param: str, max_inputs: int) -> list[str 
         raise FieldError(f"{param} {why}: give a text, texts, token ids, or lists of them", param=param)
     if len(inputs) > max_inputs:
         raise FieldError(f"{param} has {len(inputs)} texts; at most {max_inputs} go at once", param=param)
+    refuse_more(sum(len(ids) for ids in inputs if isinstance(ids, list)), MAX_PROMPT_IDS, param, "token ids")
     return inputs
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from client.chat_template import Message
-from client.gateway.bodies import ApiBody
+from client.gateway.bodies import ApiBody, refuse_more
 from client.gateway.faults import FieldError
 
 
@@ -16,6 +16,8 @@ class CalledFunction(ApiBody, frozen=True, kw_only=True):
 
     name: str
     arguments: str
+    parsed_arguments: Any = None
+    """Without effect: what OpenAI's own package adds to answers that it parses; they are sent back as they are."""
 
 
 class ToolCall(ApiBody, frozen=True, kw_only=True):
@@ -49,7 +51,13 @@ class ChatMessage(ApiBody, frozen=True, kw_only=True):
     audio: Any = None
     function_call: Any = None
     annotations: Any = None
+    parsed: Any = None
+    """As `parsed_arguments`."""
 
+
+MAX_MESSAGES = 16_384
+"""A message is four tokens or more of any template: so many fill the longest contexts."""
+MAX_PARTS = 16_384
 
 _TEXT_TYPES = frozenset({"text", "input_text", "output_text"})
 
@@ -62,6 +70,7 @@ def template_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
     """
     if not messages:
         raise FieldError("messages is empty: give at least one", param="messages")
+    refuse_more(len(messages), MAX_MESSAGES, "messages", "messages")
     return tuple(_template_message(message, f"messages[{number}]") for number, message in enumerate(messages))
 
 
@@ -75,6 +84,7 @@ def text_of(content: str | list[ContentPart] | None, where: str) -> str:
         return ""
     if isinstance(content, str):
         return content
+    refuse_more(len(content), MAX_PARTS, where, "parts")
     return "".join(_part_text(part, f"{where}[{number}]") for number, part in enumerate(content))
 
 

@@ -1,22 +1,24 @@
-"""`/v1/responses` in its text form: one message out, whole or as numbered events. Nothing is kept."""
+"""`/v1/responses` in its text form: messages and calls out, whole or as numbered events. Nothing is kept."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
+import msgspec
 from aiohttp import web
 
-from client.gateway.answering import turn_plan, whole_answer
-from client.gateway.asking import asking_client, found_model
+from client.gateway.answering import turn_plan
+from client.gateway.asking import asking_client, found_model, observed
 from client.gateway.bodies import json_answer, json_bytes, read_json
 from client.gateway.keys import CONFIG
 from client.gateway.merging import collected, merged
 from client.gateway.openai_errors import openai_error
+from client.gateway.openai_response_items import ItemStatus, OutputItems
 from client.gateway.openai_responses_request import ResponseRequest, response_turn
 from client.gateway.openai_shapes import new_id, now_s
 from client.gateway.streams import KEEP_ALIVE_S, streamed
-from client.gateway.turns import TextDelta, TurnEnd, TurnEvent, Usage, plan_events
+from client.gateway.turns import TurnEnd, TurnEvent, Usage, plan_events
 from protocol.errors import BrigadeError
 from protocol.rest import ModelInfo
 
@@ -27,20 +29,20 @@ async def responses(request: web.Request) -> web.StreamResponse:
     turn = response_turn(body, timeout_s=request.app[CONFIG].timeout_s)
     async with asking_client(request) as client:
         model = await found_model(client, turn.model)
-        source = plan_events(client, model, await turn_plan(client, model, turn))
+        plan = await turn_plan(client, model, turn)
+        source = observed(request, "chat", model, plan_events(client, model, plan))
         shape = ResponseShape(body, model)
         if body.stream:
             return await streamed(request, shape.events(source), error_event=shape.failed)
         (events,) = await collected([source])
-    answer = whole_answer(events)
-    return json_answer(shape.over(answer.text, answer.end))
+    return json_answer(shape.whole(events))
 
 
 class ResponseShape:
     """One answer as OpenAI's response objects, and as the events in which it comes about."""
 
     def __init__(self, body: ResponseRequest, model: ModelInfo) -> None:
-        self._item_id = new_id("msg_")
+        self._items = OutputItems()
         self._sequence_number = 0
         self._common: dict[str, Any] = {
             "id": new_id("resp_"),
@@ -52,13 +54,13 @@ class ResponseShape:
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
             "model": model.name,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
             "text": {"format": {"type": "text"} if body.text is None else body.text.format or {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": msgspec.to_builtins(body.tool_choice or "auto"),
+            "tools": msgspec.to_builtins(body.tools or []),
             "top_p": body.top_p,
             "truncation": "disabled",
             "user": body.user,
@@ -66,32 +68,20 @@ class ResponseShape:
 
     async def events(self, source: AsyncGenerator[TurnEvent, None]) -> AsyncGenerator[bytes, None]:
         """All that is ready in one piece, again and again; empty after a while without anything."""
-        texts: list[str] = []
         begin = self._begun()
         async with merged([source]) as together:
             while (batch := await together.batch(KEEP_ALIVE_S)) is not None:
-                if not batch:
-                    yield b""
-                    continue
-                said, begin = begin, b""
-                for _, event in batch:
-                    if isinstance(event, TextDelta):
-                        texts.append(event.text)
-                        said += self._delta(event.text)
-                    elif isinstance(event, TurnEnd):
-                        said += self._ended("".join(texts), event)
-                yield said
+                said, begin = begin, b""  # where nothing has come for a while, too: it begins with its first event
+                yield said + b"".join([self._said(event) for _, event in batch])
 
-    def over(self, text: str, end: TurnEnd) -> dict[str, Any]:
-        """The response object of an answer that is over."""
-        is_cut = end.finish_reason == "length"
-        status: Literal["incomplete", "completed"] = "incomplete" if is_cut else "completed"
-        return self._common | {
-            "status": status,
-            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-            "output": [self._item(text, status)],
-            "usage": _usage(end.usage),
-        }
+    def whole(self, events: Sequence[TurnEvent]) -> dict[str, Any]:
+        """The response object of an answer, all of whose events these are."""
+        *deltas, end = events
+        assert isinstance(end, TurnEnd), "the last event of an answer is its end"
+        for delta in deltas:
+            self._said(delta)
+        self._items.ended(_status(end))
+        return self._over(end)
 
     def failed(self, error: BrigadeError) -> bytes:
         """What a stream ends with that fails."""
@@ -107,53 +97,38 @@ class ResponseShape:
 
     def _begun(self) -> bytes:
         response = self._common | {"status": "in_progress", "output": [], "usage": None}
-        item = {"id": self._item_id, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
-        return (
-            self._event("response.created", {"response": response})
-            + self._event("response.in_progress", {"response": response})
-            + self._event("response.output_item.added", {"output_index": 0, "item": item})
-            + self._event("response.content_part.added", self._place() | {"part": _part("")})
-        )
+        created = self._event("response.created", {"response": response})
+        return created + self._event("response.in_progress", {"response": response})
 
-    def _delta(self, text: str) -> bytes:
-        return self._event("response.output_text.delta", self._place() | {"delta": text, "logprobs": []})
+    def _said(self, event: TurnEvent) -> bytes:
+        if not isinstance(event, TurnEnd):
+            return b"".join([self._event(kind, fields) for kind, fields in self._items.of(event)])
+        said = b"".join([self._event(kind, fields) for kind, fields in self._items.ended(_status(event))])
+        return said + self._event(f"response.{_status(event)}", {"response": self._over(event)})
 
-    def _ended(self, text: str, end: TurnEnd) -> bytes:
-        response = self.over(text, end)
-        last = f"response.{response['status']}"
-        return (
-            self._event("response.output_text.done", self._place() | {"text": text, "logprobs": []})
-            + self._event("response.content_part.done", self._place() | {"part": _part(text)})
-            + self._event("response.output_item.done", {"output_index": 0, "item": response["output"][0]})
-            + self._event(last, {"response": response})
-        )
+    def _over(self, end: TurnEnd) -> dict[str, Any]:
+        status = _status(end)
+        return self._common | {
+            "status": status,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "output": self._items.complete,
+            "usage": _usage(end.usage),
+        }
 
     def _event(self, kind: str, fields: dict[str, Any]) -> bytes:
         data = json_bytes({"type": kind, "sequence_number": self._sequence_number} | fields)
         self._sequence_number += 1
         return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
 
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
 
-    def _item(self, text: str, status: str) -> dict[str, Any]:
-        return {
-            "id": self._item_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": [_part(text)],
-        }
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _status(end: TurnEnd) -> ItemStatus:
+    return "incomplete" if end.finish_reason == "length" else "completed"
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,

@@ -18,16 +18,37 @@ from client.gateway.openai_fields import (
     constraints,
     fields_of,
 )
-from client.gateway.openai_messages import ChatMessage, ContentPart, template_messages
-from client.gateway.turns import ChatTurn
+from client.gateway.openai_messages import CalledFunction, ChatMessage, ContentPart, ToolCall, template_messages
+from client.gateway.turns import ChatTurn, NamedTool
 
 
 class InputItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A message of the input; an answer's own items can be sent back as they came."""
+    """A message, a call or its result; an answer's own items can be sent back as they came."""
 
     type: str = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[ContentPart] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[ContentPart] | None = None
+
+
+class ResponseTool(ApiBody, frozen=True, kw_only=True):
+    """A tool that the caller runs: a function as by chats, but flat."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseToolByName(ApiBody, frozen=True, kw_only=True):
+    """That this tool has to be called."""
+
+    type: Literal["function"]
+    name: str
 
 
 class TextFormat(ApiBody, frozen=True, kw_only=True):
@@ -57,6 +78,9 @@ class ResponseRequest(SamplingBody, frozen=True, kw_only=True):
     text: TextSettings | None = None
     store: bool | None = None
     stream_options: StreamOptions | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolByName | None = None
+    parallel_tool_calls: bool | None = None
 
     # Taken and without effect: what OpenAI's own servers do with them isn't there to be done.
     metadata: dict[str, str] | None = None
@@ -64,10 +88,7 @@ class ResponseRequest(SamplingBody, frozen=True, kw_only=True):
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     truncation: Literal["disabled"] | None = None
-    parallel_tool_calls: bool | None = None
     include: list[str] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
     background: bool | None = None
 
     previous_response_id: Any = None
@@ -85,9 +106,16 @@ _REFUSED = {
     "prompt": "this gateway keeps no prompts; send input and instructions",
     "reasoning": "how long a model thinks is up to the model; leave it out",
     "top_logprobs": "ask /v1/chat/completions for them",
-    "max_tool_calls": "there are no tools in this API here; ask /v1/chat/completions",
+    "max_tool_calls": "the gateway runs no tools, and ends an answer once it has called: count them yourself",
     "context_management": "leave it out",
 }
+
+_NEEDED = {
+    "message": "role and content",
+    "function_call": "call_id, name and arguments",
+    "function_call_output": "call_id and output",
+}
+"""By the type of an item."""
 
 
 def response_turn(body: ResponseRequest, *, timeout_s: float) -> ChatTurn:
@@ -100,7 +128,6 @@ def response_turn(body: ResponseRequest, *, timeout_s: float) -> ChatTurn:
     for name, why in (
         ("store", "this gateway keeps no answers: set it to false"),
         ("background", "answers come on the request that asks for them: leave it out"),
-        ("tools", "tools are for /v1/chat/completions here: leave them out"),
         ("include", "there is nothing to include: leave it out"),
     ):
         if getattr(body, name):
@@ -118,18 +145,47 @@ def response_turn(body: ResponseRequest, *, timeout_s: float) -> ChatTurn:
     if isinstance(body.input, str):
         messages.append(ChatMessage(role="user", content=body.input))
     else:
-        messages += [_message(item, f"input[{number}]") for number, item in enumerate(body.input)]
-    return ChatTurn(model=body.model, messages=template_messages(messages), options=options)
+        for number, item in enumerate(body.input):
+            messages += _message(item, f"input[{number}]", messages)
+    choice = body.tool_choice or "auto"
+    return ChatTurn(
+        model=body.model,
+        messages=template_messages(messages),
+        tools=tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(body.tools or ())),
+        tool_choice=NamedTool(name=choice.name) if isinstance(choice, ResponseToolByName) else choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        options=options,
+    )
 
 
-def _message(item: InputItem, where: str) -> ChatMessage:
-    if item.type != "message":
+def _message(item: InputItem, where: str, before: list[ChatMessage]) -> list[ChatMessage]:
+    """The message that an item is. A call goes to the assistant's message before it, which is taken from there."""
+    match item:
+        case InputItem(type="message", role=role, content=str() | list()) if role is not None:
+            return [ChatMessage(role=role, content=item.content)]
+        case InputItem(type="function_call", call_id=str(call_id), name=str(name), arguments=str(arguments)):
+            is_same = bool(before) and before[-1].role == "assistant"
+            said = before.pop() if is_same else ChatMessage(role="assistant")
+            call = ToolCall(id=call_id, function=CalledFunction(name=name, arguments=arguments))
+            return [msgspec.structs.replace(said, tool_calls=[*(said.tool_calls or ()), call])]
+        case InputItem(type="function_call_output", call_id=str(call_id), output=str() | list()):
+            return [ChatMessage(role="tool", tool_call_id=call_id, content=item.output)]
+        case InputItem(type=kind) if kind in _NEEDED:
+            raise FieldError(f"{where} needs {_NEEDED[kind]}", param=where)
+        case _:
+            raise FieldError(
+                f"{where} is of type {item.type[:40]!r}; it must be {', '.join(_NEEDED)}", param=f"{where}.type"
+            )
+
+
+def _tool(tool: ResponseTool, where: str) -> dict[str, Any]:
+    if tool.type != "function":
         raise FieldError(
-            f"{where} is of type {item.type[:40]!r}: messages alone are supported here", param=f"{where}.type"
+            f"{where} is of type {tool.type[:40]!r}, which OpenAI's own servers run: give functions of your own",
+            param=f"{where}.type",
+            code="unsupported_parameter",
         )
-    if item.role is None or item.content is None:
-        raise FieldError(f"{where} needs role and content", param=where)
-    return ChatMessage(role=item.role, content=item.content)
+    return {"type": "function", "function": fields_of(tool, "name", "description", "parameters", "strict")}
 
 
 def _format(text: TextSettings | None) -> ResponseFormat | None:

@@ -20,6 +20,7 @@ from client.chat_template import ChatTemplate, Message
 from client.gateway.faults import FieldError
 from client.gateway.tool_formats import GENERIC, ToolFormat, format_taught_by
 from client.gateway.tool_grammar import calls_grammar
+from client.gateway.tool_json import json_object
 from client.gateway.tool_prompts import check_results, taught_forms, told_forms
 from client.gateway.tool_reader import CallReader
 from client.gateway.turns import ChatTurn, NamedTool, TurnPlan
@@ -196,11 +197,8 @@ def arguments_object(arguments: str) -> dict[str, Any]:
 
     What the model wrote that isn't one is wrapped as Anthropic's documentation wraps it, for the tool to refuse.
     """
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"INVALID_JSON": arguments}
+    found = json_object(arguments)
+    return {"INVALID_JSON": arguments} if found is None else found
 
 
 def new_call_id() -> str:

@@ -6,8 +6,10 @@ that is followed is what is needed to find the end: strings, escapes and bracket
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 _SPACE = " \t\r\n"
 
@@ -150,7 +152,14 @@ class CallBegun:
 def json_string(text: str) -> str | None:
     """What a JSON string says; None if it isn't one."""
     try:
-        value = json.loads(text)
-    except ValueError:
+        return msgspec.json.decode(text, type=str)
+    except msgspec.DecodeError:
         return None
-    return value if isinstance(value, str) else None
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The object that a text is; None if it isn't one that can be written again (no half of a surrogate pair)."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        return None

@@ -15,6 +15,7 @@ from typing import Any
 from client.chat_template import Message
 from client.gateway.faults import FieldError
 from client.gateway.tool_formats import ARGUMENTS, GENERIC, NAME, ToolFormat
+from client.gateway.tool_json import json_object
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _TOLD = """You can call functions. These are the functions that there are, one JSON description on each line:
@@ -88,18 +89,11 @@ def _taught(message: Message, *, is_text: bool, has_short_ids: bool) -> Message:
 def _call(call: Mapping[str, Any], *, is_text: bool, has_short_ids: bool) -> Mapping[str, Any]:
     function = call["function"]
     arguments = function.get("arguments") or "{}"
-    if not is_text:
-        arguments = _object(arguments)
+    if not is_text:  # what a model wrote that is no object stays its text
+        found = json_object(arguments)
+        arguments = arguments if found is None else found
     call_id = _short(str(call.get("id"))) if has_short_ids else call.get("id")
     return {"id": call_id, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
-
-
-def _object(arguments: str) -> Any:
-    """The arguments' value; their text, if a model wrote what isn't JSON."""
-    try:
-        return json.loads(arguments)
-    except ValueError:
-        return arguments
 
 
 def _short(call_id: str) -> str:

@@ -18,7 +18,8 @@ from client.stopping import cut
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,256}")
 _MAX_BEFORE_NAME = 2048
-"""An object that has no name by then is no call. Without a limit, text full of marks is read again and again."""
+"""What has no name by then is no call, and so much space is text. Without a limit, text full of marks is read again
+and again, and whoever waits for the answer sees nothing of it."""
 _MAX_BEFORE_ARGUMENTS = 64
 """Between a name and its arguments there may be an id."""
 
@@ -76,7 +77,7 @@ class CallReader:
             is_past_calls = self._n_in_section > 0 and self._step != self._in_text
             if not is_cut and not is_past_calls:
                 self._say(self._taken + self._rest)
-            if self._space and not self.has_calls:
+            if (self._space or self._logprobs) and not self.has_calls:
                 self._said.append(TextDelta(text=self._space, logprobs=tuple(self._logprobs)))
         elif self._call.held:
             self._argue(self._call.held)
@@ -88,10 +89,12 @@ class CallReader:
 
     def _in_text(self) -> bool:
         if self._is_at_start and self._form.is_bare:
-            first = self._rest.lstrip()[:1]
-            if first == "{":
-                return self._open(self._rest[: self._rest.index(first)], "")
-            if not first:
+            rest = self._rest.lstrip()
+            n_space = len(self._rest) - len(rest)
+            self._is_at_start = n_space <= _MAX_BEFORE_NAME
+            if self._is_at_start and rest.startswith("{"):
+                return self._open(self._rest[:n_space], "")
+            if self._is_at_start and not rest:
                 return False
         found = cut(self._rest, (self._form.opening,))
         if found.is_stopped:
@@ -113,6 +116,9 @@ class CallReader:
         """After an opening mark, or after a call: what comes next?"""
         form = self._form
         self._take(len(self._rest) - len(self._rest.lstrip()))
+        if len(self._taken) > _MAX_BEFORE_NAME:
+            self._give_up()
+            return True
         literals = [each for each in (form.closing, form.opening, form.before_call, *form.skipped) if each]
         if not self._rest or any(len(each) > len(self._rest) and each.startswith(self._rest) for each in literals):
             return False
@@ -126,8 +132,10 @@ class CallReader:
             self._is_opened = mark == form.opening
             if mark == form.before_call:
                 self._step = self._in_name
+            elif mark == form.closing and self._n_in_section:
+                self._step = self._in_text
             elif mark == form.closing:
-                self._close()
+                self._give_up()
         elif self._rest[0] == "{" and not form.before_call:
             self._step = self._in_object
         elif form.name_ends and self._is_opened and _NAME.match(self._rest):
@@ -135,14 +143,6 @@ class CallReader:
         else:
             self._give_up()
         return True
-
-    def _close(self) -> None:
-        """Go on with text."""
-        if self._n_in_section:
-            self._taken = ""
-            self._step = self._in_text
-        else:
-            self._give_up()
 
     def _give_up(self) -> None:
         """It is no call: text, or, before the closing mark of calls that were some, nothing."""
@@ -159,10 +159,12 @@ class CallReader:
         self._step = self._in_text
 
     def _past_closing(self) -> bool:
-        found = cut(self._rest, (self._form.closing,))
+        found = cut(self._rest, (self._form.closing, self._form.opening))
         self._rest = self._rest[len(found.shown) :]
+        if found.stop == self._form.opening:  # the closing mark was forgotten
+            return self._open("", found.stop)
+        self._rest = self._rest[len(found.stop) :]
         if found.is_stopped:
-            self._rest = self._rest[len(self._form.closing) :]
             self._step = self._in_text
         return found.is_stopped
 
@@ -199,15 +201,15 @@ class CallReader:
         if call.has_argued or call.held.startswith("{"):
             self._argue(call.held)
         elif call.is_held_whole:  # some models give their arguments as a string, or null for none
-            self._argue("{}" if call.held == "null" else json_string(call.held) or call.held)
+            self._argue("{}" if call.held in ("null", '""') else json_string(call.held) or call.held)
 
     def _in_name(self) -> bool:
         found = cut(self._rest, self._form.name_ends)
         name = found.shown.strip()
+        if len(found.shown) > _MAX_BEFORE_NAME or (name and not _NAME.fullmatch(name)):
+            self._give_up()
+            return True
         if not found.is_stopped:
-            if name and not _NAME.fullmatch(name):
-                self._give_up()
-                return True
             return False
         after = self._rest[len(found.shown) :]
         end = next(each for each in self._form.name_ends if after.startswith(each))
@@ -287,7 +289,7 @@ class CallReader:
     def _say(self, text: str) -> None:
         text = self._space + text
         self._space = ""
-        if self._holds_space and not text.strip():
+        if self._holds_space and len(text) <= _MAX_BEFORE_NAME and not text.strip():
             self._space = text
         elif text:
             self._holds_space = self._is_at_start = False

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from client.api import Client, Prompt
 from client.chat_template import Message
+from client.gateway.traced import note_timings
 from client.options import GenerationOptions
 from client.results import Generation, TokenPiece
 from protocol.rest import ModelInfo
@@ -152,6 +153,7 @@ async def plan_events(client: Client, model: ModelInfo, plan: TurnPlan) -> Async
         if reader is not None:
             for event in reader.flush(is_cut=pieces.result.finish_reason == "length"):
                 yield event
+    note_timings(pieces.result)
     # after the context: an answer that was broken off is over on the workers by now
     yield _end(pieces.result, is_call=reader is not None and reader.has_calls)
 

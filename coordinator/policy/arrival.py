@@ -14,7 +14,7 @@ from coordinator.policy.state import Assignment, ClusterState, WorkerRecord
 from coordinator.policy.statuses import span_in
 from coordinator.policy.trust import NEWCOMER, standing
 from protocol.control_messages import Announce, Drain, SpanAssignment, SpanStatus
-from protocol.ids import WorkerId
+from protocol.ids import InviteId, WorkerId
 
 _MAX_HOSTNAME = 255
 _MAX_WORDS = 1000
@@ -23,7 +23,7 @@ _LARGEST_EPOCH = 2**53
 """An announced epoch above this is a lie; it would end up in a column that can't hold many more."""
 
 
-def joined(change: Change, worker_id: WorkerId) -> Change:
+def joined(change: Change, worker_id: WorkerId, invite_id: InviteId | None = None) -> Change:
     """Enrolment: a new worker is known from now on. Renewed credentials change nothing, unless it is back."""
     old = change.state.workers.get(worker_id)
     if old is not None and old.presence != "gone":
@@ -44,7 +44,8 @@ def joined(change: Change, worker_id: WorkerId) -> Change:
         pin=change.state.pins.get(worker_id),
     )
     change = change.with_worker(worker).then(save_worker(worker))
-    return change.audited("worker_joined", worker_id, "enrolled with the join secret")
+    admission = "with the join secret" if invite_id is None else f"by the invite {invite_id}"
+    return change.audited("worker_joined", worker_id, f"enrolled {admission}")
 
 
 def connected(change: Change, worker_id: WorkerId, announce: Announce) -> Change:

@@ -207,6 +207,8 @@ class Board:
         room_bytes = self._room_beside(worker, spans, kv_tokens)
         if gently:
             room_bytes -= self._making_way_bytes(worker, model)
+        if model.manifest.kind == "encoder" and not worker.device.runs_encoders:
+            room_bytes = 0
         return Candidate(
             worker_id=worker.worker_id,
             seconds_per_block=decode_s_per_block(

@@ -18,7 +18,7 @@ from coordinator.policy.state import ClusterState
 from coordinator.policy.trust_events import TrustEvent
 from protocol.author_keys import AuthorKey
 from protocol.control_messages import Announce, Heartbeat, SpanReport
-from protocol.ids import FileHash, ModelName, Revision, WorkerId
+from protocol.ids import FileHash, InviteId, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
 from protocol.model_signature import ModelSignature
 
@@ -28,6 +28,8 @@ class WorkerJoined:
     """A worker enrolled (or renewed its credentials) over HTTP."""
 
     worker_id: WorkerId
+    invite_id: InviteId | None = None
+    """By which invite; None: with the join secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,9 @@ def _reason(board: Board, worker: WorkerRecord, *, complete: bool) -> str:
         return f"{what}: chosen by free memory and measured speed"
     if not board.state.models:
         return "no model is served yet; add one with `coord model add NAME SOURCE`"
+    assert worker.device is not None
+    if not worker.device.runs_encoders and all(m.manifest.kind == "encoder" for m in board.state.models.values()):
+        return "its version runs no encoders, and no other models are served yet: upgrade it"
     room = board.room_bytes(worker, KV_TARGETS[-1]) / 1e9
     if complete:
         return (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from coordinator.policy.ratelimit import Bucket, RateLimit, taken
-from protocol.error_forms import repeated
+from protocol.error_forms import by_limit, repeated
 from protocol.errors import ContextExceededError, ForbiddenError, OverLimitError, QuotaExceededError
 from protocol.ids import ModelName
 from protocol.key_limits import KeyLimits
@@ -21,6 +21,8 @@ from protocol.quota_rest import LimitName, RateUse
 PERIODS_S: Mapping[LimitName, float] = {"requests/min": 60.0, "tokens/min": 60.0, "tokens/day": 86_400.0}
 RATE_NAMES: tuple[LimitName, ...] = get_args(LimitName)
 TOKEN_RATES: tuple[LimitName, ...] = ("tokens/min", "tokens/day")
+CONCURRENT = "concurrent"
+"""The limit that is no rate."""
 RETRY_CONCURRENT_S = 1.0
 """When a generation ends, nobody knows before."""
 CLOCK_WENT_BACK_S = 60.0
@@ -120,10 +122,11 @@ def check_allowed(limits: KeyLimits, model: ModelName, wanted: Wanted) -> None:
     for name in TOKEN_RATES:
         limit = rate_of(limits, name)
         if limit is not None and wanted.n_tokens > limit:
-            raise OverLimitError(
+            message = (
                 f"{asked} are {wanted.n_tokens:,} together; this API key's limit is {limit:,} {name}, so waiting "
                 f"doesn't help: shorten the prompt or ask for at most {max(0, limit - wanted.n_prompt_tokens):,}"
             )
+            raise by_limit(name, OverLimitError(message))
 
 
 def begun(
@@ -251,7 +254,8 @@ def rate_uses(account: Account, limits: KeyLimits, now_s: float) -> tuple[RateUs
 def refused_again(error: QuotaExceededError, wait_s: float) -> QuotaExceededError:
     """The same refusal as it is some time later, when `wait_s` are left."""
     before = _until(error.retry_after_s or 0.0)
-    return QuotaExceededError(error.message.replace(before, _until(wait_s)), retry_after_s=wait_s)
+    again = QuotaExceededError(error.message.replace(before, _until(wait_s)), retry_after_s=wait_s)
+    return by_limit(error.limit_name, again)
 
 
 def _until(wait_s: float) -> str:
@@ -260,11 +264,11 @@ def _until(wait_s: float) -> str:
 
 def _check_running(limits: KeyLimits, n_running: int) -> None:
     if limits.max_concurrent is not None and n_running >= limits.max_concurrent:
-        raise QuotaExceededError(
+        message = (
             f"concurrent generations: {n_running + 1:,} of {limits.max_concurrent:,} would run; ask again when one "
-            "has ended",
-            retry_after_s=RETRY_CONCURRENT_S,
+            "has ended"
         )
+        raise by_limit(CONCURRENT, QuotaExceededError(message, retry_after_s=RETRY_CONCURRENT_S))
 
 
 def _taken(account: Account, limits: KeyLimits, amounts: Mapping[LimitName, int], now_s: float) -> Account:
@@ -278,18 +282,18 @@ def _taken(account: Account, limits: KeyLimits, amounts: Mapping[LimitName, int]
             meters.append(meter)
             continue
         if n > limit:
-            raise OverLimitError(
+            message = (
                 f"{n:,} tokens more are needed at once, and this API key's limit is {limit:,} {name}, so waiting "
                 "doesn't help: ask for less"
             )
+            raise by_limit(name, OverLimitError(message))
         bucket = Bucket(n_left=limit - meter.used, updated_s=now_s)
         result = taken(bucket, RateLimit(capacity=limit, refill_per_s=limit / PERIODS_S[name]), now_s, n)
         if not result.is_granted:
-            refusals.append(
-                (result.wait_s + ahead_s, f"{name}: {math.ceil(meter.used + n):,} of {limit:,} would be used")
-            )
+            words = f"{name}: {math.ceil(meter.used + n):,} of {limit:,} would be used"
+            refusals.append((result.wait_s + ahead_s, name, words))
         meters.append(Meter(used=limit - result.bucket.n_left, entered=meter.entered + n))
     if refusals:
-        wait_s, words = max(refusals)
-        raise QuotaExceededError(f"{words}; {_until(wait_s)}", retry_after_s=wait_s)
+        wait_s, name, words = max(refusals)
+        raise by_limit(name, QuotaExceededError(f"{words}; {_until(wait_s)}", retry_after_s=wait_s))
     return replace(now, meters=tuple(meters))

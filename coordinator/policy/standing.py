@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from coordinator.policy.departure import waits_for
 from coordinator.policy.state import ClusterState, WorkerRecord
@@ -11,11 +12,22 @@ from protocol.control_messages import SpanAssignment, SpanStatus, WorkerState
 from protocol.ids import WorkerId
 
 _MAX_LISTED = 6
+_Reason = str | Callable[[], str]
+"""In words, or what finds them."""
 
 
 def standing(state: ClusterState, worker_id: WorkerId, now_s: float) -> tuple[WorkerState, str]:
     """The worker's state and the reason for it; the reason is empty when it is ready."""
-    worker = state.workers[worker_id]
+    word, reason = _standing(state, state.workers[worker_id], now_s)
+    return word, reason if isinstance(reason, str) else reason()
+
+
+def state_word(state: ClusterState, worker: WorkerRecord, now_s: float) -> WorkerState:
+    """The worker's state alone. Some reasons take a look at all other workers: too long for who asks of all."""
+    return _standing(state, worker, now_s)[0]
+
+
+def _standing(state: ClusterState, worker: WorkerRecord, now_s: float) -> tuple[WorkerState, _Reason]:
     silent_s = max(0.0, now_s - worker.seen_s)
     match worker.presence:
         case "gone" if worker.trust.level == "banned":
@@ -64,11 +76,11 @@ def _suspicion(state: ClusterState, worker: WorkerRecord, silent_s: float) -> st
     )
 
 
-def _standing_here(state: ClusterState, worker: WorkerRecord, now_s: float) -> tuple[WorkerState, str]:
+def _standing_here(state: ClusterState, worker: WorkerRecord, now_s: float) -> tuple[WorkerState, _Reason]:
     if worker.trust.level == "quarantined":
-        return "quarantined", why_quarantined(state, worker)
+        return "quarantined", partial(why_quarantined, state, worker)
     if worker.departure is not None:
-        return "draining", waits_for(state, worker, now_s)
+        return "draining", partial(waits_for, state, worker, now_s)
     if worker.drain_reason is not None:
         n_sessions = worker.heartbeat.n_sessions if worker.heartbeat is not None else 0
         return "draining", f"{worker.drain_reason}; {n_sessions} sessions still run, then it leaves"

@@ -273,3 +273,8 @@ class ClusterState:
     """What operators have workers hold, also workers that are forgotten otherwise."""
     stored_settings: Mapping[str, str | float | bool] = field(default_factory=dict)
     """Settings that operators changed while a coordinator ran; what was given at the start goes before them."""
+
+    @property
+    def lost_workers(self) -> frozenset[WorkerId]:
+        """Workers that are gone, or silent for so long that they are taken to be."""
+        return frozenset(name for name, one in self.workers.items() if one.presence in ("lost", "gone"))

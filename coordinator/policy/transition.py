@@ -101,7 +101,7 @@ def _arrived(change: Change, event: WorkerJoined | WorkerConnected) -> Change:
         return refused(change, event.worker_id)
     match event:
         case WorkerJoined():
-            return joined(change, event.worker_id)
+            return joined(change, event.worker_id, event.invite_id)
         case WorkerConnected():
             return connected(change, event.worker_id, event.announce)
 

@@ -3,6 +3,13 @@ import { signal } from "@preact/signals";
 import type { Session } from "./types";
 
 const DEADLINE_MS = 20_000;
+/** Who touched nothing for so long isn't there, and what the page asks then keeps no session alive. */
+const THERE_MS = 60_000;
+
+let touchedMs = performance.now();
+for (const kind of ["pointerdown", "keydown", "wheel"]) {
+  addEventListener(kind, () => { touchedMs = performance.now(); }, { passive: true, capture: true });
+}
 
 /** null: signed out; undefined: not known yet. */
 export const session = signal<Session | null | undefined>(undefined);
@@ -52,6 +59,7 @@ export async function ask<Answer>(method: string, url: string, body?: unknown): 
   const headers: Record<string, string> = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (method !== "GET" && session.value) headers["Brigade-CSRF"] = session.value.csrf_token;
+  if (performance.now() - touchedMs > THERE_MS) headers["Brigade-Unattended"] = "1";
   if (method === "POST" && url.startsWith("/admin/")) headers["Idempotency-Key"] = crypto.randomUUID();
   const answer = await fetch(url, {
     method, headers, credentials: "same-origin", signal: AbortSignal.timeout(DEADLINE_MS),

@@ -6,10 +6,19 @@ addEventListener("hashchange", () => {
   hash.value = location.hash;
 });
 
+/** As it stands where it isn't rightly encoded: addresses are typed by hand and shortened by mail programs. */
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 /** `#/workers/abc?x=1` is `["workers", "abc"]`. */
 export const path = computed(() => {
   const [places = ""] = hash.value.replace(/^#\/?/, "").split("?");
-  return places.split("/").filter(Boolean).map(decodeURIComponent);
+  return places.split("/").filter(Boolean).map(decoded);
 });
 
 export function link(...places: string[]): string {

@@ -216,7 +216,6 @@ export interface LiveCluster {
   settings: { gateway_url: string };
 }
 
-
 export interface Generation {
   session_id: string;
   key_id: string;

@@ -13,6 +13,7 @@ from protocol.key_rest import CreateKeyRequest
 from protocol.tickets import SessionToken, sign_claims
 from tests.support.coordinators import bearer, http_session, key_of, running_coordinator
 from tests.support.dashboard import browser, signed_in
+from tests.support.raw_http import door_of, status_of
 
 FOREIGN = ("https://evil.example", "https://127.0.0.1:1", "http://127.0.0.1", "null", "", None)
 READS = ("/admin/v1/status", "/admin/v1/keys", "/dashboard/session", "/dashboard/events", "/dashboard/history")
@@ -94,3 +95,15 @@ async def test_no_answer_lets_another_site_read_or_frame_it(tmp_path: Path, path
         assert "unsafe" not in answer.headers["Content-Security-Policy"]
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+
+async def test_an_origin_that_is_no_text_is_refused_like_any_other(tmp_path: Path) -> None:
+    """Fails if whoever hasn't signed in can fill the log with tracebacks."""
+    async with running_coordinator(tmp_path) as coordinator:
+        said = await door_of(coordinator).say(
+            "POST /dashboard/session HTTP/1.1",
+            f"Host: 127.0.0.1:{coordinator.port}",
+            "Origin: https://\xff",
+            "Content-Length: 0",
+        )
+        assert status_of(said) == 403, said[:200]

@@ -180,6 +180,13 @@ async def test_many_at_once_share_connections_and_keep_apart(client: Client, clu
     assert cluster.n_worker_connections == 2
 
 
+async def test_of_many_that_begin_at_once_one_loads_the_tokenizer(client: Client) -> None:
+    revision = (await client.model("tiny")).revision
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(client.tokenizer(revision)) for _ in range(8)]
+    assert len({id(task.result()) for task in tasks}) == 1
+
+
 async def test_a_stop_string_ends_it_on_all_workers(client: Client, cluster: ScriptedCluster) -> None:
     cluster.script = Script(answer=tuple(ids_of("one two\nthree")), stop_short=True)
     async with client.stream("tiny", "count", stop=["\nth"]) as stream:

@@ -365,3 +365,27 @@ async def test_another_protocol_version_is_exit_code_5(
     assert ended.code == 5
     assert "9.0" in ended.err
     assert PROTOCOL_VERSION in ended.err
+
+
+async def test_timings_say_where_the_time_went_and_in_which_trace(
+    program: Program, cluster: ScriptedCluster
+) -> None:
+    traceparent = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    ended = await program.run(
+        "generate", "a", "--model", "tiny", "--raw", "--timings", "--traceparent", traceparent
+    )
+    assert ended.code == 0
+    *_, phases, of_stages, trace = ended.err.splitlines()
+    assert phases.startswith("prepare ")
+    assert " + prefill " in phases
+    assert "older than 1.2" in of_stages  # the scripted workers say nothing of it
+    assert trace == f"trace {'ab' * 16}"
+    opening = cluster.latest.opening
+    assert opening is not None
+    assert opening.traceparent.startswith(f"00-{'ab' * 16}-")
+    assert opening.traceparent != traceparent  # a span of its own
+
+    program.environ["TRACEPARENT"] = "of yesterday"
+    refused = await program.run("generate", "a", "--model", "tiny")
+    assert refused.code == 2
+    assert "--traceparent 'of yesterday' is no W3C traceparent" in refused.err

@@ -36,6 +36,8 @@ def test_says_whose_quotas_are_used_and_who_can_reach_it(tmp_path: Path) -> None
     assert notices(alone) == [
         f"requests without a key count as key {key.key_id}, as only this machine reaches the gateway"
     ]
+    said = " ".join(notices(replace(alone, allow_origins=("*",))))
+    assert f"any page that a browser here opens uses the cluster at key {key.key_id}'s expense" in said
     for everybody in (replace(alone, listen_host="0.0.0.0"), replace(alone, listen_host="0.0.0.0", share_key=True)):
         said = " ".join(notices(everybody))
         assert "every address of this machine" in said

@@ -22,8 +22,10 @@ def test_arguments_win_over_the_environment(tmp_path: Path) -> None:
     environ = env(
         tmp_path, BRIGADE_URL="https://other:1", BRIGADE_API_KEY=OTHER.text(), BRIGADE_CACHE=str(tmp_path)
     )
+    environ["BRIGADE_CHAT_HISTORY"] = str(tmp_path / "history")
     config = ClientConfig.from_env(url="host:7400", api_key_file=file, environ=environ)
     assert (config.url, config.api_key, config.cache) == ("https://host:7400", KEY, tmp_path / "client")
+    assert config.chat_history == tmp_path / "history"
 
 
 def test_the_environment_is_enough(tmp_path: Path) -> None:

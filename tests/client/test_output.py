@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from client.output import done_line, models_line, models_table, piece_line, printable, summary_line
+from client.output import done_line, models_line, models_table, piece_line, printable, summary_line, timings_lines
 from client.results import Generation, RouteStage, TokenPiece
+from client.timings import StageTimings, Timings
 from protocol.ids import ModelName, Revision, WorkerId
 from protocol.rest import ModelInfo
 
@@ -51,6 +52,10 @@ def test_the_summary_says_how_many_guesses_held() -> None:
     assert ", 5 of 9 guesses held, via w-a" in summary_line(changed(drafted_tokens=9, accepted_tokens=5))
 
 
+def test_the_summary_says_how_much_of_the_prompt_workers_had() -> None:
+    assert ", first after 0.31 s, 3 of 5 prompt tokens cached, via w-a" in summary_line(changed(cached_tokens=3))
+
+
 def test_the_summary_says_what_ran_here() -> None:
     assert ", private (2 at each end of the model's blocks run here), via w-a" in summary_line(
         changed(private_blocks=2)
@@ -92,6 +97,8 @@ def test_json_lines_have_the_fields_that_are_documented() -> None:
             "accepted_tokens": 0,
             "private_blocks": 0,
             "stop_string": "",
+            "timings": None,
+            "trace_id": "",
             "seed": 4,
         }
     }
@@ -123,3 +130,33 @@ def test_no_models_says_what_to_do() -> None:
 
 def test_text_cannot_steer_a_terminal() -> None:
     assert printable("a\tb\n\x1b[2J\x07\N{ROCKET}") == "a\tb\n\ufffd[2J\ufffd\N{ROCKET}"
+
+
+def test_timings_are_lines_for_phases_stages_and_the_rest() -> None:
+    stage = StageTimings(
+        worker_id=WorkerId("w-a"),
+        start=0,
+        end=9,
+        memory_s=0.0,
+        prefill_queue_s=0.001,
+        prefill_compute_s=0.02,
+        prefill_sampling_s=0.0,
+        decode_queue_s=0.003,
+        decode_compute_s=0.9,
+        decode_sampling_s=0.004,
+    )
+    timings = Timings(
+        total_s=2.0,
+        prepare_s=0.25,
+        route_s=0.25,
+        open_s=0.25,
+        prefill_s=0.25,
+        decode_s=1.0,
+        wire_s=0.093,
+        stages=(stage,),
+    )
+    phases, of_stage, rest = timings_lines(timings)
+    assert phases.endswith("prefill 250.0 ms + decode 1000.0 ms = 2000.0 ms")
+    assert of_stage.startswith("w-a 0:9: waited for memory 0.0 ms; prefill: queue 1.0 ms, compute 20.0 ms")
+    assert of_stage.endswith("decode: queue 3.0 ms, compute 900.0 ms, sampling 4.0 ms")
+    assert rest.endswith(": 93.0 ms")

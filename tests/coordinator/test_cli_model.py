@@ -77,4 +77,4 @@ def test_packages_for_packing_that_are_not_installed(
     monkeypatch.setitem(sys.modules, "coordinator.packing", None)
     code, _, err = here("model", "add", "tiny", str(tmp_path))
     assert code == EXIT_USAGE
-    assert "pip install 'brigade[packing]'" in err
+    assert "pip install '.[packing]' in Brigade's folder" in err

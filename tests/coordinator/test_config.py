@@ -128,3 +128,11 @@ def test_fewer_bits_can_be_forbidden() -> None:
     assert CoordinatorConfig.from_env({"BRIGADE_AUTO_QUANTIZE": "off"}, auto_quantize="on").auto_quantize
     with pytest.raises(ConfigError, match="--auto-quantize 'never' isn't one of on, off"):
         CoordinatorConfig.from_env({}, auto_quantize="never")
+
+
+def test_it_is_announced_unless_that_is_switched_off() -> None:
+    assert CoordinatorConfig.from_env({}).announces
+    assert not CoordinatorConfig.from_env({"BRIGADE_MDNS": "off"}).announces
+    assert not CoordinatorConfig.from_env({"BRIGADE_MDNS": "on"}, mdns=False).announces
+    with pytest.raises(ConfigError, match="BRIGADE_MDNS"):
+        CoordinatorConfig.from_env({"BRIGADE_MDNS": "maybe"})

@@ -3,11 +3,16 @@ from __future__ import annotations
 from http.cookies import SimpleCookie
 from pathlib import Path
 
+from sqlalchemy import text
+
+from coordinator.app import RunningCoordinator
 from coordinator.dashboard_door import COOKIE
 from coordinator.dashboard_sessions import IDLE_S, LONGEST_S
+from coordinator.log_tables import DashboardSignOutRow
 from protocol.admin_rest import AuditPage
 from protocol.api_key import api_key_from_text
 from protocol.dashboard_rest import DashboardSession
+from protocol.errors import StorageError
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from tests.support.clocks import Clock
 from tests.support.coordinators import key_of, running_coordinator
@@ -61,7 +66,10 @@ async def test_a_session_ends_after_an_hour_without_a_request_and_after_twelve_h
             assert (await page.ask("GET", "/admin/v1/keys")).status == 200
             assert page.cookie != before
         clock.now_s += IDLE_S - 1
+        kept = page.cookie
         assert (await page.ask("GET", "/dashboard/history")).status == 200  # asked with nobody there
+        assert (await page.ask("GET", "/admin/v1/keys", Brigade_Unattended="1")).status == 200
+        assert page.cookie == kept
         clock.now_s += 1.0
         assert (await page.ask("GET", "/admin/v1/keys")).status == 401
 
@@ -93,6 +101,22 @@ async def test_a_session_doesnt_outlive_its_key_nor_a_sign_out_a_restart(tmp_pat
     async with running_coordinator(tmp_path) as coordinator, browser(coordinator) as page:
         assert (await page.ask("GET", "/dashboard/session", Cookie=f"{COOKIE}={signed_out}")).status == 401
         assert (await page.ask("GET", "/dashboard/session", Cookie=f"{COOKIE}={kept}")).status == 200
+
+
+async def test_a_sign_out_that_cant_be_kept_is_said_to_have_failed_and_can_be_tried_again(tmp_path: Path) -> None:
+    async def renamed(coordinator: RunningCoordinator, before: str, after: str) -> None:
+        async with coordinator.repository.transactions.writing() as session:
+            await session.execute(text(f"ALTER TABLE {before} RENAME TO {after}"))
+
+    table = DashboardSignOutRow.__tablename__
+    async with running_coordinator(tmp_path) as coordinator, signed_in(coordinator) as page:
+        cookie = page.cookie
+        await renamed(coordinator, table, "away")
+        assert (await page.ask("DELETE", "/dashboard/session")).status == StorageError.status
+        await renamed(coordinator, "away", table)
+        assert (await page.ask("DELETE", "/dashboard/session")).status == 204
+    async with running_coordinator(tmp_path) as coordinator, browser(coordinator) as page:
+        assert (await page.ask("GET", "/dashboard/session", Cookie=f"{COOKIE}={cookie}")).status == 401
 
 
 async def test_without_a_dashboard_there_is_nothing_and_no_cookie_counts(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from tests.support.coordinators import http_session, running_coordinator
 from tests.support.dashboard import signed_in
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
-from coordinator.dashboard_feed import MAX_STREAMS, MAX_WAITING, DashboardFeed
+from coordinator.dashboard_feed import MAX_STREAMS, MAX_STREAMS_OF_ONE, MAX_WAITING, DashboardFeed
 from coordinator.policy.live import Look
 from coordinator.policy.state import ClusterState
 from protocol.errors import OverloadedError
@@ -60,3 +62,16 @@ async def test_streams_are_bounded_and_nothing_begins_at_the_stop() -> None:
     assert b"signed_out" in await streams[3].get()
     for reading in readings:
         reading.__exit__(None, None, None)
+
+
+async def test_one_sign_in_leaves_streams_to_others() -> None:
+    feed = DashboardFeed(Counted())
+    with ExitStack() as stack:
+        for _ in range(MAX_STREAMS_OF_ONE):
+            stack.enter_context(feed.reading(KEY, "many tabs"))
+        with pytest.raises(OverloadedError, match="at most 8"), feed.reading(KEY, "many tabs"):
+            pass
+        stack.enter_context(feed.reading(KEY, "another browser"))
+        stack.enter_context(feed.reading(KEY, ""))
+    with feed.reading(KEY, "many tabs"):
+        pass

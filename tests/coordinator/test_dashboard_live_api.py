@@ -94,6 +94,20 @@ async def test_a_stream_ends_with_its_session_its_key_and_the_coordinator(tmp_pa
             assert end.reason == "stopping"
 
 
+async def test_a_stream_of_a_secret_that_was_replaced_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard_live_api, "CHECK_S", 0.0)  # before every event
+    async with running_coordinator(tmp_path) as coordinator, signed_in(coordinator) as page:
+        made = await page.ask("POST", "/admin/v1/keys", CreateKeyRequest(name="second", kind="admin"))
+        second = made.read(CreatedKey)
+        async with page.events(Cookie="none=1", **bearer(second.key)) as events:
+            await events.state_once(lambda _: True)
+            rotated = await page.ask("POST", f"/admin/v1/keys/{second.key_id}/rotate", b'{"grace_s": 0}')
+            assert rotated.status == 200, rotated.body
+            end = await events.over()
+            assert end is not None
+            assert end.reason == "revoked"
+
+
 async def test_a_stream_doesnt_keep_an_idle_session_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard_live_api, "CHECK_S", 0.0)  # before every event
     clock = Clock()

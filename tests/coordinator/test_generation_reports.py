@@ -29,7 +29,10 @@ class Desk:
         self.repository = repository
         self.finished: list[StoredGeneration] = []
         self.reports = GenerationReports(
-            repository, NOW.timestamp, quota_clock=NOW.timestamp, on_finished=self.finished.append
+            repository,
+            NOW.timestamp,
+            quota_clock=NOW.timestamp,
+            on_finished=lambda generation, _: self.finished.append(generation),
         )
 
     async def outcome(self, session: str) -> str | None:
@@ -108,7 +111,7 @@ async def test_what_cant_be_saved_in_time_or_is_too_much_is_said(
 ) -> None:
     monkeypatch.setattr(generation_reports, "MAX_REPORTS", 1)
     reports = GenerationReports(
-        desk.repository, NOW.timestamp, quota_clock=NOW.timestamp, on_finished=lambda _: None
+        desk.repository, NOW.timestamp, quota_clock=NOW.timestamp, on_finished=lambda *_: None
     )
     with capture_logs() as logs:
         reports.take(report("s1"), B)

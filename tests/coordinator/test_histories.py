@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from coordinator.cluster import Cluster
@@ -34,7 +35,7 @@ def ended(seconds: float, n_tokens: int, outcome: str = "stop") -> StoredGenerat
 
 
 def granted(session_id: str, worker_id: WorkerId = WORKER) -> RouteGrant:
-    hop = RouteHop(worker_id=worker_id, url="", blocks=BlockRange(0, 1), precision="float32", ticket="")
+    hop = RouteHop(worker_id=worker_id, url="", blocks=BlockRange(0, 1), precision="float32", ticket="a secret")
     return RouteGrant(
         session_id=SessionId(session_id),
         model=ModelName("m"),
@@ -66,6 +67,17 @@ def test_what_tails_report_is_counted_when_it_comes_and_once() -> None:
     assert quantile([], 0.5) is None
 
 
+def test_what_the_tail_measured_counts_rather_than_the_whole_generation() -> None:
+    clock = Clock(1e9)
+    histories = Histories(Cluster(None, PolicySettings(), clock), RunningGenerations(), lambda: 0)  # type: ignore[arg-type]
+    histories.take_finished(ended(8.0, 4), 0.25, 0.5)
+    histories.take_finished(ended(8.0, 1), 0.75, None)
+    histories.take_finished(replace(ended(8.0, 4), continues=SessionId("before")), 5.0, 0.5)
+    values = histories.sample().values
+    assert (values["first_token_p50_s"], values["first_token_p95_s"]) == (0.75, 0.75)
+    assert (values["token_p50_s"], values["token_p95_s"]) == (0.5, 0.5)
+
+
 def test_a_generation_runs_until_it_is_reported_continued_or_can_run_no_more() -> None:
     running, wanted = RunningGenerations(), RouteRequest(model=ModelName("m"), n_prompt_tokens=1, max_tokens=2)
     other = WorkerId("w-2")
@@ -77,6 +89,7 @@ def test_a_generation_runs_until_it_is_reported_continued_or_can_run_no_more() -
     running.ended(SessionId("b"))
     assert [one.session_id for one in running.newest(10)] == ["a2", "d", "c"]
     assert [one.session_id for one in running.newest(2)] == ["a2", "d"]
+    assert "a secret" not in repr(list(running.newest(10)))
     running.forget(300.0, frozenset())
     assert len(running) == 3
     running.forget(300.0, {other})

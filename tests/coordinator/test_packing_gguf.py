@@ -209,7 +209,7 @@ def test_metadata_that_do_not_fit_the_tensors_are_refused(tmp_path: Path, key: s
     assert store.hashes() == ()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_corrupted_header_is_refused_or_read_never_anything_else(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

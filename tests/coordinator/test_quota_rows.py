@@ -581,4 +581,4 @@ class Ledger(RuleBasedStateMachine):
 
 
 TestLedger = pytest.mark.timeout(300)(Ledger.TestCase)
-TestLedger.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestLedger.settings = settings(max_examples=12, stateful_step_count=15)

@@ -37,6 +37,7 @@ from tests.support.coordinators import (
     key_of,
     running_coordinator,
 )
+from tests.support.postgres import PostgresServer
 
 TINY = ModelName("tiny")
 
@@ -104,6 +105,23 @@ async def test_only_a_session_of_the_same_key_goes_on(coordinator: RunningCoordi
         nobodys = await ask(http, continues=SessionId("0" * 32))
         assert {answer.status for answer in (anothers, strangers, nobodys)} == {404}
         assert anothers.body == strangers.body == nobodys.body, "nothing tells whether there is such a session"
+
+
+async def test_what_is_no_sessions_id_is_answered_as_an_unknown_one_and_no_trouble_of_the_database(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    url = postgres_server.new_database()
+    async with running_coordinator(tmp_path, database_url=url) as coordinator:
+        await add_model(coordinator)
+        async with (
+            http_session(coordinator, key_of(coordinator, "client")) as http,
+            pinned_workers(coordinator, (0, 4)),
+        ):
+            for no_id in ("a\0b", "", "x" * 65, "☃"):
+                assert (await ask(http, continues=SessionId(no_id))).status == 404
+                prefix = SharedPrefix(session_id=SessionId(no_id), n_positions=1)
+                assert (await ask(http, prefix=prefix)).status == 200
+                assert coordinator.repository.problem == ""
 
 
 async def test_a_session_whose_tickets_ran_out_does_not_go_on(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.app import RunningCoordinator, utc_now_s
 from coordinator.keys import CONTROL_SOCKETS
-from protocol.rest import ErrorAnswer
+from protocol.rest import ClusterStatus, ErrorAnswer
 from protocol.secret_rest import RotatedSecret, RotateSecretRequest, SecretsInfo
 from protocol.worker_rest import JoinGrant, SourcesAnswer, SourcesRequest
 from tests.support.coordinators import (
@@ -93,6 +93,11 @@ async def test_without_grace_the_old_secret_is_refused_as_any_wrong_one(
         assert retired == wrong, "it says nothing of which secrets there were"
         assert retired[0] == 401
         assert (await join_answer(coordinator, new))[0] == 200
+        joining = (await admin.ask("GET", "/admin/v1/status")).read(ClusterStatus).joining
+        said = joining.partition("that was replaced since: ")[2]
+        assert said.startswith(worker.worker_id)
+        assert "new one" in said
+        assert "," not in said, "who joined with the new one isn't named"
         await worker.beat()
         answer = await worker.http.ask("POST", "/v1/worker/sources", SourcesRequest(files=()))
         assert answer.status == 200, "who is in stays in"

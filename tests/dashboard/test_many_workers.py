@@ -78,13 +78,19 @@ async def test_a_thousand_workers_are_shown_without_long_frames(browser: Browser
             await expect(fleet).to_be_visible()
             await page.evaluate(FRAMES)
             await page.get_by_role("list", name="Workers that hold tiny").evaluate(SCROLL)
-            await keep_picture(page, "cluster-1000")
+            await go_to(page, "Placement")
+            rows = page.get_by_role("table", name="Who would hold tiny").get_by_role("row")
+            await expect(rows).to_have_count(101)  # with their head
+            await page.get_by_role("button", name="Show 100 more of 900").click()
+            await expect(rows).to_have_count(201)
             await go_to(page, "Workers")
             listed = page.get_by_role("list", name="Workers")
             await listed.evaluate(SCROLL)
             assert await listed.get_by_role("listitem").count() < 60  # only what is in sight exists
             await expect(listed.get_by_role("link").filter(has_text="rack24-39")).to_be_visible()
             frames_ms = sorted(await page.evaluate("window.frames_ms"))
+            await go_to(page, "Cluster")
+            await keep_picture(page, "cluster-1000")  # itself a long frame
         beats.cancel()
     found = {"n": len(frames_ms), "p99": frames_ms[int(0.99 * len(frames_ms))], "longest": frames_ms[-1]}
     keep_figures("frames-ms-1000", found)

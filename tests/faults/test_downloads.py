@@ -53,7 +53,7 @@ from worker.identity import load_identity
 from worker.sources import Sources
 
 FLIPPED = DATA[:70_000] + bytes([DATA[70_000] ^ 1]) + DATA[70_001:]
-slow_example = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slow_example = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def start_of(asked: tuple[str, str | None]) -> int:

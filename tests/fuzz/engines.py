@@ -35,7 +35,7 @@ _EDITS = st.lists(
 
 
 def has_atheris() -> bool:
-    """Whether the coverage-guided engine is installed (`pip install brigade[fuzz]`; Linux and macOS)."""
+    """Whether the coverage-guided engine is installed (`pip install ".[fuzz]"`; Linux and macOS)."""
     return importlib.util.find_spec("atheris") is not None
 
 

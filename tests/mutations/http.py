@@ -20,9 +20,9 @@ HTTP = (
     Mutation(
         attack=10,
         what="a worker's own names only",
-        file="worker/site.py",
-        before='        check_host(host, request.app[_NAMES], who="worker", option="--advertise")\n',
-        after="        str(host)\n",
+        file="protocol/guarded_application.py",
+        before="            check_host(host, names or frozenset(), who=who, option=option)\n",
+        after="            str(host)\n",
         tests=(f"{_BROWSERS}::test_a_worker_answers_to_its_own_names_only",),
     ),
     Mutation(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from aiohttp import web
 
+from protocol.guarded_application import guarded_application
 from protocol.ids import CoordinatorId
 from protocol.tls import client_context, worker_name
 from tests.support.pki import TestAuthority, WorkerFiles
 from tests.support.raw_http import Door
 from worker.enrolment import Credentials, CredentialsHolder
-from worker.site import Site, bound_socket, guarded_application
+from worker.site import Site, bound_socket
 
 
 @asynccontextmanager
@@ -28,7 +29,7 @@ async def worker_door(
     authority = TestAuthority()
     files = authority.worker(tmp_path)
     bound = bound_socket("127.0.0.1", 0)
-    app = guarded_application(names)
+    app = guarded_application(names, who="worker", option="--advertise")
     add_routes(app)
     credentials = Credentials(
         coordinator_url="https://127.0.0.1:1",

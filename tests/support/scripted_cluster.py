@@ -19,6 +19,7 @@ import msgspec
 from aiohttp import web
 
 from protocol.api_key import ApiKey, new_api_key
+from protocol.compatibility import VERSION_HEADER
 from protocol.errors import BrigadeError, ErrorBody, NotFoundError, UnauthenticatedError
 from protocol.frames import Frame, decode_frame, encode_frame
 from protocol.ids import BlockRange, CoordinatorId, FileHash, ModelName, SessionId, WorkerId
@@ -284,6 +285,7 @@ class ScriptedCluster:
             if status is not None:
                 return web.Response(status=status)
             socket = web.WebSocketResponse(compress=False)
+            socket.headers[VERSION_HEADER] = PROTOCOL_VERSION
             await socket.prepare(request)
             self.n_worker_connections += 1
             async with asyncio.TaskGroup() as answers:

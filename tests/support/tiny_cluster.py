@@ -76,7 +76,7 @@ def worker(cluster: LocalCluster, *arguments: str, state: Path | None = None) ->
         assert process.poll() is None, cluster.log(name)
     finally:
         cluster.stop(name)
-    assert "Traceback" not in cluster.log(name)
+    assert "Traceback" not in cluster.log(name), cluster.log(name)
 
 
 def workers_of(cluster: LocalCluster) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ import torch
 from protocol.errors import BrigadeError, InternalError, ProtocolError
 from protocol.ids import SessionId
 from protocol.messages import SamplingParams
+from tests.support.counted_copies import OnAccelerator
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.batch_run import Measures
 from worker.engine_core import EngineCore
-from worker.steps import SessionSpec, StepInput, StepOutput
+from worker.steps import SessionSpec, SpanKey, StepInput, StepOutput
 
 PROMPTS = {"a": [5, 9, 30, 4], "b": [77, 12], "c": [8, 40, 41]}
 
@@ -26,17 +27,19 @@ def core(llama: TinyCheckpoint) -> EngineCore:
     core = EngineCore(CPU)
     loaded = core.load(llama.request(WHOLE))
     for name, prompt in PROMPTS.items():
-        core.open(
-            SessionSpec(
-                session_id=SessionId(name),
-                span=loaded.key,
-                blocks=WHOLE,
-                n_positions=40,
-                sampling=SamplingParams(max_tokens=9),
-                prompt_token_ids=tuple(prompt),
-            )
-        )
+        core.open(spec(name, prompt, loaded.key, SamplingParams(max_tokens=9)))
     return core
+
+
+def spec(name: str, prompt: list[int], span: SpanKey, sampling: SamplingParams) -> SessionSpec:
+    return SessionSpec(
+        session_id=SessionId(name),
+        span=span,
+        blocks=WHOLE,
+        n_positions=40,
+        sampling=sampling,
+        prompt_token_ids=tuple(prompt),
+    )
 
 
 def step(name: str, position: int, ids: list[int]) -> StepInput:
@@ -92,3 +95,30 @@ def test_a_batch_of_decode_steps_counts_as_what_each_stream_waits_for() -> None:
     assert measures.decode_s_per_block.value == pytest.approx(0.02)
     assert measures.prefill_s_per_token_per_block.value == pytest.approx(0.01)
     assert measures.n_positions_run == 22
+
+
+@pytest.mark.parametrize(("temperature", "is_copied"), [(0.0, False), (1.0, True)])
+def test_only_what_is_drawn_at_random_brings_logits_from_the_accelerator(
+    llama: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch, temperature: float, is_copied: bool
+) -> None:
+    core = EngineCore(CPU)
+    loaded = core.load(llama.request(WHOLE))
+    sampling = SamplingParams(max_tokens=9, temperature=temperature)
+    core.open(spec("a", PROMPTS["a"], loaded.key, sampling))
+    ((stage, _),) = core.spans.values()
+    run_stage = stage.run
+    monkeypatch.setattr(
+        stage, "run", lambda inputs: [each.as_subclass(OnAccelerator) for each in run_stage(inputs)]
+    )
+    monkeypatch.setattr(OnAccelerator, "copied", [])
+    (token,) = first_tokens(run(core, [step("a", 0, PROMPTS["a"])]))
+    assert type(token) is int
+    assert (max(OnAccelerator.copied) >= stage.vocab_size) is is_copied
+    assert OnAccelerator.copied
+
+
+def test_the_time_of_a_batch_is_not_that_of_choosing_the_others_tokens(core: EngineCore) -> None:
+    results = run(core, [step(name, 0, prompt) for name, prompt in PROMPTS.items()])
+    found = [(result.compute_s, result.sampling_s) for result in results if isinstance(result, StepOutput)]
+    assert len({compute_s for compute_s, _ in found}) == 1
+    assert all(min(times) > 0 for times in found)

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from protocol.errors import EXIT_AUTH, EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE
-from tests.support.coordinators import join_secret_of, running_coordinator
+from protocol.invite_rest import CreatedInvite, CreateInviteRequest
+from tests.support.announced import announced
+from tests.support.coordinators import http_session, join_secret_of, key_of, running_coordinator
 from tests.support.forked_program import ForkedProgram, program_server
 from worker.cli import main
 
@@ -42,6 +44,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for option in (
         "--secret-file",
+        "--invite-file",
         "--state",
         "--listen",
         "--advertise",
@@ -85,9 +88,12 @@ def test_plain_http_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "TLS only" in capsys.readouterr().err
 
 
-def test_a_secret_as_an_argument_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    exit_code(["join", "http://x", "--secret", SECRET])
-    assert "shows in `ps`" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--secret", "--invite"])
+def test_a_secret_as_an_argument_is_warned_of(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code(["join", "http://x", option, SECRET])
+    shown = capsys.readouterr().err
+    assert f"{option} shows in `ps`" in shown
+    assert SECRET not in shown
 
 
 class Process:
@@ -127,10 +133,11 @@ def started(
 
 @asynccontextmanager
 async def joining(
-    url: str, tmp_path: Path, secret: str, *more: str, device: str = "cpu", **environ: str
+    url: str | None, tmp_path: Path, secret: str | None, *more: str, device: str = "cpu", **environ: str
 ) -> AsyncIterator[Process]:
     options = ("--state", str(tmp_path / "worker"), "--precision", "float32", "--threads", "1", "--device", device)
-    command, environment = ("join", url, *options, *more), {**os.environ, "BRIGADE_SECRET": secret, **environ}
+    command = ("join", *(() if url is None else (url,)), *options, *more)
+    environment = {**os.environ, **({} if secret is None else {"BRIGADE_SECRET": secret}), **environ}
     lines = asyncio.StreamReader()
     with TemporaryFile() as errors:
         process, printed = await asyncio.to_thread(started, command, environment, errors)
@@ -190,3 +197,28 @@ async def test_a_wrong_secret_is_one_line_and_its_exit_code(tmp_path: Path) -> N
         assert await worker.code() == EXIT_AUTH
         (line,) = (await worker.errors()).splitlines()
         assert line.startswith("error: the coordinator")
+
+
+async def test_without_an_address_the_coordinator_is_found_on_the_local_network(tmp_path: Path) -> None:
+    async with (
+        running_coordinator(tmp_path) as coordinator,
+        announced(coordinator.port) as coordinator_id,
+        joining(None, tmp_path, join_secret_of(coordinator)) as worker,
+    ):
+        assert coordinator.url in await worker.line(f"found the coordinator {coordinator_id}")
+        await worker.line("joined")
+
+
+async def test_an_invite_is_all_that_is_needed(tmp_path: Path) -> None:
+    async with (
+        running_coordinator(tmp_path) as coordinator,
+        http_session(coordinator, key_of(coordinator, "admin")) as admin,
+    ):
+        answer = await admin.ask("POST", "/admin/v1/invites", CreateInviteRequest())
+        file = tmp_path / "invite"
+        file.write_text(answer.read(CreatedInvite).invite)
+        for _ in range(2):  # the second time it is used up, and this worker is known by it
+            async with joining(None, tmp_path, None, "--invite-file", str(file)) as worker:
+                await worker.line("joined")
+                worker.process.send_signal(signal.SIGTERM)
+                assert await worker.code() == EXIT_OK

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import contextlib
+import dataclasses
 import secrets
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError
+from protocol.ids import InviteId
+from protocol.invites import Invite
 from worker.config import WorkerConfig, listed_urls, listen_address, size_from_text
 
 SECRET = secrets.token_urlsafe(32)
@@ -83,7 +87,7 @@ def test_other_addresses_than_https_are_refused(url: str, why: str) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"coordinator_urls": ()}, {"listen_port": 70_000}, {"n_threads": 0}, {"chunk_tokens": 0}],
+    [{"listen_port": 70_000}, {"n_threads": 0}, {"chunk_tokens": 0}],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
@@ -135,4 +139,49 @@ def test_any_text_is_a_size_or_a_config_error(text: str) -> None:
 def test_addresses_are_listed_with_spaces_or_commas() -> None:
     one, two, three = (f"https://10.0.0.{n}:7400" for n in (1, 2, 3))
     assert listed_urls([f"{one}, {two},", three, one]) == (one, two, three)
-    assert listed_urls([","]) == ()
+    assert listed_urls([]) == ()
+    with pytest.raises(ConfigError, match="no coordinator's address"):
+        listed_urls([","])
+
+
+def test_an_invite_says_where_to_join_unless_addresses_are_given(tmp_path: Path) -> None:
+    invite = Invite(
+        invite_id=InviteId("0123abcd"),
+        ca_fingerprint="ab" * 32,
+        urls=("https://10.0.0.2:7400", "https://[fd00::2]:7400"),
+        key=secrets.token_bytes(32),
+    )
+    file = tmp_path / "invite"
+    file.write_text(invite.text() + "\n")
+    text = invite.text()
+    for said in ({"invite_file": file}, {"invite": text}, {"environment": {"BRIGADE_INVITE": text}}):
+        found = config(secret=None, coordinator_urls=(), **said)
+        assert (found.coordinator_urls, found.secret) == (invite.urls, invite)
+        assert config(secret=None, **said).coordinator_urls == ("https://10.0.0.1:7400",)
+        assert base64_of(invite.key) not in repr(found)
+    later = dataclasses.replace(invite, key=secrets.token_bytes(32))
+    from_file = config(secret=None, invite_file=file)
+    file.write_text(later.text())
+    assert from_file.join_secret() == later, "the file is read anew at each joining"
+
+
+def base64_of(key: bytes) -> str:
+    return base64.urlsafe_b64encode(key).decode()[:43]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"secret": SECRET, "invite": "x"}, "--secret and --invite are both given"),
+        (
+            {"secret": None, "environment": {"BRIGADE_SECRET": SECRET, "BRIGADE_INVITE": "x"}},
+            "BRIGADE_INVITE are both",
+        ),
+        ({"secret": None, "invite": "brigade-invite.0123abcd"}, "copy it whole"),
+        ({"secret": None, "invite_file": Path("/nowhere/invite")}, "--invite-file /nowhere/invite can't be read"),
+        ({"secret": None}, "`coord invite` prints it"),
+    ],
+)
+def test_what_is_wrong_with_an_invite_is_said(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        config(**given)

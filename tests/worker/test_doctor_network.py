@@ -3,23 +3,28 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from coordinator.app import utc_now_s
 from protocol.checks import Check
-from protocol.codec import encode_json
 from protocol.errors import ConfigError
 from protocol.ids import CoordinatorId
+from protocol.invite_rest import CreatedInvite, CreateInviteRequest, InviteList
+from protocol.invites import invite_from_text
 from protocol.rest import Hello
-from protocol.tls import server_context
-from tests.support.coordinators import join_secret_of, running_coordinator
-from tests.support.pki import TestAuthority
-from worker.doctor_network import Doorway, coordinator_checks, doorway_checks
+from tests.support.announced import announced
+from tests.support.coordinators import (
+    eventually_answered,
+    http_session,
+    join_secret_of,
+    key_of,
+    running_coordinator,
+)
+from tests.support.strangers import saying_hello
+from worker.doctor_network import Doorway, announced_urls, coordinator_checks, doorway_checks
 
 SECRET = secrets.token_urlsafe(32)
 HERE = ("https://127.0.0.1:7400",)
@@ -29,25 +34,6 @@ async def looked_at(
     url: str, secret: Callable[[], str] = lambda: SECRET, clock: Callable[[], float] = utc_now_s
 ) -> dict[str, Check]:
     return {check.name.split()[0]: check for check in await coordinator_checks(url, secret, clock)}
-
-
-@asynccontextmanager
-async def fake_coordinator(tmp_path: Path, hello: Hello) -> AsyncIterator[str]:
-    """Says hello, and nothing else."""
-
-    async def answer(_request: web.Request) -> web.Response:
-        return web.Response(body=encode_json(hello), content_type="application/json")
-
-    files = TestAuthority().worker(tmp_path)
-    app = web.Application()
-    app.router.add_get("/v1/hello", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_context(files.certificate, files.key)).start()
-    try:
-        yield f"https://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 def hello(version: str = "1.0", time_s: float | None = None) -> Hello:
@@ -115,7 +101,7 @@ async def test_what_speaks_no_tls_is_no_coordinator() -> None:
 
 
 async def test_another_protocol_version_fails(tmp_path: Path) -> None:
-    async with fake_coordinator(tmp_path, hello("9.0")) as url:
+    async with saying_hello(tmp_path, hello("9.0")) as url:
         checks = await looked_at(url)
         assert checks["version"].status == "fail"
         assert "9.0" in checks["version"].seen
@@ -126,7 +112,7 @@ async def test_another_protocol_version_fails(tmp_path: Path) -> None:
     ("ahead_s", "status"), [(0.0, "ok"), (60.0, "warn"), (400.0, "fail"), (-400.0, "fail"), (1e12, "fail")]
 )
 async def test_the_clock_is_compared(tmp_path: Path, ahead_s: float, status: str) -> None:
-    async with fake_coordinator(tmp_path, hello(time_s=utc_now_s() + ahead_s)) as url:
+    async with saying_hello(tmp_path, hello(time_s=utc_now_s() + ahead_s)) as url:
         checks = await looked_at(url)
         assert checks["clock"].status == status
         assert bool(checks["clock"].mend) == (status != "ok")
@@ -190,3 +176,27 @@ async def test_an_advertised_address_needs_a_port_of_its_own() -> None:
     check = (await doorway_of(Doorway(advertise_url="https://worker.example.org:7500")))["reachable"]
     assert check.status == "warn"
     assert "--listen" in check.mend
+
+
+async def test_who_is_announced_on_the_local_network_is_named_and_looked_at() -> None:
+    async with announced(7417) as coordinator_id:
+
+        async def is_found() -> bool:
+            check, urls = await announced_urls()
+            return check.status == "ok" and coordinator_id in check.seen and "https://127.0.0.1:7417" in urls
+
+        await eventually_answered(is_found)
+
+
+async def test_an_invite_is_looked_at_without_using_it(tmp_path: Path) -> None:
+    async with (
+        running_coordinator(tmp_path) as coordinator,
+        http_session(coordinator, key_of(coordinator, "admin")) as admin,
+    ):
+        answer = await admin.ask("POST", "/admin/v1/invites", CreateInviteRequest())
+        invite = invite_from_text(answer.read(CreatedInvite).invite)
+        checks = await coordinator_checks(coordinator.url, lambda: invite, utc_now_s)
+        assert [check.status for check in checks] == ["ok"] * 6
+        assert "whether it is still good shows when a worker joins" in checks[-1].seen
+        invites = (await admin.ask("GET", "/admin/v1/invites?state=open")).read(InviteList).invites
+        assert [(each.invite_id, each.workers) for each in invites] == [(invite.invite_id, ())]

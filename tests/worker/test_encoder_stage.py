@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from protocol.ids import BlockRange
+from protocol.errors import OverloadedError
+from protocol.ids import BlockRange, Revision, SessionId
 from tests.support.tiny_models import N_BLOCKS, TINY_ENCODERS, save_tiny_model, split_checkpoint
 from worker.batching_trial import settle_batching
 from worker.encoder_stage import EncoderStage, alike
+from worker.engine import Engine
 from worker.loaded_stage import load_stage
 from worker.stage import Stage, StageInput
+from worker.steps import LoadRequest, SessionSpec, SpanKey
 
 TEXTS = [torch.randint(3, 96, (n,), generator=torch.Generator().manual_seed(n)) for n in (20, 17, 5, 1, 20)]
 
@@ -46,6 +50,8 @@ def test_texts_run_together_and_by_views_as_each_alone(tmp_path: Path, name: str
     stage, whole = stage_of(tmp_path, TINY_ENCODERS[name]())
     assert isinstance(stage, EncoderStage)
     assert stage.kv_bytes_by_block() == (0,) * N_BLOCKS
+    widest = max(one.out_features for one in whole.modules() if isinstance(one, torch.nn.Linear))
+    assert stage.working_bytes == 4 * (2 * widest + 8 * stage.hidden_size)
     settle_batching(stage)
     assert stage.batching.because == ""
     first, last = stage.view(BlockRange(0, 2)), stage.view(BlockRange(2, N_BLOCKS))
@@ -61,6 +67,19 @@ def test_fewer_bits_give_nearly_the_same(tmp_path: Path, name: str, quantization
     stage, whole = stage_of(tmp_path, config, dtype=torch.bfloat16, quantization=quantization)
     got = stage.run(inputs_of(stage, TEXTS[:1]))
     assert 0.0 < difference(whole, TEXTS[0], got[0]) < 0.05
+
+
+async def test_a_text_that_there_is_no_memory_to_run_is_refused_with_numbers(tmp_path: Path) -> None:
+    stage, _ = stage_of(tmp_path, TINY_ENCODERS["bert"]())
+    key = SpanKey(revision=Revision("0" * 64), blocks=BlockRange(0, N_BLOCKS), precision="float32")
+    files = tuple((tmp_path / "split").glob("*.safetensors"))
+    spec = SessionSpec(session_id=SessionId("5e55" * 8), span=key, blocks=key.blocks, n_positions=90, hands_on=True)
+    async with Engine(device=torch.device("cpu"), kv_budget_bytes=100 * stage.working_bytes) as engine:
+        loaded = await engine.load(LoadRequest(key=key, config_folder=tmp_path / "bare", files=files))
+        assert loaded.kv_bytes_per_position(key.blocks) == stage.working_bytes
+        with pytest.raises(OverloadedError, match=r"101 positions need [0-9,]+ bytes"):
+            await engine.open_session(replace(spec, n_positions=101), deadline_s=1.0)
+        await engine.open_session(spec, deadline_s=60.0)
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=20))

@@ -18,6 +18,7 @@ from protocol.errors import (
     EXIT_UNREACHABLE,
     EXIT_VERSION,
     ClockSkewError,
+    OverloadedError,
     ProtocolVersionError,
     UnreachableError,
     WrongSecretError,
@@ -26,7 +27,7 @@ from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import first_contact_context, server_context, worker_name
 from tests.support.coordinators import join_secret_of, running_coordinator
 from tests.support.pki import TestAuthority
-from worker.enrolment import PREVIOUS_KEY_S, CredentialsHolder, enrol
+from worker.enrolment import PREVIOUS_KEY_S, CredentialsHolder, asked_delay_s, enrol
 from worker.identity import Identity, load_identity
 
 
@@ -240,3 +241,9 @@ async def test_renewed_credentials_are_told_and_the_old_ticket_key_verifies_on_f
         assert first.ticket_key != second.ticket_key
         now_s += PREVIOUS_KEY_S
         assert holder.ticket_keys == (second.ticket_key,), "a signing key that got out opens nothing for ever"
+
+
+def test_a_stranger_who_says_to_wait_for_years_is_asked_again_within_a_minute() -> None:
+    assert asked_delay_s(OverloadedError("busy", retry_after_s=1e9)) <= 60
+    assert asked_delay_s(OverloadedError("busy", retry_after_s=2.0)) == 2
+    assert asked_delay_s(UnreachableError("away")) == 0

@@ -12,13 +12,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from protocol.guarded_application import errors_to_answers
 from protocol.ids import FileHash
 from protocol.tls import client_context, server_context, worker_name
 from tests.support.pki import TestAuthority, WorkerFiles
 from tests.support.ring import eventually
 from worker.file_server import FileServer
 from worker.files import FileCache
-from worker.site import errors_to_answers
 
 DATA = bytes(range(256)) * 3000
 NAME = FileHash(hashlib.sha256(DATA).hexdigest())

@@ -99,7 +99,7 @@ def text_of(token_ids: Sequence[int]) -> str:
     return text
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(schema=st.sampled_from(SCHEMAS), seed=st.integers(0, 10**6))
 def test_whatever_a_model_says_is_an_instance_of_the_schema(
     vocabulary: Vocabulary, schema: dict[str, Any], seed: int
@@ -223,6 +223,15 @@ def test_a_hostile_constraint_is_refused_or_goes_on_in_little_time(vocabulary: V
             answer.append(int(rng.choice(going_on)))
     except InvalidRequestError as error:
         assert len(error.message) < 700  # noqa: PT017 - either is right
+
+
+def test_a_mask_that_takes_too_much_is_an_error_and_not_an_end(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matcher that broke lets every answer end."""
+    monkeypatch.setattr(grammar_module, "STEP_LEXER_FUEL", 1)
+    with pytest.raises(InvalidRequestError, match="too many expressions"):
+        grammar(vocabulary, "regex", "([a-z]{1,20}x){1,9}|[^q]*y(b|c)*")
 
 
 def test_an_answer_that_does_not_fit_is_refused(vocabulary: Vocabulary) -> None:

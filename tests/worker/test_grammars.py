@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from protocol.errors import InvalidRequestError, OverloadedError, StaleEpochError
 from protocol.messages import Constraint, SamplingParams
 from tests.support.tiny_tokenizer import ids_of, tiny_tokenizer
+from worker import grammar_trial
 from worker import grammars as grammars_module
 from worker.grammar import TokenizerSource
 from worker.grammars import Grammars
@@ -41,6 +43,14 @@ async def test_what_is_wrong_is_said(tokenizer: TokenizerSource) -> None:
         await grammars.of(held_to("(a"), [7], tokenizer)
     with pytest.raises(StaleEpochError, match="another route"):
         await grammars.of(held_to("a"), [7], None)
+
+
+async def test_nothing_is_compiled_here_that_was_not_tried_before(
+    tokenizer: TokenizerSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar_trial.sys, "executable", os.devnull)
+    with pytest.raises(OverloadedError, match="no process can be started to try the constraint"):
+        await Grammars().of(held_to("a"), [7], tokenizer)
 
 
 async def test_no_more_are_used_than_memory_is_meant_for(

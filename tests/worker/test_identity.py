@@ -28,7 +28,7 @@ def test_folders_have_identities_of_their_own(tmp_path: Path) -> None:
 
 def test_the_request_is_for_the_key_that_the_id_is_the_hash_of(tmp_path: Path) -> None:
     identity = load_identity(tmp_path)
-    request = x509.load_pem_x509_csr(identity.certificate_request_pem().encode())
+    request = x509.load_pem_x509_csr(identity.certificate_request_pem("for this").encode())
     spki = request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert request.is_signature_valid

@@ -32,7 +32,7 @@ def matrix_of(coded: CodedRows) -> QuantisedMatrix:
     return QuantisedMatrix(n_rows, n_groups * 32, coded.n_bits, coded.rows)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     n_bits=st.sampled_from([4, 8]),
     n_rows=st.integers(1, 600),

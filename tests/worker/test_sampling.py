@@ -45,7 +45,7 @@ def processors_of_transformers(model: PreTrainedModel, values: dict[str, Any]) -
     return model._get_logits_processor(generation_config=config, input_ids_seq_length=len(PROMPT))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(values=PARAMS, seed=st.integers(0, 50))
 def test_probabilities_are_those_of_transformers(checkpoint: Any, values: dict[str, Any], seed: int) -> None:
     processors = processors_of_transformers(checkpoint("llama").model, values)
@@ -103,7 +103,7 @@ def one_by_one(wanted: SamplingParams, rows: torch.Tensor, n_tokens: int) -> lis
     return [sampler.sample(rows[i], len(PROMPT) + i).token_id for i in range(n_tokens)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(values=PARAMS, seed=st.integers(0, 50), n_right=st.integers(0, 4), n_drafts=st.integers(0, 4))
 def test_guesses_change_no_token(values: dict[str, Any], seed: int, n_right: int, n_drafts: int) -> None:
     rows = torch.stack([logits(seed + i) for i in range(n_drafts + 1)])
@@ -160,12 +160,13 @@ def test_the_penalty_needs_the_tokens_before() -> None:
         Sampler(params(repetition_penalty=1.5), PROMPT).sample(logits(1), 6)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_logits_that_are_not_finite_are_an_error(value: float) -> None:
+def test_logits_that_are_not_finite_are_an_error(value: float, temperature: float) -> None:
     scores = logits(1)
     scores[4] = value
     with pytest.raises(InternalError, match="position 7 are not finite"):
-        Sampler(params(), ()).sample(scores, 7)
+        Sampler(params(temperature=temperature), ()).sample(scores, 7)
 
 
 def test_stop_tokens() -> None:
@@ -195,7 +196,7 @@ PENALTIES = st.sampled_from([-2.0, -0.5, 0.0, 0.3, 2.0])
 BIASES = st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.sampled_from([-100.0, -1.5, 2.0, 100.0]), max_size=4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     presence=PENALTIES,
     frequency=PENALTIES,
@@ -231,7 +232,7 @@ def test_a_bias_is_that_of_transformers() -> None:
     assert mine == int(torch.multinomial(probabilities, 1, generator=generator_for(4, 4)))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=SEEDS, n_right=st.integers(0, 4), n_before=st.integers(0, 4))
 def test_what_is_asked_of_an_answer_goes_on_with_guesses_and_elsewhere(
     seed: int, n_right: int, n_before: int

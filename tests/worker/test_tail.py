@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -47,6 +48,21 @@ def test_the_last_token_carries_its_reason_and_no_other_does() -> None:
         (1, 43, None),
         (2, 44, "length"),
     ]
+
+
+def test_the_pace_counts_the_tokens_after_the_first_ones() -> None:
+    tail, _ = attached(max_tokens=6)
+    assert tail.pace == (None, None)
+    began_s = time.perf_counter()
+    tail.stream(tail.take([sampled(2), sampled(3)], (42,)))
+    first_token_s, s_per_token = tail.pace
+    assert first_token_s is not None
+    assert s_per_token is None, "two came at once, and none since"
+    for position in (4, 5):
+        tail.stream(tail.take([sampled(position)], ()))
+    assert tail.pace[0] == first_token_s
+    assert tail.pace[1] is not None
+    assert 0.0 < 2 * tail.pace[1] <= time.perf_counter() - began_s
 
 
 def test_a_stop_token_is_streamed_with_reason_stop_even_as_the_last_allowed() -> None:

@@ -103,7 +103,7 @@ SIZES = st.lists(st.sampled_from([1, 1, 1, 16, 128, 512]), min_size=1, max_size=
 TENANTS = st.builds(Tenant, st.sampled_from("abcd"), st.sampled_from(["high", "normal", "low"]))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.dictionaries(TENANTS, SIZES, min_size=2, max_size=4))
 def test_nobody_falls_behind_further_than_stated_and_no_step_starves(steps: dict[Tenant, list[int]]) -> None:
     device = Device(steps)

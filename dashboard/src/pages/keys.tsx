@@ -4,7 +4,7 @@ import { ask, get } from "../api";
 import { count, stamp } from "../format";
 import { useLoaded } from "../state/loading";
 import type { KeyInfo, KeyLimits, Page, QuotaInfo, UsageDay } from "../types";
-import { Card, Chip, Empty, Field, Meter, PageHead, ProblemBox, Table } from "../ui/basics";
+import { ActButton, Card, Chip, Empty, Field, Meter, PageHead, ProblemBox, Table } from "../ui/basics";
 import { Dialog, FormDialog } from "../ui/dialog";
 import { changeOf, LimitFields, limitsGiven, limitsWords, wordsOfLimits, type LimitWords } from "../ui/limits";
 
@@ -12,16 +12,13 @@ const KEYS = "/admin/v1/keys";
 
 function ShownOnce({ secret, close }: { secret: string; close: () => void }) {
   const [isCopied, setCopied] = useState(false);
-  const copy = async () => {
-    await navigator.clipboard.writeText(secret);
-    setCopied(true);
-  };
+  const copy = () => navigator.clipboard.writeText(secret).then(() => setCopied(true));
   return (
     <Dialog title="Copy the key now" close={close}>
       <p>This is the only time that it is shown. The coordinator keeps nothing that it could be made from.</p>
       <code class="secret" tabIndex={0} aria-label="The new key">{secret}</code>
       <footer class="dialog-foot">
-        <button class="quiet" onClick={copy}>{isCopied ? "Copied" : "Copy"}</button>
+        <ActButton act={copy}>{isCopied ? "Copied" : "Copy"}</ActButton>
         <button class="primary" onClick={close}>I have it</button>
       </footer>
     </Dialog>

@@ -6,16 +6,17 @@ import { link } from "../router";
 import { models, workerList, workerNames } from "../state/live";
 import type { ModelInfo } from "../types";
 import { holdersOf } from "../ui/bands";
-import { Card, Chip, Command, Empty, Facts, Field, Meter, Notice, PageHead } from "../ui/basics";
+import { Card, Chip, Command, Empty, Facts, Field, Meter, Notice, PageHead, useFirst } from "../ui/basics";
 import { FormDialog } from "../ui/dialog";
 
 function Downloads({ model }: { model: ModelInfo }) {
   const busy = holdersOf(model, workerList.value).flatMap(({ worker, spans }) =>
     spans.filter((span) => span.state !== "ready").map((span) => ({ worker, span })));
+  const [shown, more] = useFirst(busy);
   if (busy.length === 0) return null;
   return (
     <ul class="spans" aria-label={`Under way for ${model.name}`}>
-      {busy.map(({ worker, span }) => (
+      {shown.map(({ worker, span }) => (
         <li key={`${worker.worker_id}-${span.blocks.start}`}>
           <span><a href={link("workers", worker.worker_id)}>{workerNames.value.get(worker.worker_id)}</a> {range(span.blocks)}</span>
           <Chip state={span.state} />
@@ -23,6 +24,7 @@ function Downloads({ model }: { model: ModelInfo }) {
           <small class="muted">{percent(span.progress)}{span.reason ? `, ${span.reason}` : ""}</small>
         </li>
       ))}
+      {more && <li>{more}</li>}
     </ul>
   );
 }

@@ -62,7 +62,7 @@ function trustColumns(found: TrustHistory, hour: History | null): (number | null
 
 function Trust({ id, found }: { id: string; found: Loaded<TrustHistory> }) {
   const { answer, problem, reload } = found;
-  const hour = useLoaded(`trust-hour-${id}`, () => get<History>(`/dashboard/history/workers/${id}`, { span: "hour" }));
+  const hour = useLoaded(`trust-hour-${id}`, () => get<History>(`/dashboard/history/workers/${encodeURIComponent(id)}`, { span: "hour" }));
   if (problem) return <ProblemBox problem={problem} retry={reload} />;
   if (answer === null) return null;
   return (
@@ -83,7 +83,7 @@ function Trust({ id, found }: { id: string; found: Loaded<TrustHistory> }) {
 }
 
 function Load({ id }: { id: string }) {
-  const { answer, problem, reload } = useLoaded(`load-${id}`, () => get<History>(`/dashboard/history/workers/${id}`, { span: "hour" }));
+  const { answer, problem, reload } = useLoaded(`load-${id}`, () => get<History>(`/dashboard/history/workers/${encodeURIComponent(id)}`, { span: "hour" }));
   if (problem?.code === "not_found") return <Empty title="Nothing was measured of it in the last day." />;
   if (problem) return <ProblemBox problem={problem} retry={reload} />;
   if (answer === null) return null;
@@ -100,9 +100,9 @@ function Load({ id }: { id: string }) {
 
 export function WorkerPage({ id }: { id: string }) {
   const worker = workers.value.get(id);
-  const trust = useLoaded(`trust-${id}-${worker?.trust}-${worker?.trust_level}`, () => get<TrustHistory>(`${BASE}${id}/trust`));
+  const trust = useLoaded(`trust-${id}-${worker?.trust}-${worker?.trust_level}`, () => get<TrustHistory>(`${BASE}${encodeURIComponent(id)}/trust`));
   const act = (method: string, path: string, body?: unknown) =>
-    ask(method, `${BASE}${id}${path}`, body).then(trust.reload);
+    ask(method, `${BASE}${encodeURIComponent(id)}${path}`, body).then(trust.reload);
   if (worker === undefined) {
     return (
       <>

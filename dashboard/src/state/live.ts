@@ -15,21 +15,36 @@ export const generations = signal<ReadonlyMap<string, Generation>>(new Map());
 export const lastSample = signal<HistoryPoint | null>(null);
 export const connection = signal<"connecting" | "live" | "lost">("connecting");
 
-export const workerList = computed(() =>
-  [...workers.value.values()].sort(
-    (a, b) => a.hostname.localeCompare(b.hostname) || a.worker_id.localeCompare(b.worker_id),
-  ),
-);
+const COLLATOR = new Intl.Collator();
+let hostnamesBefore: ReadonlyMap<string, string> = new Map();
+
+/** Hostnames by id, in order; the same map until a worker comes, goes or is renamed: sorting a thousand takes long. */
+const hostnames = computed(() => {
+  const now = workers.value;
+  const isSame = now.size === hostnamesBefore.size
+    && [...now.values()].every(({ worker_id, hostname }) => hostnamesBefore.get(worker_id) === hostname);
+  if (!isSame) {
+    const sorted = [...now.values()].sort(
+      (a, b) => COLLATOR.compare(a.hostname, b.hostname) || COLLATOR.compare(a.worker_id, b.worker_id),
+    );
+    hostnamesBefore = new Map(sorted.map(({ worker_id, hostname }) => [worker_id, hostname]));
+  }
+  return hostnamesBefore;
+});
+
+/** By name. */
+export const workerList = computed(() => [...hostnames.value.keys()].map((id) => workers.value.get(id) as LiveWorker));
 
 /** A worker as people call it; several on one machine are told apart by their ids. */
 export const workerNames = computed(() => {
   const n_of = new Map<string, number>();
-  for (const { hostname } of workers.value.values()) n_of.set(hostname, (n_of.get(hostname) ?? 0) + 1);
-  return new Map([...workers.value.values()].map(({ worker_id, hostname }) => [
+  for (const hostname of hostnames.value.values()) n_of.set(hostname, (n_of.get(hostname) ?? 0) + 1);
+  return new Map([...hostnames.value].map(([worker_id, hostname]) => [
     worker_id, (n_of.get(hostname) ?? 0) > 1 ? `${hostname} · ${worker_id.slice(0, 6)}` : hostname,
   ]));
 });
 
+let isFollowing = false;
 let source: EventSource | null = null;
 let silence = 0;
 let retry = 0;
@@ -41,6 +56,10 @@ function heard(): void {
 }
 
 function takeSnapshot(said: LiveState): void {
+  if (cluster.value !== null && cluster.value.version !== said.cluster.version) {
+    location.reload(); // the coordinator was replaced by another version, which brings its own page
+    return;
+  }
   cluster.value = said.cluster;
   models.value = new Map(Object.entries(said.models));
   workers.value = new Map(Object.entries(said.workers));
@@ -58,7 +77,7 @@ function takeDelta(said: LiveDelta): void {
 
 /** The stream is lost: ask whether one is still signed in, and if so try again, more and more seldom. */
 function again(): void {
-  disconnect();
+  close();
   connection.value = "lost";
   const pause = Math.min(MAX_RETRY_MS, 500 * 2 ** nFailures) * (0.5 + Math.random() / 2);
   nFailures += 1;
@@ -66,16 +85,17 @@ function again(): void {
     try {
       await findSession();
     } catch {
-      again();
+      if (isFollowing) again();
       return;
     }
-    if (session.value) connect();
-    else signOutHere("Your session is over. Sign in again.");
+    if (isFollowing && session.value) open();
   }, pause);
 }
 
-export function connect(): void {
-  disconnect();
+/** While somebody can see the page: a browser has six connections to a host, for all of its tabs. */
+function open(): void {
+  close();
+  if (document.hidden) return;
   const opened = new EventSource("/dashboard/events");
   source = opened;
   heard();
@@ -90,7 +110,7 @@ export function connect(): void {
     lastSample.value = said;
   });
   on<{ reason: string; message: string }>("end", ({ reason, message }) => {
-    if (reason === "stopping" || reason === "too_many") again();
+    if (reason === "stopping") again();
     else {
       disconnect();
       signOutHere(message);
@@ -99,7 +119,23 @@ export function connect(): void {
   opened.onerror = again;
 }
 
+document.addEventListener("visibilitychange", () => {
+  if (!isFollowing) return;
+  connection.value = "connecting";
+  open();
+});
+
+export function connect(): void {
+  isFollowing = true;
+  open();
+}
+
 export function disconnect(): void {
+  isFollowing = false;
+  close();
+}
+
+function close(): void {
   clearTimeout(silence);
   clearTimeout(retry);
   source?.close();

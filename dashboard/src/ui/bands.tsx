@@ -10,6 +10,7 @@ const MAX_TICKS = 8;
 
 interface Holder { worker: LiveWorker; spans: SpanStatus[] }
 
+/** By where they begin; those of one place stay in the order of `workers`. */
 export function holdersOf(model: ModelInfo, workers: Iterable<LiveWorker>): Holder[] {
   const found: Holder[] = [];
   for (const worker of workers) {
@@ -17,7 +18,7 @@ export function holdersOf(model: ModelInfo, workers: Iterable<LiveWorker>): Hold
     if (spans.length > 0) found.push({ worker, spans });
   }
   const start = (holder: Holder) => holder.spans[0]?.blocks.start ?? 0;
-  return found.sort((a, b) => start(a) - start(b) || a.worker.hostname.localeCompare(b.worker.hostname));
+  return found.sort((a, b) => start(a) - start(b));
 }
 
 /** Nobody holds it, fewer than wanted do, or enough. */

@@ -2,6 +2,9 @@
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { problemOf, type Problem } from "../api";
+import { count } from "../format";
+
+const ROWS_AT_ONCE = 100;
 
 type Tone = "good" | "busy" | "calm" | "warn" | "bad";
 
@@ -149,6 +152,16 @@ export function Field(
   );
 }
 
+/** Of a list that may be long: the first of them, and a button that shows more. A thousand rows at once stop the page. */
+export function useFirst<Row>(rows: readonly Row[]): [readonly Row[], ComponentChildren] {
+  const [n, setN] = useState(ROWS_AT_ONCE);
+  const rest = rows.length - n;
+  const more = rest > 0 && (
+    <button class="quiet" onClick={() => setN(n + ROWS_AT_ONCE)}>Show {count(Math.min(rest, ROWS_AT_ONCE))} more of {count(rest)}</button>
+  );
+  return [rest > 0 ? rows.slice(0, n) : rows, more];
+}
+
 /** Columns with names; on a phone each row becomes a small card of named values. */
 export function Table<Row>(
   { columns, rows, rowKey, label }:
@@ -157,6 +170,7 @@ export function Table<Row>(
     rows: readonly Row[]; rowKey: (row: Row) => string; label: string;
   },
 ) {
+  const [shown, more] = useFirst(rows);
   return (
     <div class="table-frame">
       <table aria-label={label}>
@@ -164,7 +178,7 @@ export function Table<Row>(
           <tr>{columns.map(({ name, isNumber }) => <th key={name} scope="col" class={isNumber ? "number" : ""}>{name}</th>)}</tr>
         </thead>
         <tbody>
-          {rows.map((row) => (
+          {shown.map((row) => (
             <tr key={rowKey(row)}>
               {columns.map(({ name, cell, isNumber }) => (
                 <td key={name} data-name={name} class={isNumber ? "number" : ""}>{cell(row)}</td>
@@ -173,6 +187,7 @@ export function Table<Row>(
           ))}
         </tbody>
       </table>
+      {more}
     </div>
   );
 }

@@ -47,10 +47,12 @@ export function Fleet({ workers }: { workers: LiveWorker[] }) {
   const shown = useRef(workers);
   shown.current = workers;
   const theme = shownTheme.value;
+  const words = summary(workers);
+  const tones = workers.map((worker) => toneOf(worker.state)).join();
   useLayoutEffect(() => {
     const element = canvas.current;
     if (element !== null) draw(element, workers, element.clientWidth);
-  }, [workers, theme]);
+  }, [tones, theme]); // most changes are of numbers, which no square shows
   useLayoutEffect(() => {
     const element = canvas.current;
     if (element === null) return undefined;
@@ -64,7 +66,7 @@ export function Fleet({ workers }: { workers: LiveWorker[] }) {
   };
   return (
     <figure class="fleet">
-      <canvas ref={canvas} role="img" aria-label={`${plural(workers.length, "worker")}: ${summary(workers)}`}
+      <canvas ref={canvas} role="img" aria-label={`${plural(workers.length, "worker")}: ${words}`}
         onClick={(event) => {
           const worker = under(event);
           if (worker) go("workers", worker.worker_id);
@@ -73,7 +75,7 @@ export function Fleet({ workers }: { workers: LiveWorker[] }) {
           const worker = under(event);
           if (canvas.current) canvas.current.title = worker ? `${worker.hostname}: ${worker.state}` : "";
         }} />
-      <figcaption class="muted small">{summary(workers)}</figcaption>
+      <figcaption class="muted small">{words}</figcaption>
     </figure>
   );
 }

@@ -10,6 +10,7 @@ import anthropic
 import pytest
 import pytest_asyncio
 
+from protocol.key_limits import KeyLimits
 from tests.support.coordinators import eventually, key_of
 from tests.support.gateways import ServedGateway, gateway_cluster
 
@@ -135,15 +136,20 @@ async def test_a_tool_is_called_and_its_result_taken(client: anthropic.AsyncAnth
             anthropic.BadRequestError,
             "JSON schema of an object",
         ),
-        ({"messages": [{"role": "user", "content": "a" * 9000}]}, anthropic.BadRequestError, "context"),
+        ({"messages": [{"role": "user", "content": "a" * 9000}]}, anthropic.BadRequestError, "prompt is too long"),
     ],
 )
+@pytest.mark.parametrize("stream", [False, True])
 async def test_errors_are_raised_as_anthropics_own(
-    client: anthropic.AsyncAnthropic, changes: dict[str, Any], error: type[anthropic.APIStatusError], words: str
+    client: anthropic.AsyncAnthropic,
+    changes: dict[str, Any],
+    error: type[anthropic.APIStatusError],
+    words: str,
+    stream: bool,
 ) -> None:
     asked: Any = {"model": "tiny", "max_tokens": 5, "messages": HI} | changes
     with pytest.raises(error) as raised:
-        await client.messages.create(**asked)
+        await client.messages.create(**asked, stream=stream)
     body = json.loads(raised.value.response.content)
     assert body["type"] == "error"
     assert words in body["error"]["message"]
@@ -155,6 +161,17 @@ async def test_a_key_may_come_in_anthropics_own_header(served: ServedGateway) ->
         answer = await served.post("/v1/messages", asked, headers={"x-api-key": key})
         assert answer.status == status, answer.body
         assert answer.json()["type"] == ("message" if status == 200 else "error")
+
+
+async def test_a_limit_is_raised_as_anthropics_own_and_says_how_long(served: ServedGateway) -> None:
+    key = await served.cluster.new_key(KeyLimits(requests_per_min=1))
+    async with anthropic.AsyncAnthropic(
+        base_url=served.gateway.url, api_key=key.key, max_retries=0, timeout=30.0
+    ) as limited:
+        await limited.messages.create(model="tiny", max_tokens=2, messages=HI)
+        with pytest.raises(anthropic.RateLimitError) as raised:
+            await limited.messages.create(model="tiny", max_tokens=2, messages=HI)
+    assert 1 <= int(raised.value.response.headers["Retry-After"]) <= 60
 
 
 async def test_the_next_turn_is_read_from_the_workers_caches(client: anthropic.AsyncAnthropic) -> None:

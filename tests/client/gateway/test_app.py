@@ -9,12 +9,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from client.gateway.app import running
 from protocol.api_key import new_api_key
 from protocol.errors import ConfigError, PortInUseError
 from protocol.key_limits import KeyLimits
-from tests.support.coordinators import bearer, eventually
+from tests.support.coordinators import bearer, eventually, eventually_answered
 from tests.support.gateways import ENDS, ServedGateway, gateway_config, served_gateway
 from tests.support.pki import TestAuthority
 
@@ -56,13 +62,41 @@ async def test_a_client_that_doesnt_read_is_given_up(served: ServedGateway) -> N
         body = LONG | {"stream": True, "n": 8, "logprobs": True, "top_logprobs": 20}
         await asyncio.get_running_loop().sock_sendall(small, raw_request(slow, body))
         await eventually(lambda: slow.sessions_on_workers() == 16)
-        await eventually(lambda: slow.sessions_on_workers() == 0 and slow.gateway.gate.n_inside == 0, 40)
+        await eventually(lambda: slow.sessions_on_workers() == 0 and slow.gateway.gate.n_inside == 0, 80)
         small.close()
+
+
+async def test_nothing_is_read_of_whoever_has_no_key(served: ServedGateway) -> None:
+    """Though the body never comes, the answer does."""
+    fingerprint = served.cluster.coordinator.authority.ca_fingerprint
+    key = new_api_key("client", fingerprint).text()
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.gateway.port)
+    head = ["Host: 127.0.0.1", f"Authorization: Bearer {key}", "Content-Type: application/json"]
+    writer.write("\r\n".join([f"POST {CHAT} HTTP/1.1", *head, "Content-Length: 16000000", "", ""]).encode())
+    async with asyncio.timeout(30):
+        assert (await reader.readline()).split()[1] == b"401"
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_several_answers_of_a_key_that_may_have_one_at_once_come_one_after_the_other(
+    served: ServedGateway, stream: bool
+) -> None:
+    key = await served.cluster.new_key(KeyLimits(max_concurrent=1))
+
+    async def answered() -> bytes | None:
+        answer = await served.post(CHAT, SHORT | {"n": 3, "stream": stream}, headers=bearer(key.key))
+        assert answer.status in (200, 429), answer.body  # the second may have been faster than the first
+        return answer.body if answer.status == 200 else None
+
+    body = await eventually_answered(answered)
+    assert body.count(b'"finish_reason":"length"') == 3
 
 
 async def test_whose_key_answers(served: ServedGateway) -> None:
     own_key = await served.post(CHAT, SHORT)  # on loopback
     assert own_key.status == 200
+    n_clients = len(served.gateway.clients)
     placeholder = await served.post(CHAT, SHORT, headers=bearer("sk-nothing"))
     assert placeholder.status == 401
     error = placeholder.json()["error"]
@@ -71,7 +105,7 @@ async def test_whose_key_answers(served: ServedGateway) -> None:
     fingerprint = served.cluster.coordinator.authority.ca_fingerprint
     strange = await served.post(CHAT, SHORT, headers=bearer(new_api_key("client", fingerprint).text()))
     assert (strange.status, strange.json()["error"]["code"]) == (401, "invalid_api_key")
-    assert len(served.gateway.clients) == 1
+    assert len(served.gateway.clients) == n_clients
 
     other = await served.cluster.new_key(KeyLimits(requests_per_min=1))
     assert (await served.post(CHAT, SHORT, headers=bearer(other.key))).status == 200
@@ -178,6 +212,16 @@ async def test_speaks_tls_if_it_has_a_certificate(served: ServedGateway, tmp_pat
     async with served_gateway(served.cluster, tls_cert=files.certificate, tls_key=files.key) as encrypted:
         assert encrypted.gateway.url.startswith("https://")
         assert (await encrypted.ask("GET", "/v1/models", ssl=context)).status == 200
+
+
+async def test_a_key_with_a_password_is_refused_instead_of_asked_for(served: ServedGateway, tmp_path: Path) -> None:
+    files = TestAuthority().worker(tmp_path, "gateway.example")
+    key = load_pem_private_key(files.key.read_bytes(), None)
+    how = BestAvailableEncryption(b"password")
+    files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
+    with pytest.raises(ConfigError, match="encrypted with a password"):
+        async with running(gateway_config(served.cluster, tls_cert=files.certificate, tls_key=files.key)):
+            pass
 
 
 async def test_settings_that_cant_be_meant_are_refused(served: ServedGateway, tmp_path: Path) -> None:

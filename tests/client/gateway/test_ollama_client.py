@@ -10,6 +10,8 @@ import ollama
 import pytest
 import pytest_asyncio
 
+from protocol.key_limits import KeyLimits
+from tests.support.coordinators import bearer
 from tests.support.gateways import ServedGateway, gateway_cluster
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -33,8 +35,9 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(served: ServedGateway) -> ollama.AsyncClient:
-    return ollama.AsyncClient(host=served.gateway.url, timeout=30.0)
+async def client(served: ServedGateway) -> AsyncIterator[ollama.AsyncClient]:
+    async with ollama.AsyncClient(host=served.gateway.url, timeout=30.0) as made:
+        yield made
 
 
 async def test_a_chat_whole_and_streamed_is_the_same(client: ollama.AsyncClient) -> None:
@@ -126,6 +129,19 @@ async def _read(client: ollama.AsyncClient, asked: Any, *, stream: bool) -> None
     if stream:
         async for _ in answer:
             pass
+
+
+async def test_keys_that_dont_count_and_limits_are_raised_as_ollamas_own(served: ServedGateway) -> None:
+    limited = await served.cluster.new_key(KeyLimits(requests_per_min=1))
+    for key, statuses in (("ollama", (401,)), (limited.key, (200, 429))):
+        async with ollama.AsyncClient(host=served.gateway.url, timeout=30.0, headers=bearer(key)) as client:
+            for status in statuses:
+                if status == 200:
+                    await client.chat(model="tiny", messages=HI, options=SHORT)
+                    continue
+                with pytest.raises(ollama.ResponseError) as raised:
+                    await client.chat(model="tiny", messages=HI, options=SHORT)
+                assert raised.value.status_code == status
 
 
 async def test_ollamas_program_finds_somebody_there(served: ServedGateway) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from client.gateway.openai_fields import MAX_CHOICE_TEXTS
+from client.gateway.openai_messages import MAX_MESSAGES, MAX_PARTS
 from tests.support.gateways import ENDS, ServedGateway
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -122,6 +124,21 @@ async def test_an_answer_is_held_to_a_pattern(served: ServedGateway) -> None:
         ({"regex": "a", "grammar": "start: /b/"}, 400, "grammar", None),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", None),
         ({"tool_choice": "required"}, 400, "tool_choice", None),
+        ({"messages": HI * (MAX_MESSAGES + 1)}, 400, "messages", None),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * (MAX_PARTS + 1)}]},
+            400,
+            "messages[0].content",
+            None,
+        ),
+        ({"tools": [{"type": "function", "function": {"name": "a"}}] * 129}, 400, "tools", None),
+        ({"logit_bias": {str(number): 1 for number in range(1025)}}, 400, "logit_bias", None),
+        (
+            {"structured_outputs": {"choice": ["a"] * (MAX_CHOICE_TEXTS + 1)}},
+            400,
+            "structured_outputs.choice",
+            None,
+        ),
     ],
 )
 async def test_what_cant_be_done_is_refused_by_name(

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from client.gateway import openai_responses
+from client.gateway.openai_fields import MAX_PROMPT_IDS
 from tests.support.gateways import ENDS, ServedGateway
 from tests.support.tiny_tokenizer import ids_of
 
@@ -68,18 +70,24 @@ async def test_tokens_of_texts_come_with_their_probabilities(served: ServedGatew
         (TEXTS, {"prompt": []}, "prompt"),
         (TEXTS, {"prompt": [1, "a"]}, "prompt"),
         (TEXTS, {"prompt": ["a"] * 65}, "prompt"),
+        (TEXTS, {"prompt": [1] * (MAX_PROMPT_IDS + 1)}, "prompt"),
+        (TEXTS, {"prompt": [[1] * MAX_PROMPT_IDS, [1]]}, "prompt"),
+        (TEXTS, {"prompt": [-1], "echo": True}, None),
+        (TEXTS, {"prompt": [2**40], "echo": True}, None),
         (TEXTS, {"echo": True, "logprobs": 1}, "echo"),
         (RESPONSES, {"previous_response_id": "resp_1"}, "previous_response_id"),
         (RESPONSES, {"store": True}, "store"),
-        (RESPONSES, {"tools": [{"type": "web_search"}]}, "tools"),
-        (RESPONSES, {"input": [{"type": "function_call_output"}]}, "input[0].type"),
+        (RESPONSES, {"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        (RESPONSES, {"input": [{"type": "reasoning"}]}, "input[0].type"),
+        (RESPONSES, {"input": [{"type": "function_call_output"}]}, "input[0]"),
+        (RESPONSES, {"tool_choice": "required"}, "tool_choice"),
         (RESPONSES, {"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ("/v1/embeddings", {"input": []}, "input"),
         ("/v1/embeddings", {"encoding_format": "int8"}, "encoding_format"),
     ],
 )
 async def test_what_cant_be_done_is_refused_by_name(
-    served: ServedGateway, path: str, change: dict[str, Any], param: str
+    served: ServedGateway, path: str, change: dict[str, Any], param: str | None
 ) -> None:
     bodies = {
         TEXTS: asked(),
@@ -133,4 +141,16 @@ async def test_embeddings_come_as_numbers_and_as_bytes(served: ServedGateway) ->
     encoded = (await served.post("/v1/embeddings", body | {"encoding_format": "base64"})).json()
     for entry, other in zip(numbers["data"], encoded["data"], strict=True):
         vector = memoryview(base64.b64decode(other["embedding"])).cast("f").tolist()
-        assert vector == pytest.approx(entry["embedding"])
+        assert vector == pytest.approx(entry["embedding"], abs=1e-5)
+
+
+async def test_a_response_that_fails_after_a_while_has_begun_before(
+    served: ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_responses, "KEEP_ALIVE_S", 0.0)
+    body = {"model": "tiny", "input": "hi", "max_output_tokens": 4000, "stream": True}
+    events = (await served.post(RESPONSES, body)).events()
+    kinds = ["response.created", "response.in_progress", "response.failed"]
+    assert [(event["type"], event["sequence_number"]) for event in events] == list(
+        zip(kinds, range(3), strict=True)
+    )

@@ -76,6 +76,7 @@ _BITS = st.sampled_from([*_MARKS, *_WORDS])
 
 
 @given(bits=st.lists(_BITS, max_size=12), form=st.sampled_from([HERMES, MISTRAL, LLAMA]), is_cut=st.booleans())
+@example(bits=["[TOOL_CALLS]", "1,", "[ARGS]"], form=MISTRAL, is_cut=True)
 def test_whatever_comes_is_read_alike_in_one_piece_and_in_many(
     bits: list[str], form: ToolFormat, is_cut: bool
 ) -> None:
@@ -91,6 +92,13 @@ def test_whatever_comes_is_read_alike_in_one_piece_and_in_many(
         (HERMES, '\n\n<tool_call>\n{"name": "now"}\n</tool_call>\n', ("", [("now", "{}")])),
         (HERMES, '<tool_call>{"name": "now", "arguments": "{\\"a\\": 1}"}', ("", [("now", '{"a": 1}')])),
         (HERMES, '<tool_call>{"name": "now", "arguments": null}</tool_call>ok', ("ok", [("now", "{}")])),
+        (HERMES, '<tool_call>{"name": "now", "arguments": ""}</tool_call>ok', ("ok", [("now", "{}")])),
+        (HERMES, '<tool_call>{"name": "now", "arguments": "\\ud83d"}</tool_call>', ("", [("now", '"\\ud83d"')])),
+        (
+            HERMES,  # the closing mark was forgotten
+            '<tool_call>{"name": "now", "arguments": {}}}\n<tool_call>{"name": "now"}</tool_call>b',
+            ("b", [("now", "{}"), ("now", "{}")]),
+        ),
         (HERMES, '<tool_call>[{"name": "now"}]</tool_call>', ('<tool_call>[{"name": "now"}]</tool_call>', [])),
         (HERMES, '<tool_call>{"name": "now", "arguments": {}}} </tool_call>', ("", [("now", "{}")])),
         (LLAMA, '<|python_tag|>{"name": "now", "parameters": {}}', ("", [("now", "{}")])),
@@ -116,6 +124,18 @@ def test_reads_what_models_write(form: ToolFormat, text: str, expected: tuple[st
     assert read(form, list(text)) == expected
 
 
+@pytest.mark.parametrize("form", [*FORMATS, GENERIC], ids=lambda form: form.name)
+@pytest.mark.parametrize("filler", [" ", "[ ", ", ", "; ", "\n", "a"])
+def test_no_more_is_held_back_than_a_call_can_begin_with(form: ToolFormat, filler: str) -> None:
+    """Whatever a model goes on writing: it is shown, and what is waited with is read again only so often."""
+    for begin in {"", form.opening, form.opening + form.before_call, form.opening + form.before_call + "now"}:
+        reader = CallReader(form, names=NAMES, new_id=lambda: "id")
+        text = begin + filler * (6000 // len(filler))
+        pieces = (number for number, one in enumerate(text) if reader.push(TextDelta(text=one)))
+        assert next(pieces, len(text)) < 5000, begin
+        assert read(form, [text]) == read(form, list(text)) == (text, [])
+
+
 def test_an_answer_that_was_cut_short_shows_no_broken_mark() -> None:
     assert read(HERMES, ["Yes <tool_c"], is_cut=True) == ("Yes ", [])
     assert read(HERMES, ['Yes <tool_call>{"na'], is_cut=True) == ("Yes ", [])
@@ -133,3 +153,11 @@ def test_probabilities_go_with_the_text_and_not_with_calls() -> None:
     ]
     texts = [(e.text, [p.token_id for p in e.logprobs]) for e in said if isinstance(e, TextDelta)]
     assert texts == [("a", [0]), (" ", [1]), ("<b", [2])]
+
+
+def test_the_end_has_its_probability_although_it_has_no_text() -> None:
+    reader = CallReader(HERMES, names=NAMES, new_id=lambda: "id")
+    ending = TokenLogprob(token_id=3, logprob=-1.0)
+    said = [*reader.push(TextDelta(text="a")), *reader.push(TextDelta(text="", logprobs=(ending,)))]
+    said += reader.flush(is_cut=False)
+    assert [e.logprobs for e in said if isinstance(e, TextDelta)] == [(), (ending,)]

@@ -24,7 +24,7 @@ from coordinator.policy.statuses import status_as
 from coordinator.policy.transition import apply
 from protocol.control_messages import Announce, Assign, DeviceReport, Heartbeat, SpanReport, SpanState, SpanStatus
 from protocol.ids import FileHash, ModelName, WorkerId
-from protocol.manifest import Manifest, ModelFile, encode_manifest, revision_of
+from protocol.manifest import Manifest, ModelFile, ModelKind, encode_manifest, revision_of
 
 SPREAD = PolicySettings(placement="spread")
 """So that fleets with all the memory there is share a model, and there is something to lose and to mend."""
@@ -42,7 +42,14 @@ def model_file(name: str, n_parameters: int = BLOCK_PARAMETERS) -> ModelFile:
     return ModelFile(name=name, sha256=file_hash(name), size_bytes=n_parameters * 4 + 8, n_parameters=n_parameters)
 
 
-def manifest(n_blocks: int = 8, *, name: str = "m", end_parameters: int = 500, tied: bool = False) -> Manifest:
+def manifest(
+    n_blocks: int = 8,
+    *,
+    name: str = "m",
+    end_parameters: int = 500,
+    tied: bool = False,
+    kind: ModelKind = "decoder",
+) -> Manifest:
     before = model_file(f"{name}-before", end_parameters)
     return Manifest(
         format_version=1,
@@ -58,6 +65,7 @@ def manifest(n_blocks: int = 8, *, name: str = "m", end_parameters: int = 500, t
         before=(before,),
         after=(before,) if tied else (model_file(f"{name}-after", end_parameters),),
         auxiliary=(),
+        kind=kind,
     )
 
 

@@ -180,7 +180,7 @@ def test_what_is_moved_to_can_be_reached_and_keeps_the_replicas_that_are_wanted(
 
 
 @pytest.mark.parametrize("placement", ["balance", "one-stream", "many-streams"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 10**6))
 def test_after_a_move_nothing_is_worth_another_and_no_block_is_ever_lost(placement: Placement, seed: int) -> None:
     rng = random.Random(seed)

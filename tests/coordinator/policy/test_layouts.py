@@ -24,7 +24,7 @@ def any_spans(rng: random.Random, models: list[ModelRecord]) -> Spans:
     return tuple(rng.sample(spans, rng.randint(0, len(spans))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_a_layout_that_was_changed_is_as_one_made_so_but_for_a_better_way_of_one_stream(seed: int) -> None:
     rng, fleet = random.Random(seed), Fleet()

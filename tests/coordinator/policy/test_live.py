@@ -52,7 +52,7 @@ def as_snapshot(view: View, at_s: float) -> LiveState:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(LOOKS, min_size=1, max_size=6))
 def test_whoever_follows_sees_what_whoever_comes_later_sees(looks: list[Look]) -> None:
     view = next_view(View(), looks[0])

@@ -35,7 +35,7 @@ def test_one_stream_goes_round_and_many_are_as_fast_as_the_block_that_is_held_wo
     assert alone.tokens_per_s == pytest.approx(1 / 4 + 1 / 4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_one_more_worker_never_makes_it_slower(seed: int) -> None:
     task = random_fleet(random.Random(seed), 2 + seed % 9, 12)

@@ -176,7 +176,7 @@ def test_after_a_restart_nobody_is_in_doubt_before_it_had_time_to_come_back() ->
     assert not fleet.state.workers[A].is_doubted
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(away_s=st.integers(2, 5), here_s=st.integers(1, 4))
 def test_a_worker_that_flaps_causes_one_more_assignment_and_no_others(away_s: int, here_s: int) -> None:
     fleet = ready_pair()

@@ -219,6 +219,21 @@ def test_a_second_model_is_held_beside_the_first() -> None:
     assert fleet.blocks("n") == {"a": "0:2", "b": "2:4"}
 
 
+def test_workers_of_versions_without_encoders_are_given_none() -> None:
+    fleet = Fleet()
+    fleet.do(added(kind="encoder"))
+    fleet.join("old", speed=100.0)
+    fleet.wait(2)
+    assert fleet.blocks() == {}
+    assert "runs no encoders" in fleet.idle_reason("old")
+    fleet.join("new", device={"runs_encoders": True})
+    fleet.wait(2)
+    assert fleet.blocks() == {"new": "0:8"}
+    fleet.do(added("decoder"))
+    fleet.wait(2)
+    assert "old" in fleet.blocks("decoder")
+
+
 @settings(max_examples=150)
 @given(
     memories=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=5),

@@ -62,7 +62,7 @@ def is_covered(fleet: Fleet) -> bool:
     return min(counts(held, N_BLOCKS)) > 0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(machines, min_size=1, max_size=4), st.sampled_from(["balance", "one-stream", "spread"]))
 def test_fewer_bits_are_held_only_where_nothing_else_fits(found: list[Machine], placement: str) -> None:
     fleet, without = fleet_of(found, placement), fleet_of(found, placement, auto_quantize=False)
@@ -86,7 +86,7 @@ def test_fewer_bits_are_held_only_where_nothing_else_fits(found: list[Machine], 
             assert is_covered(fleet), "and it helps"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(machines, min_size=1, max_size=4))
 def test_what_fits_in_4_bits_is_held(found: list[Machine]) -> None:
     smallest = [
@@ -95,7 +95,7 @@ def test_what_fits_in_4_bits_is_held(found: list[Machine]) -> None:
     assert is_covered(fleet_of(found)) == is_covered(fleet_of(smallest))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(machines, min_size=1, max_size=3))
 def test_more_memory_moves_nothing_back(found: list[Machine]) -> None:
     fleet = fleet_of(found)

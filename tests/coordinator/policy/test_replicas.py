@@ -171,7 +171,7 @@ def test_a_worker_that_dies_leaves_a_route_where_there_are_two_replicas() -> Non
 memories = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4)), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(memories=memories, n_blocks=st.integers(1, 8), wanted=st.tuples(st.integers(1, 3), st.integers(1, 3)))
 def test_placement_comes_to_rest_and_nobody_holds_too_much(
     memories: list[tuple[int, int]], n_blocks: int, wanted: tuple[int, int]

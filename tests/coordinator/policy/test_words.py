@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import ValuesView
+from dataclasses import replace
+
+import pytest
+
 from coordinator.policy.events import SocketLost, SpansReported, WorkerBeat, WorkerConnected
+from coordinator.policy.standing import standing, state_word
+from coordinator.policy.state import Departure, WorkerRecord
 from coordinator.policy.views import model_info, worker_info
 from protocol.codec import decode_json, encode_json
 from protocol.control_messages import SpanReport, SpanStatus
@@ -56,6 +63,33 @@ def test_a_worker_whose_socket_closed_is_said_to_be_so() -> None:
     info = worker_info(fleet.state, A, fleet.now_s)
     assert info.state == "suspect"
     assert "its control socket closed; not heard of for 0 s" in info.reason
+
+
+class Unseen(dict[WorkerId, WorkerRecord]):
+    """Workers that aren't to be looked through."""
+
+    def values(self) -> ValuesView[WorkerRecord]:
+        raise AssertionError("all workers were looked at for one of them")
+
+
+def test_a_workers_state_is_known_without_a_look_at_all_others_as_its_reason_is_not() -> None:
+    """So 1,000 workers are counted by state in a moment, though many of them leave or are quarantined."""
+    fleet = Fleet()
+    fleet.do(added())
+    fleet.join("a")
+    fleet.wait(2)
+    fleet.report("a", "ready", "")
+    worker = fleet.state.workers[A]
+    for one, word in (
+        (worker, "ready"),
+        (replace(worker, trust=replace(worker.trust, level="quarantined")), "quarantined"),
+        (replace(worker, departure=Departure(reason="leaves", by_s=fleet.now_s)), "draining"),
+    ):
+        state = replace(fleet.state, workers=Unseen({A: one}))
+        assert state_word(state, one, fleet.now_s) == word
+        if word != "ready":
+            with pytest.raises(AssertionError, match="all workers"):
+                standing(state, A, fleet.now_s)
 
 
 def test_a_worker_that_claims_two_ranges_of_one_model_is_not_believed() -> None:

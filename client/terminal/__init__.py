@@ -1,0 +1,1 @@
+"""A chat in the terminal: what `client chat` is made of."""

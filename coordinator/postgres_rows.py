@@ -1,0 +1,105 @@
+"""Rows sent to PostgreSQL as one array a column, so that one statement, one round trip, writes rows of many tables.
+
+The key's lock is held until all is written, and everybody's route waits for it meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import JSON, Connection, Table
+from sqlalchemy.dialects import postgresql
+
+from coordinator.quota_records import (
+    QUOTAS,
+    RESERVATIONS,
+    HeldReservation,
+    LockedQuota,
+    quota_values,
+    reservation_values,
+)
+
+QUOTA_NAMES = tuple(column.name for column in QUOTAS.c if column.name != "limits")
+_RESERVATION_NAMES = tuple(column.name for column in RESERVATIONS.c if column.name != "key_id")
+Move = tuple[str, int, float, float]
+"""A key, a reservation of it, and by how much the minute's and the day's marks of later ones move up."""
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Columns as a statement names them; "end" is a word of SQL's."""
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def rows_of(table: Table, names: Sequence[str], first: int) -> str:
+    """Rows called `new` of arrays that are parameters from `first` on; `place` is their order."""
+    # Without their lengths: a cast would cut what is too long, where the column refuses it.
+    types = [_type_of(table, name).partition("(")[0] for name in names]
+    arrays = ", ".join(f"${first + i}::{type_name}[]" for i, type_name in enumerate(types))
+    return f"unnest({arrays}) WITH ORDINALITY AS new ({quoted(names)}, place)"
+
+
+def _type_of(table: Table, name: str) -> str:
+    return table.c[name].type.compile(postgresql.dialect())  # type: ignore[no-untyped-call]
+
+
+def arrays_of(table: Table, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """The parameters that `rows_of` takes."""
+    return [
+        [msgspec.json.encode(row[name]).decode() for row in rows]
+        if isinstance(table.c[name].type, JSON)
+        else [row[name] for row in rows]
+        for name in names
+    ]
+
+
+def quota_arrays(quotas: Iterable[LockedQuota]) -> list[list[Any]]:
+    """The first parameters of a statement that begins with `SAVED_QUOTAS`."""
+    return arrays_of(QUOTAS, QUOTA_NAMES, [quota_values(quota) | {"key_id": quota.key_id} for quota in quotas])
+
+
+def _set(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}" = new."{name}"' for name in names[1:])
+
+
+SAVED_QUOTAS = (  # names of ours, and numbers of parameters: nothing of anybody else's
+    f"WITH saved AS (UPDATE quotas SET {_set(QUOTA_NAMES)}"  # noqa: S608
+    f" FROM {rows_of(QUOTAS, QUOTA_NAMES, 1)} WHERE quotas.key_id = new.key_id)"
+)
+_FIRST_MOVE = 1 + len(QUOTA_NAMES) + len(_RESERVATION_NAMES)
+_SETTLE = f"""{SAVED_QUOTAS}, kept AS (
+    UPDATE reservations SET {_set(_RESERVATION_NAMES)}
+    FROM {rows_of(RESERVATIONS, _RESERVATION_NAMES, 1 + len(QUOTA_NAMES))} WHERE reservations.id = new.id
+)
+UPDATE reservations SET minute_mark = minute_mark - moved.by_minute, day_mark = day_mark - moved.by_day
+FROM (
+    SELECT others.id, sum(given_back.by_minute) AS by_minute, sum(given_back.by_day) AS by_day
+    FROM unnest(${_FIRST_MOVE}::VARCHAR[], ${_FIRST_MOVE + 1}::BIGINT[], ${_FIRST_MOVE + 2}::FLOAT8[],
+        ${_FIRST_MOVE + 3}::FLOAT8[]) AS given_back (key_id, id, by_minute, by_day)
+    JOIN reservations AS others ON others.key_id = given_back.key_id AND others.is_open
+        AND others.id > given_back.id AND others.id <> ALL(${_FIRST_MOVE + 4}::BIGINT[])
+    GROUP BY others.id
+) AS moved WHERE reservations.id = moved.id
+"""  # noqa: S608 - as above
+
+
+def save_settled(
+    connection: Connection,
+    quotas: Iterable[LockedQuota],
+    reservations: Iterable[HeldReservation],
+    moves: Sequence[Move],
+    but: Collection[int],
+) -> None:
+    """Write quotas and reservations, and move up what is open behind what was given back, except those `but`."""
+    changed = [quota for quota in quotas if quota.is_changed]
+    kept = [reservation_values(one) | {"id": one.id} for one in reservations]
+    if not (changed or kept or moves):
+        return
+    parameters = (
+        *quota_arrays(changed),
+        *arrays_of(RESERVATIONS, _RESERVATION_NAMES, kept),
+        *([move[i] for move in moves] for i in range(4)),
+        list(but),
+    )
+    connection.exec_driver_sql(_SETTLE, parameters)

@@ -1,0 +1,221 @@
+"""Routes that PostgreSQL records in four round trips: the same rows as otherwise, fenced, and never too many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from coordinator import database
+from coordinator.database import opened
+from coordinator.generation_rows import begin_generations
+from coordinator.quota_records import GENERATIONS, QUOTAS, RESERVATIONS
+from coordinator.repository import Repository
+from coordinator.stored_rows import NewGeneration, ReportedEnd
+from protocol.control_messages import GenerationReport
+from protocol.errors import BrigadeError, LeaseError, QuotaExceededError, StorageError
+from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
+from protocol.key_limits import UNLIMITED, KeyLimits
+from tests.coordinator.test_lease import side
+from tests.support.postgres import PostgresServer
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+KEY, TAIL = KeyId("k1"), WorkerId('tail "x" of\n☃')
+N_PROMPT, MAX_TOKENS, N_USED = 10, 20, 5
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+def new(session: str, key_id: KeyId = KEY, *, is_opening_told: bool = False) -> NewGeneration:
+    return NewGeneration(
+        session_id=SessionId(session),
+        key_id=key_id,
+        model=ModelName("m"),
+        revision=Revision("r"),
+        route=((WorkerId("head"), 0, 3), (TAIL, 3, 4)),
+        n_prompt_tokens=N_PROMPT,
+        max_tokens=MAX_TOKENS,
+        at=NOW,
+        is_opening_told=is_opening_told,
+    )
+
+
+async def add_key(repository: Repository, limits: KeyLimits, key_id: KeyId = KEY) -> None:
+    await repository.add_api_key(key_id, "n", "client", "h", NOW, limits=limits)
+
+
+async def rows_of_all(repository: Repository) -> list[list[dict[str, Any]]]:
+    async with repository.transactions.reading() as session:
+        return [
+            [dict(row) for row in (await session.execute(select(table).order_by(*table.primary_key))).mappings()]
+            for table in (QUOTAS, RESERVATIONS, GENERATIONS)
+        ]
+
+
+async def until_somebody_waits(observer: AsyncConnection) -> None:
+    """For a lock; whoever asks sees one moment a transaction at most."""
+    while not (await observer.exec_driver_sql(WAITING)).scalar():
+        await observer.rollback()
+        await asyncio.sleep(0.01)
+
+
+def running_row(session: str) -> dict[str, Any]:
+    """A reservation of the key for one that runs."""
+    row = {"key_id": KEY, "session_id": session, "n_reserved": 30, "n_used": 0, "n_sessions": 1}
+    return row | {"minute_mark": 0.0, "day_mark": 0.0, "is_open": True, "expires_at": NOW}
+
+
+async def test_the_rows_are_those_that_are_written_otherwise(postgres_server: PostgresServer) -> None:
+    """Several of several keys at once, some without limits, some that are refused."""
+    quoted = KeyId("k'2\\")
+    together = [
+        [new("a", is_opening_told=True), new("b", quoted), new("c", KeyId("free")), new("d"), new("e"), new("f")],
+        [replace(new("g"), n_prompt_tokens=1, max_tokens=1), new("h", quoted)],
+    ]
+    said: list[list[str]] = []
+    kept = []
+    for is_native in (True, False):
+        async with opened(postgres_server.new_database()) as engine:
+            repository = Repository(engine)
+            limits = KeyLimits(requests_per_min=4, tokens_per_day=95, max_concurrent=4)
+            for key_id, its in ((KEY, limits), (quoted, KeyLimits(tokens_per_min=40)), (KeyId("free"), UNLIMITED)):
+                await add_key(repository, its, key_id)
+            refusals: list[BrigadeError | None] = []
+            for i, some in enumerate(together):
+                refusals += await recorded(repository, some, NOW + timedelta(seconds=i), is_native=is_native)
+            said.append([str(refusal) for refusal in refusals])
+            kept.append(await rows_of_all(repository))
+    assert said[0] == said[1]
+    assert said[0].count("None") == 6
+    assert kept[0] == kept[1]
+
+
+async def recorded(
+    repository: Repository, some: Sequence[NewGeneration], now: datetime, *, is_native: bool
+) -> list[BrigadeError | None]:
+    if is_native:
+        return await repository.record_generations(some, now.timestamp)
+    return await repository.transactions.write_rows(lambda rows: begin_generations(rows, some, now.timestamp))
+
+
+async def test_a_route_takes_four_round_trips(postgres_server: PostgresServer) -> None:
+    async with opened(postgres_server.new_database()) as engine:
+        repository = Repository(engine)
+        repository.transactions.fence.epoch = 0
+        await add_key(repository, KeyLimits(requests_per_min=100, tokens_per_min=10**4, max_concurrent=100))
+        await repository.record_generation(new("a"))
+        queries: list[str] = []
+        async with engine.connect() as connection:
+            native: Any = (await connection.get_raw_connection()).driver_connection
+            native.add_query_logger(lambda record: queries.append(record.query.split()[0]))
+        await repository.record_generation(new("b"))
+        assert queries == ["BEGIN;", "SELECT", "WITH", "COMMIT"]
+
+
+async def test_who_has_lost_the_lease_records_none_and_is_in_nobodys_way(postgres_server: PostgresServer) -> None:
+    url = postgres_server.new_database()
+    async with side(url) as old, side(url) as next_one:
+        assert await old.take("old")
+        await add_key(old.repository, KeyLimits(max_concurrent=1))
+        assert await next_one.take("next")
+        with pytest.raises(LeaseError, match="another coordinator has taken"):
+            await old.repository.record_generation(new("a"))
+        assert old.lease.lost.is_set()
+        async with asyncio.timeout(10):
+            await next_one.repository.record_generation(new("b"))
+        assert await next_one.repository.generation(SessionId("a")) is None
+
+
+async def test_one_that_cannot_be_written_leaves_nothing_and_locks_nothing(postgres_server: PostgresServer) -> None:
+    async with opened(postgres_server.new_database()) as engine:
+        repository = Repository(engine)
+        await add_key(repository, KeyLimits(tokens_per_min=1000, max_concurrent=9))
+        await repository.record_generation(new("a"))
+        before = await rows_of_all(repository)
+        with pytest.raises(StorageError):
+            await repository.record_generations([new("b"), new("a")])  # there is an "a" already
+        with pytest.raises(StorageError, match="too long"):
+            await repository.record_generation(new("c" * 65))  # and not the first 64 characters of it
+        assert await rows_of_all(repository) == before
+        async with asyncio.timeout(10):
+            await repository.record_generation(new("d"))
+        assert repository.problem == ""
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+async def test_what_was_committed_while_the_lock_was_waited_for_counts(
+    isolation: str, postgres_server: PostgresServer
+) -> None:
+    """Fails if one statement locks the key and counts what runs: it counts as things were when it began.
+
+    So it does in any number of statements where transactions see one moment, as a server may be set up to have it.
+    """
+    url = postgres_server.new_database()
+    async with opened(url) as engine, engine.begin() as connection:
+        database_name = (await connection.exec_driver_sql("SELECT current_database()")).scalar()
+        setting = f"default_transaction_isolation = '{isolation}'"
+        await connection.exec_driver_sql(f"ALTER DATABASE {database_name} SET {setting}")
+    async with opened(url) as engine:
+        repository = Repository(engine)
+        await add_key(repository, KeyLimits(max_concurrent=1))
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            async with engine.begin() as other, engine.connect() as observer:
+                await other.exec_driver_sql("SELECT 1 FROM quotas FOR UPDATE")
+                waiting = tasks.create_task(repository.record_generations([new("a")]), name="waiting")
+                await until_somebody_waits(observer)
+                await other.execute(insert(RESERVATIONS), running_row("b"))
+            (refusal,) = await waiting
+        assert isinstance(refusal, QuotaExceededError)
+
+
+async def test_what_a_machine_that_lost_its_power_has_locked_is_free_again(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the middle of a transaction and says nothing more, not even that it is gone."""
+    url = postgres_server.new_database()
+    monkeypatch.setattr(database, "LONGEST_SILENCE_S", 0.5)
+    async with opened(url) as dead, opened(url) as alive:
+        repository = Repository(alive)
+        await add_key(repository, KeyLimits(max_concurrent=1))
+        connection = await dead.connect()
+        await connection.exec_driver_sql("SELECT 1 FROM quotas FOR UPDATE")
+        async with asyncio.timeout(20):
+            await repository.record_generation(new("a"))
+        await connection.invalidate()
+        await connection.close()
+
+
+async def test_two_coordinators_at_once_never_grant_more_than_there_is(postgres_server: PostgresServer) -> None:
+    url, n_each, most = postgres_server.new_database(), 20, 3
+    limits = KeyLimits(max_concurrent=most, tokens_per_day=10**6)
+    n_running = n_granted = 0
+
+    async def one(repository: Repository, session: str) -> None:
+        nonlocal n_running, n_granted
+        try:
+            await repository.record_generation(new(session))
+        except QuotaExceededError:
+            return
+        n_running, n_granted = n_running + 1, n_granted + 1
+        assert n_running <= most
+        await asyncio.sleep(0)
+        n_running -= 1
+        said = GenerationReport(
+            session_id=SessionId(session), n_prompt_tokens=N_PROMPT, n_completion_tokens=N_USED, outcome="stop"
+        )
+        assert await repository.finish_generations([ReportedEnd(report=said, at=NOW, reported_by=TAIL)]) != [None]
+
+    async with opened(url) as first, opened(url) as second:
+        repositories = [Repository(first), Repository(second)]
+        await add_key(repositories[0], limits)
+        await asyncio.gather(*(one(r, f"{i}-{k}") for i, r in enumerate(repositories) for k in range(n_each)))
+        (quota,), reservations, generations = await rows_of_all(repositories[0])
+    assert n_granted >= most
+    assert len(generations) == len(reservations) == n_granted
+    assert quota["day_used"] == n_granted * (N_PROMPT + N_USED)
+    assert not any(row["is_open"] for row in reservations)

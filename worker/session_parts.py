@@ -1,0 +1,53 @@
+"""What a session is made with: what it has in common with the others here, and how it was opened."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from protocol.ids import WorkerId
+from protocol.spans import NO_SPANS, SpanSink
+from protocol.tickets import Ticket
+from protocol.tracing import Trace
+from worker.connections import Connection
+from worker.engine import Engine
+from worker.grammars import Grammars
+from worker.hop_times import HopTimes
+from worker.peers import Peers
+from worker.speculation import DraftPrior
+from worker.steps import SpanKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all sessions of a worker use."""
+
+    engine: Engine
+    peers: Peers
+    worker_id: WorkerId
+    chunk_tokens: int
+    draft_prior: DraftPrior = field(default_factory=DraftPrior)
+    grammars: Grammars = field(default_factory=Grammars)
+    hop_times: HopTimes = field(default_factory=HopTimes)
+    spans: SpanSink = NO_SPANS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A session that may be opened: its checked ticket, the tickets of the later hops, and who opens it."""
+
+    ticket: Ticket
+    later_tickets: tuple[str, ...]
+    span: SpanKey
+    opener: Connection
+    deadline_at_s: float
+    """On the loop's clock; for the whole generation."""
+    predecessor_over: asyncio.Event | None = None
+    """Set when the session that this one continues has left what it has; None if it isn't running here."""
+    trace: Trace | None = None
+    """What it belongs to, as its client says."""
+    wants_timings: bool = False
+
+    def time_left_s(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline_at_s - asyncio.get_running_loop().time()
