@@ -16,6 +16,7 @@ STARTERS = {
     "client/ends_process.py",
     "demo/local_cluster.py",
     "demo/run.py",
+    "worker/grammar_trial.py",
     "worker/hardware.py",
 }
 """Who may start programs; each by a list of its own words."""

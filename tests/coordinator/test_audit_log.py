@@ -21,6 +21,7 @@ from protocol.author_rest import AddAuthorRequest
 from protocol.control_messages import Assign
 from protocol.errors import StorageError
 from protocol.ids import ModelName
+from protocol.invite_rest import CreatedInvite, CreateInviteRequest
 from protocol.key_limits import LimitsChange
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.quota_rest import OwnerRequest
@@ -111,7 +112,7 @@ MOVES_IF_WORTH_IT = {"POST /admin/v1/plan"}
 """Its line, `replanned`, is tested where there is something to move."""
 ITS_OWN_COOKIE = {"DELETE /dashboard/session"}
 """Signs a browser out; its line is tested in test_dashboard_api.py."""
-MAKES = {"key_created", "model_added", "author_added", "assignment_pinned", "assignment_moved"}
+MAKES = {"key_created", "invite_created", "model_added", "author_added", "assignment_pinned", "assignment_moved"}
 ENDS = {"author_removed", "model_removed", "worker_removed", "assignment_unpinned"}
 FOUND = {"audit_asked"}
 
@@ -163,6 +164,9 @@ async def _change_cluster(act: Acting) -> None:
     await act("PATCH", "/settings", ChangeSettingsRequest(settings={"placement": "one-stream"}))
     await act("POST", "/secrets/join/rotate", RotateSecretRequest())
     await act("POST", "/secrets/signing-key/rotate", RotateSecretRequest())
+    request = CreateInviteRequest(urls=("https://coordinator:7400",))
+    invite = (await act("POST", "/invites", request)).read(CreatedInvite)
+    await act("DELETE", "/invites/{invite_id}", invite_id=invite.info.invite_id)
     author = author_key_of(Ed25519PrivateKey.generate())
     await act("POST", "/authors", AddAuthorRequest(name="Ada", key=author))
     await act("DELETE", "/authors/{key}", key=author)
