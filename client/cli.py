@@ -38,15 +38,8 @@ from client.config import CONNECT_TIMEOUT_S, ClientConfig
 from client.options import DEFAULT_TIMEOUT_S, GenerationOptions
 from client.output import done_line, models_line, models_table, piece_line, printable, summary_line, timings_lines
 from protocol.configured_commands import take_config
-from protocol.errors import (
-    EXIT_CANCELLED,
-    EXIT_INTERNAL,
-    EXIT_OK,
-    EXIT_STORAGE,
-    EXIT_USAGE,
-    BrigadeError,
-    InvalidRequestError,
-)
+from protocol.errors import BrigadeError, InvalidRequestError
+from protocol.exit_codes import EXIT_CANCELLED, EXIT_INTERNAL, EXIT_OK, EXIT_STORAGE, EXIT_USAGE
 from protocol.rest import ModelInfo
 from protocol.tracing import given_trace, within
 from protocol.version import program_version

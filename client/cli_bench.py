@@ -19,7 +19,8 @@ from client.bench_figures import BenchReport, figures_table
 from client.command import Json, KeyFile, MinTrust, PinnedEnds, Url, chosen_model, run, tell, write_now
 from client.config import ClientConfig
 from client.output import printable
-from protocol.errors import EXIT_OK, EXIT_UNAVAILABLE, InvalidRequestError
+from protocol.errors import InvalidRequestError
+from protocol.exit_codes import EXIT_OK, EXIT_UNAVAILABLE
 
 _WIDTH = 120
 """Of the table where there is no terminal."""

@@ -22,7 +22,8 @@ from client.command import (
 )
 from client.config import CONNECT_TIMEOUT_S, ClientConfig
 from client.options import DEFAULT_TIMEOUT_S
-from protocol.errors import EXIT_OK, InvalidRequestError
+from protocol.errors import InvalidRequestError
+from protocol.exit_codes import EXIT_OK
 
 Texts = Annotated[list[str] | None, typer.Argument(help="The texts; none: each line of standard input is one.")]
 Model = Annotated[str | None, typer.Option(help="The model's name; needed if there are several.")]

@@ -32,7 +32,8 @@ from coordinator.cli_settings import settings_commands
 from coordinator.cli_trust import trust_commands
 from coordinator.cli_worker import worker_commands
 from protocol.configured_commands import take_config
-from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError
+from protocol.errors import BrigadeError
+from protocol.exit_codes import EXIT_CANCELLED, EXIT_OK
 from protocol.version import program_version
 
 app = typer.Typer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from docs_site.tables import code, plain, table
-from protocol import errors
+from protocol import exit_codes
 from protocol.errors import BrigadeError
 
 INTRODUCTION = """\
@@ -23,7 +23,7 @@ of `protocol.errors`. A traceback is a defect of Brigade.
 def errors_page() -> str:
     """The page."""
     kinds = by_code()
-    by_exit = {name: value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    by_exit = {name: value for name, value in vars(exit_codes).items() if name.startswith("EXIT_")}
     rows = [
         (
             code(str(value)),
@@ -65,7 +65,7 @@ def tree(kind: type[BrigadeError]) -> Iterator[type[BrigadeError]]:
     """A class and all below it."""
     yield kind
     for below in kind.__subclasses__():
-        if below.__module__ == errors.__name__:
+        if below.__module__ == BrigadeError.__module__:
             yield from tree(below)
 
 

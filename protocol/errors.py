@@ -10,18 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
-EXIT_OK, EXIT_INTERNAL = 0, 1
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
-EXIT_AUTH = 4
-EXIT_VERSION = 5
-EXIT_CLOCK = 6
-EXIT_UNAVAILABLE = 7
-EXIT_STORAGE = 8
-EXIT_PORT = 9
-EXIT_DEADLINE = 10
-EXIT_QUOTA = 11
-EXIT_CANCELLED = 130
+from protocol import exit_codes
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -37,7 +26,7 @@ class BrigadeError(Exception):
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
-    exit_code: ClassVar[int] = EXIT_INTERNAL
+    exit_code: ClassVar[int] = exit_codes.EXIT_INTERNAL
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -54,7 +43,7 @@ class RequestError(BrigadeError):
 
     code = "bad_request"
     status = 400
-    exit_code = EXIT_USAGE
+    exit_code = exit_codes.EXIT_USAGE
 
 
 class InvalidRequestError(RequestError):
@@ -75,7 +64,7 @@ class CancelledByOperatorError(InvalidRequestError):
     """An operator ended the generation: another route would be against their will."""
 
     code = "cancelled_by_operator"
-    exit_code = EXIT_CANCELLED
+    exit_code = exit_codes.EXIT_CANCELLED
 
 
 class ContextExceededError(RequestError):
@@ -89,7 +78,7 @@ class UnauthenticatedError(RequestError):
 
     code = "unauthenticated"
     status = 401
-    exit_code = EXIT_AUTH
+    exit_code = exit_codes.EXIT_AUTH
 
 
 class KeyRevokedError(UnauthenticatedError):
@@ -109,7 +98,7 @@ class ForbiddenError(RequestError):
 
     code = "forbidden"
     status = 403
-    exit_code = EXIT_AUTH
+    exit_code = exit_codes.EXIT_AUTH
 
 
 class NotFoundError(RequestError):
@@ -165,7 +154,7 @@ class ClockSkewError(RequestError):
     """The two machines' clocks differ by more than credentials allow."""
 
     code = "clock_skew"
-    exit_code = EXIT_CLOCK
+    exit_code = exit_codes.EXIT_CLOCK
 
 
 class ProtocolVersionError(RequestError):
@@ -173,7 +162,7 @@ class ProtocolVersionError(RequestError):
 
     code = "protocol_version"
     status = 426
-    exit_code = EXIT_VERSION
+    exit_code = exit_codes.EXIT_VERSION
 
 
 class ProtocolError(RequestError):
@@ -187,7 +176,7 @@ class UntrustedFileError(RequestError):
 
     code = "bad_file"
     status = 422
-    exit_code = EXIT_STORAGE
+    exit_code = exit_codes.EXIT_STORAGE
 
 
 class CancelledByClientError(RequestError):
@@ -195,7 +184,7 @@ class CancelledByClientError(RequestError):
 
     code = "cancelled"
     status = 499
-    exit_code = EXIT_CANCELLED
+    exit_code = exit_codes.EXIT_CANCELLED
 
 
 class ConfigError(RequestError):
@@ -208,7 +197,7 @@ class PortInUseError(ConfigError):
     """Another program listens on the wanted port."""
 
     code = "port_in_use"
-    exit_code = EXIT_PORT
+    exit_code = exit_codes.EXIT_PORT
 
 
 class ServiceError(BrigadeError):
@@ -224,7 +213,7 @@ class UnreachableError(ServiceError):
 
     code = "unreachable"
     status = 502
-    exit_code = EXIT_UNREACHABLE
+    exit_code = exit_codes.EXIT_UNREACHABLE
 
 
 class HopLostError(ServiceError):
@@ -232,7 +221,7 @@ class HopLostError(ServiceError):
 
     code = "hop_lost"
     status = 502
-    exit_code = EXIT_UNREACHABLE
+    exit_code = exit_codes.EXIT_UNREACHABLE
 
 
 class ModelUnavailableError(ServiceError):
@@ -240,7 +229,7 @@ class ModelUnavailableError(ServiceError):
 
     code = "model_unavailable"
     status = 503
-    exit_code = EXIT_UNAVAILABLE
+    exit_code = exit_codes.EXIT_UNAVAILABLE
 
 
 class ModelLoadingError(ModelUnavailableError):
@@ -254,7 +243,7 @@ class OverloadedError(ServiceError):
 
     code = "overloaded"
     status = 503
-    exit_code = EXIT_UNAVAILABLE
+    exit_code = exit_codes.EXIT_UNAVAILABLE
 
 
 class QuotaExceededError(OverloadedError):
@@ -262,7 +251,7 @@ class QuotaExceededError(OverloadedError):
 
     code = "quota_exceeded"
     status = 429
-    exit_code = EXIT_QUOTA
+    exit_code = exit_codes.EXIT_QUOTA
     limit_name: str = ""
     """Which one, where it was refused."""
 
@@ -272,7 +261,7 @@ class DrainingError(ServiceError):
 
     code = "draining"
     status = 503
-    exit_code = EXIT_UNAVAILABLE
+    exit_code = exit_codes.EXIT_UNAVAILABLE
 
 
 class DeadlineExceededError(ServiceError):
@@ -280,7 +269,7 @@ class DeadlineExceededError(ServiceError):
 
     code = "deadline_exceeded"
     status = 504
-    exit_code = EXIT_DEADLINE
+    exit_code = exit_codes.EXIT_DEADLINE
 
 
 class StorageError(ServiceError):
@@ -288,7 +277,7 @@ class StorageError(ServiceError):
 
     code = "storage"
     status = 507
-    exit_code = EXIT_STORAGE
+    exit_code = exit_codes.EXIT_STORAGE
 
 
 class DatabaseVersionError(StorageError):

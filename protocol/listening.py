@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from protocol.errors import EXIT_CANCELLED, ConfigError, PortInUseError
+from protocol.errors import ConfigError, PortInUseError
+from protocol.exit_codes import EXIT_CANCELLED
 from protocol.guarded_site import GuardedSite
 
 

@@ -13,8 +13,9 @@ import typer
 
 from protocol.author_keys import author_key_argument
 from protocol.configured_commands import take_config, taken_from_file
-from protocol.errors import EXIT_CANCELLED, EXIT_OK, BrigadeError
+from protocol.errors import BrigadeError
 from protocol.event_loops import event_loop
+from protocol.exit_codes import EXIT_CANCELLED, EXIT_OK
 from protocol.logs import configure_logs
 from protocol.metrics_address import metrics_address
 from protocol.service_manager import tell_service_manager

@@ -23,7 +23,8 @@ from client.terminal.screen import Screen
 from client.terminal.slash_commands import Said, parsed_line
 from client.terminal.talk import Talk, with_file_settings
 from client.token_ids import check_text
-from protocol.errors import EXIT_OK, BrigadeError, InvalidRequestError, NotFoundError
+from protocol.errors import BrigadeError, InvalidRequestError, NotFoundError
+from protocol.exit_codes import EXIT_OK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import EXIT_USAGE, ConfigError
+from protocol.errors import ConfigError
+from protocol.exit_codes import EXIT_USAGE
 from tests.support.coord_process import ROOT, environ, serve_command
 from tests.support.coordinators import WorkerKey, http_session, proven_join, running_coordinator
 

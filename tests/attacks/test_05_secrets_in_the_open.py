@@ -13,7 +13,7 @@ import pytest
 
 from demo.local_cluster import LocalCluster
 from protocol.api_key import api_key_from_text
-from protocol.errors import EXIT_AUTH
+from protocol.exit_codes import EXIT_AUTH
 from protocol.ids import WorkerId
 from protocol.tickets import SessionToken, ticket_key
 from tests.support.forked_program import ForkedCommands

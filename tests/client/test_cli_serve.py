@@ -13,7 +13,7 @@ from client.config import ClientConfig
 from client.gateway.config import GatewayConfig
 from demo.local_cluster import LocalCluster
 from protocol.api_key import new_api_key
-from protocol.errors import EXIT_CANCELLED
+from protocol.exit_codes import EXIT_CANCELLED
 
 
 @pytest.mark.slow

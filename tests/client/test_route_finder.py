@@ -9,7 +9,8 @@ import pytest
 
 from client.failover import ROUTE_WAIT_S, AttemptFailed, Failover, after_failure
 from client.route_finder import RouteFinder, WantedRoute
-from protocol.errors import EXIT_QUOTA, ErrorBody, ForbiddenError, HopLostError, QuotaExceededError
+from protocol.errors import ErrorBody, ForbiddenError, HopLostError, QuotaExceededError
+from protocol.exit_codes import EXIT_QUOTA
 from protocol.ids import ModelName, SessionId, WorkerId
 from protocol.pinned_http import pinned_session
 from protocol.rest import HopFailure, RouteGrant

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.admin_client import AdminTarget
-from protocol.errors import EXIT_CANCELLED, EXIT_PORT, EXIT_STORAGE, EXIT_USAGE, ConfigError
+from protocol.errors import ConfigError
+from protocol.exit_codes import EXIT_CANCELLED, EXIT_PORT, EXIT_STORAGE, EXIT_USAGE
 from tests.support.coord_process import ROOT, STOP_DEADLINE_S, Coord, Served, environ, serve_command, served
 from tests.support.postgres import PostgresServer
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from protocol.api_key import api_key_from_text
-from protocol.errors import EXIT_AUTH, EXIT_UNREACHABLE, EXIT_USAGE
+from protocol.exit_codes import EXIT_AUTH, EXIT_UNREACHABLE, EXIT_USAGE
 from tests.support.coord_process import Coord, Served
 
 

@@ -6,7 +6,7 @@ from coordinator.cli_assignment import _preview, pin_text
 from coordinator.cli_output import console
 from protocol.assignment_rest import AssignmentPreview, HolderChange, PinInfo, SpeedChange
 from protocol.control_messages import SpanAssignment
-from protocol.errors import EXIT_USAGE
+from protocol.exit_codes import EXIT_USAGE
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
 from protocol.plan_rest import ModelledSpeed
 from tests.support.coord_process import Coord

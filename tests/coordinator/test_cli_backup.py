@@ -20,7 +20,8 @@ from coordinator.database import create_engine, migrate
 from coordinator.table_base import Base, UtcDateTime
 from coordinator.table_copy import LEFT_OUT, all_rows, fill
 from protocol.control_messages import Assign
-from protocol.errors import EXIT_STORAGE, EXIT_USAGE, ConflictError
+from protocol.errors import ConflictError
+from protocol.exit_codes import EXIT_STORAGE, EXIT_USAGE
 from protocol.rest import ModelList, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
 from tests.support.coord_process import Coord

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from protocol.errors import EXIT_OK, EXIT_USAGE
+from protocol.exit_codes import EXIT_OK, EXIT_USAGE
 from protocol.invites import invite_from_text
 from tests.support.coord_process import Coord
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from protocol.api_key import api_key_from_text
-from protocol.errors import EXIT_USAGE
+from protocol.exit_codes import EXIT_USAGE
 from tests.support.coord_process import Coord
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import EXIT_USAGE
+from protocol.exit_codes import EXIT_USAGE
 from tests.coordinator.packing_support import write_model
 from tests.support.coord_process import Coord, Served
 

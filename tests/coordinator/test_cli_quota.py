@@ -6,7 +6,8 @@ import pytest
 
 from coordinator.cli_quota import limits_change, limits_words, new_limits
 from protocol.api_key import api_key_from_text
-from protocol.errors import EXIT_USAGE, ConfigError
+from protocol.errors import ConfigError
+from protocol.exit_codes import EXIT_USAGE
 from protocol.key_limits import KeyLimits
 from tests.support.coord_process import Coord
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from protocol.errors import EXIT_USAGE
+from protocol.exit_codes import EXIT_USAGE
 from protocol.handshake import checked_secret
 from tests.support.coord_process import Coord
 

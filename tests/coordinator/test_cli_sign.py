@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.cli_sign import label_of
-from protocol.errors import EXIT_STORAGE, EXIT_USAGE
+from protocol.exit_codes import EXIT_STORAGE, EXIT_USAGE
 from tests.coordinator.packing_support import write_model
 from tests.support.coord_process import Coord, Served
 

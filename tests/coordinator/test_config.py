@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.config import CoordinatorConfig, checked_database_url, default_state
-from protocol.errors import EXIT_USAGE, ConfigError
+from protocol.errors import ConfigError
+from protocol.exit_codes import EXIT_USAGE
 
 SECRET = secrets.token_urlsafe(32)
 

@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from coordinator import database
 from coordinator.database import READ_ONLY, opened
 from coordinator.log_tables import AuditRow
-from protocol.errors import EXIT_STORAGE, StorageError
+from protocol.errors import StorageError
+from protocol.exit_codes import EXIT_STORAGE
 from tests.support.postgres import PostgresServer
 
 

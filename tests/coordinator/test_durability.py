@@ -19,7 +19,7 @@ import pytest
 from coordinator.file_store import FileStore
 from coordinator.state_folder import StateFolder
 from protocol.control_messages import GenerationReport, Heartbeat
-from protocol.errors import EXIT_STORAGE
+from protocol.exit_codes import EXIT_STORAGE
 from protocol.ids import ModelName
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
 from protocol.rest import AddModelRequest, ClusterStatus, ErrorAnswer, ModelList, RouteGrant, RouteRequest

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.state_folder import JOIN_SECRET, StateFolder, read_state_file
-from protocol.errors import EXIT_STORAGE, ConflictError, StorageError
+from protocol.errors import ConflictError, StorageError
+from protocol.exit_codes import EXIT_STORAGE
 
 
 def mode(path: Path) -> int:

@@ -20,7 +20,7 @@ import coordinator.cli
 import worker.cli
 from client.gateway.config import DEFAULT_STOP_S
 from coordinator.app import SHUTDOWN_S
-from protocol.errors import EXIT_AUTH, EXIT_USAGE, EXIT_VERSION
+from protocol.exit_codes import EXIT_AUTH, EXIT_USAGE, EXIT_VERSION
 from worker.config import WorkerConfig
 
 ROOT = Path(__file__).parents[2]

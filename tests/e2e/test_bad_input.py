@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from demo.local_cluster import LocalCluster, polls
-from protocol import errors
+from protocol import exit_codes
 from tests.coordinator.gguf_support import write_gguf
 from tests.support.tiny_cluster import (
     TINY,
@@ -54,7 +54,7 @@ def wait_for_placement(cluster: LocalCluster) -> None:
 
 
 def test_without_workers_it_says_how_to_get_one(untouched: LocalCluster) -> None:
-    error_line(generate(untouched), errors.EXIT_UNAVAILABLE, f"0:{N_BLOCKS}", TINY, "worker join")
+    error_line(generate(untouched), exit_codes.EXIT_UNAVAILABLE, f"0:{N_BLOCKS}", TINY, "worker join")
     shown = untouched.run("coord", "status")
     assert shown.returncode == 0
     assert b"worker join" in shown.stdout.replace(b"\n", b" ")
@@ -65,7 +65,7 @@ def test_without_full_coverage_it_says_what_is_missing(untouched: LocalCluster) 
         until(untouched, lambda one: one["state"] == "ready")
         wait_for_placement(untouched)
         error_line(
-            generate(untouched), errors.EXIT_UNAVAILABLE, f"blocks 2:{N_BLOCKS}", TINY, "nobody", "worker join"
+            generate(untouched), exit_codes.EXIT_UNAVAILABLE, f"blocks 2:{N_BLOCKS}", TINY, "nobody", "worker join"
         )
         model = next(one for one in untouched.status()["models"] if one["name"] == TINY)
         assert model["state"] != "ready"
@@ -96,7 +96,7 @@ def test_wrecked_blocks_in_the_coordinators_store_are_named_and_mended(cluster: 
         with worker(cluster) as name:
             shown = until(cluster, lambda one: "can't be had" in reason_of(one))
             assert "try again" in reason_of(shown)
-            error_line(generate(cluster), errors.EXIT_UNAVAILABLE, TINY)
+            error_line(generate(cluster), exit_codes.EXIT_UNAVAILABLE, TINY)
             cached = {file.name for file in (cluster.folder / name / "cache" / "files").glob("??/*")}
             assert cached.isdisjoint(path.name for path in good)
             mend(good)
@@ -118,7 +118,7 @@ def test_a_wrecked_tokenizer_is_refused_by_the_client(cluster: LocalCluster) -> 
     path.chmod(0o600)
     path.write_bytes(data[:-10])
     try:
-        error_line(generate(cluster), errors.EXIT_STORAGE, "tokenizer.json")
+        error_line(generate(cluster), exit_codes.EXIT_STORAGE, "tokenizer.json")
     finally:
         path.write_bytes(data)
     cached = [file.name for file in (cluster.folder / "cache").rglob("*")]
@@ -143,7 +143,7 @@ def test_a_gguf_that_lies_about_its_sizes(cluster: LocalCluster, tmp_path: Path,
     path = write_gguf(tmp_path / "bad.gguf")
     data = path.read_bytes()
     path.write_bytes(data[:-2000] if how == "truncated" else data[:8] + b"\xff" * 8 + data[16:])
-    error_line(refused_model(cluster, path), errors.EXIT_STORAGE, "bad.gguf")
+    error_line(refused_model(cluster, path), exit_codes.EXIT_STORAGE, "bad.gguf")
 
 
 def test_an_index_that_points_outside_its_folder(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -151,11 +151,11 @@ def test_an_index_that_points_outside_its_folder(cluster: LocalCluster, tmp_path
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     index = {"weight_map": {"model.embed_tokens.weight": "../outside.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    error_line(refused_model(cluster, folder), errors.EXIT_STORAGE, "outside.safetensors")
+    error_line(refused_model(cluster, folder), exit_codes.EXIT_STORAGE, "outside.safetensors")
 
 
 def test_a_truncated_safetensors_file(cluster: LocalCluster, tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path / "model")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    error_line(refused_model(cluster, folder), errors.EXIT_STORAGE, "model.safetensors")
+    error_line(refused_model(cluster, folder), exit_codes.EXIT_STORAGE, "model.safetensors")

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from coordinator.app import utc_now_s
 from demo.local_cluster import BIN, LocalCluster
-from protocol import errors
+from protocol import exit_codes
 from protocol.api_key import new_api_key
 from protocol.tls import COORDINATOR_NAME, server_context
 from tests.support.coordinators import join_secret_of, running_coordinator
@@ -76,7 +76,7 @@ def test_a_workers_port_in_use(cluster: LocalCluster, tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = join(cluster, tmp_path / "worker", "--listen", f"127.0.0.1:{port}")
-    error_line(done, errors.EXIT_PORT, str(port), "--listen")
+    error_line(done, exit_codes.EXIT_PORT, str(port), "--listen")
 
 
 def join(cluster: LocalCluster, state: Path, *arguments: str, url: str | None = None) -> Done:
@@ -106,7 +106,7 @@ def test_a_state_folder_without_permission(cluster: LocalCluster, tmp_path: Path
     state = ("--state", str(closed / "state"))
     done = without_privileges([str(BIN / program), *command, *state], cluster.environment)
     closed.chmod(0o700)
-    error_line(done, errors.EXIT_STORAGE, str(closed), "state")
+    error_line(done, exit_codes.EXIT_STORAGE, str(closed), "state")
     assert not list(closed.iterdir())
 
 
@@ -117,7 +117,7 @@ def test_a_database_of_a_newer_version(cluster: LocalCluster, tmp_path: Path) ->
     database.close()
     before = (tmp_path / "state" / "brigade.db").read_bytes()
     done = cluster.run("coord", "serve", "--listen", "127.0.0.1:0", "--state", str(tmp_path / "state"))
-    error_line(done, errors.EXIT_STORAGE, "newer", "9999")
+    error_line(done, exit_codes.EXIT_STORAGE, "newer", "9999")
     assert (tmp_path / "state" / "brigade.db").read_bytes() == before
 
 
@@ -127,11 +127,11 @@ def test_a_database_of_a_newer_version(cluster: LocalCluster, tmp_path: Path) ->
 def test_an_unreachable_coordinator(cluster: LocalCluster, tmp_path: Path) -> None:
     nowhere = "https://127.0.0.1:9"
     done = join(cluster, tmp_path / "worker", "--join-timeout", "0", url=nowhere)
-    error_line(done, errors.EXIT_UNREACHABLE, nowhere, "coord serve")
+    error_line(done, exit_codes.EXIT_UNREACHABLE, nowhere, "coord serve")
     done = cluster.run("coord", "status", "--url", nowhere)
-    error_line(done, errors.EXIT_UNREACHABLE, nowhere, "coord serve")
+    error_line(done, exit_codes.EXIT_UNREACHABLE, nowhere, "coord serve")
     done = cluster.run("client", "generate", "x", "--url", nowhere, "--connect-timeout", "0")
-    error_line(done, errors.EXIT_UNREACHABLE, nowhere, "coord serve")
+    error_line(done, exit_codes.EXIT_UNREACHABLE, nowhere, "coord serve")
 
 
 def test_a_wrong_secret(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_wrong_secret(cluster: LocalCluster, tmp_path: Path) -> None:
     done = cluster.run(
         "worker", "join", cluster.url, "--secret-file", str(tmp_path / "other"), "--state", str(tmp_path / "worker")
     )
-    error_line(done, errors.EXIT_AUTH, "join secret", "coord secret show")
+    error_line(done, exit_codes.EXIT_AUTH, "join secret", "coord secret show")
     assert not (tmp_path / "worker" / "certificate.pem").exists()
 
 
@@ -175,8 +175,8 @@ async def test_another_protocol_version(cluster: LocalCluster, tmp_path: Path) -
         generated = await asyncio.to_thread(cluster.run, "client", "generate", "x", *key)
     finally:
         await runner.cleanup()
-    error_line(joined, errors.EXIT_VERSION, "2.0", "same major version")
-    error_line(generated, errors.EXIT_VERSION, "2.0", "same major version")
+    error_line(joined, exit_codes.EXIT_VERSION, "2.0", "same major version")
+    error_line(generated, exit_codes.EXIT_VERSION, "2.0", "same major version")
 
 
 @pytest.mark.parametrize("off_s", [3600.0, -3600.0])
@@ -186,5 +186,5 @@ async def test_a_clock_off_by_an_hour(tmp_path: Path, off_s: float) -> None:
         environment = os.environ | {"BRIGADE_SECRET": join_secret_of(coordinator)}
         arguments = ("join", coordinator.url, "--state", str(tmp_path / "worker"))
         done = await asyncio.to_thread(forked_done, "worker", arguments, environment)
-    line = error_line(done, errors.EXIT_CLOCK, "clock", "300 s", "set the one that is wrong")
+    line = error_line(done, exit_codes.EXIT_CLOCK, "clock", "300 s", "set the one that is wrong")
     assert line.count("UTC") == 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from demo.local_cluster import BIN, LocalCluster, polls
-from protocol import errors
+from protocol import exit_codes
 from tests.e2e.conftest import MODEL, SPLIT
 from tests.support.smollm2 import Reference
 
@@ -100,7 +100,7 @@ def test_an_interrupt_cancels_on_all_workers_and_exits_with_130(cluster: LocalCl
         assert {worker["n_sessions"] for worker in settled(cluster, 1)} == {1}
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read().splitlines()
-    assert process.returncode == errors.EXIT_CANCELLED
+    assert process.returncode == exit_codes.EXIT_CANCELLED
     assert json.loads(rest[-1])["done"]["finish_reason"] == "cancelled"
     assert {worker["n_sessions"] for worker in settled(cluster, 0)} == {0}
 
@@ -118,15 +118,19 @@ def settled(cluster: LocalCluster, n_sessions: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "words"),
     [
-        (["", "--model", MODEL], errors.EXIT_USAGE, "empty"),
-        (["x", "--model", "nobody"], errors.EXIT_USAGE, MODEL),
-        (["x", "--model", MODEL, "--max-tokens", "0"], errors.EXIT_USAGE, "max"),
-        (["x", "--model", MODEL, "--max-tokens", "-3"], errors.EXIT_USAGE, "max"),
-        (["x", "--model", MODEL, "--max-tokens", "999999"], errors.EXIT_USAGE, "999999"),
-        (["x", "--model", MODEL, "--temperature", "-1"], errors.EXIT_USAGE, "temperature"),
-        (["x", "--model", MODEL, "--temperature", "nan"], errors.EXIT_USAGE, "temperature"),
-        (["x " * 9000, "--model", MODEL], errors.EXIT_USAGE, "context"),
-        (["x", "--url", "https://127.0.0.1:9", "--connect-timeout", "0"], errors.EXIT_UNREACHABLE, "127.0.0.1:9"),
+        (["", "--model", MODEL], exit_codes.EXIT_USAGE, "empty"),
+        (["x", "--model", "nobody"], exit_codes.EXIT_USAGE, MODEL),
+        (["x", "--model", MODEL, "--max-tokens", "0"], exit_codes.EXIT_USAGE, "max"),
+        (["x", "--model", MODEL, "--max-tokens", "-3"], exit_codes.EXIT_USAGE, "max"),
+        (["x", "--model", MODEL, "--max-tokens", "999999"], exit_codes.EXIT_USAGE, "999999"),
+        (["x", "--model", MODEL, "--temperature", "-1"], exit_codes.EXIT_USAGE, "temperature"),
+        (["x", "--model", MODEL, "--temperature", "nan"], exit_codes.EXIT_USAGE, "temperature"),
+        (["x " * 9000, "--model", MODEL], exit_codes.EXIT_USAGE, "context"),
+        (
+            ["x", "--url", "https://127.0.0.1:9", "--connect-timeout", "0"],
+            exit_codes.EXIT_UNREACHABLE,
+            "127.0.0.1:9",
+        ),
     ],
 )
 def test_bad_input_gets_a_sentence_and_its_exit_code(
@@ -141,5 +145,5 @@ def test_bad_input_gets_a_sentence_and_its_exit_code(
 
 def test_a_prompt_that_is_no_utf_8_is_refused(cluster: LocalCluster) -> None:
     done = cluster.run("client", "generate", "--model", MODEL, stdin=b"caf\xe9")
-    assert done.returncode == errors.EXIT_USAGE
+    assert done.returncode == exit_codes.EXIT_USAGE
     assert "UTF-8" in done.stderr.decode()

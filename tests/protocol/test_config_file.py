@@ -6,7 +6,8 @@ import platformdirs
 import pytest
 
 from protocol.config_file import ConfigFile, found_config, holds_secret
-from protocol.errors import EXIT_USAGE, ConfigError
+from protocol.errors import ConfigError
+from protocol.exit_codes import EXIT_USAGE
 
 
 def written(path: Path, text: str, mode: int = 0o644) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol import errors
+from protocol import errors, exit_codes
 from protocol.error_forms import error_fields, error_from_body
 from protocol.errors import BrigadeError, ErrorBody, InternalError, ServiceError
 
@@ -21,7 +21,7 @@ def test_an_error_comes_off_the_wire_as_it_went_on(cls: type[BrigadeError]) -> N
     got = error_from_body(sent.body())
     assert (got.code, got.message, got.retry_after_s) == (sent.code, "17 of 3", 2.5)
     assert got.status == sent.status
-    assert got.exit_code != errors.EXIT_OK
+    assert got.exit_code != exit_codes.EXIT_OK
     assert 400 <= cls.status < 600
 
 

@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 import torch
 
-from protocol.errors import EXIT_AUTH, EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE
+from protocol.exit_codes import EXIT_AUTH, EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE
 from protocol.invite_rest import CreatedInvite, CreateInviteRequest
 from tests.support.announced import announced
 from tests.support.coordinators import http_session, join_secret_of, key_of, running_coordinator

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import EXIT_USAGE
+from protocol.exit_codes import EXIT_USAGE
 from worker.cli import main
 
 SECRET = secrets.token_urlsafe(32)

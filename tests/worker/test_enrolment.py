@@ -13,16 +13,13 @@ from cryptography import x509
 
 from coordinator.app import RunningCoordinator, utc_now_s
 from protocol.errors import (
-    EXIT_AUTH,
-    EXIT_CLOCK,
-    EXIT_UNREACHABLE,
-    EXIT_VERSION,
     ClockSkewError,
     OverloadedError,
     ProtocolVersionError,
     UnreachableError,
     WrongSecretError,
 )
+from protocol.exit_codes import EXIT_AUTH, EXIT_CLOCK, EXIT_UNREACHABLE, EXIT_VERSION
 from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import first_contact_context, server_context, worker_name
 from tests.support.coordinators import join_secret_of, running_coordinator
