@@ -38,8 +38,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python -m demo.run --prompt "$(PROMPT)"
 
+# Some machines set the variable, and then every process of the tests compiles whatever it imports.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: lint test
 

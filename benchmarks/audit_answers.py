@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,8 @@ from worker.stage import Stage, StageInput
 
 HIDDEN = 64
 """Wide enough for codes of 4 and 8 bits."""
-RANGES = (BlockRange(0, 2), BlockRange(1, 2), BlockRange(2, 4), BlockRange(0, 4))
+WHOLE = BlockRange(0, 4)
+RANGES = (BlockRange(0, 2), BlockRange(1, 2), BlockRange(2, 4), WHOLE)
 _WIDTHS = {
     "hidden_size": HIDDEN, "n_embd": HIDDEN, "moe_intermediate_size": HIDDEN, "word_embed_proj_dim": HIDDEN,
     "intermediate_size": 2 * HIDDEN, "ffn_dim": 2 * HIDDEN,
@@ -52,7 +53,10 @@ class TinyFiles:
 
     def stage(self, blocks: BlockRange, held: Held) -> Stage | None:
         """A stage of these blocks; None where they can't be held so."""
-        dtype, quantization = FORMS[held]
+        return self.loaded(blocks, *FORMS[held])
+
+    def loaded(self, blocks: BlockRange, dtype: torch.dtype, quantization: Any) -> Stage | None:
+        """Likewise, by what is computed in and the codes that weights are."""
         is_end = blocks.start == 0 or blocks.end == len(self.block_files)
         files = (*self.block_files[blocks.start : blocks.end], *([self.rest] if is_end else []))
         try:
@@ -61,6 +65,16 @@ class TinyFiles:
             )
         except BrigadeError:
             return None
+
+    def rounded(self, dtype: torch.dtype) -> TinyFiles:
+        """The same with the weights that `dtype` makes of these, still in float32."""
+
+        def copied(file: Path) -> Path:
+            copy = file.with_name(f"{dtype}-{file.name}")
+            save_file({name: each.to(dtype).float() for name, each in load_file(file).items()}, copy)
+            return copy
+
+        return replace(self, block_files=tuple(map(copied, self.block_files)), rest=copied(self.rest))
 
     def altered(self, how: Callable[[dict[str, torch.Tensor]], None]) -> TinyFiles:
         """The same with other weights in block 1."""
@@ -72,7 +86,7 @@ class TinyFiles:
 
 
 @contextmanager
-def tiny_files(architecture: str) -> Iterator[TinyFiles]:
+def tiny_files(architecture: str, *, seed: int = 0) -> Iterator[TinyFiles]:
     """A tiny random model of an architecture, in a folder that goes with the context."""
     config = TINY_CONFIGS[architecture]()
     for name, width in _WIDTHS.items():
@@ -80,7 +94,7 @@ def tiny_files(architecture: str) -> Iterator[TinyFiles]:
             setattr(config, name, width)
     with tempfile.TemporaryDirectory(prefix="brigade-audits-") as folder:
         root = Path(folder)
-        model = save_tiny_model(config, root / "model")
+        model = save_tiny_model(config, root / "model", seed=seed)
         block_files, rest = split_checkpoint(root / "model", root / "split")
         yield TinyFiles(root / "model", tuple(block_files), rest, type(model).__name__, config.vocab_size)
 
@@ -100,6 +114,38 @@ def answer(stage: Stage, held: Held, seed: str) -> Projection:
         one = StageInput(payload=payload, position=position, cache=cache)
         rows += stage.run([one])[0].float().tolist()
     return projected(seed, rows)
+
+
+@torch.inference_mode()
+def states_of(stage: Stage, probes: Sequence[Probe]) -> torch.Tensor:
+    """What an honest worker's blocks make of the probes, each whole in one step: (probes, positions, hidden_size).
+
+    Of `answer` it is another machine's way: the same arithmetic in another order. Hundreds at once take the time of
+    a few.
+    """
+    if stage.dtype == torch.float64:  # for which grouped products of experts are not made
+        for config in stage.configs:
+            config._experts_implementation_internal = "eager"  # noqa: SLF001
+    positions = torch.arange(N_POSITIONS).expand(len(probes), -1)
+    given: dict[str, Any] = {"use_cache": False}
+    if stage.is_first:
+        starts = [N_POSITIONS - sum(STEPS[number:]) for number in range(len(STEPS))]
+        ids = [
+            [
+                token
+                for start, n_tokens in zip(starts, STEPS, strict=True)
+                for token in probe.token_ids(start, n_tokens)
+            ]
+            for probe in probes
+        ]
+        given["input_ids"] = torch.tensor(ids)
+    else:
+        data = bytearray(b"".join(probe.states(0, N_POSITIONS) for probe in probes))
+        states = torch.frombuffer(data, dtype=torch.float32).reshape(*positions.shape, -1).to(stage.dtype)
+        given["inputs_embeds"] = stage._taps.incoming = states  # noqa: SLF001 - `Stage` runs sessions, not batches
+    if stage._takes_position_ids:  # noqa: SLF001
+        given["position_ids"] = positions
+    return stage._rows(stage._base(**given)[0]).float()  # noqa: SLF001
 
 
 Attack = Callable[[Stage], None]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.table import Table
@@ -24,8 +23,6 @@ from coordinator.policy.audit_rules import (
 )
 from protocol.ids import BlockRange
 
-GOAL = 1e-5
-"""Most false quarantines an audit."""
 Pair = tuple[Held, Held]
 Cell = tuple[Tolerance, list[tuple[float, float]]]
 """What is allowed between two in one range of one model, and the two measures of each audit."""
@@ -92,10 +89,8 @@ def _rule(honest: Honest, names: Sequence[str], comparisons: dict[frozenset[str]
 
 
 def table(honest: Honest) -> Table:
-    """Of every two precisions that are compared: how far apart honest workers are, and how likely an alarm is."""
-    found = Table(
-        "experts", "one", "other", "audits", "alarms", "middle", "most", "worst position", "most", "chance of one"
-    )
+    """Of every two precisions that are compared: how far apart honest workers are."""
+    found = Table("experts", "one", "other", "audits", "alarms", "middle", "most", "worst position", "most")
     for (dense, one, other), cells in honest.cells.items():
         middles = [middle for _, cell in cells for middle, _ in cell]
         strays = [stray for _, cell in cells for _, stray in cell]
@@ -103,40 +98,15 @@ def table(honest: Honest) -> Table:
         found.add_row(
             "no" if dense else "yes", str(one), str(other), str(len(middles)), str(n_alarms),
             f"{statistics.median(middles):.4f}", f"{max(middles):.4f}",
-            f"{statistics.median(strays):.4f}", f"{max(strays):.4f}", f"{chance_of_alarm(cells):.0e}",
+            f"{statistics.median(strays):.4f}", f"{max(strays):.4f}",
         )  # fmt: skip
     return found
 
 
 def words(honest: Honest) -> str:
-    """How often an honest worker would be quarantined, counted and reckoned.
-
-    That takes a false alarm between two, and a third that is as far from the same one: it is no likelier than the
-    alarm. From few audits the chances are rough: they are of the spread in each model and range.
-    """
-    chances = {key: chance_of_alarm(cells) for key, cells in honest.cells.items()}
-    (_, one, other), worst = max(chances.items(), key=lambda item: item[1])
-    mean = statistics.mean(chances.values())
-    is_met = mean <= GOAL and honest.n_quarantined == 0
+    """How often an honest worker was suspected, and how often quarantined."""
     return (
         f"False quarantines: {honest.n_quarantined} of {honest.n_audits:,} audits of honest workers, every three "
-        f"forms of all models and ranges; {honest.n_suspected} ended in suspicion.\n"
-        f"Chance of a false quarantine, at most that of a false alarm: {mean:.1e} an audit in the mean of all "
-        f"pairs of forms;\nthe goal is {GOAL:.0e}: {'met' if is_met else 'NOT met'}. In the worst pair, {one} with "
-        f"{other}: {worst:.1e}. int4 is compared with int4 alone."
+        f"forms of all models and ranges; {honest.n_suspected} ended in suspicion. "
+        "int4 is compared with int4 alone. How likely rarer ones are: `alarms`."
     )
-
-
-def chance_of_alarm(cells: Iterable[Cell]) -> float:
-    """The mean over all models and ranges, the logarithm of each measure taken as normal there."""
-    chances = []
-    for allowed, cell in cells:
-        middles, strays = zip(*cell, strict=True)
-        chances.append(_beyond(middles, allowed.middle) + _beyond(strays, allowed.stray))
-    return statistics.mean(chances)
-
-
-def _beyond(values: Sequence[float], limit: float) -> float:
-    logs = [math.log(max(value, 1e-12)) for value in values]
-    spread = max(statistics.stdev(logs), 0.1)
-    return 0.5 * math.erfc((math.log(limit) - statistics.mean(logs)) / spread / math.sqrt(2.0))

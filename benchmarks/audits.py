@@ -1,10 +1,12 @@
 """How well audits tell cheats from honest workers, by the coordinator's own rules and on real (tiny) models.
 
     python -m benchmarks.audits differences [--audits N]   how far honest workers differ; false quarantines
+    python -m benchmarks.audits alarms [--inputs N]        how likely a false alarm is, by very many inputs
     python -m benchmarks.audits attacks [--audits N]       attack x audits that it takes to find it
     python -m benchmarks.audits simulation [--trials N]    wrong on 10 % of the steps: audits until quarantine
 
-`differences` with 12 audits takes some ten minutes; of seeds the same come out again: "seed 0", "seed 1" and so on.
+`differences` with 12 audits takes some ten minutes, `alarms` with 768 inputs likewise (they are of every range of
+every model). Of seeds the same come out again: "seed 0", "seed 1" and so on.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import audit_alarms, audit_honest
 from benchmarks import audit_answers as answers
-from benchmarks import audit_honest
-from benchmarks.audit_answers import answer, tiny_files
+from benchmarks.audit_answers import WHOLE, answer, tiny_files
 from coordinator.policy.audit_evidence import evidence_of
 from coordinator.policy.audit_probe import N_SUMS, STEPS, Projection
 from coordinator.policy.audit_rules import (
@@ -34,25 +36,26 @@ from coordinator.policy.audit_rules import (
 from coordinator.policy.state import ClusterState
 from coordinator.policy.trust import TrustRecord, reviewed, with_evidence
 from protocol.audit_rest import AuditInfo
-from protocol.ids import BlockRange, ModelName, WorkerId
+from protocol.ids import ModelName, WorkerId
 from tests.support.tiny_models import TINY_CONFIGS
 
 MOST_AUDITS = 20
 SURE = 0.99
 EXACT, ROUNDED = Held(weights="float32"), Held(weights="bfloat16")
 ATTACKED = ("llama", "qwen3", "mistral", "olmo2")
-WHOLE = BlockRange(0, 4)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("differences", "attacks", "simulation"))
+    parser.add_argument("what", choices=("differences", "alarms", "attacks", "simulation"))
     parser.add_argument("--audits", type=_at_least(2), default=12, help="Audits of each kind.")
+    parser.add_argument("--inputs", type=_at_least(200), default=768, help="Of `alarms`, in each range of a model.")
+    parser.add_argument("--random", type=_at_least(1), default=1, help="Random models an architecture of `alarms`.")
     parser.add_argument("--trials", type=_at_least(1), default=5000, help="Workers of `simulation`.")
     parser.add_argument(
         "--models", nargs="+", choices=tuple(TINY_CONFIGS), default=tuple(TINY_CONFIGS), metavar="ARCHITECTURE",
-        help=f"Those of `differences`, all where none is named: {', '.join(TINY_CONFIGS)}.",
+        help=f"Those of `differences` and `alarms`, all where none is named: {', '.join(TINY_CONFIGS)}.",
     )  # fmt: skip
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,6 +64,10 @@ def main() -> None:
             honest = audit_honest.measured(arguments.audits, arguments.models)
             Console().print(audit_honest.table(honest))
             print(audit_honest.words(honest))
+        case "alarms":
+            alarms = audit_alarms.measured(arguments.inputs, arguments.models, range(arguments.random))
+            Console(width=150).print(audit_alarms.table(alarms))
+            print(audit_alarms.words(alarms))
         case "attacks":
             Console().print(attacks(arguments.audits))
         case "simulation":

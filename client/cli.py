@@ -71,6 +71,14 @@ class _Asked:
     is_json: bool
     shows_timings: bool = False
 
+    def check(self) -> None:
+        """Refuse what can't be done, before anybody is asked. InvalidRequestError: names the option."""
+        self.options.check()
+        if self.options.logprobs is not None and not self.is_json:
+            raise InvalidRequestError("--logprobs shows in --json alone: give both")
+        if self.system is not None and self.is_chat is False:
+            raise InvalidRequestError("--system is for chats: it can't go with --raw")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
@@ -163,14 +171,8 @@ def generate(
         pinned_ends=pinned_ends,
         timeout_s=timeout,
     )
-    options.check()
-    if logprobs is not None and not is_json:
-        raise InvalidRequestError("--logprobs shows in --json alone: give both")
-    if system is not None and is_chat is False:
-        raise InvalidRequestError("--system is for chats: it can't go with --raw")
-    text = _given_prompt(prompt)
     asked = _Asked(
-        prompt=text,
+        prompt=_given_prompt(prompt),
         system=system,
         is_chat=is_chat,
         model=model,
@@ -178,6 +180,7 @@ def generate(
         is_json=is_json,
         shows_timings=timings,
     )
+    asked.check()
     config = ClientConfig.from_env(url=url, api_key_file=api_key_file, connect_timeout_s=connect_timeout)
     with within(given_trace(traceparent, "--traceparent")) if traceparent else nullcontext():
         return run(_generate(config, asked))

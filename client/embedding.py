@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,13 +106,7 @@ async def embedded(
             vector = pooled(states.rows, pooling)
             vectors[index] = finished(vector, dimensions=options.dimensions, normalize=options.normalize)
 
-    indices = iter(sorted(range(len(texts)), key=lambda index: -len(texts[index])))
-    try:
-        async with asyncio.TaskGroup() as working:
-            for number in range(min(MAX_AT_ONCE, len(texts))):
-                working.create_task(work(indices), name=f"embed {number}")
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group
+    await _worked_on(texts, work)
     return Embeddings(
         vectors=np.stack([vectors[index] for index in range(len(texts))]),
         n_tokens=sum(map(len, texts)),
@@ -120,6 +114,19 @@ async def embedded(
         n_truncated=n_truncated,
         failovers=n_failed,
     )
+
+
+async def _worked_on(
+    texts: Sequence[Sequence[int]], work: Callable[[Iterator[int]], Coroutine[None, None, None]]
+) -> None:
+    """Have several workers at a time take texts by their index, the longest first: those would be waited for."""
+    indices = iter(sorted(range(len(texts)), key=lambda index: -len(texts[index])))
+    try:
+        async with asyncio.TaskGroup() as working:
+            for number in range(min(MAX_AT_ONCE, len(texts))):
+                working.create_task(work(indices), name=f"embed {number}")
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
 
 
 def states_request(

@@ -225,4 +225,7 @@ def _check_schema(text: str) -> None:
 
 
 def _either(asked: float | None, recommended: float) -> float:
-    return float(recommended if asked is None else asked)
+    try:
+        return float(recommended if asked is None else asked)
+    except OverflowError:  # a whole number that no float is near; it is refused by its name
+        return math.inf

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 
-import msgspec
 from aiohttp import web
 
 from coordinator.client_api import model, model_infos
@@ -31,9 +31,8 @@ from coordinator.policy.events import ImprovementFound
 from coordinator.policy.improvement import improvement
 from coordinator.policy.outlook import moving_words
 from coordinator.policy.standing import listed, named
-from coordinator.policy.state import Placement, checked_placement
-from coordinator.policy.trust_words import trust_note
-from coordinator.policy.views import model_info, plan_info, worker_info
+from coordinator.policy.state import ClusterState, Placement, checked_placement
+from coordinator.policy.views import explained_worker, model_info, plan_info
 from coordinator.queries import read_query
 from coordinator.resources import MODEL
 from coordinator.route_docs import RouteDoc
@@ -79,7 +78,9 @@ def add_admin_routes(app: web.Application) -> None:
 
 async def status(request: web.Request) -> web.Response:
     """-> `ClusterStatus`."""
-    state = request.app[CLUSTER].state
+    audits, joining = await audits_words(request.app), await _joining_words(request.app)
+    state, now_s, note = request.app[CLUSTER].state, request.app[CLOCK](), request.app[ROUTE_DESK].notes()
+    models, workers = await model_infos(state, now_s), await explained_workers(state, now_s, note)
     return json_answer(
         ClusterStatus(
             coordinator_id=request.app[AUTHORITY].coordinator_id,
@@ -88,10 +89,10 @@ async def status(request: web.Request) -> web.Response:
             database=request.app[REPOSITORY].kind,
             database_problem=request.app[REPOSITORY].problem,
             moving=moving_words(state),
-            audits=audits_words(request.app),
-            joining=await _joining_words(request.app),
-            models=model_infos(request),
-            workers=tuple(shown_worker(request, worker_id) for worker_id in state.workers),
+            audits=audits,
+            joining=joining,
+            models=models,
+            workers=workers,
         )
     )
 
@@ -103,10 +104,10 @@ async def plan(request: web.Request) -> web.Response:
     return await _planned(request, wanted)
 
 
-def audits_words(app: web.Application) -> str:
-    """Whom audits don't reach."""
+async def audits_words(app: web.Application) -> str:
+    """Whom audits don't reach. In a thread: it is a look at who holds what."""
     auditor = app[AUDITOR]
-    lone = unaudited(app[CLUSTER].state) if auditor.share > 0.0 else ""
+    lone = await asyncio.to_thread(unaudited, app[CLUSTER].state) if auditor.share > 0.0 else ""
     return "; ".join(filter(None, (lone, auditor.evading())))
 
 
@@ -158,7 +159,8 @@ async def _planned(request: web.Request, wanted: Placement) -> web.Response:
 async def models(request: web.Request) -> web.Response:
     """-> `ModelList`."""
     query = read_query(request, PageQuery)
-    shown, next_cursor = page(request, query, model_infos(request), lambda info: (info.name,))
+    infos = await model_infos(request.app[CLUSTER].state, request.app[CLOCK]())
+    shown, next_cursor = page(request, query, infos, lambda info: (info.name,))
     return json_answer(ModelList(models=shown, next_cursor=next_cursor))
 
 
@@ -196,9 +198,8 @@ async def remove_model(request: web.Request) -> web.Response:
     return json_answer(info)
 
 
-def shown_worker(request: web.Request, worker_id: WorkerId) -> WorkerInfo:
-    """A worker that is known, as it stands now, with all that speaks against it."""
-    state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
-    info = worker_info(state, worker_id, now_s)
-    notes = (request.app[ROUTE_DESK].note(worker_id), trust_note(state, state.workers[worker_id], now_s))
-    return msgspec.structs.replace(info, reason="; ".join(filter(None, (info.reason, *notes))))
+async def explained_workers(
+    state: ClusterState, now_s: float, note: Callable[[WorkerId], str]
+) -> tuple[WorkerInfo, ...]:
+    """Every worker as it stands, with all that speaks against it. In a thread: a large fleet takes long."""
+    return await asyncio.to_thread(lambda: tuple(explained_worker(state, w, now_s, note(w)) for w in state.workers))

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_output import console, plan_table, print_json, print_status
+from coordinator.cli_output import plan_table, print_answer, print_json, print_status
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.errors import ConfigError
 from protocol.plan_rest import PlanInfo
@@ -57,7 +57,4 @@ def plan(
         found = target.ask(lambda session: session.post(path, None, PlanInfo))
     else:
         found = target.ask(lambda session: session.get(path, PlanInfo))
-    if as_json:
-        print_json(found)
-    else:
-        console().print(plan_table(found))
+    print_answer(found, plan_table(found), as_json=as_json)

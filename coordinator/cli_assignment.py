@@ -12,10 +12,10 @@ from rich.text import Text
 from coordinator.admin_client import AdminTarget, all_pages
 from coordinator.cli_output import (
     cell,
-    console,
     human_bytes,
     notes,
     plain_table,
+    print_answer,
     print_json,
     printable,
     short_ids,
@@ -58,10 +58,7 @@ def show_assignments(target: AdminTarget, *, as_json: JsonOption = False) -> Non
     """Show who holds which blocks, and why."""
     pages = target.ask(lambda session: all_pages(session, "/admin/v1/assignments", {}, AssignmentList))
     found = AssignmentList(assignments=tuple(info for page in pages for info in page.assignments))
-    if as_json:
-        print_json(found)
-    else:
-        console().print(_table(found))
+    print_answer(found, _table(found), as_json=as_json)
 
 
 @assignment_commands.command("preview")
@@ -81,10 +78,7 @@ def preview(
     name, wanted = _checked(model, blocks)
     request = PreviewRequest(worker=worker, model=name, blocks=wanted, takes_from=takes_from)
     found = target.ask(lambda session: session.post("/admin/v1/assignments/preview", request, AssignmentPreview))
-    if as_json:
-        print_json(found)
-    else:
-        console().print(_preview(found))
+    print_answer(found, _preview(found), as_json=as_json)
 
 
 @assignment_commands.command("pin")

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_output import cell, console, notes, plain_table, print_json, printable, short_ids
+from coordinator.cli_output import cell, console, note_older, notes, plain_table, print_json, printable, short_ids
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.admin_rest import MAX_PAGE, AuditEntry, AuditPage
 
@@ -42,8 +42,11 @@ def audit_log(
     found = target.ask(lambda session: session.get(f"/admin/v1/audit?{query}", AuditPage))
     if as_json:
         print_json(found.entries)
-    else:
+    elif found.entries:
         console().print(audit_table(found.entries))
+        note_older(found.next_cursor, n_lines)
+    elif not found.known_actions:
+        notes().print("no line is as asked; `coord audit` without filters shows the newest", markup=False)
     if found.known_actions:
         notes().print(
             f"no line is of the action {printable(action or '')}; the log has {', '.join(found.known_actions)}",

@@ -17,6 +17,7 @@ from protocol.audit_rest import AuditInfo, AuditList
 AUDIT_TIMEOUT_S = 540.0
 """Up to eight rounds of answers, a minute each at most."""
 NOTHING_YET = "No audits yet: a worker is compared with another one that holds the same blocks (`coord status`)."
+NONE_OF_IT = "No audit of such a worker yet; `coord trust list` shows who there is, `coord trust audit` audits one."
 NONE_BY_ITSELF = "The coordinator makes none by itself (`coord serve --audit-share 0`)."
 
 
@@ -48,7 +49,7 @@ def audits(
     if share == 0.0:
         notes().print(NONE_BY_ITSELF, markup=False, soft_wrap=True)
     if not shown:
-        notes().print(NOTHING_YET, markup=False, soft_wrap=True)
+        notes().print(NOTHING_YET if worker is None else NONE_OF_IT, markup=False, soft_wrap=True)
         return
     console().print(_table(shown))
 

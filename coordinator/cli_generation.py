@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_output import cell, console, notes, plain_table, print_json, short_ids
+from coordinator.cli_output import cell, console, note_older, notes, plain_table, print_json, short_ids
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.admin_rest import MAX_PAGE
 from protocol.generation_rest import GenerationInfo, GenerationPage, GenerationState
@@ -36,8 +36,14 @@ def list_generations(
     found = target.ask(lambda session: session.get(f"{_PATH}?{query}", GenerationPage))
     if as_json:
         print_json(found.generations)
+    elif not found.generations:
+        asked = any(value is not None for value in (in_state, key, model))
+        notes().print(
+            "No generation is as asked" if asked else "No generation yet: client generate PROMPT", markup=False
+        )
     else:
         console().print(_table(found.generations))
+        note_older(found.next_cursor, n_lines)
 
 
 @generation_commands.command("cancel")

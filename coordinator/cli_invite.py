@@ -109,6 +109,9 @@ def list_invites(
     found = tuple(invite for page in pages for invite in page.invites)
     if as_json:
         print_json(InviteList(invites=found))
+    elif not found:
+        which = "" if in_state is None else f" that is {in_state}"
+        notes().print(f"No invite{which}; `coord invite` makes one", markup=False)
     else:
         console().print(_table(found))
 

@@ -10,7 +10,17 @@ from msgspec import UNSET, UnsetType
 from rich.table import Table
 
 from coordinator.admin_client import AdminTarget, all_pages, changed_as_read
-from coordinator.cli_output import cell, console, minute, notes, plain_table, print_json, printable
+from coordinator.cli_output import (
+    cell,
+    console,
+    minute,
+    notes,
+    plain_table,
+    print_answer,
+    print_done,
+    print_json,
+    printable,
+)
 from coordinator.cli_quota import LIMITS_HELP, limits_change, limits_words, new_limits
 from coordinator.cli_target import JsonOption, for_coordinator
 from coordinator.cli_times import seconds_of
@@ -79,14 +89,9 @@ def key_limits(
         lambda session: changed_as_read(session, path, KeyInfo, change, KeyInfo, change_path=f"{path}/limits")
     )
     _warn_of_models(target, change.models)
-    if as_json:
-        print_json(key)
-    else:
-        notes().print(
-            f"limits of key {key.key_id} ({printable(key.name)}): {limits_words(key.limits)}",
-            markup=False,
-            soft_wrap=True,
-        )
+    print_done(
+        key, f"limits of key {key.key_id} ({printable(key.name)}): {limits_words(key.limits)}", as_json=as_json
+    )
 
 
 @key_commands.command("list")
@@ -105,10 +110,7 @@ def list_keys(
     given = {"kind": kind, "name": name, "is_revoked": None if is_revoked is None else str(is_revoked).lower()}
     pages = target.ask(lambda session: all_pages(session, "/admin/v1/keys", given, KeyList))
     keys = tuple(key for page in pages for key in page.keys)
-    if as_json:
-        print_json(KeyList(keys=keys))
-    else:
-        console().print(key_table(keys))
+    print_answer(KeyList(keys=keys), key_table(keys), as_json=as_json)
 
 
 @key_commands.command("show")
@@ -135,10 +137,7 @@ def rename_key(
     """Give a key another name; what it opens stays the same."""
     request = ChangeKeyRequest(name=name)
     key = target.ask(lambda session: changed_as_read(session, _path(key_id), KeyInfo, request, KeyInfo))
-    if as_json:
-        print_json(key)
-    else:
-        notes().print(f"key {key.key_id} is {printable(key.name)} now", markup=False)
+    print_done(key, f"key {key.key_id} is {printable(key.name)} now", as_json=as_json)
 
 
 @key_commands.command("owner")
@@ -202,10 +201,7 @@ def revoke_key(
 ) -> None:
     """Refuse a key from now on, for good. What runs of it ends within seconds, and says why."""
     key = target.ask(lambda session: session.delete(_path(key_id), KeyInfo))
-    if as_json:
-        print_json(key)
-    else:
-        notes().print(f"key {key.key_id} ({printable(key.name)}) is revoked", markup=False)
+    print_done(key, f"key {key.key_id} ({printable(key.name)}) is revoked", as_json=as_json)
 
 
 def _warn_of_models(target: AdminTarget, names: tuple[ModelName, ...] | UnsetType | None) -> None:

@@ -9,12 +9,21 @@ from typing import Annotated
 import typer
 
 from coordinator.admin_client import AdminTarget, all_pages, changed_as_read
-from coordinator.cli_output import console, human_bytes, model_table, notes, print_json, printable, short_ids
+from coordinator.cli_output import (
+    console,
+    human_bytes,
+    model_table,
+    notes,
+    print_answer,
+    print_json,
+    printable,
+    short_ids,
+)
 from coordinator.cli_packing import packed
 from coordinator.cli_sign import keygen, sign_model, verify_model
 from coordinator.cli_target import JsonOption, for_coordinator
 from coordinator.file_store import FileStore
-from coordinator.served_models import check_is_here, model_path
+from coordinator.served_models import check_is_here, model_path, served_model
 from coordinator.signing_files import read_signature, signature_beside
 from coordinator.state_folder import StateFolder
 from protocol.errors import ConfigError, ConflictError
@@ -87,7 +96,11 @@ def add_model(
         notes().print(f"note: {printable(remark)}", markup=False, soft_wrap=True)
     if as_json:
         print_json(info)
-        return
+    else:
+        _print_added(info)
+
+
+def _print_added(info: ModelInfo) -> None:
     console().print(
         f"added {info.name}: {info.architecture} ({info.kind}), {info.n_blocks} blocks, "
         f"{human_bytes(info.size_bytes)}, revision {info.revision[:12]}, {signed_words(info)}",
@@ -103,10 +116,7 @@ def list_models(target: AdminTarget, *, as_json: JsonOption = False) -> None:
     """List the models: state, reason, and how many workers hold which blocks."""
     pages = target.ask(lambda session: all_pages(session, "/admin/v1/models", {}, ModelList))
     models = tuple(model for page in pages for model in page.models)
-    if as_json:
-        print_json(ModelList(models=models))
-    else:
-        console().print(model_table(models))
+    print_answer(ModelList(models=models), model_table(models), as_json=as_json)
 
 
 @model_commands.command("show")
@@ -118,8 +128,7 @@ def show_model(
     as_json: JsonOption = False,
 ) -> None:
     """Show one model."""
-    path = model_path(checked_model_name(name))
-    model = target.ask(lambda session: session.get(path, ModelInfo))
+    model = served_model(target, checked_model_name(name))
     if as_json:
         print_json(model)
     else:
@@ -186,10 +195,7 @@ def remove_model(
     """
     path = model_path(checked_model_name(name))
     model = target.ask(lambda session: session.delete(path, ModelInfo))
-    if as_json:
-        print_json(model)
-    else:
-        console().print(f"removed {model.name}, revision {model.revision[:12]}", markup=False)
+    print_answer(model, f"removed {model.name}, revision {model.revision[:12]}", as_json=as_json)
 
 
 def _print_reason(info: ModelInfo) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from protocol.admin_rest import MAX_PAGE
 from protocol.errors import BrigadeError
 from protocol.plan_rest import ModelledSpeed, PlanInfo, PlannedSpan
 from protocol.rest import BlockCoverage, ClusterStatus, ModelInfo, WorkerInfo
@@ -44,6 +45,12 @@ def notes() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def note_older(next_cursor: str | None, n_lines: int) -> None:
+    """Say that a list has more than its newest `n_lines`, if it has."""
+    if next_cursor is not None:
+        notes().print(f"these are the newest {n_lines:,}; --lines shows more, up to {MAX_PAGE:,}", markup=False)
+
+
 def print_error(error: BrigadeError) -> None:
     """One red line on standard error."""
     notes().print(Text(f"error: {printable(error.message)}", style="red"), soft_wrap=True)
@@ -52,6 +59,22 @@ def print_error(error: BrigadeError) -> None:
 def print_json(body: Any) -> None:
     """A message, or several, as indented JSON on standard output."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(body)).decode() + "\n")
+
+
+def print_answer(body: Any, shown: RenderableType, *, as_json: bool) -> None:
+    """What a command found: `body` as JSON for programs, else what people are shown of it."""
+    if as_json:
+        print_json(body)
+    else:
+        console().print(shown, markup=False, soft_wrap=isinstance(shown, str))
+
+
+def print_done(body: Any, words: str, *, as_json: bool) -> None:
+    """What a command did: `body` as JSON for programs, else in words, which are no answer."""
+    if as_json:
+        print_json(body)
+    else:
+        notes().print(words, markup=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,7 @@ from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.error_forms import repeated
 from protocol.errors import ConfigError
 from protocol.key_limits import KeyLimits, LimitsChange, Priority
-from protocol.quota_rest import Contribution, ContributionList, QuotaInfo, QuotaList, UsageDay, UsageList
+from protocol.quota_rest import MAX_DAYS, Contribution, ContributionList, QuotaInfo, QuotaList, UsageDay, UsageList
 
 quota_commands = typer.Typer(no_args_is_help=True, help="What keys may use, what they used, what workers gave.")
 
@@ -28,7 +28,9 @@ LIMITS_HELP = (
 _NONE = "none"
 _CHOICES = {"priority": get_args(Priority), "pinned_ends": ("true", "false")}
 
-DaysOption = Annotated[int, typer.Option("--days", help="How many days, today (UTC) being the last.")]
+DaysOption = Annotated[
+    int, typer.Option("--days", min=1, max=MAX_DAYS, help="How many days, today (UTC) being the last.")
+]
 
 
 def limits_change(given: Sequence[str]) -> LimitsChange:
@@ -75,7 +77,7 @@ def show(
     if as_json:
         print_json(found)
     elif not found:
-        notes().print("no key has limits: coord key limits KEY NAME=VALUE ...", markup=False)
+        notes().print("No key has limits: coord key limits KEY NAME=VALUE ...", markup=False)
     else:
         console().print(quota_table(found))
 
@@ -95,6 +97,13 @@ def usage(
     used = tuple(one for page in pages for one in page.usage)
     if as_json:
         print_json(UsageList(usage=used))
+    elif not used:
+        notes().print(
+            f"Workers reported no generation, as far back as --days {days} goes; `coord generation list` shows "
+            "those that run",
+            markup=False,
+            soft_wrap=True,
+        )
     else:
         console().print(usage_table(used))
 
@@ -110,7 +119,11 @@ def contributions(target: AdminTarget, *, days: DaysOption = 7, as_json: JsonOpt
     if as_json:
         print_json(ContributionList(contributions=gave, raised_owners=raised))
     else:
-        console().print(contribution_table(gave))
+        if gave:
+            console().print(contribution_table(gave))
+        else:
+            words = f"No worker gave anything, as far back as --days {days} goes"
+            notes().print(words, markup=False)
         if raised:
             names = ", ".join(printable(owner) for owner in raised)
             console().print(f"priority earned: keys of {names} are served as one class higher", markup=False)
@@ -170,4 +183,13 @@ def _value(field: str, text: str) -> Any:
         return None
     if field == "models":
         return tuple(part.strip() for part in text.split(","))
-    return text.replace("_", "").replace(",", "") if field.startswith(("requests", "tokens", "max")) else text
+    if field in _CHOICES:
+        return text
+    is_whole = field != "min_trust"
+    try:
+        return int(text.replace("_", "").replace(",", "")) if is_whole else float(text)
+    except ValueError:
+        kind = "a whole number" if is_whole else "a number from 0 to 1"
+        raise ConfigError(
+            f"{field.replace('_', '-')} can be {kind}, or none for no limit, not {repeated(text)}"
+        ) from None

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from coordinator import state_folder as names
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_output import cell, console, minute, notes, plain_table, print_json, printable
+from coordinator.cli_output import cell, console, minute, notes, plain_table, print_done, print_json, printable
 from coordinator.cli_target import JsonOption, for_coordinator
 from coordinator.cli_times import seconds_of
 from coordinator.state_folder import read_state_file
@@ -87,10 +87,7 @@ def rotate_signing_key(target: AdminTarget, *, grace: GraceOption = "8d", as_jso
     """
     request = RotateSecretRequest(grace_s=seconds_of("--grace", grace, most_days=_MOST_DAYS))
     found = target.ask(lambda session: session.post("/admin/v1/secrets/signing-key/rotate", request, SecretsInfo))
-    if as_json:
-        print_json(found)
-    else:
-        notes().print(f"a new key signs; {len(found.signing_keys) - 1} older ones verify still", markup=False)
+    print_done(found, f"a new key signs; {len(found.signing_keys) - 1} older ones verify still", as_json=as_json)
 
 
 def _revealed(target: AdminTarget, found: SecretsInfo) -> str:

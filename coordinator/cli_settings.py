@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from coordinator.admin_client import AdminTarget, changed_as_read
-from coordinator.cli_output import cell, console, notes, plain_table, print_json, printable
+from coordinator.cli_output import cell, plain_table, print_answer, print_done, printable
 from coordinator.cli_target import JsonOption, for_coordinator
 from coordinator.policy.settings import setting_named, shown
 from protocol.settings_rest import ChangeSettingsRequest, SettingList, SettingValue
@@ -28,10 +28,7 @@ NameArgument = Annotated[str, typer.Argument(help="As `coord settings show` list
 def show_settings(target: AdminTarget, *, as_json: JsonOption = False) -> None:
     """Show the settings: what they are, where that comes from, and what they may be."""
     found = target.ask(lambda session: session.get(_PATH, SettingList))
-    if as_json:
-        print_json(found)
-    else:
-        console().print(_table(found))
+    print_answer(found, _table(found), as_json=as_json)
 
 
 @settings_commands.command("set")
@@ -54,10 +51,7 @@ def _change(target: AdminTarget, name: str, value: SettingValue | None, *, as_js
     request = ChangeSettingsRequest(settings={name: value})
     found = target.ask(lambda session: changed_as_read(session, _PATH, SettingList, request, SettingList))
     info = next(each for each in found.settings if each.name == name)
-    if as_json:
-        print_json(info)
-    else:
-        notes().print(f"{name} is {shown(info.value)}: {printable(info.where)}", markup=False, soft_wrap=True)
+    print_done(info, f"{name} is {shown(info.value)}: {printable(info.where)}", as_json=as_json)
 
 
 def _table(found: SettingList) -> Group:

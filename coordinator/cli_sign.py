@@ -13,7 +13,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_output import console, human_bytes, notes, print_json, printable
+from coordinator.cli_output import console, human_bytes, notes, print_answer, print_json, printable
 from coordinator.cli_packing import packed
 from coordinator.cli_target import JsonOption, KeyFileOption, StateOption, UrlOption
 from coordinator.hash_only_store import HashOnlyStore
@@ -175,16 +175,15 @@ def verify_model(
         name = checked_model_name(source)
         revision, manifest, checked = verified_model(target(), name, given, _only(trusted))
         found = _verified(name, revision, checked, trusted, len(manifest.all_files()), manifest.size_bytes())
-    if as_json:
-        print_json(found)
-        return
+    print_answer(found, _verified_words(found), as_json=as_json)
+
+
+def _verified_words(found: VerifiedModel) -> str:
     who = f"{found.author} ({found.key})" if found.author else found.key
-    console().print(
+    return (
         f"{printable(found.model)}, revision {found.revision[:12]}: all {found.n_files} files "
         f"({human_bytes(found.size_bytes)}) are as {printable(who)} signed them on {found.signed_at}, as "
-        f"{found.signed_as!r} version {found.version!r}; the signer calls himself {found.signer!r}",
-        markup=False,
-        soft_wrap=True,
+        f"{found.signed_as!r} version {found.version!r}; the signer calls himself {found.signer!r}"
     )
 
 

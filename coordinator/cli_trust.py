@@ -8,7 +8,14 @@ from urllib.parse import quote
 import typer
 
 from coordinator.admin_client import AdminTarget, all_pages
-from coordinator.cli_output import console, notes, print_json, printable, short_ids, trust_history, trust_table
+from coordinator.cli_output import (
+    print_answer,
+    print_done,
+    printable,
+    short_ids,
+    trust_history,
+    trust_table,
+)
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.errors import ConfigError
 from protocol.trust_rest import MAX_TRUST_REASON, TrustHistory, TrustInfo, TrustList, TrustRequest
@@ -27,10 +34,7 @@ def list_trust(target: AdminTarget, *, as_json: JsonOption = False) -> None:
     """List all workers, the least trusted first: score in [0, 1], level, and what speaks against them."""
     pages = target.ask(lambda session: all_pages(session, "/admin/v1/trust", {}, TrustList))
     workers = tuple(worker for page in pages for worker in page.workers)
-    if as_json:
-        print_json(TrustList(workers=workers))
-    else:
-        console().print(trust_table(workers))
+    print_answer(TrustList(workers=workers), trust_table(workers), as_json=as_json)
 
 
 @trust_commands.command("show")
@@ -38,10 +42,7 @@ def list_trust(target: AdminTarget, *, as_json: JsonOption = False) -> None:
 def show_trust(target: AdminTarget, worker: WorkerArgument, *, as_json: JsonOption = False) -> None:
     """Show one worker's score, who says what of it, and how it came about."""
     found = target.ask(lambda session: session.get(_path(worker), TrustHistory))
-    if as_json:
-        print_json(found)
-    else:
-        console().print(trust_history(found))
+    print_answer(found, trust_history(found), as_json=as_json)
 
 
 @trust_commands.command("pin")
@@ -89,16 +90,10 @@ def pardon(
 
 def _decide(target: AdminTarget, worker: str, request: TrustRequest, *, as_json: bool) -> None:
     info = target.ask(lambda session: session.post(_path(worker), request, TrustInfo))
-    if as_json:
-        print_json(info)
-        return
     reason = f": {short_ids(printable(info.reason))}" if info.reason else ""
     pinned = "" if info.pinned is None else ", pinned"
-    notes().print(
-        f"worker {info.worker_id} has trust {info.score:.2f} ({info.level}{pinned}){reason}",
-        markup=False,
-        soft_wrap=True,
-    )
+    words = f"worker {info.worker_id} has trust {info.score:.2f} ({info.level}{pinned}){reason}"
+    print_done(info, words, as_json=as_json)
 
 
 def _path(worker: str) -> str:

@@ -10,7 +10,15 @@ from urllib.parse import quote
 import typer
 
 from coordinator.admin_client import AdminTarget, all_pages, changed_as_read
-from coordinator.cli_output import console, notes, print_json, printable, short_ids, worker_table
+from coordinator.cli_output import (
+    console,
+    print_answer,
+    print_done,
+    print_json,
+    printable,
+    short_ids,
+    worker_table,
+)
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.admin_rest import WorkerList
 from protocol.compatibility import knows
@@ -46,10 +54,7 @@ def set_owner(
             session, path, WorkerInfo, request, WorkerOwner, change_path=f"{path}/owner"
         )
     )
-    if as_json:
-        print_json(worker)
-    else:
-        notes().print(f"worker {worker.worker_id} is {printable(worker.owner) or 'nobody'}'s", markup=False)
+    print_done(worker, f"worker {worker.worker_id} is {printable(worker.owner) or 'nobody'}'s", as_json=as_json)
 
 
 @worker_commands.command("list")
@@ -66,10 +71,7 @@ def list_workers(
     """List the workers: state, reason, blocks, device, sessions."""
     given = {"state": in_state, "model": model, "trust_level": trust, "owner": owner}
     workers = target.ask(lambda session: _workers(session, given))
-    if as_json:
-        print_json(workers)
-    else:
-        console().print(worker_table(workers))
+    print_answer(workers, worker_table(workers), as_json=as_json)
 
 
 @worker_commands.command("show")
@@ -107,10 +109,7 @@ def remove_worker(
 ) -> None:
     """Forget a worker that is gone. Its trust is kept, and if it joins again it is known by it."""
     worker = target.ask(lambda session: _removed(session, worker_id, is_forced=is_forced))
-    if as_json:
-        print_json(worker)
-    else:
-        notes().print(f"worker {worker.worker_id} is forgotten", markup=False)
+    print_done(worker, f"worker {worker.worker_id} is forgotten", as_json=as_json)
 
 
 @worker_commands.command("drain")
@@ -126,14 +125,11 @@ def drain_worker(
     It waits 60 s at most for others to load them, and not at all if nobody has room: `coord status` says which.
     """
     worker = target.ask(lambda session: session.post(f"{_path(worker_id)}/drain", None, WorkerInfo))
-    if as_json:
-        print_json(worker)
-    else:
-        notes().print(
-            f"worker {worker.worker_id} is {worker.state}: {short_ids(printable(worker.reason))}",
-            markup=False,
-            soft_wrap=True,
-        )
+    print_done(
+        worker,
+        f"worker {worker.worker_id} is {worker.state}: {short_ids(printable(worker.reason))}",
+        as_json=as_json,
+    )
 
 
 @worker_commands.command("undrain")
@@ -146,10 +142,7 @@ def undrain_worker(
 ) -> None:
     """Have a worker stay that was asked to leave and still serves, until others hold its blocks."""
     worker = target.ask(lambda session: session.post(f"{_path(worker_id)}/undrain", None, WorkerInfo))
-    if as_json:
-        print_json(worker)
-    else:
-        notes().print(f"worker {worker.worker_id} stays, and is {worker.state}", markup=False)
+    print_done(worker, f"worker {worker.worker_id} stays, and is {worker.state}", as_json=as_json)
 
 
 async def _workers(session: CoordinatorSession, filters: Mapping[str, str | None]) -> tuple[WorkerInfo, ...]:

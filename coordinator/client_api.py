@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from coordinator.credentials import KeyCaller
 from coordinator.keys import AUTHORITY, CALLER, CATALOGUE, CLOCK, CLUSTER, METRICS, ROUTE_DESK, RUNNING
 from coordinator.middleware import add_route, json_answer, read_json
+from coordinator.policy.state import ClusterState
 from coordinator.policy.views import model_info
 from coordinator.route_docs import Download, RouteDoc
 from protocol.errors import (
@@ -78,7 +81,7 @@ async def ca(request: web.Request) -> web.Response:
 
 async def models(request: web.Request) -> web.Response:
     """-> `ModelList`."""
-    return json_answer(ModelList(models=model_infos(request)))
+    return json_answer(ModelList(models=await model_infos(request.app[CLUSTER].state, request.app[CLOCK]())))
 
 
 async def model(request: web.Request) -> web.Response:
@@ -87,10 +90,9 @@ async def model(request: web.Request) -> web.Response:
     return json_answer(model_info(request.app[CLUSTER].state, found.name, request.app[CLOCK]()))
 
 
-def model_infos(request: web.Request) -> tuple[ModelInfo, ...]:
-    """Every model as it stands now."""
-    state, now_s = request.app[CLUSTER].state, request.app[CLOCK]()
-    return tuple(model_info(state, name, now_s) for name in state.models)
+async def model_infos(state: ClusterState, now_s: float) -> tuple[ModelInfo, ...]:
+    """Every model as it stands. In a thread: what a large fleet lacks takes long to say."""
+    return await asyncio.to_thread(lambda: tuple(model_info(state, name, now_s) for name in state.models))
 
 
 async def manifest(request: web.Request) -> web.Response:

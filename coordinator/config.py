@@ -145,10 +145,8 @@ class CoordinatorConfig:
             secret=_settled_secret(environ, secret, secret_file),
             public_url=checked_coordinator_url(public_url) if public_url else None,
             take_over=take_over,
-            has_dashboard=_is_on(environ.get("BRIGADE_DASHBOARD") or "on", "BRIGADE_DASHBOARD")
-            if dashboard is None
-            else dashboard,
-            announces=_is_on(environ.get("BRIGADE_MDNS") or "on", "BRIGADE_MDNS") if mdns is None else mdns,
+            has_dashboard=_switch(environ, "BRIGADE_DASHBOARD", given=dashboard),
+            announces=_switch(environ, "BRIGADE_MDNS", given=mdns),
             metrics_listen=metrics_address(metrics_listen or environ.get("BRIGADE_METRICS_LISTEN")),
             given=_given(environ, changeable, where),
             secret_from=_secret_from(environ, secret, secret_file, where),
@@ -181,6 +179,10 @@ def _given(environ: Mapping[str, str], options: Mapping[str, object], where: Map
         elif environ.get(variable):
             found[name] = variable
     return found
+
+
+def _switch(environ: Mapping[str, str], variable: str, *, given: bool | None) -> bool:
+    return _is_on(environ.get(variable) or "on", variable) if given is None else given
 
 
 def _is_on(text: str, option: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -35,7 +35,7 @@ class LiveLook:
         running: RunningGenerations,
         *,
         fixed: Callable[[], Fields],
-        audits: Callable[[], str],
+        audits: Callable[[], Awaitable[str]],
     ) -> None:
         self._cluster = cluster
         self._repository = repository
@@ -50,6 +50,7 @@ class LiveLook:
     async def __call__(self) -> Look:
         """How everything is now; but for names of keys, which may be half a minute old."""
         await self._look_up_names()
+        audits = await self._audits()
         state, repository = self._cluster.state, self._repository
         return Look(
             state=state,
@@ -61,7 +62,7 @@ class LiveLook:
                 "database": repository.kind,
                 "database_problem": repository.problem,
                 "moving": moving_words(state),
-                "audits": self._audits(),
+                "audits": audits,
                 "n_generations": len(self._running),
                 "n_waiting": self._desk.n_waiting,
                 "settings": {"gateway_url": state.settings.gateway_url},

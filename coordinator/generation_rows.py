@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from sqlalchemy import BindParameter, Connection, bindparam, insert, select, update
 
 from coordinator.policy.quota import MAX_CONTINUATIONS, Wanted
-from coordinator.quota_records import GENERATIONS
+from coordinator.quota_records import GENERATIONS, LockedQuota
 from coordinator.quota_rows import LONGEST_GENERATION, OPENS_WITHIN, Reserving, Settling
 from coordinator.quota_usage import add_usage
 from coordinator.stored_rows import NewGeneration, ReportedEnd, StoredGeneration, stored_generation
@@ -80,9 +80,12 @@ def decisions(
 
 
 def finish_generations(
-    connection: Connection, ends: Sequence[ReportedEnd], quota_clock: QuotaClock | None
+    connection: Connection,
+    ends: Sequence[ReportedEnd],
+    quota_clock: QuotaClock | None,
+    left: list[LockedQuota] | None = None,
 ) -> list[StoredGeneration | None]:
-    """As `Repository.finish_generations`."""
+    """As `Repository.finish_generations`; `left`: takes the keys' quotas as they are then."""
     known = _locked_generations(connection, {end.report.session_id for end in ends})
     finished: list[StoredGeneration | None] = []
     done: list[Ended] = []
@@ -106,6 +109,8 @@ def finish_generations(
     for generation, report, at in done:
         settling.report(generation, report, quota_now or at, counted.get(generation.session_id))
     settling.write(connection)
+    if left is not None:
+        left += settling.quotas
     return finished
 
 

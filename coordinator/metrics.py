@@ -15,14 +15,9 @@ from protocol.control_messages import GenerationReport
 from protocol.error_forms import all_errors
 from protocol.errors import BrigadeError, InternalError, OverLimitError, QuotaExceededError
 from protocol.metrics import (
-    ERROR,
-    FIRST_TOKEN_BUCKETS_S,
-    MODEL,
-    OPERATION,
-    PER_TOKEN_BUCKETS_S,
-    REQUEST_BUCKETS_S,
     SHORT_BUCKETS_S,
     LoopLag,
+    TokenTimes,
     new_registry,
 )
 from protocol.quota_rest import LimitName
@@ -120,26 +115,21 @@ class GenerationMetrics:
             ("model", "type"),
             registry=registry,
         )
-        self._seconds = Histogram(
-            "gen_ai_server_request_duration_seconds",
-            "From a generation's route given out to its end reported.",
-            (OPERATION, MODEL, ERROR),
-            buckets=REQUEST_BUCKETS_S,
-            registry=registry,
-        )
-        self._first_token = Histogram(
-            "gen_ai_server_time_to_first_token_seconds",
-            "From the client's coming to the last worker to the first token on its way to it, as that worker says.",
-            (OPERATION, MODEL),
-            buckets=FIRST_TOKEN_BUCKETS_S,
-            registry=registry,
-        )
-        self._per_token = Histogram(
-            "gen_ai_server_time_per_output_token_seconds",
-            "Of the tokens after the first: the mean of each generation, as its last worker says.",
-            (OPERATION, MODEL),
-            buckets=PER_TOKEN_BUCKETS_S,
-            registry=registry,
+        self._times = TokenTimes.of(
+            registry,
+            whole=(
+                "gen_ai_server_request_duration_seconds",
+                "From a generation's route given out to its end reported.",
+            ),
+            first=(
+                "gen_ai_server_time_to_first_token_seconds",
+                "From the client's coming to the last worker to the first token on its way to it, as that worker "
+                "says.",
+            ),
+            per_token=(
+                "gen_ai_server_time_per_output_token_seconds",
+                "Of the tokens after the first: the mean of each generation, as its last worker says.",
+            ),
         )
 
     def take(self, generation: StoredGeneration, report: GenerationReport) -> None:
@@ -151,8 +141,8 @@ class GenerationMetrics:
         if generation.finished_at is not None:
             seconds = max(0.0, (generation.finished_at - generation.started_at).total_seconds())
             error = "" if outcome in ENDED_WELL else outcome
-            self._seconds.labels(GENERATE, model, error).observe(seconds)
+            self._times.whole.labels(GENERATE, model, error).observe(seconds)
         if report.first_token_s is not None and generation.continues is None:
-            self._first_token.labels(GENERATE, model).observe(report.first_token_s)
+            self._times.first.labels(GENERATE, model).observe(report.first_token_s)
         if report.s_per_token is not None:
-            self._per_token.labels(GENERATE, model).observe(report.s_per_token)
+            self._times.per_token.labels(GENERATE, model).observe(report.s_per_token)

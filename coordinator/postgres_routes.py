@@ -1,45 +1,85 @@
-"""Routes recorded on PostgreSQL in four round trips, where `generation_rows` takes eight: in its own statements.
+"""Routes recorded on PostgreSQL in one round trip or four, in its own statements: `generation_rows` takes eight.
 
-The decisions are the same, and so are the values written. What differs is how they travel: the keys' rows are
-locked along with BEGIN, read by one statement, and all that follows is written by one. Each of these sees what was
-committed while the lock was waited for: one that locked and counted at once would count what ran before.
+The decisions are the same, and so are the values written. What differs is how they travel. Where the keys' rows are
+as this coordinator left them, and it still holds the lease, one statement sees that and writes: nobody else writes
+reservations then. Else the rows are locked along with BEGIN, read by one statement, and all that follows is written
+by one. Each of these sees what was committed while the lock was waited for: one that locked and counted at once
+would count what ran before. Refusals are always decided so: more may seem to run than does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import asyncpg
 
-from coordinator.generation_rows import QuotaClock, decisions
-from coordinator.postgres_rows import QUOTA_NAMES, SAVED_QUOTAS, arrays_of, quota_arrays, quoted, rows_of
-from coordinator.quota_records import GENERATIONS, RESERVATIONS, locked_quota, reservation_values
+from coordinator.generation_rows import QuotaClock, begin_generations, decisions
+from coordinator.postgres_rows import QUOTA_NAMES, arrays_of, quota_arrays, quoted, rows_of, saving_quotas
+from coordinator.quota_records import (
+    BEGUN_NAMES,
+    GENERATIONS,
+    QUOTAS,
+    RESERVATIONS,
+    LockedQuota,
+    locked_quota,
+    quota_values,
+    reservation_values,
+)
 from coordinator.quota_rows import Reserving
+from coordinator.remembered_quotas import Known, KnownQuota, RememberedQuotas
 from coordinator.stored_rows import NewGeneration
+from coordinator.transactions import LEASE_ID, Transactions
 from protocol.errors import BrigadeError
 from protocol.ids import KeyId
 
 _RESERVATION_NAMES = tuple(column.name for column in RESERVATIONS.c if column.name != "id")
-_GENERATION_NAMES = (
-    *("session_id", "key_id", "model", "revision", "route", "n_prompt_tokens", "max_tokens", "started_at"),
-    "continues",
-)
 _READ = (
-    "SELECT quotas.*, (SELECT count(*) FROM reservations WHERE reservations.key_id = quotas.key_id AND is_open)"
-    " AS n_running FROM quotas WHERE key_id = ANY($1)"
+    "SELECT quotas.*, limits::text AS limits_text, (SELECT count(*) FROM reservations"
+    " WHERE reservations.key_id = quotas.key_id AND is_open) AS n_running FROM quotas WHERE key_id = ANY($1)"
 )
-# Ids in the order of the reservations: that is their order in the queue.
-_WRITE = f"""{SAVED_QUOTAS}, held AS (
+_BEFORE_NAMES = tuple(column.name for column in QUOTAS.c)
+_FIRST_HELD = 1 + len(QUOTA_NAMES)
+_FIRST_BEGUN = _FIRST_HELD + len(_RESERVATION_NAMES)
+_FIRST_BEFORE = _FIRST_BEGUN + len(BEGUN_NAMES)
+_FREE = _FIRST_BEFORE + len(_BEFORE_NAMES)
+_EPOCH = _FREE + 1
+
+
+def _writing(condition: str) -> str:
+    # Ids in the order of the reservations: that is their order in the queue.
+    return f"""{saving_quotas(condition)}, held AS (
     INSERT INTO reservations ({quoted(_RESERVATION_NAMES)})
-    SELECT {quoted(_RESERVATION_NAMES)} FROM {rows_of(RESERVATIONS, _RESERVATION_NAMES, 1 + len(QUOTA_NAMES))}
-    ORDER BY place RETURNING id, session_id
-)
-INSERT INTO generations ({quoted(_GENERATION_NAMES)}, reservation_id)
-SELECT {", ".join(f'new."{name}"' for name in _GENERATION_NAMES)}, held.id
-FROM {rows_of(GENERATIONS, _GENERATION_NAMES, 1 + len(QUOTA_NAMES) + len(_RESERVATION_NAMES))}
-LEFT JOIN held ON held.session_id = new.session_id
-"""  # noqa: S608 - names of ours, and numbers of parameters
+    SELECT {quoted(_RESERVATION_NAMES)} FROM {rows_of(RESERVATIONS, _RESERVATION_NAMES, _FIRST_HELD)}
+    WHERE {condition} ORDER BY place RETURNING id, session_id
+), begun AS (
+    INSERT INTO generations ({quoted(BEGUN_NAMES)}, reservation_id)
+    SELECT {", ".join(f'new."{name}"' for name in BEGUN_NAMES)}, held.id
+    FROM {rows_of(GENERATIONS, BEGUN_NAMES, _FIRST_BEGUN)}
+    LEFT JOIN held ON held.session_id = new.session_id WHERE {condition}
+)"""  # noqa: S608 - names of ours, and numbers of parameters
+
+
+def _is_same(name: str) -> str:
+    text = "::text" if name == "limits" else ""  # JSON knows no equality
+    return f"quotas.{name}{text} = before.{name}{text}"
+
+
+_WRITE = f"WITH {_writing('true')} SELECT"
+# What was waited for is compared as it is after the wait.
+_WRITE_IF_AS_BEFORE = f"""WITH lease AS MATERIALIZED (
+    SELECT FROM coordinator_lease WHERE id = {LEASE_ID} AND epoch = ${_EPOCH} FOR SHARE
+), as_before AS MATERIALIZED (
+    SELECT FROM quotas JOIN {rows_of(QUOTAS, _BEFORE_NAMES, _FIRST_BEFORE, "before")}
+    ON {" AND ".join(_is_same(name) for name in _BEFORE_NAMES)} ORDER BY quotas.key_id FOR UPDATE OF quotas
+), may AS MATERIALIZED (
+    SELECT EXISTS (SELECT FROM lease)
+        AND (SELECT count(*) FROM as_before) = cardinality(${_FIRST_BEFORE})
+        AND NOT EXISTS (SELECT FROM quotas WHERE key_id = ANY(${_FREE}::VARCHAR[])) AS be
+), {_writing("(SELECT be FROM may)")} SELECT be FROM may"""  # noqa: S608 - as above
 
 
 class _Row(asyncpg.Record):  # type: ignore[misc]
@@ -61,22 +101,121 @@ def key_locks(key_ids: Collection[KeyId]) -> str:
     return f"SELECT 1 FROM quotas WHERE key_id IN ({names}) ORDER BY key_id FOR UPDATE"  # noqa: S608 - quoted
 
 
-async def begin_generations_natively(
-    connection: asyncpg.Connection, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None
-) -> list[BrigadeError | None]:
-    """As `generation_rows.begin_generations`, of those that continue none, under `key_locks`."""
-    key_ids = list({new.key_id for new in generations})
-    rows: list[Any] = await connection.fetch(_READ, key_ids, record_class=_Row)
-    running = {row.key_id: row.n_running for row in rows}
-    reserving = Reserving({row.key_id: locked_quota(row) for row in rows}, {}, running)
-    refusals = decisions(reserving, generations, quota_clock)
-    allowed = [new for new, refusal in zip(generations, refusals, strict=True) if refusal is None]
-    if allowed or reserving.changed_quotas:
-        held = [reservation_values(one) | {"key_id": one.key_id} for one in reserving.held]
-        await connection.execute(
-            _WRITE,
-            *quota_arrays(reserving.changed_quotas),
-            *arrays_of(RESERVATIONS, _RESERVATION_NAMES, held),
-            *arrays_of(GENERATIONS, _GENERATION_NAMES, [new.values(None) for new in allowed]),
+class PostgresRoutes:
+    """Records routes one transaction after the other, and remembers how each left the keys' quotas."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+        self._remembered = RememberedQuotas()
+        self._turn = asyncio.Lock()
+        """Two at once would remember what one of them left, and that needn't be the last."""
+
+    async def begin(
+        self, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None
+    ) -> list[BrigadeError | None]:
+        """As `generation_rows.begin_generations`, in a transaction of its own."""
+        key_ids = {new.key_id for new in generations}
+        async with self._turn:
+            known = self._remembered.taken(key_ids)
+            if any(new.continues is not None for new in generations):
+                return await self._transactions.write_rows(
+                    lambda rows: begin_generations(rows, generations, quota_clock)
+                )
+            step = await self._done_as_known(generations, quota_clock, known)
+            if step is None:
+                step = await self._transactions.write_natively(
+                    key_locks(key_ids), partial(_done, generations, quota_clock, key_ids)
+                )
+            self._remembered.give_back(step.left)
+            return step.refusals
+
+    async def _done_as_known(
+        self, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None, known: Known | None
+    ) -> _Step | None:
+        """What is done without reading; None: nothing, as something isn't known, isn't as it was, or is refused."""
+        epoch = self._transactions.fence.epoch
+        if known is None or epoch is None:
+            return None
+        step = _Step(generations, quota_clock, known)
+        if not step.is_allowed:
+            return None
+        is_done = await self._transactions.write_at_once(partial(step.written_if_as_before, epoch))
+        return step if is_done else None
+
+    def note_settled(self, quotas: Collection[LockedQuota]) -> None:
+        """Another transaction left these keys so."""
+        self._remembered.note_settled(quotas)
+
+
+class _Step:
+    """What is decided by what is known, and what is written then."""
+
+    def __init__(self, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None, known: Known) -> None:
+        self._known = known
+        rows = {key_id: one for key_id, one in known.items() if one is not None}
+        self._reserving = Reserving(
+            {key_id: one.quota for key_id, one in rows.items()},
+            {},
+            {key_id: one.n_running for key_id, one in rows.items()},
         )
-    return refusals
+        self.refusals = decisions(self._reserving, generations, quota_clock)
+        both = zip(generations, self.refusals, strict=True)
+        self._allowed = [new for new, refusal in both if refusal is None]
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether all may be written."""
+        return len(self._allowed) == len(self.refusals)
+
+    @property
+    def left(self) -> Known:
+        """What there is once it is written."""
+        return {
+            key_id: None if one is None else one.left(self._reserving.n_running(key_id))
+            for key_id, one in self._known.items()
+        }
+
+    async def write(self, native: asyncpg.Connection) -> None:
+        """Write it."""
+        if self._allowed or self._reserving.changed_quotas:
+            await native.execute(_WRITE, *self._parameters())
+
+    async def written_if_as_before(self, epoch: int, native: asyncpg.Connection) -> bool:
+        """Write it if all is as it is known, and the lease is of this epoch; whether it was."""
+        before = [
+            quota_values(replace(one.quota, account=one.quota.stored))
+            | {"key_id": key_id, "limits": one.limits_text}
+            for key_id, one in self._known.items()
+            if one is not None
+        ]
+        free = [key_id for key_id, one in self._known.items() if one is None]
+        values = ([row[name] for row in before] for name in _BEFORE_NAMES)
+        return bool(await native.fetchval(_WRITE_IF_AS_BEFORE, *self._parameters(), *values, free, epoch))
+
+    def _parameters(self) -> Iterator[list[Any]]:
+        held = [reservation_values(one) | {"key_id": one.key_id} for one in self._reserving.held]
+        yield from quota_arrays(self._reserving.changed_quotas)
+        yield from arrays_of(RESERVATIONS, _RESERVATION_NAMES, held)
+        yield from arrays_of(GENERATIONS, BEGUN_NAMES, [new.values(None) for new in self._allowed])
+
+
+async def _done(
+    generations: Sequence[NewGeneration],
+    quota_clock: QuotaClock | None,
+    key_ids: Collection[KeyId],
+    native: asyncpg.Connection,
+) -> _Step:
+    """Under `key_locks`."""
+    step = _Step(generations, quota_clock, await _read(native, key_ids))
+    await step.write(native)
+    return step
+
+
+async def _read(native: asyncpg.Connection, key_ids: Collection[KeyId]) -> Known:
+    rows: list[Any] = await native.fetch(_READ, list(key_ids), record_class=_Row)
+    known: dict[KeyId, KnownQuota | None] = dict.fromkeys(key_ids)
+    for row in rows:
+        known[row.key_id] = KnownQuota(
+            limits_text=row.limits_text, quota=locked_quota(row), n_running=row.n_running
+        )
+    return known

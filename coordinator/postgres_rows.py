@@ -32,12 +32,12 @@ def quoted(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
-def rows_of(table: Table, names: Sequence[str], first: int) -> str:
-    """Rows called `new` of arrays that are parameters from `first` on; `place` is their order."""
+def rows_of(table: Table, names: Sequence[str], first: int, called: str = "new") -> str:
+    """Rows of arrays that are parameters from `first` on; `place` is their order."""
     # Without their lengths: a cast would cut what is too long, where the column refuses it.
     types = [_type_of(table, name).partition("(")[0] for name in names]
     arrays = ", ".join(f"${first + i}::{type_name}[]" for i, type_name in enumerate(types))
-    return f"unnest({arrays}) WITH ORDINALITY AS new ({quoted(names)}, place)"
+    return f"unnest({arrays}) WITH ORDINALITY AS {called} ({quoted(names)}, place)"
 
 
 def _type_of(table: Table, name: str) -> str:
@@ -55,7 +55,7 @@ def arrays_of(table: Table, names: Sequence[str], rows: Sequence[Mapping[str, An
 
 
 def quota_arrays(quotas: Iterable[LockedQuota]) -> list[list[Any]]:
-    """The first parameters of a statement that begins with `SAVED_QUOTAS`."""
+    """The first parameters of a statement with `saving_quotas`."""
     return arrays_of(QUOTAS, QUOTA_NAMES, [quota_values(quota) | {"key_id": quota.key_id} for quota in quotas])
 
 
@@ -63,12 +63,16 @@ def _set(names: Sequence[str]) -> str:
     return ", ".join(f'"{name}" = new."{name}"' for name in names[1:])
 
 
-SAVED_QUOTAS = (  # names of ours, and numbers of parameters: nothing of anybody else's
-    f"WITH saved AS (UPDATE quotas SET {_set(QUOTA_NAMES)}"  # noqa: S608
-    f" FROM {rows_of(QUOTAS, QUOTA_NAMES, 1)} WHERE quotas.key_id = new.key_id)"
-)
+def saving_quotas(condition: str = "true") -> str:
+    """The part of a statement that writes the quotas which are its first parameters."""
+    return (  # names of ours, and numbers of parameters: nothing of anybody else's
+        f"saved AS (UPDATE quotas SET {_set(QUOTA_NAMES)}"  # noqa: S608
+        f" FROM {rows_of(QUOTAS, QUOTA_NAMES, 1)} WHERE quotas.key_id = new.key_id AND {condition})"
+    )
+
+
 _FIRST_MOVE = 1 + len(QUOTA_NAMES) + len(_RESERVATION_NAMES)
-_SETTLE = f"""{SAVED_QUOTAS}, kept AS (
+_SETTLE = f"""WITH {saving_quotas()}, kept AS (
     UPDATE reservations SET {_set(_RESERVATION_NAMES)}
     FROM {rows_of(RESERVATIONS, _RESERVATION_NAMES, 1 + len(QUOTA_NAMES))} WHERE reservations.id = new.id
 )

@@ -19,6 +19,11 @@ from coordinator.tables import GenerationRow, QuotaRow, ReservationRow
 from protocol.key_limits import KeyLimits
 
 QUOTAS, RESERVATIONS, GENERATIONS = table_of(QuotaRow), table_of(ReservationRow), table_of(GenerationRow)
+BEGUN_NAMES = (
+    *("session_id", "key_id", "model", "revision", "route", "n_prompt_tokens", "max_tokens", "started_at"),
+    "continues",
+)
+"""What is written of a generation that begins, beside its reservation."""
 _NAMES: BindParameter[Any] = bindparam("names", expanding=True)
 # Keys in order, so that two who lock several never wait for each other.
 _LOCKED = select(QUOTAS).where(QUOTAS.c.key_id.in_(_NAMES)).order_by(QUOTAS.c.key_id).with_for_update()

@@ -104,6 +104,10 @@ class Reserving:
         quota.account = account
         self._held[session_id] = row
 
+    def n_running(self, key_id: str) -> int:
+        """Generations of the key that run, those that were reserved for here among them."""
+        return self._n_running.get(key_id, 0)
+
     @property
     def changed_quotas(self) -> list[LockedQuota]:
         """What is to be written of the keys."""
@@ -199,6 +203,11 @@ class Settling:
             else:
                 self._forgotten.append(row_id)
         return len(self._rows)
+
+    @property
+    def quotas(self) -> list[LockedQuota]:
+        """The keys, as they are left."""
+        return list(self._quotas.values())
 
     def write(self, connection: Connection) -> None:
         """Write what was settled. What is given back leaves the queue, so that what is held behind it moves up."""

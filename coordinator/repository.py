@@ -16,9 +16,11 @@ from coordinator.log_tables import AuditRow
 from coordinator.persistence import insert_audit, load_stored_state, persist
 from coordinator.policy.effects import Effect, SendToWorker
 from coordinator.policy.stored import StoredState
-from coordinator.postgres_routes import begin_generations_natively, key_locks
+from coordinator.postgres_routes import PostgresRoutes
 from coordinator.quota_book import QuotaBook, new_quota
+from coordinator.quota_records import LockedQuota
 from coordinator.quota_usage import UsageBook
+from coordinator.sqlite_routes import begin_generations_plainly
 from coordinator.stored_rows import (
     AuditLine,
     NewGeneration,
@@ -47,6 +49,7 @@ class Repository:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.transactions = Transactions(engine)
+        self._postgres_routes = PostgresRoutes(self.transactions)
         self.quotas = QuotaBook(self.transactions)
         self.usage = UsageBook(self.transactions)
         self.keys = KeyChanges(self.transactions)
@@ -189,12 +192,11 @@ class Repository:
         Of one that isn't allowed nothing is kept. They are decided in order, each by what those before it left.
         Quotas go by `quota_clock` as it is once it is this transaction's turn; without one, by the times given.
         """
-        if self.kind == "postgresql" and all(new.continues is None for new in generations):
-            return await self.transactions.write_natively(
-                key_locks({new.key_id for new in generations}),
-                lambda native: begin_generations_natively(native, generations, quota_clock),
-            )
-        return await self.transactions.write_rows(lambda rows: begin_generations(rows, generations, quota_clock))
+        if self.kind == "postgresql":
+            return await self._postgres_routes.begin(generations, quota_clock)
+        are_new = all(new.continues is None for new in generations)
+        begin = begin_generations_plainly if are_new else begin_generations
+        return await self.transactions.write_rows(lambda rows: begin(rows, generations, quota_clock))
 
     async def finish_generation(
         self, report: GenerationReport, now: datetime, *, reported_by: WorkerId | None = None
@@ -212,7 +214,12 @@ class Repository:
         generation's route is believed, and never more tokens than were allowed. `quota_clock` as in
         `record_generations`.
         """
-        return await self.transactions.write_rows(lambda rows: finish_generations(rows, ends, quota_clock))
+        left: list[LockedQuota] = []
+        finished = await self.transactions.write_rows(
+            lambda rows: finish_generations(rows, ends, quota_clock, left)
+        )
+        self._postgres_routes.note_settled(left)
+        return finished
 
     async def hold_begun(
         self,

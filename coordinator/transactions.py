@@ -144,17 +144,31 @@ class Transactions:
         Raises:
             StorageError: as `writing`.
         """
+        async with self._native() as native:
+            await self.fence.begin(native, locks)
+            result = await work(native)
+            await native.execute("COMMIT")
+            return result
+
+    async def write_at_once(self, statement: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        """What one statement comes to, which is a transaction by itself and sees to the fence on its own.
+
+        Raises:
+            StorageError: as `writing`.
+        """
+        async with self._native() as native:
+            return await statement(native)
+
+    @asynccontextmanager
+    async def _native(self) -> AsyncIterator[asyncpg.Connection]:
         with self._noted("writing"), database_errors(self._engine.url):
             async with self._engine.connect() as connection:
                 native: asyncpg.Connection = (await connection.get_raw_connection()).driver_connection
                 try:
-                    await self.fence.begin(native, locks)
-                    result = await work(native)
-                    await native.execute("COMMIT")
+                    yield native
                 except BaseException:
                     await connection.invalidate()  # closed, and the transaction with it, wherever it stands
                     raise
-                return result
 
     @cached_property
     def blocking(self) -> Engine:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import msgspec
 from aiohttp import web
 
-from coordinator.admin_api import shown_worker
-from coordinator.keys import CLOCK, CLUSTER, REPOSITORY
+from coordinator.admin_api import explained_workers
+from coordinator.keys import CLOCK, CLUSTER, REPOSITORY, ROUTE_DESK
 from coordinator.middleware import add_route, json_answer
 from coordinator.paging import page
 from coordinator.policy.events import DrainAsked, DrainWithdrawn, WorkerRemoved
-from coordinator.policy.views import worker_info
+from coordinator.policy.views import explained_worker, worker_info
 from coordinator.queries import read_query
 from coordinator.resources import WORKER, named_worker
 from coordinator.route_docs import RouteDoc
@@ -55,16 +55,19 @@ async def workers(request: web.Request) -> web.Response:
     """-> `WorkerList`."""
     query = read_query(request, WorkerQuery)
     owners = await request.app[REPOSITORY].usage.owners()
-    infos = (_shown(request, worker_id, owners) for worker_id in request.app[CLUSTER].state.workers)
-    wanted = [info for info in infos if _is_wanted(info, query)]
+    notes = request.app[ROUTE_DESK].notes()
+    infos = await explained_workers(request.app[CLUSTER].state, request.app[CLOCK](), notes)
+    wanted = [info for info in (_owned(info, owners) for info in infos) if _is_wanted(info, query)]
     shown, next_cursor = page(request, query, wanted, lambda info: (info.worker_id,))
     return json_answer(WorkerList(workers=shown, next_cursor=next_cursor))
 
 
 async def worker(request: web.Request) -> web.Response:
     """-> `WorkerInfo`."""
-    owners = await request.app[REPOSITORY].usage.owners()
-    return json_answer(_shown(request, _named(request), owners))
+    owners, worker_id = await request.app[REPOSITORY].usage.owners(), _named(request)
+    note = request.app[ROUTE_DESK].note(worker_id)
+    info = explained_worker(request.app[CLUSTER].state, worker_id, request.app[CLOCK](), note)
+    return json_answer(_owned(info, owners))
 
 
 async def drain(request: web.Request) -> web.Response:
@@ -109,8 +112,8 @@ def _named(request: web.Request) -> WorkerId:
     return named_worker(request.match_info["worker_id"], request.app[CLUSTER].state.workers)
 
 
-def _shown(request: web.Request, worker_id: WorkerId, owners: Mapping[WorkerId, str]) -> WorkerInfo:
-    return msgspec.structs.replace(shown_worker(request, worker_id), owner=owners.get(worker_id, ""))
+def _owned(info: WorkerInfo, owners: Mapping[WorkerId, str]) -> WorkerInfo:
+    return msgspec.structs.replace(info, owner=owners.get(info.worker_id, ""))
 
 
 def _is_wanted(info: WorkerInfo, query: WorkerQuery) -> bool:

@@ -145,6 +145,7 @@ ADDED_MESSAGES: dict[int, tuple[type[msgspec.Struct], ...]] = {2: (EndSessions, 
 """By minor version: the messages of the control socket that it added. Who doesn't know one isn't sent it."""
 
 S = TypeVar("S", bound=msgspec.Struct)
+_NEWEST = max(ADDED)
 
 
 def spoken_version(headers: Mapping[str, str]) -> str:
@@ -153,12 +154,33 @@ def spoken_version(headers: Mapping[str, str]) -> str:
 
 
 def understood_by(message: S, version: str) -> S:
-    """A message, request or token without what is newer than `version`, which `check_version` has let pass."""
+    """A message, request or token, and all that is in it, without what is newer than `version`.
+
+    `check_version` has let the version pass.
+    """
+    return message if _minor(version) >= _NEWEST else _without_newer(message, version)
+
+
+def _without_newer(message: S, version: str) -> S:
     newer = _newer(type(message), version)
-    if not newer:
-        return message
-    defaults = {field.name: _default(field) for field in msgspec.structs.fields(message) if field.name in newer}
-    return msgspec.structs.replace(message, **defaults)  # and so not sent: `omit_defaults`
+    changed = {}
+    for field in msgspec.structs.fields(message):
+        said = getattr(message, field.name)
+        known = _default(field) if field.name in newer else _known(said, version)
+        if known is not said:
+            changed[field.name] = known
+    # Defaults aren't sent (`omit_defaults`), but msgspec takes only the very default for one: not any 0.0.
+    return msgspec.structs.replace(message, **changed) if changed else message
+
+
+def _known(value: Any, version: str) -> Any:
+    match value:
+        case msgspec.Struct():
+            return _without_newer(value, version)
+        case tuple() if value and isinstance(value[0], msgspec.Struct):
+            return tuple(_without_newer(item, version) for item in value)
+        case _:
+            return value
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:
@@ -212,5 +234,6 @@ def _newer(kind: type[msgspec.Struct], version: str) -> frozenset[str]:
     return frozenset(name for added, kinds in ADDED.items() if added > minor for name in kinds.get(kind, ()))
 
 
+@lru_cache(maxsize=64)
 def _minor(version: str) -> int:
     return int(version.split(".")[1])

@@ -96,8 +96,10 @@ def _read(path: Path, named_by: str) -> ConfigFile:
         raise ConfigError(f"{named_by}: {shown} can't be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{shown} is not UTF-8 at byte {exc.start}") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except ValueError as exc:  # not only tomllib's own: a number may have too many digits
         raise ConfigError(f"{shown} is not TOML: {exc}") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{shown} nests too deeply: no key takes an array of arrays") from exc
     lines = tuple(text.splitlines())
     found = ConfigFile(path=path.absolute(), lines=lines, tables=_checked_tables(shown, lines, tables))
     _check_mode(found, mode)

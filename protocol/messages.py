@@ -6,7 +6,6 @@ Ranges and limits that can be said of a value alone are checked here, when it co
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
@@ -105,7 +104,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             ("n_answered", self.n_answered, 0, 2**31 - 1),
             *((f"the bias of token {token_id}", bias, -MAX_BIAS, MAX_BIAS) for token_id, bias in self.logit_bias),
         ):
-            if not math.isfinite(value) or not low <= value <= high:
+            if not low <= value <= high:  # NaN isn't either
                 raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
         if 0.0 < self.temperature < MIN_TEMPERATURE:
             raise ValueError(f"temperature is {self.temperature}; 0 is greedy, else at least {MIN_TEMPERATURE}")
@@ -115,8 +114,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise ValueError(f"{len(self.stop_token_ids)} stop tokens; at most {MAX_STOP_TOKEN_IDS}")
         if len(self.logit_bias) > MAX_BIASES or len(dict(self.logit_bias)) < len(self.logit_bias):
             raise ValueError(f"{len(self.logit_bias)} biased tokens; at most {MAX_BIASES}, each once")
-        if min((token_id for token_id, _ in self.logit_bias), default=0) < 0:
-            raise ValueError("a bias for a token id below 0")
+        if not all(0 <= token_id < 2**31 for token_id, _ in self.logit_bias):
+            raise ValueError(f"a bias for a token id that is not between 0 and {2**31 - 1}")
         if self.constraint is not None and not self.stop_token_ids:
             raise ValueError(
                 f"a {self.constraint.kind} ends with a stop token, and there is none: the model names none, or was "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -81,6 +82,33 @@ def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     # not `accept` itself: on versions that are no numbers the package raises TypeError
     encode, content_type = choose_encoder(OPEN_METRICS if OPEN_METRICS in accept else "")
     return encode(registry), content_type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTimes:
+    """How long generations take, by operation and model: whole, to the first token, and for each token after it."""
+
+    whole: Histogram
+    """By what they ended with, too."""
+    first: Histogram
+    per_token: Histogram
+
+    @classmethod
+    def of(
+        cls,
+        registry: CollectorRegistry,
+        *,
+        whole: tuple[str, str],
+        first: tuple[str, str],
+        per_token: tuple[str, str],
+    ) -> TokenTimes:
+        """With these names and descriptions: the conventions have others for servers than for their clients."""
+        own = (OPERATION, MODEL)
+        return cls(
+            whole=Histogram(*whole, (*own, ERROR), buckets=REQUEST_BUCKETS_S, registry=registry),
+            first=Histogram(*first, own, buckets=FIRST_TOKEN_BUCKETS_S, registry=registry),
+            per_token=Histogram(*per_token, own, buckets=PER_TOKEN_BUCKETS_S, registry=registry),
+        )
 
 
 class LoopLag:

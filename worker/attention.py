@@ -197,7 +197,7 @@ def _attend_alone(
     """The library's attention by torch's kernel; without what the library does around it where it needn't."""
     if query.shape[2] == 1 and mask is None and _is_plain(arguments):
         return _attend_with_one_token_each(module, query, [(key, value)], arguments.get("scaling")), None
-    if mask is not None and query.device.type == "cpu" and _is_plain(arguments):
+    if mask is not None and mask.shape[1] == 1 and query.device.type == "cpu" and _is_plain(arguments):
         return _attend_masked(query, key, value, mask, arguments.get("scaling")), None
     attended: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **arguments)
     return attended
@@ -216,11 +216,15 @@ def _attend_masked(
 ) -> torch.Tensor:
     """Attention of several new tokens, (1, n_tokens, heads, width), by the CPU's kernel.
 
-    It shares keys and values between heads by itself. The library copies them for each head wherever there is a
-    mask, since the kernels of other devices can't: up to half of the time for the same bits.
+    The heads that share keys and values become the rows of one query: longer ones take less time each, and nothing
+    has to be copied for each head, as the library does wherever there is a mask. The same bits.
     """
-    attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
-    return attended.transpose(1, 2).contiguous()
+    _, n_heads, n_tokens, width = query.shape
+    n_key_heads = key.shape[1]
+    rows = query.reshape(1, n_key_heads, n_heads // n_key_heads * n_tokens, width)
+    row_mask = mask.expand(1, n_heads // n_key_heads, n_tokens, -1).reshape(1, 1, rows.shape[2], -1)
+    attended = scaled_dot_product_attention(rows, key, value, attn_mask=row_mask, scale=scaling)
+    return attended.view(1, n_heads, n_tokens, -1).transpose(1, 2).contiguous()
 
 
 def _attend_with_one_token_each(

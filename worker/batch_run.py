@@ -23,9 +23,10 @@ from protocol.errors import (
     StaleEpochError,
 )
 from worker.kv_cache import KVCache
+from worker.prompt_costs import PromptCosts, RunStep
 from worker.sampling import Sampler
 from worker.stage import Stage, StageInput
-from worker.steps import SampledToken, SessionSpec, StepInput, StepOutput
+from worker.steps import SampledToken, SessionSpec, SpanKey, StepInput, StepOutput
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +96,8 @@ class Measures:
     """Of a forward of decode steps alone, however many: what each of those who read along waits for."""
     prefill_s_per_token_per_block: Average = field(default_factory=Average)
     n_positions_run: int = 0
+    prompt_costs: dict[SpanKey, PromptCosts] = field(default_factory=dict)
+    """Of each block of a span."""
 
     def note(self, steps: Sequence[StepInput], compute_s: float, n_blocks: int) -> None:
         """Take in what one forward of these steps took."""
@@ -109,6 +112,11 @@ class Measures:
         else:
             self.prefill_s_per_token_per_block.add(compute_s / n_blocks / n_tokens)
         self.observe(Forward(kind, len(steps), n_tokens, compute_s))
+
+    def note_alone(self, span: SpanKey, step: StepInput, compute_s: float, n_blocks: int) -> None:
+        """Take in what a step took that ran through so many blocks of a span without any other."""
+        run = RunStep(step.n_tokens, step.position, compute_s / n_blocks)
+        self.prompt_costs[span] = self.prompt_costs.get(span, PromptCosts()).with_step(run)
 
 
 def checked(index: int, step: StepInput, session: CoreSession) -> CheckedStep:
@@ -168,7 +176,10 @@ def _run_together(group: Sequence[CheckedStep], measures: Measures) -> list[Step
         for one, tensor in zip(group, tensors, strict=True)
     ]
     if not group[0].session.spec.wants_inputs:
-        measures.note([one.step for one in group], time.perf_counter() - started, len(stage.blocks))
+        took_s = time.perf_counter() - started
+        measures.note([one.step for one in group], took_s, len(stage.blocks))
+        if len(group) == 1:
+            measures.note_alone(group[0].session.spec.span, group[0].step, took_s, len(stage.blocks))
     return results
 
 

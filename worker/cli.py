@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
@@ -73,7 +73,7 @@ def join(
     model: options.Model = None,
     blocks: options.Blocks = None,
     wire: options.Wire = "auto",
-    chunk_tokens: options.ChunkTokens = 128,
+    chunk_tokens: options.ChunkTokens = None,
     draft_model: options.DraftModel = None,
     compile_steps: options.Compile = False,
     trust_author: options.TrustAuthor = None,
@@ -86,11 +86,7 @@ def join(
     Ctrl-C or SIGTERM: others who can load its blocks first (10 s at most), running generations end (30 s), then the
     worker leaves. A second time: at once.
     """
-    from_file = taken_from_file(context)
-    if secret is not None and "secret" not in from_file:
-        print("warning: --secret shows in `ps`; better set BRIGADE_SECRET or use --secret-file", file=sys.stderr)
-    if invite is not None and "invite" not in from_file:
-        print("warning: --invite shows in `ps`; better set BRIGADE_INVITE or use --invite-file", file=sys.stderr)
+    _warn_of_arguments({"secret": secret, "invite": invite}, taken_from_file(context))
     host, port = listen_address(listen) if listen is not None else (None, 0)
     settings: dict[str, Any] = (
         {"coordinator_urls": listed_urls(urls or ()), "join_timeout_s": join_timeout}
@@ -111,6 +107,16 @@ def join(
 
 
 take_config(app, SECTION)
+
+
+def _warn_of_arguments(secrets: Mapping[str, str | None], from_file: Container[str]) -> None:
+    """Say which secrets were given as arguments: anybody on this machine sees those."""
+    for name, value in secrets.items():
+        if value is not None and name not in from_file:
+            print(
+                f"warning: --{name} shows in `ps`; better set BRIGADE_{name.upper()} or use --{name}-file",
+                file=sys.stderr,
+            )
 
 
 async def _join(config: WorkerConfig) -> None:

@@ -55,7 +55,8 @@ class WorkerConfig:
     """Most bytes of model files on disk; None: what the disk has, least recently used files going first."""
     pinned_model: ModelName | None = None
     pinned_blocks: BlockRange | None = None
-    chunk_tokens: int = 128
+    chunk_tokens: int | None = None
+    """Most tokens of a prompt that are run at a time; None: by what they were measured to take."""
     wire: WireChoice = "auto"
     """How hidden states go to the next worker."""
     draft_model: Path | None = None
@@ -86,7 +87,7 @@ class WorkerConfig:
             raise ConfigError(f"--listen: {self.listen_port} is no port; 0 to 65535")
         if self.n_threads is not None and self.n_threads < 1:
             raise ConfigError(f"--threads {self.n_threads}: at least 1")
-        if not 1 <= self.chunk_tokens <= MAX_CHUNK_TOKENS:
+        if self.chunk_tokens is not None and not 1 <= self.chunk_tokens <= MAX_CHUNK_TOKENS:
             raise ConfigError(f"--chunk-tokens {self.chunk_tokens}: 1 to {MAX_CHUNK_TOKENS}")
 
     @classmethod

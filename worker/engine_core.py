@@ -26,13 +26,14 @@ from protocol.ids import SessionId
 from protocol.messages import KvPrecision, SamplingParams
 from worker.batch_run import CoreSession, Measures, checked, is_device_broken, run_steps
 from worker.batching_trial import settle_batching
-from worker.compiled import compile_stage, replay_stage
+from worker.compiled import compile_stage
 from worker.draft_model import DraftModel, DraftModelInfo, DraftModelRequest, load_draft_model
 from worker.grammar import Grammar, TokenizerSource, why_unconstrained
 from worker.heap import give_back_free_memory
 from worker.loaded_stage import load_stage
 from worker.quantised_cache import QuantisedCache
 from worker.sampling import Sampler, check_token_ids
+from worker.spare_time import SpareTime
 from worker.stage import Stage
 from worker.steps import Compiling, Drafting, LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
 
@@ -52,8 +53,7 @@ class EngineCore:
     sessions: dict[SessionId, CoreSession] = field(default_factory=dict)
     measures: Measures = field(default_factory=Measures)
     draft_model: DraftModel | None = None
-    unrecorded: set[SpanKey] = field(default_factory=set)
-    """Spans of fewer bits whose steps may take less time from a recording; not tried yet."""
+    spare_time: SpareTime = field(default_factory=SpareTime)
 
     def load_draft_model(self, request: DraftModelRequest) -> DraftModelInfo:
         """Load a model that guesses what the spans' models will say.
@@ -113,17 +113,13 @@ class EngineCore:
             working_bytes=stage.working_bytes,
         )
         self.spans[request.key] = (stage, loaded)
-        may_gain = request.key.quantization is not None and not stage.is_encoder
-        if may_gain and not loaded.is_compiled and self.device.type == "cpu":
-            self.unrecorded.add(request.key)
+        self.spare_time.stage_loaded(stage, loaded, request.context_length)
         give_back_free_memory()
         return loaded
 
-    def rest(self) -> None:
-        """What serves later steps and takes a second or two: for a time when nobody waits."""
-        while self.unrecorded:
-            replay_stage(self.spans[self.unrecorded.pop()][0])
-        give_back_free_memory()
+    def rest(self) -> bool:
+        """Do some of what serves later steps, for a time when nobody waits; whether there is more of it."""
+        return self.spare_time.do_some(self.measures)
 
     def _loaded_stage(self, request: LoadRequest) -> tuple[Stage, tuple[int, ...]]:
         """The span, and the bytes that a position takes in the cache of each of its blocks."""
@@ -158,7 +154,8 @@ class EngineCore:
         if n_open:
             raise ConflictError(f"{n_open} sessions still run on blocks {key.blocks}; close them first")
         self.spans.pop(key, None)
-        self.unrecorded.discard(key)
+        self.spare_time.forget(key)
+        self.measures.prompt_costs.pop(key, None)
 
     def open(self, spec: SessionSpec) -> None:
         """Begin a session whose memory is reserved.

@@ -133,7 +133,9 @@ class EngineThread:
             try:
                 return self.inbox.get(timeout=IDLE_S)
             except queue.Empty:
-                self._core.rest()
+                while self._core.rest():
+                    if not self.inbox.empty():
+                        return self.inbox.get()
                 self._is_rested = True
         return self.inbox.get()
 

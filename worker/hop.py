@@ -215,15 +215,27 @@ class Hop:
                 self._resumption = None
         if token_ids is not None:
             self.history.put_ids(step.position, token_ids)
-        # what a client sends is cut here, unless an encoder is to run it; others send the first hop's chunks
-        is_whole = self._ticket.previous is not None or self._is_encoder
-        n_at_most = step.n_tokens if is_whole else self._shared.chunk_tokens
-        for piece in pieces_of(step, payload, n_at_most, n_passed_over):
+        positions = range(step.position + n_passed_over, step.position + step.n_tokens)
+        for piece in pieces_of(step, payload, self._pieces(positions)):
             is_last = step.is_last and piece.position + piece.n_tokens == step.position + step.n_tokens
             is_finished = await self._run(piece, is_last=is_last, sender=self._ticket.previous)
         if n_steps := self.arrivals.step_consumed():
             self._opening.opener.post(Credit(session_id=self._session_id, n_steps=n_steps))
         return is_finished
+
+    def _pieces(self, positions: range) -> list[range]:
+        """What a client sends is cut here, unless an encoder is to run it; others send what the first hop ran."""
+        if not positions:
+            return []
+        if self._ticket.previous is not None or self._is_encoder:
+            return [positions]
+        return self._shared.cutter.pieces(
+            positions,
+            self._opening.span,
+            n_blocks=len(self._ticket.blocks),
+            n_hops=self._ticket.n_hops,
+            n_others=self._shared.engine.n_sessions - 1,
+        )
 
     async def _run(self, piece: StepInput, *, is_last: bool, sender: WorkerId | None) -> bool:
         """Run one chunk or token of `sender`'s and hand on what comes out; whether the generation is finished."""

@@ -188,7 +188,8 @@ class Keeper:
 
     async def _load(self, duty: Load) -> None:
         span, started_s = duty.span, _now_s()
-        compiling = self._compiling()
+        into = self._compile_folder
+        compiling = Compiling(folder=into, n_sessions=self._engine.n_sessions) if into else None
         doing = "loading" if compiling is None else "loading and compiling"
         device = self._engine.device
         self._holdings.set_status(span, "loading", f"{doing} blocks {span.blocks} into {device}; next: ready")
@@ -200,17 +201,19 @@ class Keeper:
         self._resize_kv_budget(expected)
         try:
             loaded = await self._engine.load(
-                LoadRequest(key=duty.key, config_folder=folder, files=paths, compiling=compiling)
+                LoadRequest(
+                    key=duty.key,
+                    config_folder=folder,
+                    files=paths,
+                    compiling=compiling,
+                    context_length=manifest.context_length,
+                )
             )
         except BrigadeError:
             self._resize_kv_budget(0)
             raise
         self._take(span, loaded)
         log.info("span_ready", model=span.model, blocks=str(span.blocks), seconds=round(_now_s() - started_s, 2))
-
-    def _compiling(self) -> Compiling | None:
-        folder = self._compile_folder
-        return None if folder is None else Compiling(folder=folder, n_sessions=self._engine.n_sessions)
 
     def _take(self, span: SpanAssignment, loaded: LoadedSpan) -> None:
         self._loaded[loaded.key] = LoadedWeights(

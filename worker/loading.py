@@ -90,17 +90,7 @@ def load_cut_model(
         state = _renumbered(tensors, blocks, _ignored_names(model_class))
         making = _Making(blocks=blocks, tensors=state, quantization=quantization)
         try:
-            load: Any = _cut_class(model_class, making).from_pretrained  # declared to give a model alone
-            model, info = load(
-                None,
-                config=config,
-                state_dict=state,
-                dtype=dtype,
-                device_map=None if device.type == "cpu" else {"": device},
-                attn_implementation="sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager",
-                ignore_mismatched_sizes=True,  # reported then, rather than logged; _check_loaded refuses them
-                output_loading_info=True,
-            )
+            model, info = _made(_cut_class(model_class, making), config, state, dtype, device)
             if quantization is not None:
                 making.layers.fill(matrix_forms(device, dtype), quantised)
         except BrigadeError:
@@ -114,8 +104,29 @@ def load_cut_model(
     lay_out_for_decode(model)
     gc.collect()  # cycles of transformers' loading hold tensors; it takes 0.2 s, so once
     give_back_free_memory()
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
+
+
+def _made(
+    cut_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    state: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """An instance that has its weights, and what transformers says of the loading."""
+    load: Any = cut_class.from_pretrained  # declared to give a model alone
+    model, info = load(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype,
+        device_map=None if device.type == "cpu" else {"": device},
+        attn_implementation="sdpa" if getattr(cut_class, "_supports_sdpa", False) else "eager",
+        ignore_mismatched_sizes=True,  # reported then, rather than logged; _check_loaded refuses them
+        output_loading_info=True,
+    )
+    return model, info
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

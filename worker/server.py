@@ -22,6 +22,7 @@ from protocol.messages import PROTOCOL_VERSION
 from protocol.spans import NO_SPANS, SpanSink
 from protocol.tls import peer_worker_id
 from worker.connections import CLOSE_S, PING_S, Connection
+from worker.cutting import PromptCutter
 from worker.engine import Engine
 from worker.enrolment import CredentialsHolder
 from worker.holdings import Holdings
@@ -50,7 +51,7 @@ class DataPlane:
         holdings: Holdings,
         credentials: CredentialsHolder,
         worker_id: WorkerId,
-        chunk_tokens: int,
+        chunk_tokens: int | None,
         on_generation: Callable[[GenerationReport], None],
         clock: Callable[[], float],
         limits: Limits | None = None,
@@ -82,7 +83,7 @@ class DataPlane:
                 engine=self._engine,
                 peers=self._peers,
                 worker_id=self._worker_id,
-                chunk_tokens=self._chunk_tokens,
+                cutter=PromptCutter(self._engine.measures, self._chunk_tokens),
                 hop_times=self._hop_times,
                 spans=self._spans,
             ),

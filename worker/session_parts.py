@@ -10,6 +10,7 @@ from protocol.spans import NO_SPANS, SpanSink
 from protocol.tickets import Ticket
 from protocol.tracing import Trace
 from worker.connections import Connection
+from worker.cutting import PromptCutter
 from worker.engine import Engine
 from worker.grammars import Grammars
 from worker.hop_times import HopTimes
@@ -25,7 +26,7 @@ class Shared:
     engine: Engine
     peers: Peers
     worker_id: WorkerId
-    chunk_tokens: int
+    cutter: PromptCutter
     draft_prior: DraftPrior = field(default_factory=DraftPrior)
     grammars: Grammars = field(default_factory=Grammars)
     hop_times: HopTimes = field(default_factory=HopTimes)

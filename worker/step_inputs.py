@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from protocol.messages import Step
 from protocol.tensors import check_states, tensor_from_bytes
-from worker.flow import chunks
 from worker.steps import StepInput
 from worker.wire import unpacked
 
@@ -52,12 +51,9 @@ def payload_now(arrived: ArrivedStep, *, is_head: bool) -> torch.Tensor:
     return tensor_from_bytes(payload, step.dtype, (step.n_tokens, width), are_states=True)
 
 
-def pieces_of(step: Step, payload: torch.Tensor, chunk_tokens: int, n_passed_over: int = 0) -> Iterator[StepInput]:
-    """The step in pieces of at most `chunk_tokens`, without its first positions if those needn't be run.
-
-    One with guesses comes in one piece.
-    """
-    for positions in chunks(step.position + n_passed_over, step.n_tokens - n_passed_over, chunk_tokens):
+def pieces_of(step: Step, payload: torch.Tensor, pieces: Sequence[range]) -> Iterator[StepInput]:
+    """The step in pieces of these positions. One with guesses comes in one piece."""
+    for positions in pieces:
         first = positions.start - step.position
         yield StepInput(
             session_id=step.session_id,

@@ -49,6 +49,8 @@ class LoadRequest:
     files: tuple[Path, ...]
     compiling: Compiling | None = None
     """None: nothing is to be compiled."""
+    context_length: int = 0
+    """Positions that the model can take; nothing longer is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,10 +16,11 @@ from aiohttp import web
 
 from client.gateway import anthropic_messages, metrics_page, ollama_routes
 from client.gateway.bodies import MAX_REQUEST_BYTES, json_answer
+from client.gateway.body_room import BodyRoom
 from client.gateway.clients import ClientPool, client_pool
 from client.gateway.config import GatewayConfig
 from client.gateway.gate import Gate
-from client.gateway.keys import CLIENTS, CONFIG, ERROR_SHAPES, GATE, METRICS, NAMES, add_error_shape
+from client.gateway.keys import BODY_ROOM, CLIENTS, CONFIG, ERROR_SHAPES, GATE, METRICS, NAMES, add_error_shape
 from client.gateway.metrics import GatewayMetrics
 from client.gateway.middleware import HEALTH_PATH, MIDDLEWARES, add_headers
 from client.gateway.openai_chat import chat_completions
@@ -41,7 +42,7 @@ from protocol.traced_requests import SPANS
 log = structlog.get_logger(__name__)
 
 SHUTDOWN_S = 2.0
-"""For answers that are still under way when their time is over: they are broken off, and end on the workers."""
+"""For answers that are still under way when their time is over: they end on the workers, and say why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[RunningGateway]:
             ):
                 yield RunningGateway(url=url, port=port, clients=clients, gate=app[GATE], metrics_url=metrics_url)
             log.info("gateway_stopping", n_requests=app[GATE].n_inside)
-            await app[GATE].drain(config.stop_s)
+            await app[GATE].drain(config.stop_s, end_within_s=SHUTDOWN_S)
         finally:
             await runner.cleanup()
             await site.ended()
@@ -99,6 +100,7 @@ def application(config: GatewayConfig, clients: ClientPool, spans: SpanSink) -> 
     app[CONFIG] = config
     app[CLIENTS] = clients
     app[SPANS] = spans
+    app[BODY_ROOM] = BodyRoom()
     app[GATE] = Gate()
     app[METRICS] = GatewayMetrics(app[GATE])
     app[NAMES] = own_names((config.listen_host, *config.names), ())

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
+from client.gateway.body_room import KEPT_BODY
 from client.gateway.faults import FieldError
 from protocol.codec import decode_json
 from protocol.errors import DeadlineExceededError, InvalidRequestError, TooLargeError
@@ -32,6 +33,12 @@ class ApiBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of what is asked: an unknown field is refused, since to pass it over would be to do another thing."""
 
 
+def body_bytes(request: web.Request) -> int:
+    """How many bytes of a request's body may be read: as many as are allowed if it doesn't say how long it is."""
+    unsaid = MAX_REQUEST_BYTES if request.can_read_body else 0
+    return unsaid if request.content_length is None else min(request.content_length, MAX_REQUEST_BYTES)
+
+
 async def read_body(request: web.Request) -> bytes:
     """The body's bytes.
 
@@ -44,11 +51,13 @@ async def read_body(request: web.Request) -> bytes:
         raise too_large
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await request.read()
+            body = await request.read()
     except web.HTTPRequestEntityTooLarge as exc:
         raise too_large from exc
     except TimeoutError as exc:
         raise DeadlineExceededError(f"the body didn't come within {BODY_TIMEOUT_S:.0f} s") from exc
+    request[KEPT_BODY].is_of(len(body))
+    return body
 
 
 async def read_json(request: web.Request, kind: type[T], *, types: frozenset[str] | None = JSON_TYPES) -> T:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from client.gateway.body_room import BodyRoom
 from client.gateway.clients import ClientPool
 from client.gateway.config import GatewayConfig
 from client.gateway.gate import Gate
@@ -26,6 +27,7 @@ class ErrorShape:
 
 CONFIG = web.AppKey("config", GatewayConfig)
 CLIENTS = web.AppKey("clients", ClientPool)
+BODY_ROOM = web.AppKey("body_room", BodyRoom)
 GATE = web.AppKey("gate", Gate)
 METRICS = web.AppKey("metrics", GatewayMetrics)
 NAMES = web.AppKey("names", frozenset[str])

@@ -15,15 +15,12 @@ from client.gateway.turns import TurnEnd, TurnEvent
 from client.results import Generation
 from protocol.errors import BrigadeError
 from protocol.metrics import (
-    ERROR,
-    FIRST_TOKEN_BUCKETS_S,
     MODEL,
     OPERATION,
-    PER_TOKEN_BUCKETS_S,
-    REQUEST_BUCKETS_S,
     TOKEN_BUCKETS,
     USAGE_TYPE,
     LoopLag,
+    TokenTimes,
     new_registry,
 )
 from protocol.rest import ModelInfo
@@ -58,26 +55,20 @@ class GatewayMetrics:
             ("model",),
             registry=registry,
         )
-        self._seconds = Histogram(
-            "gen_ai_client_operation_duration_seconds",
-            "From the beginning of an answer to its end, routes and failovers included.",
-            (OPERATION, MODEL, ERROR),
-            buckets=REQUEST_BUCKETS_S,
-            registry=registry,
-        )
-        self._first = Histogram(
-            "gen_ai_client_operation_time_to_first_chunk_seconds",
-            "From the beginning of an answer to its first token.",
-            (OPERATION, MODEL),
-            buckets=FIRST_TOKEN_BUCKETS_S,
-            registry=registry,
-        )
-        self._per_token = Histogram(
-            "gen_ai_client_operation_time_per_output_chunk_seconds",
-            "Of the tokens after the first: the mean of each answer.",
-            (OPERATION, MODEL),
-            buckets=PER_TOKEN_BUCKETS_S,
-            registry=registry,
+        self._times = TokenTimes.of(
+            registry,
+            whole=(
+                "gen_ai_client_operation_duration_seconds",
+                "From the beginning of an answer to its end, routes and failovers included.",
+            ),
+            first=(
+                "gen_ai_client_operation_time_to_first_chunk_seconds",
+                "From the beginning of an answer to its first token.",
+            ),
+            per_token=(
+                "gen_ai_client_operation_time_per_output_chunk_seconds",
+                "Of the tokens after the first: the mean of each answer.",
+            ),
         )
         self._tokens = Histogram(
             "gen_ai_client_token_usage",
@@ -115,7 +106,7 @@ class GatewayMetrics:
             error = exc.code
             raise
         finally:
-            self._seconds.labels(operation, model.name, error).observe(time.perf_counter() - began_s)
+            self._times.whole.labels(operation, model.name, error).observe(time.perf_counter() - began_s)
 
     def used(self, operation: Operation, model: ModelInfo, *, n_prompt_tokens: int) -> None:
         """Count a prompt."""
@@ -127,6 +118,6 @@ class GatewayMetrics:
         self._failovers.labels(model.name).inc(result.failovers)
         self._cached.labels(model.name).inc(result.cached_tokens)
         if result.completion_tokens:
-            self._first.labels(operation, model.name).observe(result.ttft_s)
+            self._times.first.labels(operation, model.name).observe(result.ttft_s)
         if result.tokens_per_s > 0.0:
-            self._per_token.labels(operation, model.name).observe(1.0 / result.tokens_per_s)
+            self._times.per_token.labels(operation, model.name).observe(1.0 / result.tokens_per_s)

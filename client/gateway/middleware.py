@@ -10,8 +10,11 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from client.gateway.asking import asking_client
+from client.gateway.bodies import body_bytes
+from client.gateway.body_room import KEPT_BODY
+from client.gateway.callers import caller_key
 from client.gateway.faults import FieldError
-from client.gateway.keys import CONFIG, GATE, METRICS, NAMES, REQUEST_ID, shape_for
+from client.gateway.keys import BODY_ROOM, CONFIG, GATE, METRICS, NAMES, REQUEST_ID, shape_for
 from client.gateway.streams import DEFECT, send_in_pieces
 from client.gateway.traced import TIMING_HEADER, TRACE_HEADER, add_trace_headers, follow_trace
 from protocol.error_forms import error_fields
@@ -94,11 +97,13 @@ async def pass_gate(request: web.Request, handler: Handler) -> web.StreamRespons
 
 @web.middleware
 async def know_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Before anything of a body is read: who has no key of the cluster can't have 16 MiB kept for them."""
+    """Before anything of a body is read: nothing is kept for strangers, nor for who has much kept already."""
     if request.method != hdrs.METH_POST or request.match_info.http_exception is not None:
         return await handler(request)
+    key_id = caller_key(request.headers, request.app[CONFIG]).key_id
     async with asking_client(request):
-        return await handler(request)
+        with request.app[BODY_ROOM].kept(key_id, body_bytes(request)) as request[KEPT_BODY]:
+            return await handler(request)
 
 
 MIDDLEWARES = (
@@ -138,7 +143,13 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
 
 
 def error_answer(request: web.Request, error: BrigadeError, *, status: int | None = None) -> web.Response:
-    """The answer that an error is, in the shape of the API whose path was asked for."""
+    """The answer that an error is, in the shape of the API whose path was asked for.
+
+    Raises:
+        ConnectionAbortedError: the request has an answer, which has begun.
+    """
+    if request.writer.output_size > 0:
+        raise ConnectionAbortedError("the answer had begun: no other can be sent") from error
     shape = shape_for(request)
     response = web.Response(
         body=shape.body(error), status=status or shape.status(error), content_type="application/json"

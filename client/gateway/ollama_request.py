@@ -130,9 +130,9 @@ def asked_options(body: AnswerBody, *, timeout_s: float) -> GenerationOptions:
     given = {name: value for name, value in (body.options or {}).items() if value is not None}
     _check_known(given)
     fields: dict[str, Any] = {ours: given[theirs] for theirs, ours in _OPTIONS.items() if theirs in given}
+    _check_numbers(fields)
     if fields.get("max_tokens") in _WITHOUT_LIMIT:
         del fields["max_tokens"]
-    _check_numbers(fields)
     stop = given.get("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from client.gateway.bodies import ApiBody, refuse_set
+from client.gateway.bodies import ApiBody, refuse_more, refuse_set
 from client.gateway.faults import FieldError
 from client.gateway.openai_fields import (
     DEFAULT_MAX_TOKENS,
@@ -18,7 +18,15 @@ from client.gateway.openai_fields import (
     constraints,
     fields_of,
 )
-from client.gateway.openai_messages import CalledFunction, ChatMessage, ContentPart, ToolCall, template_messages
+from client.gateway.openai_messages import (
+    MAX_MESSAGES,
+    CalledFunction,
+    ChatMessage,
+    ContentPart,
+    ToolCall,
+    template_messages,
+    text_of,
+)
 from client.gateway.turns import ChatTurn, NamedTool
 
 
@@ -141,16 +149,12 @@ def response_turn(body: ResponseRequest, *, timeout_s: float) -> ChatTurn:
             "timeout_s": timeout_s,
         }
     )
-    messages = [] if body.instructions is None else [ChatMessage(role="system", content=body.instructions)]
-    if isinstance(body.input, str):
-        messages.append(ChatMessage(role="user", content=body.input))
-    else:
-        for number, item in enumerate(body.input):
-            messages += _message(item, f"input[{number}]", messages)
+    messages, id_places = _messages(body)
     choice = body.tool_choice or "auto"
     return ChatTurn(
         model=body.model,
         messages=template_messages(messages),
+        id_places=id_places,
         tools=tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(body.tools or ())),
         tool_choice=NamedTool(name=choice.name) if isinstance(choice, ResponseToolByName) else choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -158,18 +162,35 @@ def response_turn(body: ResponseRequest, *, timeout_s: float) -> ChatTurn:
     )
 
 
+def _messages(body: ResponseRequest) -> tuple[list[ChatMessage], dict[int, str]]:
+    """The conversation, and where the calls are named that its messages are results of."""
+    messages = [] if body.instructions is None else [ChatMessage(role="system", content=body.instructions)]
+    if isinstance(body.input, str):
+        return [*messages, ChatMessage(role="user", content=body.input)], {}
+    refuse_more(len(body.input), MAX_MESSAGES, "input", "items")
+    if not body.input and not messages:
+        raise FieldError("input is empty: give a text, or at least one item", param="input")
+    id_places = {}
+    for number, item in enumerate(body.input):
+        where = f"input[{number}]"
+        messages += _message(item, where, messages)
+        if item.type == "function_call_output":
+            id_places[len(messages) - 1] = f"{where}.call_id"
+    return messages, id_places
+
+
 def _message(item: InputItem, where: str, before: list[ChatMessage]) -> list[ChatMessage]:
     """The message that an item is. A call goes to the assistant's message before it, which is taken from there."""
     match item:
-        case InputItem(type="message", role=role, content=str() | list()) if role is not None:
-            return [ChatMessage(role=role, content=item.content)]
+        case InputItem(type="message", role=role, content=str() | list() as content) if role is not None:
+            return [ChatMessage(role=role, content=text_of(content, f"{where}.content"))]
         case InputItem(type="function_call", call_id=str(call_id), name=str(name), arguments=str(arguments)):
             is_same = bool(before) and before[-1].role == "assistant"
             said = before.pop() if is_same else ChatMessage(role="assistant")
             call = ToolCall(id=call_id, function=CalledFunction(name=name, arguments=arguments))
             return [msgspec.structs.replace(said, tool_calls=[*(said.tool_calls or ()), call])]
-        case InputItem(type="function_call_output", call_id=str(call_id), output=str() | list()):
-            return [ChatMessage(role="tool", tool_call_id=call_id, content=item.output)]
+        case InputItem(type="function_call_output", call_id=str(call_id), output=str() | list() as output):
+            return [ChatMessage(role="tool", tool_call_id=call_id, content=text_of(output, f"{where}.output"))]
         case InputItem(type=kind) if kind in _NEEDED:
             raise FieldError(f"{where} needs {_NEEDED[kind]}", param=where)
         case _:

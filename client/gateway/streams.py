@@ -10,7 +10,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from client.gateway.keys import CONFIG
+from client.gateway.keys import CONFIG, GATE
 from client.gateway.traced import TimingComments
 from protocol.error_forms import error_fields
 from protocol.errors import BrigadeError, InternalError
@@ -84,9 +84,10 @@ async def streamed(
     stream = Stream(request, headers=headers, keep_alive=keep_alive)
     comments = TimingComments(request) if headers is SSE_HEADERS else None
     try:
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                await stream.write(chunk if comments is None else comments.new() + chunk)
+        with request.app[GATE].told():
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    await stream.write(chunk if comments is None else comments.new() + chunk)
     except BrigadeError as error:
         if not stream.response.prepared:
             raise

@@ -49,7 +49,7 @@ async def tool_plan(tokenizer: ModelTokenizer, turn: ChatTurn) -> TurnPlan:
         InvalidRequestError: the model can't do it.
     """
     functions = checked_functions(turn)
-    check_results(turn.messages)
+    check_results(turn.messages, turn.id_places)
     template = tokenizer.tool_template
     if template is None:
         raise InvalidRequestError(

@@ -29,21 +29,22 @@ What a function returned comes next, between <tool_response> and </tool_response
 answer as usual."""
 
 
-def check_results(messages: Sequence[Message]) -> None:
-    """Refuse results of calls that nobody made.
+def check_results(messages: Sequence[Message], id_places: Mapping[int, str]) -> None:
+    """Refuse results of calls that nobody made; `id_places` as of `ChatTurn`.
 
     Raises:
-        FieldError: names the message.
+        FieldError: names where the call is named.
     """
     known: set[str] = set()
     for number, message in enumerate(messages):
         known.update(str(call.get("id")) for call in message.get("tool_calls") or ())
         call_id = message.get("tool_call_id")
         if message.get("role") == "tool" and call_id not in known:
+            place = id_places.get(number, f"messages[{number}].tool_call_id")
             raise FieldError(
-                f"message {number} is the result of the tool call {str(call_id)[:100]!r}, but no assistant message "
-                "before it has a call with this id",
-                param=f"messages[{number}].tool_call_id",
+                f"a result of the tool call {str(call_id)[:100]!r} comes, but no assistant message before it has a "
+                "call with this id",
+                param=place,
             )
 
 

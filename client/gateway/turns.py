@@ -38,6 +38,9 @@ class ChatTurn:
     model: str
     messages: tuple[Message, ...]
     """As chat templates read them: `role`, `content` (text), and what a role has besides (`tool_calls`, ...)."""
+    id_places: Mapping[int, str] = field(default_factory=dict)
+    """Where the request has the call that a message is the result of, by the message's number; where it isn't said:
+    in `messages[number].tool_call_id`."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """OpenAI's definitions: `{"type": "function", "function": {"name", "description", "parameters"}}`."""
     tool_choice: ToolChoice = "auto"

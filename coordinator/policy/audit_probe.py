@@ -71,7 +71,7 @@ class Probe:
 
 def projected(seed: str, rows: Sequence[Sequence[float]]) -> Projection:
     """The projections of rows of equal length."""
-    signs = _stream("projection", seed, len(rows[0])) if rows else b""
+    signs = projection_signs(seed, len(rows[0])) if rows else b""
     found = []
     for row in rows:
         sums = [0.0] * N_SUMS
@@ -79,6 +79,11 @@ def projected(seed: str, rows: Sequence[Sequence[float]]) -> Projection:
             sums[sign & N_SUMS - 1] += -value if sign & 128 else value
         found.append(tuple(sums))
     return tuple(found)
+
+
+def projection_signs(seed: str, n_values: int) -> bytes:
+    """For each value of a row, the sum that it goes into (the low 5 bits) and its sign (the highest: a minus)."""
+    return _stream("projection", seed, n_values)
 
 
 def rows_of(step: Step, payload: bytes | memoryview, hidden_size: int) -> list[Sequence[float]]:

@@ -49,12 +49,13 @@ DENSE_TOLERANCES: Mapping[WeightFormat, Tolerance] = {
 anything else honest workers differ by half of all that there is, so only int4 is compared with int4."""
 EXPERT_TOLERANCES: Mapping[WeightFormat, Tolerance] = {
     "float32": Tolerance(middle=0.001, stray=0.01),
-    "float16": Tolerance(middle=0.06, stray=0.3),
+    "float16": Tolerance(middle=0.5, stray=0.9),
     "bfloat16": Tolerance(middle=0.5, stray=0.9),
     "int8": Tolerance(middle=0.5, stray=0.9),
     "int4": Tolerance(middle=0.5, stray=0.9),
 }
-"""Likewise where there are experts, among workers of the same precision."""
+"""Likewise where there are experts, among workers of the same precision. A token that goes another way differs as
+much in float16 as in bfloat16: only how often it does depends on the rounding."""
 KV_TOLERANCE = Tolerance(middle=0.08, stray=0.4)
 """At least this where one keeps keys and values in 8 bits."""
 BASE_DEPTH = 4

@@ -87,6 +87,14 @@ class Board:
         board.n_holders.clear()
         return board
 
+    def drop_unwanted(self) -> None:
+        """Take from workers that were started for one model (`worker join --model`) what they hold of others."""
+        for worker in self.assignable:
+            if worker.pinned_blocks is None and worker.only_model is not None:
+                for model in self.state.models.values():
+                    if model.name != worker.only_model:
+                        self._drop(worker.worker_id, model)
+
     def give(self, worker_id: WorkerId, model: ModelRecord, blocks: BlockRange) -> None:
         """Have the worker hold this range of the model, and no other range of it."""
         quantization = self.quantization_of(worker_id, model, blocks)
@@ -207,7 +215,7 @@ class Board:
         room_bytes = self._room_beside(worker, spans, kv_tokens)
         if gently:
             room_bytes -= self._making_way_bytes(worker, model)
-        if model.manifest.kind == "encoder" and not worker.device.runs_encoders:
+        if not can_run(worker, model):
             room_bytes = 0
         return Candidate(
             worker_id=worker.worker_id,
@@ -267,3 +275,11 @@ class Board:
 
     def _has_failed(self, worker: WorkerRecord, model: ModelRecord) -> bool:
         return any(has_failed(worker, span) for span in spans_of(model, worker.assignment.spans))
+
+
+def can_run(worker: WorkerRecord, model: ModelRecord) -> bool:
+    """Whether the worker may be given blocks of the model, by its version and by whoever started it."""
+    assert worker.device is not None
+    if model.manifest.kind == "encoder" and not worker.device.runs_encoders:
+        return False
+    return worker.only_model in (None, model.name)

@@ -58,8 +58,11 @@ def _unserved(state: ClusterState, worker: WorkerRecord) -> Iterator[tuple[Model
     """Runs of blocks that the worker serves and nobody else who stays does."""
     for model in state.models.values():
         own = {i for span in spans_of(model, worker.served) for i in _indices(span.blocks)}
-        n_of = ready_counts(_staying(state), model)
-        for run in gaps([n if i in own else 1 for i, n in enumerate(n_of)]):
+        if not own:
+            continue
+        if model.name not in state.n_staying:
+            state.n_staying[model.name] = ready_counts(_staying(state), model)
+        for run in gaps([n if i in own else 1 for i, n in enumerate(state.n_staying[model.name])]):
             yield model, run
 
 

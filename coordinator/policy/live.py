@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 
 from coordinator.policy.state import ClusterState, WorkerRecord
-from coordinator.policy.trust_words import trust_note
-from coordinator.policy.views import model_info, worker_info
+from coordinator.policy.views import explained_worker, model_info
 from protocol.dashboard_rest import Entries, Fields, LiveDelta
 from protocol.ids import WorkerId
 
@@ -124,11 +123,9 @@ def live_models(state: ClusterState, now_s: float) -> Entries:
 
 def live_worker(state: ClusterState, worker_id: WorkerId, now_s: float, note: str) -> Fields:
     """All that is shown of one worker, as `WorkerInfo`; `note` speaks against it."""
-    info = worker_info(state, worker_id, now_s)
-    notes = (note, trust_note(state, state.workers[worker_id], now_s))
+    info = explained_worker(state, worker_id, now_s, note)
     fields: Fields = msgspec.to_builtins(info)
     del fields["last_seen_s_ago"]
-    fields["reason"] = "; ".join(filter(None, (info.reason, *notes)))
     fields["decode_s_per_block"] = rounded(info.decode_s_per_block)
     fields["trust"] = round(info.trust, 2)
     return fields | beat_fields(state.workers[worker_id])

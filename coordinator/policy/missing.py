@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.policy.board import Board
+from coordinator.policy.board import Board, can_run
 from coordinator.policy.coverage import counts, gaps, has_failed, ready_counts, ready_spans, spans_of
 from coordinator.policy.quantising import usual_format, what_would_hold
 from coordinator.policy.sizing import KV_TARGETS, span_bytes
@@ -78,11 +78,16 @@ def _unheld(state: ClusterState, model: ModelRecord, run: BlockRange) -> str:
     here = [w for w in state.workers.values() if w.can_be_assigned]
     if not here:
         return f"{what}: no worker is connected; run `worker join` on a machine"
+    if not any(worker.only_model in (None, model.name) for worker in here):
+        return (
+            f"{what}: all workers were started for other models (--model); run `worker join` without on a machine"
+        )
     if state.changed_s is not None:
         return f"{what}; they are given out once nothing has changed for {state.settings.settle_s:g} s"
     board = Board.of(state)
+    open_to_it = [w for w in here if w.pinned_blocks is None and can_run(w, model)]
     held_as = usual_format(here)
-    room = sum(max(0, board.room_bytes(w, KV_TARGETS[-1])) for w in here if w.pinned_blocks is None)
+    room = sum(max(0, board.room_bytes(w, KV_TARGETS[-1])) for w in open_to_it)
     needed = span_bytes(model.manifest, run, held_as, KV_TARGETS[-1])
     way_out = what_would_hold(board, model)
     machine = f"`worker join` on another machine{f'; {way_out}' if way_out else ''}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coordinator.policy.board import Board
+from coordinator.policy.board import Board, can_run
 from coordinator.policy.mending import back_up, fill_model, take_over
 from coordinator.policy.pins import pin_words
 from coordinator.policy.quantising import filled_quantised, fitting_quantization, why_quantised
@@ -20,7 +20,7 @@ from coordinator.policy.replicas import add_pipelines, add_replicas, make_replic
 from coordinator.policy.sizing import KV_TARGETS
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.control_messages import SpanAssignment
-from protocol.ids import WorkerId
+from protocol.ids import ModelName, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +39,26 @@ def placement(state: ClusterState) -> Mapping[WorkerId, Placed]:
     for worker in board.assignable:
         if worker.pinned_blocks is not None:
             reasons[worker.worker_id] = _pin(board, worker)
+    board.drop_unwanted()
     # a second pass stands on what the first has placed, and may complete what it left out
-    is_complete = [_is_filled(board, model) for model in state.models.values()]
-    if all(is_complete):
+    is_filled: dict[ModelName | None, bool] = {
+        name: _is_filled(board, model) for name, model in state.models.items()
+    }
+    is_complete = all(is_filled.values())
+    if is_complete:
         if state.settings.placement != "spread":
             add_pipelines(board)
         for model in state.models.values():
             add_replicas(board, model)
-        for worker in board.assignable:
-            if not board.spans[worker.worker_id] and worker.pinned_blocks is None:
-                make_replica(board, worker)
+    for worker in board.assignable:
+        # who may hold one model only is of no use to others that lack blocks
+        is_free = is_complete or is_filled.get(worker.only_model, False)
+        if is_free and not board.spans[worker.worker_id] and worker.pinned_blocks is None:
+            make_replica(board, worker)
     for model in state.models.values():
         back_up(board, model)
         take_over(board, model)
-    return _changes(board, reasons, complete=all(is_complete))
+    return _changes(board, reasons, complete=is_complete)
 
 
 def _is_filled(board: Board, model: ModelRecord) -> bool:
@@ -98,6 +104,8 @@ def _reason(board: Board, worker: WorkerRecord, *, complete: bool) -> str:
         return f"{what}: chosen by free memory and measured speed"
     if not board.state.models:
         return "no model is served yet; add one with `coord model add NAME SOURCE`"
+    if worker.only_model is not None:
+        return _spare_of_one_model(board, worker, worker.only_model)
     assert worker.device is not None
     if not worker.device.runs_encoders and all(m.manifest.kind == "encoder" for m in board.state.models.values()):
         return "its version runs no encoders, and no other models are served yet: upgrade it"
@@ -108,6 +116,20 @@ def _reason(board: Board, worker: WorkerRecord, *, complete: bool) -> str:
             "again; it is a spare"
         )
     return f"{room:.2f} GB of memory here are too few for what is missing; it is a spare until workers come or go"
+
+
+def _spare_of_one_model(board: Board, worker: WorkerRecord, name: ModelName) -> str:
+    started, model = f"it was started with --model {name}", board.state.models.get(name)
+    if model is None:
+        return f"{started}, which isn't served; add it with `coord model add`, or start the worker without --model"
+    if not can_run(worker, model):
+        return f"{started}, and its version runs no encoders: upgrade it"
+    room = board.room_bytes(worker, KV_TARGETS[-1]) / 1e9
+    if board.gaps(model):
+        return f"{started}, and {room:.2f} GB of memory here are too few for what is missing of that; it is a spare"
+    return (
+        f"{started}, of which others hold every block, and {room:.2f} GB of memory here are too few; it is a spare"
+    )
 
 
 def _span_words(board: Board, span: SpanAssignment) -> str:

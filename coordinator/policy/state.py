@@ -5,7 +5,7 @@ Mappings are never changed in place; `transition` makes new ones. Times are seco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
@@ -155,6 +155,7 @@ class WorkerRecord:
     url: str = ""
     device: DeviceReport | None = None
     announced_model: ModelName | None = None
+    """The only model of which it is to hold blocks, by whoever started it (`worker join --model`); None: any."""
     announced_blocks: BlockRange | None = None
     """What whoever started it fixed (`worker join --blocks`)."""
     pin: Pin | None = None
@@ -176,6 +177,11 @@ class WorkerRecord:
     def pinned_blocks(self) -> BlockRange | None:
         """What it is to hold whatever else would be better; None: nothing is fixed."""
         return self.announced_blocks if self.pin is None else self.pin.blocks
+
+    @property
+    def only_model(self) -> ModelName | None:
+        """The model that the planner may choose blocks of for it; None: any. What is pinned is beyond it."""
+        return self.announced_model if self.pin is None else None
 
     @property
     def is_draining(self) -> bool:
@@ -273,6 +279,8 @@ class ClusterState:
     """What operators have workers hold, also workers that are forgotten otherwise."""
     stored_settings: Mapping[str, str | float | bool] = field(default_factory=dict)
     """Settings that operators changed while a coordinator ran; what was given at the start goes before them."""
+    n_staying: dict[ModelName, Sequence[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """For each block, how many who stay serve it: `departure` counts once a state, however many it is asked of."""
 
     @property
     def lost_workers(self) -> frozenset[WorkerId]:

@@ -19,7 +19,7 @@ from coordinator.policy.signing import why_unserved
 from coordinator.policy.standing import standing
 from coordinator.policy.state import ClusterState, ModelRecord, Placement, WorkerRecord
 from coordinator.policy.statuses import status_as
-from coordinator.policy.trust_words import unbacked
+from coordinator.policy.trust_words import trust_note, unbacked
 from protocol.control_messages import LinkReport, SpanStatus
 from protocol.ids import BlockRange, FileHash, ModelName, WorkerId
 from protocol.model_signature import SignedBy
@@ -157,6 +157,13 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         trust=worker.trust.score,
         trust_level=worker.trust.level,
     )
+
+
+def explained_worker(state: ClusterState, worker_id: WorkerId, now_s: float, note: str) -> WorkerInfo:
+    """The same with all that speaks against it: `note` beside what the state says."""
+    info = worker_info(state, worker_id, now_s)
+    reasons = (info.reason, note, trust_note(state, state.workers[worker_id], now_s))
+    return msgspec.structs.replace(info, reason="; ".join(filter(None, reasons)))
 
 
 def _pinned_words(worker: WorkerRecord) -> str:

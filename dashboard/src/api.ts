@@ -1,6 +1,6 @@
 // Requests to the coordinator: with the session's CSRF token, and errors as sentences for people.
 import { signal } from "@preact/signals";
-import type { Session } from "./types";
+import type { Page, Session } from "./types";
 
 const DEADLINE_MS = 20_000;
 /** Who touched nothing for so long isn't there, and what the page asks then keeps no session alive. */
@@ -79,6 +79,20 @@ export function get<Answer>(url: string, parameters: Record<string, string | num
     if (value !== null && value !== undefined && value !== "") query.set(name, String(value));
   }
   return ask<Answer>("GET", query.size > 0 ? `${url}?${query}` : url);
+}
+
+/** The whole of a list, however many pages it has. */
+export async function getAll<Name extends string, Entry>(
+  name: Name, url: string, parameters: Record<string, string | number> = {},
+): Promise<Entry[]> {
+  const found: Entry[] = [];
+  let cursor: string | null = "";
+  while (cursor !== null) {
+    const page: Page<Name, Entry> = await get<Page<Name, Entry>>(url, { ...parameters, cursor });
+    found.push(...page[name]);
+    cursor = page.next_cursor;
+  }
+  return found;
 }
 
 /** Ask who is signed in; throws where nobody answers. */

@@ -12,6 +12,7 @@ from protocol.errors import ConfigError
 from protocol.exit_codes import EXIT_USAGE
 from tests.support.coord_process import ROOT, environ, serve_command
 from tests.support.coordinators import WorkerKey, http_session, proven_join, running_coordinator
+from tests.support.forked_program import forked_done
 
 WEAK = ("", "   \n", "changeme", "brigade", "a" * 64, "0123456789" * 7, "correct horse battery staple")
 
@@ -47,18 +48,23 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.parametrize("program", ["coordinator", "worker"])
+@pytest.mark.parametrize("program", ["coord", "worker"])
 @pytest.mark.parametrize("weak", ["", "changeme"])
 def test_both_programs_refuse_to_start_with_it(tmp_path: Path, program: str, weak: str) -> None:
     """Fails if a set but empty variable counts as "none given", or a weak one only warns."""
     state = tmp_path / "state"
     command = {
-        "coordinator": serve_command(state, "--listen", "127.0.0.1:0"),
+        "coord": serve_command(state, "--listen", "127.0.0.1:0"),
         "worker": [sys.executable, "-m", "worker", "join", "https://127.0.0.1:1", "--state", str(state)],
     }[program]
     file = tmp_path / "secret"
     file.write_text(weak)
-    for done in (run(*command, BRIGADE_SECRET=weak), run(*command, "--secret-file", str(file))):
-        assert done.returncode == EXIT_USAGE, done.stderr
-        assert done.stderr.count("error: the join secret") == 1
-        assert not state.exists()
+    from_file = forked_done(program, [*command[3:], "--secret-file", str(file)], environ())
+    from_variable = run(*command, BRIGADE_SECRET=weak)
+    for code, said in (
+        (from_file.returncode, from_file.stderr.decode()),
+        (from_variable.returncode, from_variable.stderr),
+    ):
+        assert code == EXIT_USAGE, said
+        assert said.count("error: the join secret") == 1
+    assert not state.exists()

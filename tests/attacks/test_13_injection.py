@@ -148,7 +148,7 @@ async def test_a_defect_is_answered_without_a_word_of_ours(
 ) -> None:
     """Fails if an exception's text or traceback is sent, whatever the caller asks for."""
 
-    def broken(_request: object) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("secret-4711 at /srv/brigade")
 
     monkeypatch.setattr(coordinator.client_api, "model_infos", broken)

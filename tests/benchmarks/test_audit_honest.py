@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from benchmarks import audit_honest
@@ -9,7 +7,7 @@ from benchmarks.audit_answers import FORMS
 from coordinator.policy.audit_rules import Held
 
 
-def test_the_figure_of_false_quarantines_is_counted_and_reckoned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_false_quarantines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     few = {held: how for held, how in FORMS.items() if held.kv is None and held.weights != "float16"}
     monkeypatch.setattr(audit_honest, "FORMS", few)
     honest = audit_honest.measured(2, ["llama"])
@@ -20,5 +18,3 @@ def test_the_figure_of_false_quarantines_is_counted_and_reckoned(monkeypatch: py
         for one, other in (("float32", "bfloat16"), ("float32", "int8"), ("bfloat16", "int8"))
     }
     assert f"0 of {honest.n_audits:,} audits" in text
-    assert "the goal is 1e-05: met" in text
-    assert "NOT met" in audit_honest.words(replace(honest, n_quarantined=1))

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import links, run
+from benchmarks import arrangement, links, run
 from benchmarks.arrangement import MODEL, Arranged, Arrangement, split
 from benchmarks.measures import SMALL, Bench
 from benchmarks.relay import Relay
 from benchmarks.replicated import free_port
+from tests.support.forked_program import ForkedCluster
 from tests.support.tiny_cluster import tiny_model_folder
 from tests.support.tiny_tokenizer import tiny_files, tiny_tokenizer
 from tests.support.whole_cluster import packed_tiny, whole_cluster
@@ -64,7 +65,10 @@ async def test_everything_is_measured_in_one_process(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.timeout(180)
-async def test_workers_are_arranged_and_what_they_cannot_do_is_said(tmp_path: Path) -> None:
+async def test_workers_are_arranged_and_what_they_cannot_do_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrangement, "LocalCluster", ForkedCluster)
     bench = Bench(source=tiny_model_folder(tmp_path / "model"), scale=SMALL)
     (first, *_) = run.MEASUREMENTS
     chosen = [

@@ -14,6 +14,7 @@ from client.cli import main
 from protocol.api_key import new_api_key
 from protocol.errors import ErrorBody
 from protocol.messages import PROTOCOL_VERSION, Constraint
+from tests.support.forked_program import forked_done
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
 from tests.support.tiny_tokenizer import ids_of
 
@@ -29,7 +30,7 @@ class Ended:
 
 
 class Program:
-    """The real command as a process, with nothing in its environment but what a test gives."""
+    """The command as a process, with nothing in its environment but what a test gives."""
 
     def __init__(self, cluster: ScriptedCluster, folder: Path) -> None:
         self.environ = {
@@ -41,6 +42,7 @@ class Program:
         }
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+        """As a person starts it."""
         return await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "client", *arguments),
@@ -52,12 +54,9 @@ class Program:
         )
 
     async def run(self, *arguments: str, stdin: bytes = b"") -> Ended:
-        process = await self.start(*arguments)
-        async with asyncio.timeout(DEADLINE_S):
-            out, err = await process.communicate(stdin)
-        assert process.returncode is not None
-        assert b"Traceback" not in err
-        return Ended(process.returncode, out.decode(), err.decode())
+        done = await asyncio.to_thread(forked_done, "client", arguments, self.environ, stdin)
+        assert b"Traceback" not in done.stderr
+        return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from protocol.checks import Check
 from tests.support.coordinators import join_secret_of, running_coordinator
 from tests.support.program import program_done
 
-doctor = partial(program_done, "coordinator", "doctor")
+doctor = partial(program_done, "coord", "doctor")
 
 
 async def test_a_coordinator_that_is_well_is_exit_code_0(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ def test_an_invite_is_made_listed_and_revoked(here: Coord) -> None:
     assert invite.urls == ("https://10.9.8.7:7400",)
     assert "for 2 workers" in err
     assert out.strip() not in err
+    assert (
+        "No invite that is expired; `coord invite` makes one" in here("invite", "list", "--in-state", "expired")[2]
+    )
     code, shown, _ = here("invite", "list", "--in-state", "open")
     assert (code, invite.invite_id in shown, "the shed" in shown, "0 of 2" in shown) == (EXIT_OK, True, True, True)
     assert here("invite", "revoke", invite.invite_id)[0] == EXIT_OK

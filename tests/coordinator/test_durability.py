@@ -24,7 +24,7 @@ from protocol.ids import ModelName
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
 from protocol.rest import AddModelRequest, ClusterStatus, ErrorAnswer, ModelList, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
-from tests.support.coord_process import ROOT, STOP_DEADLINE_S, Served, environ, serve_command, served
+from tests.support.coord_process import ROOT, STOP_DEADLINE_S, Served, environ, forked, serve_command
 from tests.support.coordinators import (
     Http,
     ReachedCoordinator,
@@ -106,7 +106,7 @@ async def test_a_kill_at_any_moment_loses_nothing_acknowledged(
         options = ["--database-url", server.new_database()]
     state, done = tmp_path / "state", Acknowledged()
     for i in range(N_KILLS):
-        with served(state, *options, is_first=i == 0) as process:
+        with forked(state, *options, is_first=i == 0) as process:
             coordinator = reached(process)
             async with http_session(coordinator, key_of(coordinator, "admin")) as http:
                 await done.check(http)
@@ -116,7 +116,7 @@ async def test_a_kill_at_any_moment_loses_nothing_acknowledged(
                     enough = n_before + 5 + 3 * i
                     await eventually(lambda n=enough: len(done.keys) > n, deadline_s=40.0)  # type: ignore[misc]
                     process.stop(signal.SIGKILL)
-    with served(state, *options, is_first=False) as process:
+    with forked(state, *options, is_first=False) as process:
         coordinator = reached(process)
         async with http_session(coordinator, key_of(coordinator, "admin")) as http:
             await done.check(http)
@@ -136,7 +136,7 @@ async def test_a_request_under_way_is_finished_when_it_is_told_to_stop(tmp_path:
         yield b'{"name":"late"}'
         sent.set()
 
-    with served(state) as process:
+    with forked(state) as process:
         coordinator = reached(process)
         async with (
             http_session(coordinator, key_of(coordinator, "admin")) as http,
@@ -153,7 +153,7 @@ async def test_a_request_under_way_is_finished_when_it_is_told_to_stop(tmp_path:
                     other.execute("ROLLBACK")
             assert late.result().status == 201
         assert process.process.wait(STOP_DEADLINE_S) == 0
-    with served(state, is_first=False) as process:
+    with forked(state, is_first=False) as process:
         coordinator = reached(process)
         async with http_session(coordinator, key_of(coordinator, "admin")) as http:
             keys = (await http.ask("GET", "/admin/v1/keys")).read(KeyList).keys
@@ -172,7 +172,7 @@ def test_a_copy_of_the_state_folder_is_refused_and_can_stand_by(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
     url = postgres_server.new_database()
-    with served(tmp_path / "one", "--database-url", url) as first:
+    with forked(tmp_path / "one", "--database-url", url) as first:
         shutil.copytree(tmp_path / "one", tmp_path / "two")
         done = subprocess.run(
             serve_command(tmp_path / "two", "--listen", "127.0.0.1:0", "--database-url", url),
@@ -198,7 +198,7 @@ def test_a_copy_of_the_state_folder_is_refused_and_can_stand_by(
 
 
 def test_one_that_was_replaced_stops_by_itself(tmp_path: Path) -> None:
-    with served(tmp_path / "state") as first:
+    with forked(tmp_path / "state") as first:
         with closing(sqlite3.connect(tmp_path / "state" / "brigade.db", timeout=10)) as connection, connection:
             connection.execute("UPDATE coordinator_lease SET epoch = epoch + 1, holder = 'another'")
         assert first.process.wait(timeout=STOP_DEADLINE_S) == EXIT_STORAGE

@@ -20,11 +20,12 @@ from tests.coordinator.packing_support import write_model
 PACK = (
     "import sys; from pathlib import Path; from coordinator.file_store import FileStore\n"
     "from coordinator.packing import pack_model; from protocol.errors import BrigadeError\n"
-    "try:\n"
-    "    packed = pack_model(sys.argv[1], FileStore(Path(sys.argv[2])), lambda *step: None)\n"
-    "    print('packed', packed.manifest.n_blocks)\n"
-    "except BrigadeError as error:\n"
-    "    print(error.code, error.message)\n"
+    "for source in sys.argv[2:]:\n"
+    "    try:\n"
+    "        packed = pack_model(source, FileStore(Path(sys.argv[1])), lambda *step: None)\n"
+    "        print('packed', packed.manifest.n_blocks)\n"
+    "    except BrigadeError as error:\n"
+    "        print(error.code, error.message)\n"
 )
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -60,8 +61,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         parse_source(str(tmp_path / "pytorch_model.bin"))
 
 
-def run_pack(source: str, tmp_path: Path, **environment: str) -> str:
-    """The outcome of packing in a process of its own, since the Hub's client reads its environment at import."""
+def run_pack(tmp_path: Path, *sources: str, **environment: str) -> list[str]:
+    """What packing each came to, in a process of its own: the Hub's client reads its environment at import."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env |= {
         "HF_HOME": str(tmp_path / "hf"),
@@ -70,14 +71,14 @@ def run_pack(source: str, tmp_path: Path, **environment: str) -> str:
         **environment,
     }
     done = subprocess.run(
-        [sys.executable, "-c", PACK, source, str(tmp_path / "store")],
+        [sys.executable, "-c", PACK, str(tmp_path / "store"), *sources],
         capture_output=True,
         text=True,
         env=env,
         check=True,
         timeout=50,
     )
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
 def test_a_model_in_the_hubs_cache_is_packed_through_its_links(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_a_model_in_the_hubs_cache_is_packed_through_its_links(tmp_path: Path) -
     for path in model.iterdir():
         path.rename(root / "blobs" / path.name)
         (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
-    assert run_pack("org/name", tmp_path, HF_HUB_OFFLINE="1") == "packed 2"
+    assert run_pack(tmp_path, "org/name", HF_HUB_OFFLINE="1") == ["packed 2"]
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -154,23 +155,18 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def test_a_download_fetches_neither_pickles_nor_code(tmp_path: Path, hub: tuple[str, list[str]]) -> None:
+def test_a_download_fetches_neither_pickles_nor_code_and_what_cannot_be_had_is_a_clear_error(
+    tmp_path: Path, hub: tuple[str, list[str]]
+) -> None:
     address, asked = hub
-    assert run_pack("org/name@main", tmp_path, HF_ENDPOINT=address) == "packed 2"
+    packed, missing, gated = run_pack(tmp_path, "org/name@main", "org/missing", "gated/model", HF_ENDPOINT=address)
+    assert packed == "packed 2"
     assert any(path.endswith("model.safetensors") for path in asked)
     assert not any(path.endswith((".bin", ".py")) for path in asked)
-
-
-@pytest.mark.parametrize(
-    ("model_id", "expected"),
-    [("org/missing", "not_found the Hub has no model"), ("gated/model", "forbidden gated/model is gated")],
-)
-def test_a_model_that_cannot_be_had_is_a_clear_error(
-    tmp_path: Path, hub: tuple[str, list[str]], model_id: str, expected: str
-) -> None:
-    assert run_pack(model_id, tmp_path, HF_ENDPOINT=hub[0]).startswith(expected)
+    assert missing.startswith("not_found the Hub has no model")
+    assert gated.startswith("forbidden gated/model is gated")
 
 
 def test_an_unreachable_hub_is_a_clear_error(tmp_path: Path) -> None:
-    outcome = run_pack("org/name", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    (outcome,) = run_pack(tmp_path, "org/name", HF_ENDPOINT="http://127.0.0.1:9")
     assert outcome.startswith("unreachable the Hub can't be reached")

@@ -1,9 +1,10 @@
-"""Routes that PostgreSQL records in four round trips: the same rows as otherwise, fenced, and never too many."""
+"""Routes that PostgreSQL records in one round trip or four: the same rows as otherwise, fenced, never too many."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,13 +22,14 @@ from coordinator.stored_rows import NewGeneration, ReportedEnd
 from protocol.control_messages import GenerationReport
 from protocol.errors import BrigadeError, LeaseError, QuotaExceededError, StorageError
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
-from protocol.key_limits import UNLIMITED, KeyLimits
+from protocol.key_limits import UNLIMITED, KeyLimits, LimitsChange
 from tests.coordinator.test_lease import side
 from tests.support.postgres import PostgresServer
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 KEY, TAIL = KeyId("k1"), WorkerId('tail "x" of\n☃')
 N_PROMPT, MAX_TOKENS, N_USED = 10, 20, 5
+READ_FIRST = ["BEGIN;", "SELECT", "WITH", "COMMIT"]
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
@@ -43,6 +45,13 @@ def new(session: str, key_id: KeyId = KEY, *, is_opening_told: bool = False) -> 
         at=NOW,
         is_opening_told=is_opening_told,
     )
+
+
+def said_by_tail(session: str) -> ReportedEnd:
+    said = GenerationReport(
+        session_id=SessionId(session), n_prompt_tokens=N_PROMPT, n_completion_tokens=N_USED, outcome="stop"
+    )
+    return ReportedEnd(report=said, at=NOW, reported_by=TAIL)
 
 
 async def add_key(repository: Repository, limits: KeyLimits, key_id: KeyId = KEY) -> None:
@@ -75,13 +84,15 @@ async def test_the_rows_are_those_that_are_written_otherwise(postgres_server: Po
     quoted = KeyId("k'2\\")
     together = [
         [new("a", is_opening_told=True), new("b", quoted), new("c", KeyId("free")), new("d"), new("e"), new("f")],
-        [replace(new("g"), n_prompt_tokens=1, max_tokens=1), new("h", quoted)],
+        [replace(new("g"), n_prompt_tokens=1, max_tokens=1), new("i", KeyId("free"))],
+        [replace(new("h"), n_prompt_tokens=1, max_tokens=1), new("j", quoted)],
     ]
     said: list[list[str]] = []
     kept = []
     for is_native in (True, False):
         async with opened(postgres_server.new_database()) as engine:
             repository = Repository(engine)
+            repository.transactions.fence.epoch = 0
             limits = KeyLimits(requests_per_min=4, tokens_per_day=95, max_concurrent=4)
             for key_id, its in ((KEY, limits), (quoted, KeyLimits(tokens_per_min=40)), (KeyId("free"), UNLIMITED)):
                 await add_key(repository, its, key_id)
@@ -91,7 +102,7 @@ async def test_the_rows_are_those_that_are_written_otherwise(postgres_server: Po
             said.append([str(refusal) for refusal in refusals])
             kept.append(await rows_of_all(repository))
     assert said[0] == said[1]
-    assert said[0].count("None") == 6
+    assert said[0].count("None") == 7
     assert kept[0] == kept[1]
 
 
@@ -103,25 +114,76 @@ async def recorded(
     return await repository.transactions.write_rows(lambda rows: begin_generations(rows, some, now.timestamp))
 
 
-async def test_a_route_takes_four_round_trips(postgres_server: PostgresServer) -> None:
-    async with opened(postgres_server.new_database()) as engine:
+@asynccontextmanager
+async def counted_repository(url: str, *key_ids: KeyId) -> AsyncIterator[tuple[Repository, list[str]]]:
+    """Of a coordinator that holds the lease, with these keys; beside it the first words of its statements."""
+    async with opened(url) as engine:
         repository = Repository(engine)
         repository.transactions.fence.epoch = 0
-        await add_key(repository, KeyLimits(requests_per_min=100, tokens_per_min=10**4, max_concurrent=100))
-        await repository.record_generation(new("a"))
+        for key_id in key_ids:
+            await add_key(repository, KeyLimits(requests_per_min=100, tokens_per_day=100, max_concurrent=9), key_id)
         queries: list[str] = []
         async with engine.connect() as connection:
             native: Any = (await connection.get_raw_connection()).driver_connection
             native.add_query_logger(lambda record: queries.append(record.query.split()[0]))
+        yield repository, queries
+
+
+async def test_a_route_takes_four_round_trips_and_one_while_its_key_is_as_it_was_left(
+    postgres_server: PostgresServer,
+) -> None:
+    """Reports leave it otherwise, and say how."""
+    other = KeyId("k2")
+    async with counted_repository(postgres_server.new_database(), KEY, other) as (repository, queries):
+        await repository.record_generation(new("first", other))  # the driver asks for types of columns
+        queries.clear()
+        await repository.record_generation(new("a"))
+        assert queries == READ_FIRST
+        queries.clear()
         await repository.record_generation(new("b"))
-        assert queries == ["BEGIN;", "SELECT", "WITH", "COMMIT"]
+        assert queries == ["WITH"]
+        await repository.finish_generations([said_by_tail("a"), said_by_tail("b")])
+        queries.clear()
+        await repository.record_generation(new("c"))
+        assert queries == ["WITH"]
+
+
+async def test_what_others_have_changed_is_read_again_and_nothing_is_written_twice(
+    postgres_server: PostgresServer,
+) -> None:
+    """Of two keys one is as it was left, and the other isn't."""
+    other, url = KeyId("k2"), postgres_server.new_database()
+    async with counted_repository(url, KEY, other) as (repository, queries), opened(url) as engine:
+        await repository.record_generations([new("a"), new("b", other)])
+        async with engine.begin() as connection:
+            changed = "UPDATE quotas SET day_used = 80 WHERE key_id = 'k2'"
+            await connection.exec_driver_sql(changed)
+        queries.clear()
+        refusals = await repository.record_generations([new("c"), new("d", other)])
+        assert queries == ["WITH", *READ_FIRST]
+        assert [type(refusal) for refusal in refusals] == [type(None), QuotaExceededError]
+        quotas, reservations, generations = await rows_of_all(repository)
+    assert [row["day_used"] for row in quotas] == [2 * (N_PROMPT + MAX_TOKENS), 80]
+    assert [row["session_id"] for row in reservations] == ["a", "b", "c"]
+    assert [row["session_id"] for row in generations] == ["a", "b", "c"]
+
+
+async def test_limits_given_to_a_key_that_had_none_count_at_once(postgres_server: PostgresServer) -> None:
+    async with counted_repository(postgres_server.new_database()) as (repository, _):
+        await add_key(repository, UNLIMITED)
+        await repository.record_generation(new("a"))
+        await repository.quotas.change(KEY, LimitsChange(requests_per_min=1), NOW)
+        await repository.record_generation(new("b"))
+        with pytest.raises(QuotaExceededError):
+            await repository.record_generation(new("c"))
 
 
 async def test_who_has_lost_the_lease_records_none_and_is_in_nobodys_way(postgres_server: PostgresServer) -> None:
     url = postgres_server.new_database()
     async with side(url) as old, side(url) as next_one:
         assert await old.take("old")
-        await add_key(old.repository, KeyLimits(max_concurrent=1))
+        await add_key(old.repository, KeyLimits(max_concurrent=2))
+        await old.repository.record_generation(new("before"))
         assert await next_one.take("next")
         with pytest.raises(LeaseError, match="another coordinator has taken"):
             await old.repository.record_generation(new("a"))
@@ -134,6 +196,7 @@ async def test_who_has_lost_the_lease_records_none_and_is_in_nobodys_way(postgre
 async def test_one_that_cannot_be_written_leaves_nothing_and_locks_nothing(postgres_server: PostgresServer) -> None:
     async with opened(postgres_server.new_database()) as engine:
         repository = Repository(engine)
+        repository.transactions.fence.epoch = 0
         await add_key(repository, KeyLimits(tokens_per_min=1000, max_concurrent=9))
         await repository.record_generation(new("a"))
         before = await rows_of_all(repository)
@@ -205,10 +268,7 @@ async def test_two_coordinators_at_once_never_grant_more_than_there_is(postgres_
         assert n_running <= most
         await asyncio.sleep(0)
         n_running -= 1
-        said = GenerationReport(
-            session_id=SessionId(session), n_prompt_tokens=N_PROMPT, n_completion_tokens=N_USED, outcome="stop"
-        )
-        assert await repository.finish_generations([ReportedEnd(report=said, at=NOW, reported_by=TAIL)]) != [None]
+        assert await repository.finish_generations([said_by_tail(session)]) != [None]
 
     async with opened(url) as first, opened(url) as second:
         repositories = [Repository(first), Repository(second)]

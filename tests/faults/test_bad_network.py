@@ -20,7 +20,7 @@ from tests.support.whole_cluster import greedy_ids
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 PROMPT = [5, 9, 30, 4, 77, 12]
-N_TOKENS = 500
+N_TOKENS = 250
 """Seconds of work, even for a tiny model."""
 N_BEFORE = 20
 WITHIN_S = 100.0

@@ -17,7 +17,7 @@ from protocol.api_key import api_key_from_text
 from protocol.ids import WorkerId
 from protocol.pinned_http import pinned_session
 from protocol.rest import ClusterStatus
-from tests.support.coord_process import Served, served
+from tests.support.coord_process import Served, forked
 from tests.support.coordinators import eventually, running_coordinator
 from tests.support.fleet import fleet_of
 from tests.support.whole_cluster import greedy_ids, packed_tiny, whole_cluster
@@ -37,7 +37,7 @@ def port_of(coordinator: Served) -> int:
 
 async def started(processes: ExitStack, folder: Path, *, is_first: bool = True) -> Served:
     """A coordinator's process; meanwhile the loop goes on."""
-    return await asyncio.to_thread(processes.enter_context, served(folder / "state", is_first=is_first))
+    return await asyncio.to_thread(processes.enter_context, forked(folder / "state", is_first=is_first))
 
 
 async def workers_here(coordinator: Served) -> set[WorkerId]:

@@ -105,8 +105,8 @@ DATA_PATH = (
         attack=18,
         what="a text is found by who is told of its session",
         file="worker/parking.py",
-        before="            if one.spec.session_id in earlier and (",
-        after="            if (",
+        before="        return next((found[session_id] for session_id in earlier if session_id in found), None)\n",
+        after="        return next(reversed(self.parked), None)\n",
         tests=(f"{_PREFIXES}::test_the_same_text_is_run_again_for_whoever_isnt_told_of_it",),
     ),
     Mutation(

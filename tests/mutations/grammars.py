@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutations.mutation import Mutation
 
 _GRAMMAR, _GRAMMARS = "tests/worker/test_grammar.py", "tests/worker/test_grammars.py"
+_TRIAL = "tests/worker/test_grammar_trial.py"
 
 GRAMMARS = (
     Mutation(
@@ -38,5 +39,21 @@ GRAMMARS = (
         before=" or len(self._alive) >= MAX_GRAMMARS:\n",
         after=":\n",
         tests=(f"{_GRAMMARS}::test_no_more_are_used_than_memory_is_meant_for",),
+    ),
+    Mutation(
+        attack=12,
+        what="how long and with how much memory a constraint is tried",
+        file="worker/grammar_trial.py",
+        before="    timer = threading.Timer(within_s, process.kill)\n",
+        after="    timer = threading.Timer(10**6, process.kill)\n",
+        tests=(f"{_TRIAL}::test_what_would_end_the_process_or_never_end_is_refused_and_others_go_on",),
+    ),
+    Mutation(
+        attack=12,
+        what="the process that tries constraints ends with its worker",
+        file="worker/grammar_trial.py",
+        before="            self._end_process = weakref.finalize(self, _end, self._process)\n",
+        after="            self._end_process = _nothing\n",
+        tests=(f"{_TRIAL}::test_the_process_ends_with_whoever_asks_it",),
     ),
 )

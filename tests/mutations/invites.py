@@ -66,6 +66,20 @@ INVITES = (
         tests=(f"{_INVITES}::test_who_has_an_invite_and_saw_anothers_request_cannot_join_in_the_others_name",),
     ),
     Mutation(
+        attack=3,
+        what="an invite is used up by who has the key of the worker that it names",
+        file="coordinator/joining.py",
+        before="""        answer = encode_json(await self._grant(request, now_s))
+        invite_id = request.invite_id
+""",
+        after="""        if request.invite_id is not None:
+            await self._use_invite(request.invite_id, request.worker_id, now_s)
+        answer = encode_json(await self._grant(request, now_s))
+        invite_id = None
+""",
+        tests=(f"{_INVITES}::test_who_uses_an_invite_up_must_have_the_key_of_the_worker_that_it_names",),
+    ),
+    Mutation(
         attack=26,
         what="who is announced proves the secret too",
         file="worker/discovery.py",

@@ -31,7 +31,7 @@ from protocol.errors import (
 )
 from protocol.frames import decode_frame, encode_frame
 from protocol.ids import SessionId
-from protocol.messages import PROTOCOL_VERSION, DataMessage
+from protocol.messages import PROTOCOL_VERSION, AttachTail, DataMessage, SamplingParams
 from protocol.rest import HopFailure, RouteRequest
 from protocol.tickets import Ticket, sign_claims, verified_claims
 from tests.protocol import samples, samples_1_1
@@ -190,6 +190,18 @@ def test_an_older_peer_understands_our_frames(older: Older, name: str) -> None:
     assert (magic, n_payload, data[16 + n_header :]) == (b"BG\x01\x00", len(payload), payload)
     header = data[16 : 16 + n_header]
     assert older.means(msgspec.msgpack.decode(header, type=older.sockets.DataMessage), message)
+
+
+@each_version
+def test_what_is_newer_is_left_out_of_what_is_in_a_message_too(older: Older) -> None:
+    # a neutral value that was computed is another 0.0 than the default, which msgspec sends
+    neutral = SamplingParams(max_tokens=1, presence_penalty=float("0"), frequency_penalty=float("0"))
+    message = AttachTail(session_id=SessionId("s"), ticket="a.b", sampling=neutral)
+    data = msgspec.msgpack.encode(understood_by(message, older.version))
+    assert older.means(msgspec.msgpack.decode(data, type=older.sockets.DataMessage), message)
+    assert understood_by(message, PROTOCOL_VERSION) is message
+    assert b"presence_penalty" in msgspec.msgpack.encode(message)
+    assert b"presence_penalty" not in data
 
 
 @of_every_version("to_worker")

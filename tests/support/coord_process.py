@@ -1,4 +1,4 @@
-"""A coordinator in a process of its own, as an operator starts it."""
+"""A coordinator in a process of its own: as an operator starts it, or a fork, which starts in less time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked_program import ForkedProgram, program_server
+
 Coord = Callable[..., tuple[int, str, str]]
 """Runs a `coord` command in this process: exit code, standard output, standard error."""
 
 ROOT = Path(__file__).parents[2]
+START_DEADLINE_S = 40.0
 STOP_DEADLINE_S = 20.0
 LAST_LINE = "--public-url"
 
@@ -25,7 +29,7 @@ LAST_LINE = "--public-url"
 class Served:
     """A coordinator in a process of its own, and what it said at its start."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedProgram
     state: Path
     said: str
 
@@ -77,3 +81,23 @@ def served(state: Path, *arguments: str, is_first: bool = True) -> Iterator[Serv
         process.wait(timeout=STOP_DEADLINE_S)
         assert process.stdout is not None
         process.stdout.close()
+
+
+@contextmanager
+def forked(state: Path, *arguments: str, is_first: bool = True) -> Iterator[Served]:
+    """The same of a fork, for tests of what it does once it runs."""
+    command = ("serve", "--state", str(state), "--listen", "127.0.0.1:0", *arguments)
+    printed, log = state.parent / "printed", state.parent / "log"
+    with open(os.devnull, "rb") as nothing, printed.open("wb") as out, log.open("ab") as errors:
+        process = program_server().start("coord", command, environ(), (nothing, out, errors))
+    try:
+        last_line = LAST_LINE if is_first else "Brigade coordinator at"
+        until_s = time.monotonic() + START_DEADLINE_S
+        while last_line not in (said := printed.read_text()):
+            if process.poll() is not None or time.monotonic() > until_s:
+                pytest.fail(f"the coordinator didn't start: {log.read_text()}")
+            time.sleep(0.05)
+        yield Served(process, state, said)
+    finally:
+        process.kill()
+        process.wait(STOP_DEADLINE_S)

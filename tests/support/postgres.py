@@ -60,6 +60,11 @@ class PostgresServer:
         _run([self.programs / "createdb", "-h", self.socket_folder, "-U", "postgres", name])
         return f"postgresql+asyncpg://postgres@/{name}?host={self.socket_folder}"
 
+    def run_sql(self, *statements: str) -> None:
+        """Run these, each in a transaction of its own."""
+        commands = [part for statement in statements for part in ("-c", statement)]
+        _run([self.programs / "psql", "-q", "-h", self.socket_folder, "-U", "postgres", *commands])
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:

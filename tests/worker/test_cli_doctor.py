@@ -9,7 +9,7 @@ import pytest
 
 from protocol.checks import Check
 from tests.support.coordinators import join_secret_of, running_coordinator
-from tests.support.program import program_done
+from tests.support.program import module_done, program_done
 
 doctor = partial(program_done, "worker", "doctor")
 
@@ -46,8 +46,9 @@ async def test_it_works_where_torch_does_not(tmp_path: Path) -> None:
     broken = tmp_path / "broken" / "torch"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
-    code, out, errors = await doctor(
-        *("https://127.0.0.1:1", "--state", str(tmp_path / "worker"), "--json"), PYTHONPATH=str(broken.parent)
+    code, out, errors = await module_done(
+        *("worker", "doctor", "https://127.0.0.1:1", "--state", str(tmp_path / "worker"), "--json"),
+        PYTHONPATH=str(broken.parent),
     )
     assert code == 1
     device = next(check for check in msgspec.json.decode(out, type=list[Check]) if check.name == "device")

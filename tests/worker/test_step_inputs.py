@@ -7,6 +7,7 @@ from protocol.errors import ProtocolError
 from protocol.ids import SessionId
 from protocol.messages import Step
 from protocol.tensors import bytes_from_tensor
+from worker.flow import chunks
 from worker.step_inputs import MAX_INLINE_BYTES, ArrivedStep, payload_of, pieces_of
 
 SESSION = SessionId("s")
@@ -32,11 +33,11 @@ async def test_a_payload_of_another_size_than_the_step_says_is_refused() -> None
 
 
 def test_pieces_are_the_step() -> None:
-    pieces = list(pieces_of(step(10), torch.arange(10), 4))
+    pieces = list(pieces_of(step(10), torch.arange(10), chunks(5, 10, 4)))
     assert [piece.position for piece in pieces] == [5, 8, 11]
     assert torch.cat([piece.payload for piece in pieces]).tolist() == list(range(10))
 
 
 def test_a_step_of_guesses_stays_one() -> None:
-    (piece,) = pieces_of(step(3, drafts=(8, 9)), torch.ones(3, 4), 3)
+    (piece,) = pieces_of(step(3, drafts=(8, 9)), torch.ones(3, 4), [range(5, 8)])
     assert (piece.n_tokens, piece.drafts, piece.n_drafts) == (3, (8, 9), 2)

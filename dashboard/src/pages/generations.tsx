@@ -73,6 +73,7 @@ function Finished() {
             { name: "Tokens", isNumber: true, cell: tokens },
             { name: "Hops", isNumber: true, cell: (one) => one.hops.length },
           ]} />)}
+      {answer?.next_cursor && <p class="muted small">the newest {count(N_FINISHED)}; `coord generation list` shows more</p>}
     </Card>
   );
 }

@@ -1,9 +1,9 @@
 // API keys: who holds one, what it may use and uses, and making, changing and revoking them.
 import { useState } from "preact/hooks";
-import { ask, get } from "../api";
+import { ask, getAll } from "../api";
 import { count, stamp } from "../format";
 import { useLoaded } from "../state/loading";
-import type { KeyInfo, KeyLimits, Page, QuotaInfo, UsageDay } from "../types";
+import type { KeyInfo, KeyLimits, QuotaInfo, UsageDay } from "../types";
 import { ActButton, Card, Chip, Empty, Field, Meter, PageHead, ProblemBox, Table } from "../ui/basics";
 import { Dialog, FormDialog } from "../ui/dialog";
 import { changeOf, LimitFields, limitsGiven, limitsWords, wordsOfLimits, type LimitWords } from "../ui/limits";
@@ -112,10 +112,10 @@ function KeyTable({ made }: { made: (secret: string) => void }) {
   const [isAll, setAll] = useState(false);
   const { answer, problem, reload } = useLoaded(`keys-${isAll}`, async () => {
     const [keys, quotas] = await Promise.all([
-      get<Page<"keys", KeyInfo>>(KEYS, isAll ? {} : { is_revoked: "false" }),
-      get<Page<"quotas", QuotaInfo>>("/admin/v1/quotas"),
+      getAll<"keys", KeyInfo>("keys", KEYS, isAll ? {} : { is_revoked: "false" }),
+      getAll<"quotas", QuotaInfo>("quotas", "/admin/v1/quotas"),
     ]);
-    return { keys: keys.keys, quotas: new Map(quotas.quotas.map((quota) => [quota.key_id, quota])) };
+    return { keys, quotas: new Map(quotas.map((quota) => [quota.key_id, quota])) };
   });
   return (
     <Card title="Keys" label="Keys" actions={
@@ -135,13 +135,13 @@ function KeyTable({ made }: { made: (secret: string) => void }) {
 }
 
 function Usage() {
-  const { answer, problem, reload } = useLoaded("usage", () => get<Page<"usage", UsageDay>>("/admin/v1/usage", { days: 7 }));
+  const { answer, problem, reload } = useLoaded("usage", () => getAll<"usage", UsageDay>("usage", "/admin/v1/usage", { days: 7 }));
   return (
     <Card title="Usage of the last seven days" label="Usage">
       {problem && <ProblemBox problem={problem} retry={reload} />}
-      {answer && (answer.usage.length === 0
+      {answer && (answer.length === 0
         ? <Empty title="Nothing was used yet." />
-        : <Table label="Usage by key and day" rows={answer.usage} rowKey={(one) => `${one.key_id}-${one.day}`} columns={[
+        : <Table label="Usage by key and day" rows={answer} rowKey={(one) => `${one.key_id}-${one.day}`} columns={[
             { name: "Day", cell: (one) => one.day },
             { name: "Key", cell: (one) => one.name },
             { name: "Generations", isNumber: true, cell: (one) => count(one.n_generations) },

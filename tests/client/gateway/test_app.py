@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from client.gateway.app import running
+from client.gateway.body_room import MOST_OF_ONE_BYTES
 from protocol.api_key import new_api_key
 from protocol.errors import ConfigError, PortInUseError
 from protocol.key_limits import KeyLimits
@@ -131,7 +132,8 @@ async def test_pages_of_other_origins_are_refused_unless_allowed(served: ServedG
     refused = await served.post(CHAT, SHORT, headers=page)
     assert (refused.status, "Access-Control-Allow-Origin" in refused.headers) == (403, False)
     assert (await served.post(CHAT, SHORT, headers={"Host": "rebound.example"})).status == 403
-    assert (await served.post(CHAT, b"{}", headers={"Content-Type": "text/plain"})).status == 400
+    simple = {"Content-Type": "text/plain"}  # what a page may send without asking
+    assert (await served.post(CHAT, json.dumps(SHORT).encode(), headers=simple)).status == 400
 
     async with served_gateway(served.cluster, allow_origins=("https://chat.example",)) as open_to:
         page = {"Origin": "https://chat.example"}
@@ -193,6 +195,50 @@ async def test_at_the_stop_running_answers_end_and_new_ones_are_refused(served: 
                 assert health.status == 503
             assert (await running_one.read()).endswith(b"data: [DONE]\n\n")
         await gateway
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_the_stop_cuts_short_says_so(served: ServedGateway, stream: bool) -> None:
+    has_begun = asyncio.Event()
+
+    async def read(url: str) -> tuple[int, bytes]:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(url + CHAT, json=LONG | {"stream": stream, "n": 8}) as response,
+        ):
+            has_begun.set()
+            return response.status, await response.read()
+
+    async with asyncio.TaskGroup() as tasks:
+        async with served_gateway(served.cluster, stop_s=0.01) as stopping:
+            answer = tasks.create_task(read(stopping.gateway.url))
+            await eventually(lambda: has_begun.is_set() or (not stream and stopping.sessions_on_workers() == 16))
+        status, body = await answer
+    assert status == (200 if stream else 503)
+    error = json.loads(body.rstrip().rsplit(b"data: ", 1)[-1])["error"]
+    assert (error["code"], "stopped before the answer was complete" in error["message"]) == ("draining", True)
+    assert served.sessions_on_workers() == 0
+
+
+async def test_bodies_find_room_or_are_refused_before_they_are_read(served: ServedGateway) -> None:
+    """A key whose bodies are read takes no more than its part; what is over makes room again."""
+    n_bytes = 16_000_000
+    head = ["Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {n_bytes}"]
+    request = "\r\n".join([f"POST {CHAT} HTTP/1.1", *head, "", ""]).encode()
+    n_fitting = MOST_OF_ONE_BYTES // n_bytes
+    opened = [await asyncio.open_connection("127.0.0.1", served.gateway.port) for _ in range(n_fitting + 1)]
+    for number, (reader, writer) in enumerate(opened):
+        writer.write(request)
+        if number < n_fitting:
+            await eventually(lambda: served.gateway.gate.n_inside > number)  # noqa: B023 - asked at once
+        else:
+            async with asyncio.timeout(30):
+                assert (await reader.readline()).split()[1] == b"503"
+                assert b"retry-after: 2" in (await reader.readuntil(b"\r\n\r\n")).lower()
+    for _, writer in opened:
+        writer.transport.abort()
+    await eventually(lambda: served.gateway.gate.n_inside == 0)
+    assert (await served.post(CHAT, SHORT)).status == 200
 
 
 async def test_models_are_listed_and_one_is_shown(served: ServedGateway) -> None:

@@ -16,6 +16,10 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)
 
 TEXTS = "/v1/completions"
 RESPONSES = "/v1/responses"
+SAID: dict[str, Any] = {"role": "user", "content": "hi"}
+CALL: dict[str, Any] = {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{}"}
+RESULT: dict[str, Any] = {"type": "function_call_output", "call_id": "1", "output": "a"}
+IMAGES = [{"type": "input_image"}]
 
 
 def asked(**more: Any) -> dict[str, Any]:
@@ -80,6 +84,10 @@ async def test_tokens_of_texts_come_with_their_probabilities(served: ServedGatew
         (RESPONSES, {"tools": [{"type": "web_search"}]}, "tools[0].type"),
         (RESPONSES, {"input": [{"type": "reasoning"}]}, "input[0].type"),
         (RESPONSES, {"input": [{"type": "function_call_output"}]}, "input[0]"),
+        (RESPONSES, {"input": []}, "input"),
+        (RESPONSES, {"instructions": "a", "input": [SAID, SAID | {"content": IMAGES}]}, "input[1].content[0]"),
+        (RESPONSES, {"instructions": "a", "input": [CALL, RESULT | {"output": IMAGES}]}, "input[1].output[0]"),
+        (RESPONSES, {"instructions": "a", "input": [SAID, CALL, RESULT | {"call_id": "2"}]}, "input[2].call_id"),
         (RESPONSES, {"tool_choice": "required"}, "tool_choice"),
         (RESPONSES, {"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ("/v1/embeddings", {"input": []}, "input"),

@@ -13,7 +13,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from client.config import ClientConfig
 from client.gateway.config import GatewayConfig
-from client.gateway.keys import CONFIG
+from client.gateway.gate import Gate
+from client.gateway.keys import CONFIG, GATE
 from client.gateway.openai_chat import error_event
 from client.gateway.streams import PIECE_BYTES, send_in_pieces, streamed
 from protocol.api_key import new_api_key
@@ -43,6 +44,7 @@ def application(*around: Middleware, stalled_s: float = 60.0) -> web.Application
     app = web.Application(middlewares=[*around, send_in_pieces])
     own = ClientConfig(url="https://127.0.0.1:1", api_key=new_api_key("client", "0" * 64), cache=Path("unused"))
     app[CONFIG] = GatewayConfig(cluster=own, stalled_s=stalled_s)
+    app[GATE] = Gate()
     app.router.add_get("/stream", stream)
     app.router.add_get("/whole", whole)
     app.router.add_get("/huge", huge)

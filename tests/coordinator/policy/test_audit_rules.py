@@ -92,6 +92,16 @@ def test_tolerances_are_symmetric_grow_with_depth_and_stay_below_what_zeros_diff
         assert found.stray <= deeper.stray <= 0.9
 
 
+@pytest.mark.parametrize("weights", ["float16", "bfloat16"])
+def test_tokens_that_go_to_other_experts_by_rounding_are_no_alarm(weights: WeightFormat) -> None:
+    """As far as honest workers were seen to differ, in `benchmarks.audits alarms`; and a third of that more."""
+    held = Held(weights=weights)
+    allowed = allowed_difference(held, held, 1, is_dense=False)
+    assert allowed is not None
+    assert allowed.middle >= 1.33 * 0.147
+    assert allowed.stray >= 1.33 * 0.504
+
+
 def test_a_third_decides_if_it_agrees_with_one_of_the_two() -> None:
     assert outcomes("a", "b", said({("a", "b"): True}), []) == Ruling(target="passed", partner="passed")
     nobody = Ruling(target="suspected", partner="suspected")

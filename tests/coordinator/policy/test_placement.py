@@ -5,6 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.policy.events import DrainAsked, ModelRemoved, SocketLost, WorkerBeat, WorkerConnected, WorkerLeft
+from coordinator.policy.missing import missing_blocks
 from coordinator.policy.placement import placement
 from coordinator.policy.sizing import KV_TARGETS
 from protocol.ids import BlockRange, ModelName, WorkerId
@@ -232,6 +233,29 @@ def test_workers_of_versions_without_encoders_are_given_none() -> None:
     fleet.do(added("decoder"))
     fleet.wait(2)
     assert "old" in fleet.blocks("decoder")
+
+
+def test_a_worker_started_for_one_model_is_given_blocks_of_no_other() -> None:
+    fleet = Fleet()
+    fleet.do(added("m", 4))
+    fleet.do(added("n", 4))
+    fleet.join("a", pinned_model=ModelName("n"), memory=memory_for(16, ends=4))
+    fleet.wait(2)
+    assert (fleet.blocks("m"), fleet.blocks("n")) == ({}, {"a": "0:4"})
+    missing = missing_blocks(fleet.state, fleet.state.models[ModelName("m")])
+    assert missing is not None
+    assert "started for other models (--model)" in missing.message
+
+    fleet.join("c", pinned_model=ModelName("n"), memory=memory_for(16, ends=4))  # of no use to m, so a replica of n
+    fleet.wait(2)
+    assert (fleet.blocks("m"), fleet.blocks("n")) == ({}, {"a": "0:4", "c": "0:4"})
+    fleet.join("b", memory=memory_for(16, ends=4))
+    fleet.wait(2)
+    assert fleet.blocks("m") == {"b": "0:4"}
+    fleet.join("b", pinned_model=ModelName("x"))  # started again, for a model that isn't there
+    fleet.wait(2)
+    assert (fleet.blocks("m"), fleet.blocks("n")) == ({}, {"a": "0:4", "c": "0:4"})
+    assert "--model x, which isn't served" in fleet.idle_reason("b")
 
 
 @settings(max_examples=150)

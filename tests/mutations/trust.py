@@ -1,0 +1,94 @@
+"""Classes 24 and 25: what audits compare, whom they believe, and what evidence does to a worker."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation
+
+_LIES, _GAMES = "test_24_lies_about_work.py", "test_25_trust_games.py"
+_RULES = "tests/coordinator/policy/test_audit_rules.py"
+
+TRUST = (
+    Mutation(
+        attack=24,
+        what="numbers that are none differ from any",
+        file="coordinator/policy/audit_rules.py",
+        before="        return 2.0\n",
+        after="        return 0.0\n",
+        tests=(f"{_RULES}::test_one_wrong_step_is_enough_where_there_are_no_experts",),
+    ),
+    Mutation(
+        attack=24,
+        what="a single wrong step counts",
+        file="coordinator/policy/audit_rules.py",
+        before="    return apart[len(apart) // 2], apart[0 if is_dense else N_STRAY]\n",
+        after="    return apart[len(apart) // 2], apart[len(apart) // 2]\n",
+        tests=(f"{_RULES}::test_one_wrong_step_is_enough_where_there_are_no_experts",),
+    ),
+    Mutation(
+        attack=24,
+        what="what is a little wrong everywhere counts",
+        file="coordinator/policy/audit_rules.py",
+        before="    return apart[len(apart) // 2], apart[0 if is_dense else N_STRAY]\n",
+        after="    return 0.0, apart[0 if is_dense else N_STRAY]\n",
+        tests=(f"{_RULES}::test_small_differences_everywhere_count_where_a_single_one_would_not",),
+    ),
+    Mutation(
+        attack=24,
+        what="one accomplice among the referees frames nobody",
+        file="coordinator/policy/audit_rules.py",
+        before="    if len(set(votes.values())) != 1:\n",
+        after="    if not votes:\n",
+        tests=(f"{_RULES}::test_referees_that_are_of_two_minds_have_nobody_fail",),
+    ),
+    Mutation(
+        attack=24,
+        what="kept answers of several, not of the one who poisoned them",
+        file="coordinator/audit_comparing.py",
+        before="    if n_differ == len(compared_with):\n",
+        after="    if n_differ:\n",
+        tests=(f"{_LIES}::test_two_that_poison_kept_answers_frame_nobody",),
+    ),
+    Mutation(
+        attack=24,
+        what="what is kept of who is banned is believed no longer",
+        file="coordinator/audit_comparing.py",
+        before="        return not record.is_quarantined and record.banned_reason is None\n",
+        after="        return record is not None\n",
+        tests=(f"{_LIES}::test_two_that_poison_kept_answers_frame_nobody",),
+    ),
+    Mutation(
+        attack=24,
+        what="where audited workers hand on to, only the audited one gets in",
+        file="coordinator/audit_neighbours.py",
+        before="        if not is_his or neighbour.arrived.done():\n",
+        after="        if neighbour.arrived.done():\n",
+        tests=(f"{_LIES}::test_nobody_gets_in_where_audited_workers_hand_on_to",),
+    ),
+    Mutation(
+        attack=24,
+        what="who is never free for audits is told of",
+        file="coordinator/policy/audit_evasion.py",
+        before="    if not row.is_telling:\n",
+        after="    if row.n_audits >= 0:\n",
+        tests=(f"{_LIES}::test_who_is_never_free_for_audits_but_for_clients_is_told_of",),
+    ),
+    Mutation(
+        attack=25,
+        what="a good record weighs so much at most",
+        file="coordinator/policy/trust.py",
+        before="    keeps = 1.0 - weight / cap\n",
+        after="    keeps = 1.0\n",
+        tests=(
+            f"{_GAMES}::test_one_slanderer_quarantines_nobody",
+            f"{_GAMES}::test_a_long_good_record_does_not_outweigh_what_all_see_now",
+        ),
+    ),
+    Mutation(
+        attack=25,
+        what="all workers together weigh as much as one key",
+        file="coordinator/policy/trust.py",
+        before="    return good + min(good_of_workers, KEY_CAP), bad + min(bad_of_workers, KEY_CAP)\n",
+        after="    return good + good_of_workers, bad + bad_of_workers\n",
+        tests=("tests/coordinator/policy/test_trust.py::test_any_number_of_workers_together_do_what_one_key_does",),
+    ),
+)

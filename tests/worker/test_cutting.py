@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from protocol.ids import BlockRange, Revision
+from worker.batch_run import Measures
+from worker.cutting import UNMEASURED_TOKENS, PromptCutter
+from worker.prompt_costs import PromptCosts, RunStep, StepCost
+from worker.steps import SpanKey
+
+SPAN = SpanKey(revision=Revision("a" * 64), blocks=BlockRange(0, 4), precision="float32")
+
+
+def measured(cost: StepCost) -> Measures:
+    """After a prompt of 1,024 tokens; `cost`: of the four blocks."""
+    costs = PromptCosts(cost.base / 4)
+    for position in range(0, 1024, 128):
+        costs = costs.with_step(RunStep(128, position, cost.seconds(128, position) / 4))
+    return Measures(prompt_costs={SPAN: costs})
+
+
+def lengths(cutter: PromptCutter, n_tokens: int = 1024, *, n_hops: int = 2, n_others: int = 0) -> list[int]:
+    pieces = cutter.pieces(range(n_tokens), SPAN, n_blocks=4, n_hops=n_hops, n_others=n_others)
+    return [len(piece) for piece in pieces]
+
+
+def test_before_anything_is_measured_pieces_are_even() -> None:
+    assert lengths(PromptCutter(Measures())) == [UNMEASURED_TOKENS] * 8
+
+
+def test_an_operators_choice_counts_whatever_was_measured() -> None:
+    measures = measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6))
+    assert lengths(PromptCutter(measures, 256)) == [256] * 4
+
+
+def test_pieces_get_shorter_as_attention_takes_longer() -> None:
+    cut = lengths(PromptCutter(measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6))))
+    assert cut == sorted(cut, reverse=True)
+    assert cut[0] > 1.3 * cut[-2]
+
+
+def test_more_workers_take_more_pieces_and_one_takes_few() -> None:
+    cutter = PromptCutter(measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6)))
+    assert len(lengths(cutter, n_hops=1)) < len(lengths(cutter, n_hops=2)) < len(lengths(cutter, n_hops=4))
+
+
+def test_who_waits_for_tokens_never_waits_for_a_long_piece() -> None:
+    cutter = PromptCutter(measured(StepCost(base=0.1, per_token=1e-5)))
+    assert max(lengths(cutter)) > UNMEASURED_TOKENS
+    assert max(lengths(cutter, n_others=1)) <= UNMEASURED_TOKENS
+
+
+def test_a_prompt_is_cut_alike_until_another_cut_is_worth_it() -> None:
+    measures = measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6))
+    cutter = PromptCutter(measures)
+    first = lengths(cutter)
+    measures.prompt_costs[SPAN] = measured(StepCost(base=0.0085, per_token=0.7e-3, per_pair=0.6e-6)).prompt_costs[
+        SPAN
+    ]
+    assert lengths(cutter) == first
+    measures.prompt_costs[SPAN] = measured(StepCost(base=0.2, per_token=0.7e-3, per_pair=0.6e-6)).prompt_costs[SPAN]
+    assert len(lengths(cutter)) < len(first)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.prompt_costs import PieceBounds, PromptCosts, RunStep, StepCost, done_s, soonest_pieces
+
+BOUNDS = PieceBounds(least_tokens=32, grain=16, short_tokens=128, most_tokens=512, longest_s=0.5)
+COST = StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6)
+
+
+def even_pieces(n_tokens: int, n_pieces: int) -> list[range]:
+    ends = [n_tokens * i // n_pieces for i in range(n_pieces + 1)]
+    return [range(start, end) for start, end in pairwise(ends) if start < end]
+
+
+def learned(cost: StepCost, base_s: float | None, pieces: list[range], seed: int) -> PromptCosts:
+    """What is known after three prompts in these pieces, on a machine that does other things too."""
+    noise, costs = random.Random(seed), PromptCosts(base_s)
+    for _ in range(3):
+        for piece in pieces:
+            seconds = cost.seconds(len(piece), piece.start) * noise.choice([1, 1, 1, 1.02, 1.1, 1.5])
+            costs = costs.with_step(RunStep(len(piece), piece.start, seconds))
+    return costs
+
+
+@given(
+    positions=st.tuples(st.integers(0, 4000), st.integers(1, 4000)).map(lambda p: range(p[0], sum(p))),
+    n_stages=st.integers(1, 6),
+    base=st.sampled_from([0.0, 1e-4, 0.008, 0.5]),
+    per_token=st.sampled_from([1e-7, 0.75e-3, 0.1]),
+    per_pair=st.sampled_from([0.0, 0.55e-6, 1e-3]),
+)
+def test_pieces_are_the_prompt_and_keep_to_the_bounds(
+    positions: range, n_stages: int, base: float, per_token: float, per_pair: float
+) -> None:
+    cost = StepCost(base=base, per_token=per_token, per_pair=per_pair)
+    pieces = soonest_pieces(cost, positions, n_stages=n_stages, bounds=BOUNDS)
+    assert [position for piece in pieces for position in piece] == list(positions)
+    for piece in pieces[:-1]:
+        assert BOUNDS.least_tokens <= len(piece) <= BOUNDS.most_tokens
+        assert len(piece) % BOUNDS.grain == 0
+        assert len(piece) <= BOUNDS.short_tokens or cost.seconds(len(piece), piece.start) <= BOUNDS.longest_s
+
+
+@pytest.mark.parametrize("n_stages", [2, 3, 5])
+@pytest.mark.parametrize("n_tokens", [128, 500, 1024, 3000])
+def test_no_even_pieces_are_done_much_sooner(n_tokens: int, n_stages: int) -> None:
+    chosen = done_s(COST, soonest_pieces(COST, range(n_tokens), n_stages=n_stages, bounds=BOUNDS), n_stages)
+    others = [even_pieces(n_tokens, n) for n in range(1, 80) if n_tokens // n >= BOUNDS.least_tokens]
+    assert chosen <= 1.02 * min(done_s(COST, pieces, n_stages) for pieces in others)
+
+
+def test_a_prompt_for_one_worker_takes_as_few_pieces_as_others_can_wait_for() -> None:
+    pieces = soonest_pieces(COST, range(1024), n_stages=1, bounds=BOUNDS)
+    assert len(pieces) <= 4
+    assert all(COST.seconds(len(piece), piece.start) <= BOUNDS.longest_s for piece in pieces)
+
+
+def test_where_launching_is_what_takes_time_a_prompt_stays_whole() -> None:
+    gpu = StepCost(base=0.01, per_token=1e-6)
+    assert soonest_pieces(gpu, range(512), n_stages=4, bounds=BOUNDS) == [range(512)]
+
+
+def test_a_long_prompt_is_cut_in_a_moment() -> None:
+    pieces = soonest_pieces(COST, range(200_000), n_stages=4, bounds=BOUNDS)
+    assert pieces[-1].stop == 200_000
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0], ids=["cheap steps", "steps", "dear steps"])
+def test_what_is_learned_from_prompts_cuts_them_nearly_as_well_as_the_truth(factor: float, seed: int) -> None:
+    cost = StepCost(base=COST.base * factor, per_token=COST.per_token, per_pair=COST.per_pair)
+    known = learned(cost, cost.base * 1.3, even_pieces(1024, 8), seed).fitted()
+    assert known is not None
+    pieces = soonest_pieces(known, range(1024), n_stages=2, bounds=BOUNDS)
+    best = soonest_pieces(cost, range(1024), n_stages=2, bounds=BOUNDS)
+    assert done_s(cost, pieces, 2) <= 1.05 * done_s(cost, best, 2)
+
+
+def test_pieces_that_take_equally_long_do_not_teach_that_length_costs_nothing() -> None:
+    costs = learned(COST, COST.base, soonest_pieces(COST, range(1024), n_stages=2, bounds=BOUNDS), seed=1)
+    known = costs.fitted()
+    assert known is not None
+    assert known.base == COST.base
+    assert known.per_token == pytest.approx(COST.per_token, rel=0.3)
+
+
+def test_before_a_prompt_nothing_is_known() -> None:
+    assert PromptCosts().fitted() is None
+    assert PromptCosts(0.01).with_step(RunStep(1, 700, 0.03)).fitted() is None
+
+
+def test_steps_that_get_faster_with_their_position_are_taken_to_cost_by_length_alone() -> None:
+    costs = PromptCosts(0.0)
+    for position, seconds in ((0, 0.2), (128, 0.15), (256, 0.1)):
+        costs = costs.with_step(RunStep(128, position, seconds))
+    known = costs.fitted()
+    assert known is not None
+    assert known.per_pair == 0.0
+    assert known.per_token > 0.0

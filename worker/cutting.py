@@ -1,0 +1,57 @@
+"""In which pieces this worker runs the prompts that begin here: by what its steps were measured to take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from worker.batch_run import Measures
+from worker.flow import chunks
+from worker.prompt_costs import PieceBounds, StepCost, done_s, soonest_pieces
+from worker.steps import SpanKey
+
+UNMEASURED_TOKENS = 128
+"""Of a piece before anything was measured."""
+_ALONE = PieceBounds(least_tokens=32, grain=16, short_tokens=128, most_tokens=512, longest_s=0.5)
+"""Who comes meanwhile has to wait for it. Fewer than 32 tokens read the weights for too few; kernels are made anew
+for each length."""
+_AMONG_OTHERS = replace(_ALONE, most_tokens=128)
+_GAIN = 0.04
+"""Worth another cut, once attention was measured. Otherwise prompts are cut alike: by kernels that are there, and
+the same one to the same bits."""
+
+
+class PromptCutter:
+    """Cuts prompts; `chunk_tokens`: into even pieces of at most so many, whatever was measured."""
+
+    def __init__(self, measures: Measures, chunk_tokens: int | None = None) -> None:
+        self._measures = measures
+        self._chunk_tokens = chunk_tokens
+        self._used: dict[SpanKey, StepCost] = {}
+        """By what prompts were cut last."""
+
+    def pieces(self, positions: range, span: SpanKey, *, n_blocks: int, n_hops: int, n_others: int) -> list[range]:
+        """These positions of a prompt that goes through `n_hops` workers, in the pieces to run one after the other.
+
+        `n_blocks`: of the span, that run here. `n_others`: sessions that wait as long as a piece is run.
+        """
+        if self._chunk_tokens is not None:
+            return chunks(positions.start, len(positions), self._chunk_tokens)
+        costs = self._measures.prompt_costs.get(span)
+        per_block = costs.fitted() if costs is not None else None
+        if per_block is None:
+            self._used.pop(span, None)
+            return chunks(positions.start, len(positions), UNMEASURED_TOKENS)
+        cost = per_block.of_blocks(n_blocks)
+        pieces = _cut(cost, positions, n_hops, n_others)
+        used = self._used.get(span)
+        if used is not None and used.per_pair:
+            before = _cut(used.of_blocks(n_blocks), positions, n_hops, n_others)
+            if done_s(cost, before, n_hops) <= (1 + _GAIN) * done_s(cost, pieces, n_hops):
+                return before
+        self._used[span] = per_block
+        return pieces
+
+
+def _cut(cost: StepCost, positions: range, n_hops: int, n_others: int) -> list[range]:
+    bounds = _AMONG_OTHERS if n_others else _ALONE
+    return soonest_pieces(cost, positions, n_stages=n_hops, bounds=bounds)

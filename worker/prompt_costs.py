@@ -1,0 +1,174 @@
+"""What a step of a prompt takes, learned from those that ran, and the pieces that make a prompt done soonest. Pure.
+
+A step of n tokens from position p on takes `base + per_token * n + per_pair * (n * (p + n / 2) + r * p)`: launching
+it, the matrices, attention between each token and those before it, and reading those once, which takes as long as
+attention of r tokens.
+
+Stages that work at once are a flow shop of like machines: the prompt is done after the sum of its pieces' times at
+one stage, and the longest piece's at each other (S. M. Johnson, "Optimal two- and three-stage production
+schedules", 1954). So all pieces are to take equally long, which makes later ones shorter; and for k of them on s
+stages, each with costs c of its own beside its tokens', that is (k + s - 1) * (c + rest / k), least at
+k = sqrt((s - 1) * rest / c).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+LEAST_MEASURED = 16
+"""Tokens. Steps of fewer take as long as reading the weights does, and say nothing of longer ones."""
+_N_KEPT = 3
+"""Steps of about one length and position that are remembered; the fastest counts, since whatever made the others
+slower was nothing of theirs."""
+_BASE_TOKENS = 16
+"""What launching a step is taken to cost where that wasn't measured, in tokens."""
+_READING_TOKENS = 24
+"""Measured with torch's kernels on the CPU, bfloat16, pieces of 64 to 205 tokens up to position 1,024."""
+_MOST_BASE = 0.9
+"""Of the time of any step."""
+_TINY = 1e-12
+_N_HALVINGS = 12
+_MANY_PIECES = 64
+"""The longest of so many hardly counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStep:
+    """A step that ran alone."""
+
+    n_tokens: int
+    position: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """Seconds of a step by its length and position."""
+
+    base: float
+    per_token: float
+    per_pair: float = 0.0
+
+    def seconds(self, n_tokens: int, position: int) -> float:
+        """Of a step of `n_tokens` from `position` on."""
+        return self.apart_s(position) + n_tokens * (self.per_token + self.per_pair * (position + n_tokens / 2))
+
+    def apart_s(self, position: float) -> float:
+        """What a step from `position` on takes beside its tokens."""
+        return self.base + self.per_pair * _READING_TOKENS * position
+
+    def of_blocks(self, n_blocks: int) -> StepCost:
+        """Of so many times the blocks."""
+        return StepCost(
+            base=self.base * n_blocks,
+            per_token=self.per_token * n_blocks,
+            per_pair=self.per_pair * n_blocks,
+        )
+
+    def tokens_within(self, seconds: float, position: int) -> int:
+        """Of the longest step from `position` on that takes no longer."""
+        left_s = max(0.0, seconds - self.apart_s(position))
+        per_token = self.per_token + self.per_pair * position
+        return math.floor(2 * left_s / (per_token + math.sqrt(per_token**2 + 2 * self.per_pair * left_s)))
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCosts:
+    """The latest steps of each length and position, and what launching one takes if that was measured.
+
+    It can't be learned from the steps of prompts: pieces that were cut to take equally long look as if length cost
+    nothing.
+    """
+
+    base_s: float | None = None
+    steps: Mapping[tuple[int, int], tuple[RunStep, ...]] = field(default_factory=dict)
+    """By the length in half octaves, and the position's bits."""
+
+    def with_step(self, step: RunStep) -> PromptCosts:
+        """What is known once another step ran alone; of a few tokens, no more than before."""
+        if step.n_tokens < LEAST_MEASURED or step.seconds <= 0:
+            return self
+        about = (round(2 * math.log2(step.n_tokens)), step.position.bit_length())
+        kept = (*self.steps.get(about, ())[1 - _N_KEPT :], step)
+        return replace(self, steps={**self.steps, about: kept})
+
+    def fitted(self) -> StepCost | None:
+        """Least squares of the relative errors; None before any step of a prompt was measured."""
+        steps = [min(kept, key=lambda step: step.seconds / step.n_tokens) for kept in self.steps.values()]
+        if not steps:
+            return None
+        base = min([self.base_s or 0.0, *(_MOST_BASE * step.seconds for step in steps)])
+        base_tokens = _BASE_TOKENS if self.base_s is None else 0
+        seconds = np.array([step.seconds for step in steps])
+        n_tokens = np.array([step.n_tokens for step in steps], dtype=float)
+        position = np.array([step.position for step in steps])
+        pairs = n_tokens * (position + n_tokens / 2) + _READING_TOKENS * position
+        rows = np.column_stack([n_tokens + base_tokens, pairs]) / seconds[:, None]
+        wanted, scale = 1 - base / seconds, np.linalg.norm(rows, axis=0)
+        per_token, per_pair = np.linalg.lstsq(rows / scale, wanted, rcond=None)[0] / scale
+        if per_token <= 0 or per_pair < 0:  # a token is never free, and those before it make it no cheaper
+            per_token, per_pair = wanted @ rows[:, 0] / scale[0] ** 2, 0.0
+        per_token = float(per_token)
+        return StepCost(base=base + base_tokens * per_token, per_token=per_token, per_pair=float(per_pair))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceBounds:
+    """How long a piece of a prompt may be."""
+
+    least_tokens: int
+    grain: int
+    """Lengths are multiples of it, but for the last piece's."""
+    short_tokens: int
+    """So many may be run at a time, however long that takes; more, up to `most_tokens`, within `longest_s`."""
+    most_tokens: int
+    longest_s: float
+
+
+def soonest_pieces(cost: StepCost, positions: range, *, n_stages: int, bounds: PieceBounds) -> list[range]:
+    """The pieces in which a prompt is done soonest by `n_stages` like this one; empty if it has no positions.
+
+    At first as many as it takes at best, then all as short as they can be without being more.
+    """
+    apart_s = cost.apart_s((positions.start + positions.stop) / 2)
+    whole_s = cost.seconds(len(positions), positions.start) - cost.apart_s(positions.start)
+    n_at_best = max(1.0, math.sqrt((n_stages - 1) * whole_s / max(apart_s, _TINY)))
+    long_s = apart_s + whole_s / n_at_best
+    pieces = _pieces_within(long_s, cost, positions, bounds)
+    short_s = 0.0
+    for _ in range(_N_HALVINGS if len(pieces) <= _MANY_PIECES else 0):
+        middle_s = (short_s + long_s) / 2
+        fewer = _pieces_within(middle_s, cost, positions, bounds, most_pieces=len(pieces))
+        if fewer:
+            pieces, long_s = fewer, middle_s
+        else:
+            short_s = middle_s
+    return pieces
+
+
+def _pieces_within(
+    seconds: float, cost: StepCost, positions: range, bounds: PieceBounds, most_pieces: int | None = None
+) -> list[range]:
+    """Pieces that take no longer each, as far as the bounds allow; empty if they are more than `most_pieces`."""
+    pieces: list[range] = []
+    start = positions.start
+    while start < positions.stop:
+        if len(pieces) == most_pieces:
+            return []
+        in_time = min(bounds.most_tokens, cost.tokens_within(bounds.longest_s, start))
+        n_tokens = min(cost.tokens_within(seconds, start), max(bounds.short_tokens, in_time))
+        n_tokens -= n_tokens % bounds.grain
+        end = min(positions.stop, start + max(bounds.least_tokens, n_tokens))
+        pieces.append(range(start, end))
+        start = end
+    return pieces
+
+
+def done_s(cost: StepCost, pieces: Sequence[range], n_stages: int) -> float:
+    """When a prompt in these pieces is done by `n_stages` like this one."""
+    times = [cost.seconds(len(piece), piece.start) for piece in pieces]
+    return sum(times) + (n_stages - 1) * max(times, default=0.0)

@@ -1,0 +1,66 @@
+"""What serves later steps and is done while the engine has nothing else to do: trials, recordings, tidying up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import structlog
+
+from worker.batch_run import Measures, is_device_broken
+from worker.compiled import replay_stage
+from worker.heap import give_back_free_memory
+from worker.prompt_trial import PromptTrial
+from worker.stage import Stage
+from worker.steps import LoadedSpan, SpanKey
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class SpareTime:
+    """What is still to be done. Lives on the engine's thread."""
+
+    trials: dict[SpanKey, PromptTrial] = field(default_factory=dict)
+    """Of stages where prompts begin, and of which nobody knows yet what launching a step takes."""
+    unrecorded: dict[SpanKey, Stage] = field(default_factory=dict)
+    """Stages of fewer bits whose steps may take less time from a recording; not tried yet."""
+
+    def stage_loaded(self, stage: Stage, loaded: LoadedSpan, context_length: int) -> None:
+        """Find out about this stage when there is time."""
+        if stage.is_encoder:
+            return
+        if stage.is_first:
+            self.trials[loaded.key] = PromptTrial(stage, context_length)
+        if loaded.key.quantization is not None and not loaded.is_compiled and stage.device.type == "cpu":
+            self.unrecorded[loaded.key] = stage
+
+    def forget(self, key: SpanKey) -> None:
+        """The stage is gone."""
+        self.trials.pop(key, None)
+        self.unrecorded.pop(key, None)
+
+    def do_some(self, measures: Measures) -> bool:
+        """Do a piece of it, at most a second or two; whether there is more.
+
+        Steps are tried where prompts have come: before, they would take memory and time that nobody may need.
+        """
+        if used := self.trials.keys() & measures.prompt_costs.keys():
+            self._try_step(used.pop(), measures)
+            return True
+        if self.unrecorded:
+            replay_stage(self.unrecorded.popitem()[1])
+            return True
+        give_back_free_memory()
+        return False
+
+    def _try_step(self, key: SpanKey, measures: Measures) -> None:
+        trial = self.trials[key]
+        try:
+            if trial.run_one():
+                return
+        except (RuntimeError, MemoryError) as exc:
+            if is_device_broken(exc):
+                raise
+            log.warning("prompt_trial_failed", blocks=str(key.blocks), error=type(exc).__name__)
+        del self.trials[key]
+        measures.prompt_costs[key] = trial.added_to(measures.prompt_costs[key])
