@@ -71,7 +71,7 @@ N_DISK = 9
 N_SHOWN = 40
 _WAL_FILES_MADE = (*("SELECT pg_logical_emit_message(false, '', '')", "SELECT pg_switch_wal()") * 6, "CHECKPOINT")
 """A server that has run for a while reuses the files of its log. A new one fills each of 16 MB with zeros and waits
-for the disk, while everything else waits: up to 0.5 s here, once in a run."""
+for the disk."""
 SETTLE_S = 0.5
 """Reports are written this long after the last answer at most: what they cost belongs to the requests."""
 
