@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -62,7 +62,8 @@ app.command()(cli_embed.embed)
 class _Asked:
     """One `client generate`."""
 
-    prompt: str
+    prompt: str = ""
+    """Read last: nobody is to type one for nothing."""
     system: str | None
     is_chat: bool | None
     """None: as the model is."""
@@ -172,7 +173,6 @@ def generate(
         timeout_s=timeout,
     )
     asked = _Asked(
-        prompt=_given_prompt(prompt),
         system=system,
         is_chat=is_chat,
         model=model,
@@ -181,6 +181,7 @@ def generate(
         shows_timings=timings,
     )
     asked.check()
+    asked = replace(asked, prompt=_given_prompt(prompt))
     config = ClientConfig.from_env(url=url, api_key_file=api_key_file, connect_timeout_s=connect_timeout)
     with within(given_trace(traceparent, "--traceparent")) if traceparent else nullcontext():
         return run(_generate(config, asked))

@@ -22,6 +22,7 @@ from coordinator.postgres_rows import QUOTA_NAMES, arrays_of, quota_arrays, quot
 from coordinator.quota_records import (
     BEGUN_NAMES,
     GENERATIONS,
+    HELD_NAMES,
     QUOTAS,
     RESERVATIONS,
     LockedQuota,
@@ -36,14 +37,13 @@ from coordinator.transactions import LEASE_ID, Transactions
 from protocol.errors import BrigadeError
 from protocol.ids import KeyId
 
-_RESERVATION_NAMES = tuple(column.name for column in RESERVATIONS.c if column.name != "id")
 _READ = (
     "SELECT quotas.*, limits::text AS limits_text, (SELECT count(*) FROM reservations"
     " WHERE reservations.key_id = quotas.key_id AND is_open) AS n_running FROM quotas WHERE key_id = ANY($1)"
 )
 _BEFORE_NAMES = tuple(column.name for column in QUOTAS.c)
 _FIRST_HELD = 1 + len(QUOTA_NAMES)
-_FIRST_BEGUN = _FIRST_HELD + len(_RESERVATION_NAMES)
+_FIRST_BEGUN = _FIRST_HELD + len(HELD_NAMES)
 _FIRST_BEFORE = _FIRST_BEGUN + len(BEGUN_NAMES)
 _FREE = _FIRST_BEFORE + len(_BEFORE_NAMES)
 _EPOCH = _FREE + 1
@@ -52,8 +52,8 @@ _EPOCH = _FREE + 1
 def _writing(condition: str) -> str:
     # Ids in the order of the reservations: that is their order in the queue.
     return f"""{saving_quotas(condition)}, held AS (
-    INSERT INTO reservations ({quoted(_RESERVATION_NAMES)})
-    SELECT {quoted(_RESERVATION_NAMES)} FROM {rows_of(RESERVATIONS, _RESERVATION_NAMES, _FIRST_HELD)}
+    INSERT INTO reservations ({quoted(HELD_NAMES)})
+    SELECT {quoted(HELD_NAMES)} FROM {rows_of(RESERVATIONS, HELD_NAMES, _FIRST_HELD)}
     WHERE {condition} ORDER BY place RETURNING id, session_id
 ), begun AS (
     INSERT INTO generations ({quoted(BEGUN_NAMES)}, reservation_id)
@@ -195,7 +195,7 @@ class _Step:
     def _parameters(self) -> Iterator[list[Any]]:
         held = [reservation_values(one) | {"key_id": one.key_id} for one in self._reserving.held]
         yield from quota_arrays(self._reserving.changed_quotas)
-        yield from arrays_of(RESERVATIONS, _RESERVATION_NAMES, held)
+        yield from arrays_of(RESERVATIONS, HELD_NAMES, held)
         yield from arrays_of(GENERATIONS, BEGUN_NAMES, [new.values(None) for new in self._allowed])
 
 

@@ -24,6 +24,8 @@ BEGUN_NAMES = (
     "continues",
 )
 """What is written of a generation that begins, beside its reservation."""
+HELD_NAMES = tuple(column.name for column in RESERVATIONS.c if column.name != "id")
+"""What is written of a reservation: its id is the database's."""
 _NAMES: BindParameter[Any] = bindparam("names", expanding=True)
 # Keys in order, so that two who lock several never wait for each other.
 _LOCKED = select(QUOTAS).where(QUOTAS.c.key_id.in_(_NAMES)).order_by(QUOTAS.c.key_id).with_for_update()

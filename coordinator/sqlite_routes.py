@@ -17,6 +17,7 @@ from coordinator.generation_rows import QuotaClock, decisions
 from coordinator.quota_records import (
     BEGUN_NAMES,
     GENERATIONS,
+    HELD_NAMES,
     QUOTAS,
     RESERVATIONS,
     LockedQuota,
@@ -41,7 +42,7 @@ _QUOTA = tuple(
     (column.name, column.type.dialect_impl(_DIALECT).result_processor(_DIALECT, None)) for column in QUOTAS.c
 )
 _SAVED = _processors(QUOTAS, [column.name for column in QUOTAS.c if column.name not in ("limits", "key_id")])
-_HELD = _processors(RESERVATIONS, [column.name for column in RESERVATIONS.c if column.name != "id"])
+_HELD = _processors(RESERVATIONS, HELD_NAMES)
 _BEGUN = _processors(GENERATIONS, [*BEGUN_NAMES, "reservation_id"])
 _READ = (
     f"SELECT {', '.join(name for name, _ in _QUOTA)},"  # noqa: S608 - names of ours

@@ -14,7 +14,7 @@ UNMEASURED_TOKENS = 128
 _ALONE = PieceBounds(least_tokens=32, grain=16, short_tokens=128, most_tokens=512, longest_s=0.5)
 """Who comes meanwhile has to wait for it. Fewer than 32 tokens read the weights for too few; kernels are made anew
 for each length."""
-_AMONG_OTHERS = replace(_ALONE, most_tokens=128)
+_AMONG_OTHERS = replace(_ALONE, most_tokens=_ALONE.short_tokens)
 _GAIN = 0.04
 """Worth another cut, once attention was measured. Otherwise prompts are cut alike: by kernels that are there, and
 the same one to the same bits."""

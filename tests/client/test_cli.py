@@ -170,6 +170,13 @@ async def test_the_prompt_comes_from_standard_input(
     assert cluster.prompt_ids == [0, *ids_of("h\N{EURO SIGN}")]
 
 
+async def test_what_cant_be_done_is_said_before_a_prompt_is_typed(program: Program) -> None:
+    process = await program.start("generate", "--logprobs", "2")
+    assert process.stderr is not None
+    assert b"--logprobs shows in --json alone" in await process.stderr.read()
+    assert await process.wait() == 2
+
+
 @pytest.mark.parametrize(("stdin", "words"), [(b"ab\xff", "not UTF-8 at byte 2"), (b"\n", "empty"), (b"", "empty")])
 async def test_standard_input_that_is_no_prompt(program: Program, stdin: bytes, words: str) -> None:
     ended = await program.run("generate", stdin=stdin)
