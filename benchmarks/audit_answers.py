@@ -116,35 +116,33 @@ def answer(stage: Stage, held: Held, seed: str) -> Projection:
     return projected(seed, rows)
 
 
-@torch.inference_mode()
-def states_of(stage: Stage, probes: Sequence[Probe]) -> torch.Tensor:
-    """What an honest worker's blocks make of the probes, each whole in one step: (probes, positions, hidden_size).
+def inputs_of(probes: Sequence[Probe]) -> torch.Tensor:
+    """What the probes, all of the same blocks, send: token ids (probes, positions), or states (.., hidden_size)."""
+    if probes[0].takes_tokens:
+        starts = [sum(STEPS[:number]) for number in range(len(STEPS))]
+        steps = tuple(zip(starts, STEPS, strict=True))
+        return torch.tensor([[token for step in steps for token in probe.token_ids(*step)] for probe in probes])
+    codes = bytearray(b"".join(probe.state_codes(0, N_POSITIONS) for probe in probes))
+    return torch.frombuffer(codes, dtype=torch.int8).reshape(len(probes), N_POSITIONS, -1) / 512.0
 
-    Of `answer` it is another machine's way: the same arithmetic in another order. Hundreds at once take the time of
-    a few.
+
+@torch.inference_mode()
+def states_of(stage: Stage, inputs: torch.Tensor) -> torch.Tensor:
+    """What an honest worker's blocks make of `inputs_of` probes: (probes, positions, hidden_size).
+
+    Each probe goes whole in one step: what `answer` does, as another machine might, with sums in another order.
+    Hundreds at once take the time of a few.
     """
     if stage.dtype == torch.float64:  # for which grouped products of experts are not made
         for config in stage.configs:
             config._experts_implementation_internal = "eager"  # noqa: SLF001
-    positions = torch.arange(N_POSITIONS).expand(len(probes), -1)
     given: dict[str, Any] = {"use_cache": False}
     if stage.is_first:
-        starts = [N_POSITIONS - sum(STEPS[number:]) for number in range(len(STEPS))]
-        ids = [
-            [
-                token
-                for start, n_tokens in zip(starts, STEPS, strict=True)
-                for token in probe.token_ids(start, n_tokens)
-            ]
-            for probe in probes
-        ]
-        given["input_ids"] = torch.tensor(ids)
+        given["input_ids"] = inputs
     else:
-        data = bytearray(b"".join(probe.states(0, N_POSITIONS) for probe in probes))
-        states = torch.frombuffer(data, dtype=torch.float32).reshape(*positions.shape, -1).to(stage.dtype)
-        given["inputs_embeds"] = stage._taps.incoming = states  # noqa: SLF001 - `Stage` runs sessions, not batches
+        given["inputs_embeds"] = stage._taps.incoming = inputs.to(stage.dtype)  # noqa: SLF001 - `Stage` runs sessions
     if stage._takes_position_ids:  # noqa: SLF001
-        given["position_ids"] = positions
+        given["position_ids"] = torch.arange(N_POSITIONS).expand(len(inputs), -1)
     return stage._rows(stage._base(**given)[0]).float()  # noqa: SLF001
 
 

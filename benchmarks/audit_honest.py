@@ -1,4 +1,4 @@
-"""How far honest workers of every two precisions differ, and how often audits would quarantine one falsely."""
+"""How far honest workers of every two precisions differ, and how often a probe would have one fail falsely."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Honest:
     n_audits: int = 0
     """Of a target, a partner and a third, each in another form."""
     n_suspected: int = 0
-    n_quarantined: int = 0
+    n_failing: int = 0
+    """Of whom one fails if a fresh probe shows it again."""
 
 
 def measured(n_audits: int, architectures: Collection[str]) -> Honest:
@@ -85,7 +86,7 @@ def _rule(honest: Honest, names: Sequence[str], comparisons: dict[frozenset[str]
             ruling = outcomes(target, partner, comparisons, [third])
             honest.n_audits += 1
             honest.n_suspected += ruling.target == "suspected"
-            honest.n_quarantined += "failed" in (ruling.target, ruling.partner)
+            honest.n_failing += "failed" in (ruling.target, ruling.partner)
 
 
 def table(honest: Honest) -> Table:
@@ -104,9 +105,9 @@ def table(honest: Honest) -> Table:
 
 
 def words(honest: Honest) -> str:
-    """How often an honest worker was suspected, and how often quarantined."""
+    """How often an honest worker was suspected, and how often it would fail by a single probe."""
     return (
-        f"False quarantines: {honest.n_quarantined} of {honest.n_audits:,} audits of honest workers, every three "
-        f"forms of all models and ranges; {honest.n_suspected} ended in suspicion. "
-        "int4 is compared with int4 alone. How likely rarer ones are: `alarms`."
+        f"In {honest.n_failing} of {honest.n_audits:,} audits of honest workers, every three forms of all models "
+        f"and ranges, one would fail if a fresh probe showed it again; {honest.n_suspected} ended in suspicion. "
+        "int4 is compared with int4 alone. How likely false quarantines are: `alarms`."
     )

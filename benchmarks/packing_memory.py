@@ -18,7 +18,7 @@ from pathlib import Path
 from coordinator.file_store import FileStore
 from coordinator.packing import pack_model
 from coordinator.packing.safetensors_format import build_header
-from coordinator.packing.tensors import TensorInfo
+from protocol.model_files.tensors import TensorInfo
 
 HIDDEN = 4096
 VOCABULARY = 32_000

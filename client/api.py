@@ -39,6 +39,7 @@ from client.transport import ConnectionPool, connection_pool
 from client.vector_calls import VectorCalls
 from protocol.errors import ConfigError, DrainingError, UnreachableError
 from protocol.ids import Revision, checked_model_name
+from protocol.key_limits import RateLeft
 from protocol.pinned_http import CoordinatorSession, pinned_session
 from protocol.rest import ModelInfo, ModelList
 from protocol.span_export import span_export
@@ -65,6 +66,11 @@ class TokenStream:
     def result(self) -> Generation:
         """What was generated; as far as it came, with the reason `cancelled`, if it isn't over."""
         return self._progress.generation()
+
+    @property
+    def rates(self) -> tuple[RateLeft, ...]:
+        """What is left of the key's limits, as `Generation.rates`; nothing before there is a route."""
+        return self._progress.rates
 
     def __aiter__(self) -> TokenStream:
         return self

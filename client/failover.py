@@ -254,6 +254,8 @@ def notice_of(failed: AttemptFailed, n_tokens: int) -> str:
             what = "became slow" if failed.has_slowed else "stood still"
         case "draining":
             what = "is stopping"
+        case "clock_skew":
+            what = "has another time than the coordinator, by an hour or more,"
         case code:
             what = f"failed ({code})"
     return f"{who} {what} after {counted}; going on by another route"

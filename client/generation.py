@@ -174,7 +174,7 @@ class _Run:
             raise ConflictError(
                 f"the model {self._request.model} was replaced meanwhile by another revision: try again"
             )
-        self._progress.route = route_stages(grant)
+        self._progress.route, self._progress.rates = route_stages(grant), grant.rates
         self._progress.clock.routed([(stage.worker_id, stage.start, stage.end) for stage in self._progress.route])
         attempt = await self._attempt(grant)
         attempt.on_opened = self._progress.clock.opened

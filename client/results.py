@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from client.timings import GenerationClock, Timings
 from protocol.ids import SessionId, WorkerId
+from protocol.key_limits import RateLeft
 from protocol.messages import FinishReason, KvPrecision, Precision, Quantization
 from protocol.rest import RouteGrant
 from protocol.tracing import begun_span
@@ -71,6 +72,8 @@ class Generation:
     """How many blocks at each end of the model were run by the client itself, so that no worker had a token."""
     timings: Timings | None = None
     """Where the time went; None of what no client made."""
+    rates: tuple[RateLeft, ...] = ()
+    """What was left of the key's limits when the latest route was given, this generation's own tokens taken off."""
     trace_id: str = ""
     """W3C's: stands in the logs of the coordinator and of every worker of the route."""
 
@@ -91,6 +94,7 @@ class Progress:
         self.n_prompt_tokens = 0
         self.seed = 0
         self.route: tuple[RouteStage, ...] = ()
+        self.rates: tuple[RateLeft, ...] = ()
         self.finish_reason: FinishReason = "cancelled"
         """Until the end: nobody has finished it yet."""
         self.stop_string = ""
@@ -147,6 +151,7 @@ class Progress:
             accepted_tokens=self.n_accepted,
             private_blocks=self.private_blocks,
             timings=self.clock.timings(),
+            rates=self.rates,
             trace_id=self.trace.trace_id,
         )
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from aiohttp import web
 
-from coordinator.client_api import model, model_infos
+from coordinator.client_api import model
 from coordinator.keys import (
     ANNOUNCER,
     AUDITOR,
@@ -19,10 +19,11 @@ from coordinator.keys import (
     CLUSTER,
     INVITES,
     JOINING,
+    MODELS_LOOK,
     PUBLIC_URL,
     REPOSITORY,
-    ROUTE_DESK,
     VERSION,
+    WORKERS_LOOK,
 )
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.paging import page
@@ -79,8 +80,7 @@ def add_admin_routes(app: web.Application) -> None:
 async def status(request: web.Request) -> web.Response:
     """-> `ClusterStatus`."""
     audits, joining = await audits_words(request.app), await _joining_words(request.app)
-    state, now_s, note = request.app[CLUSTER].state, request.app[CLOCK](), request.app[ROUTE_DESK].notes()
-    models, workers = await model_infos(state, now_s), await explained_workers(state, now_s, note)
+    models, workers = await request.app[MODELS_LOOK].get(), await request.app[WORKERS_LOOK].get()
     return json_answer(
         ClusterStatus(
             coordinator_id=request.app[AUTHORITY].coordinator_id,
@@ -88,7 +88,7 @@ async def status(request: web.Request) -> web.Response:
             url=request.app[PUBLIC_URL][0],
             database=request.app[REPOSITORY].kind,
             database_problem=request.app[REPOSITORY].problem,
-            moving=moving_words(state),
+            moving=moving_words(request.app[CLUSTER].state),
             audits=audits,
             joining=joining,
             models=models,
@@ -159,7 +159,7 @@ async def _planned(request: web.Request, wanted: Placement) -> web.Response:
 async def models(request: web.Request) -> web.Response:
     """-> `ModelList`."""
     query = read_query(request, PageQuery)
-    infos = await model_infos(request.app[CLUSTER].state, request.app[CLOCK]())
+    infos = await request.app[MODELS_LOOK].get()
     shown, next_cursor = page(request, query, infos, lambda info: (info.name,))
     return json_answer(ModelList(models=shown, next_cursor=next_cursor))
 
@@ -198,8 +198,6 @@ async def remove_model(request: web.Request) -> web.Response:
     return json_answer(info)
 
 
-async def explained_workers(
-    state: ClusterState, now_s: float, note: Callable[[WorkerId], str]
-) -> tuple[WorkerInfo, ...]:
-    """Every worker as it stands, with all that speaks against it. In a thread: a large fleet takes long."""
-    return await asyncio.to_thread(lambda: tuple(explained_worker(state, w, now_s, note(w)) for w in state.workers))
+def explained_workers(state: ClusterState, now_s: float, note: Callable[[WorkerId], str]) -> tuple[WorkerInfo, ...]:
+    """Every worker as it stands, with all that speaks against it: for a thread, as a large fleet takes long."""
+    return tuple(explained_worker(state, w, now_s, note(w)) for w in state.workers)

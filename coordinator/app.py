@@ -26,6 +26,7 @@ from coordinator.file_store import FileStore
 from coordinator.keys import (
     ANNOUNCER,
     AUDITOR,
+    AUTHENTICATOR,
     CLUSTER,
     CONFIG,
     DASHBOARD_FEED,
@@ -40,6 +41,7 @@ from coordinator.keys import (
     REPOSITORY,
     TRUST_REPORTS,
 )
+from coordinator.loop_watch import LoopWatch
 from coordinator.opening import OpenedState, opened_state
 from coordinator.quota_sweep import expire_forever
 from coordinator.repository import Repository
@@ -140,6 +142,7 @@ async def _working(app: web.Application) -> AsyncIterator[None]:
     cluster, reports, trust = app[CLUSTER], app[REPORTS], app[TRUST_REPORTS]
     loops = {
         "sweep": sweep_forever(cluster),
+        "keys": app[AUTHENTICATOR].refresh_forever(),
         "secrets": expire_secrets_forever(app),
         "look": look_forever(cluster),
         "reports": reports.save_forever(),
@@ -147,6 +150,7 @@ async def _working(app: web.Application) -> AsyncIterator[None]:
         "audits": app[AUDITOR].audit_forever(),
         "earned": app[EARNED_PRIORITY].look_forever(),
         "lag": app[METRICS].lag.watch_forever(),
+        "held": LoopWatch().watch_forever(),
         "quotas": expire_forever(
             app[REPOSITORY].quotas, app[OPENINGS], app[QUOTA_CLOCK], lambda: cluster.state.lost_workers
         ),

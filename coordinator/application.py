@@ -9,7 +9,7 @@ from functools import partial
 from aiohttp import web
 
 from coordinator.addresses import known_names
-from coordinator.admin_api import add_admin_routes, audits_words
+from coordinator.admin_api import add_admin_routes, audits_words, explained_workers
 from coordinator.announcing import Announcer
 from coordinator.assignment_api import add_assignment_routes
 from coordinator.audit_api import add_audit_routes
@@ -21,7 +21,7 @@ from coordinator.audits import Auditor
 from coordinator.authors_api import add_author_routes
 from coordinator.bad_sources import BadSources
 from coordinator.catalogue import Catalogue
-from coordinator.client_api import add_client_routes
+from coordinator.client_api import add_client_routes, model_infos
 from coordinator.cluster import Cluster
 from coordinator.config import CoordinatorConfig
 from coordinator.credentials import Authenticator
@@ -66,6 +66,7 @@ from coordinator.keys import (
     JOINING,
     KNOWN_NAMES,
     METRICS,
+    MODELS_LOOK,
     NEIGHBOURS,
     OPENAPI,
     OPENINGS,
@@ -84,6 +85,7 @@ from coordinator.keys import (
     TRUST_REPORTS,
     TURNS,
     VERSION,
+    WORKERS_LOOK,
 )
 from coordinator.metrics import CoordinatorMetrics
 from coordinator.metrics_api import add_metrics_routes
@@ -101,6 +103,7 @@ from coordinator.running_generations import RunningGenerations
 from coordinator.secret_api import add_secret_routes
 from coordinator.session_ends import SessionEnds
 from coordinator.settings_api import add_settings_routes
+from coordinator.shared_look import SharedLook
 from coordinator.stored_rows import StoredGeneration
 from coordinator.ticket_desk import TicketDesk
 from coordinator.traced import follow_trace
@@ -189,6 +192,9 @@ def _add_desks(app: web.Application) -> None:
         app[EARNED_PRIORITY],
         clock,
     )
+    notes = app[ROUTE_DESK].notes
+    app[MODELS_LOOK] = SharedLook(lambda: partial(model_infos, cluster.state, clock()))
+    app[WORKERS_LOOK] = SharedLook(lambda: partial(explained_workers, cluster.state, clock(), notes()))
     app[REPORTS] = GenerationReports(
         app[REPOSITORY], clock, quota_clock=quota_clock, on_finished=partial(_take_finished, app)
     )

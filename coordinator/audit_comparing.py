@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
+from typing import Protocol
 
 import structlog
 
-from coordinator.audit_asking import Answer, Examiner
+from coordinator.audit_asking import Answer
+from coordinator.audit_found import Found, compare_all, comparison, outcome_of, why_none
 from coordinator.audit_session import NoAnswerError
 from coordinator.audit_store import AuditStore, RecordedAnswer
-from coordinator.policy.audit_probe import Projection
-from coordinator.policy.audit_rules import OWN_RECORD, RECORDED, Comparison, Held, compared, is_dense, outcomes
+from coordinator.policy.audit_rules import (
+    MAX_CONFIRMATIONS,
+    OWN_RECORD,
+    RECORDED,
+    Comparison,
+    Ruling,
+    accused,
+    outcomes,
+    unconfirmed,
+)
 from coordinator.policy.audit_schedule import TRUSTED_RANK, AuditPlan, Candidate
 from coordinator.policy.state import ClusterState
 from coordinator.policy.trust import NO_RECORD
-from protocol.audit_rest import AuditInfo, AuditOutcome
+from protocol.audit_rest import AuditOutcome
 from protocol.errors import StorageError
 from protocol.ids import WorkerId
 
@@ -27,41 +36,16 @@ log = structlog.get_logger(__name__)
 MAX_RECORDS_ASKED = 3
 """Kept answers, each of another worker, that one is compared with before it fails by them."""
 
+_Compared = dict[frozenset[str], Comparison]
 
-@dataclass(slots=True, kw_only=True)
-class Found:
-    """How far an audit has come."""
 
-    plan: AuditPlan
-    partner: str = ""
-    referee: str = ""
-    outcome: AuditOutcome = "undecided"
-    partner_outcome: AuditOutcome = "undecided"
-    comparisons: list[Comparison] = field(default_factory=list)
-    words: str = ""
-    asked: dict[WorkerId, NoAnswerError | None] = field(default_factory=dict)
-    """Who was asked, and why it gave no answer, if so."""
+class Examiner(Protocol):
+    """Who asks workers."""
 
-    def info(self, now_s: float) -> AuditInfo:
-        """For operators."""
-        direct = self.comparisons[0] if self.comparisons else None
-        return AuditInfo(
-            at=datetime.fromtimestamp(now_s, UTC).isoformat(timespec="seconds"),
-            worker_id=self.plan.target.worker_id,
-            model=self.plan.model.name,
-            blocks=self.plan.blocks,
-            partner=self.partner,
-            referee=self.referee,
-            outcome=self.outcome,
-            partner_outcome=self.partner_outcome,
-            difference=direct.difference if direct is not None else None,
-            allowed=direct.allowed if direct is not None else None,
-            reason=self._reason(),
-        )
-
-    def _reason(self) -> str:
-        said = [c.words() for c in self.comparisons] + ([self.words] if self.words else [])
-        return f"audit of blocks {self.plan.blocks} of {self.plan.model.name}: {'; '.join(said)}"
+    async def answers(
+        self, plan: AuditPlan, seed: str, candidates: Sequence[Candidate]
+    ) -> Mapping[WorkerId, Answer]:
+        """What each of them makes of the probe with this seed."""
 
 
 class Comparer:
@@ -93,36 +77,67 @@ class Comparer:
         answers = await self._asked(found, seed, [target, partner])
         if not self._all_answered(found, answers):
             return found
-        comparisons = _compare_all(plan, [target, partner], answers)
-        direct = comparisons[frozenset((target.worker_id, partner.worker_id))]
+        direct = _direct(plan, compare_all(plan, [target, partner], answers))
+        assert direct is not None, "the plan names a partner that can be compared"
         found.comparisons.append(direct)
         if direct.agrees:
             found.outcome = found.partner_outcome = "passed"
             await self._record(plan, seed, answers)
             return found
-        referees = [c for c in plan.others[1:] if c.rank >= max(target.rank, partner.rank)]
-        if referees:
-            answers |= await self._asked(found, seed, referees)
-            comparisons = _compare_all(plan, [target, partner, *referees], answers)
-        _decide(found, comparisons, [c.worker_id for c in referees])
-        if found.outcome == "suspected":
+        ruling, comparisons = await self._ruled(found, seed, answers)
+        if accused(ruling, target.worker_id, partner.worker_id):
+            _take_referee(found, ruling, comparisons)
+            ruling = await self._confirmed(found, ruling)
+        found.outcome, found.partner_outcome = ruling.target, ruling.partner
+        if ruling.target == ruling.partner == "suspected":
+            found.words = "nobody could say which of the two is wrong"
             await self._decided_by_records(found)
         return found
 
+    async def _ruled(self, found: Found, seed: str, answers: Mapping[WorkerId, Answer]) -> tuple[Ruling, _Compared]:
+        """Who is wrong of two that differ, by those who could decide between them."""
+        target, partner, *rest = found.plan.target, *found.plan.others
+        referees = [c for c in rest if c.rank >= max(target.rank, partner.rank)]
+        if referees:
+            answers = {**answers, **await self._asked(found, seed, referees)}
+        comparisons = compare_all(
+            found.plan, [target, partner, *referees] if referees else [target, partner], answers
+        )
+        ruled = outcomes(target.worker_id, partner.worker_id, comparisons, [c.worker_id for c in referees])
+        return ruled, comparisons
+
+    async def _confirmed(self, found: Found, first: Ruling) -> Ruling:
+        """A failure stands if one of a few fresh probes shows it again: rounding alone hardly does so twice."""
+        target, partner = found.plan.target, found.plan.others[0]
+        failed = WorkerId(accused(first, target.worker_id, partner.worker_id))
+        n_asked = 0
+        while n_asked < MAX_CONFIRMATIONS and not isinstance(found.asked[failed], NoAnswerError):
+            n_asked, seed = n_asked + 1, secrets.token_hex(16)
+            answers = await self._asked(found, seed, [target, partner])
+            direct = _direct(found.plan, compare_all(found.plan, [target, partner], answers))
+            if direct is None or direct.agrees:
+                continue
+            again, comparisons = await self._ruled(found, seed, answers)
+            if accused(again, target.worker_id, partner.worker_id) == failed:
+                found.comparisons.append(direct)
+                _take_referee(found, again, comparisons)
+                return first
+        found.words = f"{n_asked} fresh probes didn't show it of {failed} again, so it may have been rounding"
+        return unconfirmed(first)
+
     async def _asked(self, found: Found, seed: str, candidates: Sequence[Candidate]) -> dict[WorkerId, Answer]:
         answers = dict(await self._examiner.answers(found.plan, seed, candidates))
-        for worker_id, given in answers.items():
-            found.asked[worker_id] = given if isinstance(given, NoAnswerError) else None
+        found.take_answers(answers)
         return answers
 
     def _all_answered(self, found: Found, answers: Mapping[WorkerId, Answer]) -> bool:
         given = answers[found.plan.target.worker_id]
         if isinstance(given, NoAnswerError):
-            found.outcome = _outcome_of(given)
+            found.outcome = outcome_of(given)
         given = answers[found.plan.others[0].worker_id]
         if isinstance(given, NoAnswerError):
-            found.partner_outcome = _outcome_of(given)
-        found.words = _why_none(answers)
+            found.partner_outcome = outcome_of(given)
+        found.words = why_none(answers)
         return not found.words
 
     # -------------------------------------------------------------- kept answers
@@ -130,7 +145,10 @@ class Comparer:
     async def _decided_by_records(self, found: Found) -> None:
         """Both are given the probes of earlier audits, whose answers are kept."""
         plan, partner = found.plan, found.plan.others[0]
-        checked = {c.worker_id: await self._with_records(found, c) for c in (plan.target, partner)}
+        checked = {
+            c.worker_id: await self._with_records(found, c, _one_of_each(await self._records(plan, c)))
+            for c in (plan.target, partner)
+        }
         verdicts = {worker_id: _verdict(all_of_one) for worker_id, all_of_one in checked.items()}
         if set(verdicts.values()) != {"passed", "failed"}:
             return
@@ -141,13 +159,19 @@ class Comparer:
 
     async def _compared_with_records(self, plan: AuditPlan) -> Found:
         found = Found(plan=plan)
-        found.comparisons = await self._with_records(found, plan.target)
+        records = await self._records(plan, plan.target)
+        found.comparisons = await self._with_records(found, plan.target, _one_of_each(records))
         if found.comparisons:
             found.outcome = _verdict(found.comparisons)
             found.partner = found.comparisons[0].other
+            if found.outcome == "failed" and not await self._differs_again(found, records):
+                found.outcome, found.words = (
+                    "suspected",
+                    "a single kept probe showed it, so it may have been rounding",
+                )
         elif (error := found.asked.get(plan.target.worker_id)) is not None:
-            found.partner, found.outcome = RECORDED, _outcome_of(error)
-            found.words = _why_none({plan.target.worker_id: error})
+            found.partner, found.outcome = RECORDED, outcome_of(error)
+            found.words = why_none({plan.target.worker_id: error})
         elif plan.n_busy:
             found.words = (
                 f"the {plan.n_busy} others that hold them are loaded, or busy with audits; try again later"
@@ -159,39 +183,53 @@ class Comparer:
             )
         return found
 
-    async def _with_records(self, found: Found, candidate: Candidate) -> list[Comparison]:
-        """One worker against answers that are kept: against one; if it differs, against other workers' too."""
+    async def _with_records(
+        self, found: Found, candidate: Candidate, records: Sequence[RecordedAnswer]
+    ) -> list[Comparison]:
+        """One worker against answers that are kept: against one; if it differs, against the others too."""
         compared_with: list[Comparison] = []
-        for record in await self._records(found.plan, candidate):
-            given = (await self._asked(found, record.seed, [candidate]))[candidate.worker_id]
-            if isinstance(given, NoAnswerError):
+        for record in records:
+            one = await self._with_record(found, candidate, record)
+            if one is None:
                 break
-            name = OWN_RECORD if record.worker_id == candidate.worker_id else RECORDED
-            one = _comparison(
-                found.plan, (candidate.worker_id, candidate.held, given), (name, record.held, record.projection)
-            )
-            if one is not None:
-                compared_with.append(one)
-                if one.agrees:
-                    break
+            compared_with.append(one)
+            if one.agrees:
+                break
         return compared_with
 
+    async def _with_record(self, found: Found, candidate: Candidate, record: RecordedAnswer) -> Comparison | None:
+        given = (await self._asked(found, record.seed, [candidate]))[candidate.worker_id]
+        if isinstance(given, NoAnswerError):
+            return None
+        name = OWN_RECORD if record.worker_id == candidate.worker_id else RECORDED
+        one = (candidate.worker_id, candidate.held, given)
+        return comparison(found.plan, one, (name, record.held, record.projection))
+
+    async def _differs_again(self, found: Found, records: Sequence[RecordedAnswer]) -> bool:
+        """Whether one that differed from kept answers did, or does, with another probe as well."""
+        seeds = {record.seed for record in _one_of_each(records)[: len(found.comparisons)]}
+        if len(seeds) > 1:
+            return True
+        others = [record for record in records if record.seed not in seeds]
+        for record in others[:MAX_RECORDS_ASKED]:
+            again = await self._with_record(found, found.plan.target, record)
+            if again is not None and not again.agrees:
+                found.comparisons.append(again)
+                return True
+        return False
+
     async def _records(self, plan: AuditPlan, candidate: Candidate) -> list[RecordedAnswer]:
-        """One of each of a few workers, in any order; its own only where there are no others'.
+        """Those that one can be compared with, in any order; its own only where there are no others'.
 
         What a worker once said counts no longer when it is quarantined or banned itself.
         """
-        recorded = list(await self._store.recorded(plan.model.revision, plan.blocks))
-        self._rng.shuffle(recorded)
-        one_of_each = {
-            one.worker_id: one
-            for one in recorded
+        recorded = [
+            one
+            for one in await self._store.recorded(plan.model.revision, plan.blocks)
             if plan.allowed(candidate.held, one.held) is not None and self._is_believed(one.worker_id)
-        }
-        own = one_of_each.pop(candidate.worker_id, None)
-        if not one_of_each:
-            return [own] if own is not None else []
-        return list(one_of_each.values())[:MAX_RECORDS_ASKED]
+        ]
+        self._rng.shuffle(recorded)
+        return [one for one in recorded if one.worker_id != candidate.worker_id] or recorded
 
     def _is_believed(self, worker_id: WorkerId) -> bool:
         record = self._state().trust.get(worker_id, NO_RECORD)
@@ -211,12 +249,19 @@ class Comparer:
                     log.warning("audit_answer_not_kept", error_message=error.message)
 
 
-def _decide(found: Found, comparisons: Mapping[frozenset[str], Comparison], referees: Sequence[str]) -> None:
-    ruled = outcomes(found.plan.target.worker_id, found.partner, comparisons, referees)
-    found.outcome, found.partner_outcome, found.referee = ruled.target, ruled.partner, ruled.referee
-    found.comparisons.extend(c for pair, c in comparisons.items() if ruled.referee and ruled.referee in pair)
-    if found.outcome == "suspected":
-        found.words = "nobody could say which of the two is wrong"
+def _direct(plan: AuditPlan, comparisons: _Compared) -> Comparison | None:
+    """The comparison of the audited worker with its partner."""
+    return comparisons.get(frozenset((plan.target.worker_id, plan.others[0].worker_id)))
+
+
+def _take_referee(found: Found, ruling: Ruling, comparisons: _Compared) -> None:
+    found.referee = ruling.referee
+    found.comparisons.extend(c for pair, c in comparisons.items() if ruling.referee in pair)
+
+
+def _one_of_each(records: Sequence[RecordedAnswer]) -> list[RecordedAnswer]:
+    """A kept answer of each of a few workers."""
+    return list({record.worker_id: record for record in records}.values())[:MAX_RECORDS_ASKED]
 
 
 def _verdict(compared_with: Sequence[Comparison]) -> AuditOutcome:
@@ -229,37 +274,3 @@ def _verdict(compared_with: Sequence[Comparison]) -> AuditOutcome:
     if n_differ == len(compared_with):
         return "failed"
     return "suspected"
-
-
-def _compare_all(
-    plan: AuditPlan, candidates: Sequence[Candidate], answers: Mapping[WorkerId, Answer]
-) -> dict[frozenset[str], Comparison]:
-    """Every two that answered and can be compared."""
-    table = [
-        (c.worker_id, c.held, given)
-        for c in candidates
-        if not isinstance(given := answers[c.worker_id], NoAnswerError)
-    ]
-    pairs = ((one, other) for i, one in enumerate(table) for other in table[i + 1 :])
-    return {frozenset((a[0], b[0])): c for a, b in pairs if (c := _comparison(plan, a, b)) is not None}
-
-
-_Said = tuple[str, Held, Projection]
-"""Who, what it holds the blocks in, and its answer."""
-
-
-def _comparison(plan: AuditPlan, one: _Said, other: _Said) -> Comparison | None:
-    allowed = plan.allowed(one[1], other[1])
-    if allowed is None:
-        return None
-    dense = is_dense(plan.model.manifest.architecture)
-    return compared((one[0], one[2]), (other[0], other[2]), allowed, is_dense=dense)
-
-
-def _outcome_of(error: NoAnswerError) -> AuditOutcome:
-    return "unanswered" if error.failure in ("refused", "silent") else "undecided"
-
-
-def _why_none(answers: Mapping[WorkerId, Answer]) -> str:
-    given: Iterable[tuple[WorkerId, Answer]] = answers.items()
-    return "; ".join(f"{name} gave no answer: {e.words}" for name, e in given if isinstance(e, NoAnswerError))

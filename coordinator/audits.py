@@ -11,7 +11,8 @@ from random import Random, SystemRandom
 import structlog
 
 from coordinator.audit_asking import Examiner
-from coordinator.audit_comparing import Comparer, Found
+from coordinator.audit_comparing import Comparer
+from coordinator.audit_found import Found
 from coordinator.audit_store import AuditStore
 from coordinator.cluster import Cluster
 from coordinator.policy import audit_evasion, audit_schedule
@@ -131,9 +132,9 @@ class Auditor:
             if share <= 0.0 or worker_id not in workers:
                 continue
             is_silent = error is not None and error.failure == "silent"
-            price_s = (
-                audit_schedule.ANSWER_S / share if is_silent else audit_schedule.price_s(workers[worker_id], share)
-            )
+            price_s = found.n_asked[worker_id] * audit_schedule.price_s(workers[worker_id], share)
+            if is_silent:
+                price_s = max(price_s, audit_schedule.ANSWER_S / share)
             self._paid_at_s[worker_id] = max(self._paid_at_s.get(worker_id, 0.0), now_s) + price_s
 
     # -------------------------------------------------------------- what follows

@@ -14,8 +14,8 @@ from coordinator.cli_target import JsonOption, for_coordinator
 from coordinator.cli_trust import WorkerArgument
 from protocol.audit_rest import AuditInfo, AuditList
 
-AUDIT_TIMEOUT_S = 540.0
-"""Up to eight rounds of answers, a minute each at most."""
+AUDIT_TIMEOUT_S = 1200.0
+"""Nine probes at most, each of two workers and then of those who decide, who have a minute for an answer."""
 NOTHING_YET = "No audits yet: a worker is compared with another one that holds the same blocks (`coord status`)."
 NONE_OF_IT = "No audit of such a worker yet; `coord trust list` shows who there is, `coord trust audit` audits one."
 NONE_BY_ITSELF = "The coordinator makes none by itself (`coord serve --audit-share 0`)."
@@ -29,7 +29,7 @@ def audit(target: AdminTarget, worker: WorkerArgument, *, as_json: JsonOption = 
     if as_json:
         print_json(found)
         return
-    words = f"worker {found.worker_id} {_outcome_words(found)}: {short_ids(printable(found.reason))}"
+    words = f"worker {found.worker_id} {outcome_words(found)}: {short_ids(printable(found.reason))}"
     notes().print(words, markup=False, soft_wrap=True)
 
 
@@ -68,14 +68,16 @@ def _table(shown: list[AuditInfo]) -> Table:
     return table
 
 
-def _outcome_words(found: AuditInfo) -> str:
+def outcome_words(found: AuditInfo) -> str:
+    """What was found, for people, as what follows the worker's id."""
     match found.outcome:
         case "passed":
             return "passed"
         case "failed":
             return "failed, and is quarantined unless an operator pinned it"
         case "suspected":
-            return "is suspected, and so is the other one"
+            others = {"suspected": ", and so is the other one", "passed": "; the other one passed"}
+            return f"is suspected{others.get(found.partner_outcome, '')}"
         case "unanswered":
             return "gave no answer, which counts against it"
         case "undecided":

@@ -33,6 +33,18 @@ from protocol.rest import MAX_REPLICAS, AddModelRequest, ChangeModelRequest, Clu
 ReplicasOption = Annotated[
     int, typer.Option(min=1, max=MAX_REPLICAS, help="Workers that are to hold each block, as far as there is room.")
 ]
+SignatureOption = Annotated[
+    Path | None,
+    typer.Option(help="Its author's signature. Else the one in its folder or beside its file, if there is one."),
+]
+PinnedEndsOption = Annotated[
+    bool,
+    typer.Option(
+        "--pinned-ends",
+        help="All its routes begin and end on workers whose trust you pinned (`coord trust pin`): the first "
+        "and the last worker see the tokens.",
+    ),
+]
 
 model_commands = typer.Typer(no_args_is_help=True, help="The models that the cluster serves.")
 model_commands.command("keygen")(keygen)
@@ -56,20 +68,8 @@ def add_model(
     ],
     *,
     replicas: ReplicasOption = 1,
-    signature: Annotated[
-        Path | None,
-        typer.Option(
-            help="Its author's signature. Else the one in its folder or beside its file, if there is one."
-        ),
-    ] = None,
-    pinned_ends: Annotated[
-        bool,
-        typer.Option(
-            "--pinned-ends",
-            help="All its routes begin and end on workers whose trust you pinned (`coord trust pin`): the first "
-            "and the last worker see the tokens.",
-        ),
-    ] = False,
+    signature: SignatureOption = None,
+    pinned_ends: PinnedEndsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Split a model into files by hash, in the coordinator's store, and have the cluster serve it.

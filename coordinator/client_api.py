@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 
 from coordinator.credentials import KeyCaller
-from coordinator.keys import AUTHORITY, CALLER, CATALOGUE, CLOCK, CLUSTER, METRICS, ROUTE_DESK, RUNNING
+from coordinator.keys import AUTHORITY, CALLER, CATALOGUE, CLOCK, CLUSTER, METRICS, MODELS_LOOK, ROUTE_DESK, RUNNING
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.policy.state import ClusterState
 from coordinator.policy.views import model_info
+from coordinator.quota_desk import database_away
 from coordinator.route_docs import Download, RouteDoc
 from protocol.errors import (
     ConflictError,
@@ -22,6 +21,7 @@ from protocol.errors import (
     OverLimitError,
     OverloadedError,
     QuotaExceededError,
+    StorageError,
 )
 from protocol.file_answers import file_answer
 from protocol.messages import PROTOCOL_VERSION
@@ -81,7 +81,7 @@ async def ca(request: web.Request) -> web.Response:
 
 async def models(request: web.Request) -> web.Response:
     """-> `ModelList`."""
-    return json_answer(ModelList(models=await model_infos(request.app[CLUSTER].state, request.app[CLOCK]())))
+    return json_answer(ModelList(models=await request.app[MODELS_LOOK].get()))
 
 
 async def model(request: web.Request) -> web.Response:
@@ -90,9 +90,9 @@ async def model(request: web.Request) -> web.Response:
     return json_answer(model_info(request.app[CLUSTER].state, found.name, request.app[CLOCK]()))
 
 
-async def model_infos(state: ClusterState, now_s: float) -> tuple[ModelInfo, ...]:
-    """Every model as it stands. In a thread: what a large fleet lacks takes long to say."""
-    return await asyncio.to_thread(lambda: tuple(model_info(state, name, now_s) for name in state.models))
+def model_infos(state: ClusterState, now_s: float) -> tuple[ModelInfo, ...]:
+    """Every model as it stands: for a thread, as what a large fleet lacks takes long to say."""
+    return tuple(model_info(state, name, now_s) for name in state.models)
 
 
 async def manifest(request: web.Request) -> web.Response:
@@ -120,8 +120,11 @@ async def routes(request: web.Request) -> web.Response:
     assert isinstance(caller, KeyCaller)  # the route's access says so
     with request.app[METRICS].route_asked(wanted):
         found = request.app[CATALOGUE].model(wanted.model)
-        grant = await request.app[ROUTE_DESK].grant(
-            found, wanted, caller.key_id, caller.limits, is_gone=lambda: request.transport is None
-        )
+        try:
+            grant = await request.app[ROUTE_DESK].grant(
+                found, wanted, caller.key_id, caller.limits, is_gone=lambda: request.transport is None
+            )
+        except StorageError as error:
+            raise database_away(error) from error
     request.app[RUNNING].take(grant, wanted, caller.key_id, request.app[CLOCK]())
     return json_answer(grant)

@@ -9,6 +9,7 @@ import asyncio
 import hmac
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -25,8 +26,12 @@ from protocol.tickets import SessionToken, ticket_key, verified_claims
 
 KEY_CACHE_S = 2.0
 """How long a key is believed without asking the database; a revocation is in force after that everywhere."""
+REFRESH_S = KEY_CACHE_S / 2
+"""So often keys that were shown meanwhile are read again, many by one look, before anybody has to wait for it."""
 KEY_CACHE_AWAY_S = 600.0
 """And how long while the database can't be asked, so that an operator can see that it can't."""
+REFRESHED_TOGETHER = 64
+"""Of one look: what many are made into would hold the event loop for a tenth of a second."""
 MAX_CACHED_KEYS = 1024
 MAX_LOOKUPS = 256
 """Keys that the database is asked for at once."""
@@ -108,6 +113,8 @@ class Authenticator:
         self._repository = repository
         self._clock = clock
         self._cache: OrderedDict[KeyId, _Cached] = OrderedDict()
+        self._shown: set[KeyId] = set()
+        """Those that were believed since the last `refresh`."""
         self._looking: dict[KeyId, asyncio.Future[_Found | None]] = {}
         """Many who come with one key at once ask the database once: these wait for the first of them. None: it
         was cancelled, and another one is to ask."""
@@ -129,6 +136,33 @@ class Authenticator:
         """Ask the database next time: the key was changed."""
         self._cache.pop(key_id, None)
         self._looking.pop(key_id, None)  # it may have been read before the change
+
+    async def refresh_forever(self) -> None:
+        """`refresh` until cancelled; while the database can't be asked, those who come ask it themselves."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            with suppress(StorageError):
+                await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read again what was shown since the last time; one that is changed meanwhile is left to who comes next.
+
+        Raises:
+            StorageError: the database can't be asked; what is remembered is as old as it was.
+        """
+        shown, self._shown = list(self._shown), set()
+        for start in range(0, len(shown), REFRESHED_TOGETHER):
+            await self._read_again(shown[start : start + REFRESHED_TOGETHER])
+
+    async def _read_again(self, shown: Sequence[KeyId]) -> None:
+        before = {key_id: cached for key_id in shown if (cached := self._cache.get(key_id)) is not None}
+        if not before:
+            return
+        now_s = self._clock()
+        found = {stored.key_id: stored for stored in await self._repository.api_keys_of(before)}
+        for key_id, cached in before.items():
+            if self._cache.get(key_id) is cached:
+                self._remember(key_id, found.get(key_id), now_s)
 
     def _worker(self, token: str) -> WorkerCaller:
         """The keys are tried one by one: the one that signed the token is the one that the ticket key came from."""
@@ -187,6 +221,7 @@ class Authenticator:
         while True:
             cached = self._cache.get(key_id)
             if cached is not None and 0.0 <= self._clock() - cached.believed_from_s < KEY_CACHE_S:
+                self._shown.add(key_id)
                 return cached.stored
             looking = self._looking.get(key_id)
             if looking is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -37,6 +38,8 @@ BUSY_TIMEOUT_MS = 4_000
 """A writer waits so long for another one. Longer, and whoever asked thinks that nobody is there."""
 CONNECT_TIMEOUT_S = 10.0
 QUERY_TIMEOUT_S = 30.0
+# InternalClientError: the server's last words have come, the end of the connection not yet
+_ASYNCPG_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 LONGEST_SILENCE_S = 30.0
 """In the middle of a transaction, until PostgreSQL undoes it. A machine that lost its power there says no goodbye,
 and whoever takes over waits for what it has locked: TCP alone lets go after two hours."""
@@ -182,7 +185,7 @@ def database_errors(url: URL) -> Iterator[None]:
         ) from exc
     except SQLAlchemyError as exc:
         raise StorageError(f"{_described(url)} can't be used ({type(exc).__name__}){_advice(url)}") from exc
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+    except (sqlite3.Error, OSError, *_ASYNCPG_ERRORS) as exc:
         reason = "it doesn't answer in time" if isinstance(exc, TimeoutError) else _first_line(exc)
         raise StorageError(f"{_described(url)} can't be used: {reason}{_advice(url)}") from exc
 

@@ -17,12 +17,13 @@ from coordinator.keys import TURNS, described
 from coordinator.middleware import Handler, JsonAnswer, read_body
 from coordinator.route_docs import Resource
 from protocol.codec import encode_json
-from protocol.error_forms import error_fields
+from protocol.error_forms import error_fields, repeated
 from protocol.errors import BrigadeError, InvalidRequestError, PreconditionFailedError
 
 log = structlog.get_logger(__name__)
 
 _HASH_CHARS = 16
+_READING = (hdrs.METH_GET, hdrs.METH_HEAD)
 
 
 @web.middleware
@@ -30,6 +31,12 @@ async def check_preconditions(request: web.Request, handler: Handler) -> web.Str
     """Around routes whose description names a resource."""
     doc = described(request)
     if doc is None or doc.resource is None:
+        is_change = request.match_info.http_exception is None and request.method not in _READING
+        if is_change and hdrs.IF_MATCH in request.headers:
+            raise InvalidRequestError(
+                f"{hdrs.IF_MATCH} can't be heeded here: {request.method} {repeated(request.path)} changes nothing "
+                "that has an ETag; look first, and send it without"
+            )
         return await handler(request)
     if request.method == hdrs.METH_GET:
         return await _shown(request, handler, doc.resource)

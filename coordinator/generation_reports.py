@@ -95,4 +95,5 @@ class GenerationReports:
                 log.warning("generation_report_refused", session_id=entry.report.session_id[:64])
             else:
                 self._on_finished(generation, entry.report)
+            await asyncio.sleep(0)  # routes don't wait for all of them
         return True

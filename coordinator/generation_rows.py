@@ -18,11 +18,16 @@ from coordinator.stored_rows import NewGeneration, ReportedEnd, StoredGeneration
 from protocol.control_messages import GenerationReport
 from protocol.errors import BrigadeError, OverLimitError, QuotaExceededError
 from protocol.ids import SessionId, WorkerId
+from protocol.key_limits import RateLeft
 
 QuotaClock = Callable[[], float]
+RatesLeft = dict[SessionId, tuple[RateLeft, ...]]
+"""What was left of its key's rates when a generation began, by session."""
 Ended = tuple[StoredGeneration, GenerationReport, datetime]
 """A generation with its end in it, what its tail said, and when."""
 
+END_NAMES = ("n_completion_tokens", "outcome", "finished_at")
+"""What is written of a generation that is over."""
 # Made once: to put a statement together and compile it takes several times what a database needs for it.
 _NAMES: BindParameter[str] = bindparam("names", expanding=True)
 _BY_ID = select(GENERATIONS).where(GENERATIONS.c.session_id.in_(_NAMES)).order_by(GENERATIONS.c.session_id)
@@ -36,19 +41,22 @@ _GO_ON = (
 _END = (
     update(GENERATIONS)
     .where(GENERATIONS.c.session_id == bindparam("ended"))
-    .values({name: bindparam(name) for name in ("n_completion_tokens", "outcome", "finished_at")})
+    .values({name: bindparam(name) for name in END_NAMES})
 )
 
 
 def begin_generations(
-    connection: Connection, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None
+    connection: Connection,
+    generations: Sequence[NewGeneration],
+    quota_clock: QuotaClock | None,
+    left: RatesLeft | None = None,
 ) -> list[BrigadeError | None]:
     """As `Repository.record_generations`."""
     continues = {new.continues for new in generations if new.continues is not None}
     if continues:  # before the quotas, as reports do: else each would wait for what the other holds
         connection.execute(_LOCKED, {"names": list(continues)})
     reserving = Reserving.of(connection, [new.key_id for new in generations], continues)
-    refusals = decisions(reserving, generations, quota_clock)
+    refusals = decisions(reserving, generations, quota_clock, left)
     reserved = reserving.write(connection)
     allowed = [new for new, refusal in zip(generations, refusals, strict=True) if refusal is None]
     if allowed:
@@ -61,11 +69,14 @@ def begin_generations(
 
 
 def decisions(
-    reserving: Reserving, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None
+    reserving: Reserving,
+    generations: Sequence[NewGeneration],
+    quota_clock: QuotaClock | None,
+    left: RatesLeft | None = None,
 ) -> list[BrigadeError | None]:
-    """Reserve for each of them in order; why a limit doesn't allow it, or None."""
+    """Reserve for each of them in order; why a limit doesn't allow it, or None. `left`: takes what each leaves."""
     refusals: list[BrigadeError | None] = []
-    quota_now = _now(quota_clock)
+    quota_now = quota_time(quota_clock)
     for new in generations:
         wanted = Wanted(n_prompt_tokens=new.n_prompt_tokens, max_tokens=new.max_tokens)
         held_for = OPENS_WITHIN if new.is_opening_told else LONGEST_GENERATION
@@ -76,6 +87,8 @@ def decisions(
             refusals.append(refusal)
         else:
             refusals.append(None)
+            if left is not None:
+                left[new.session_id] = reserving.rates_left(new.key_id)
     return refusals
 
 
@@ -86,7 +99,29 @@ def finish_generations(
     left: list[LockedQuota] | None = None,
 ) -> list[StoredGeneration | None]:
     """As `Repository.finish_generations`; `left`: takes the keys' quotas as they are then."""
-    known = _locked_generations(connection, {end.report.session_id for end in ends})
+    finished, done = taken(ends, _locked_generations(connection, {end.report.session_id for end in ends}))
+    if not done:
+        return finished
+    connection.execute(
+        _END, [{"ended": generation.session_id} | end_values(generation) for generation, _, _ in done]
+    )
+    counted = _counted_by_successors(connection, [generation for generation, _, _ in done])
+    add_usage(connection, done, counted)
+    settling = Settling.of_generations(connection, [generation for generation, _, _ in done])
+    quota_now = quota_time(quota_clock)  # routes wait for the keys' locks from here on, so all else is done before
+    for generation, report, at in done:
+        settling.report(generation, report, quota_now or at, counted.get(generation.session_id))
+    settling.write(connection)
+    if left is not None:
+        left += settling.quotas
+    return finished
+
+
+def taken(
+    ends: Sequence[ReportedEnd], generations: Mapping[SessionId, StoredGeneration]
+) -> tuple[list[StoredGeneration | None], list[Ended]]:
+    """What each report makes of the generations; and those that are to be written, whose first report it is."""
+    known = dict(generations)
     finished: list[StoredGeneration | None] = []
     done: list[Ended] = []
     for end in ends:
@@ -99,19 +134,7 @@ def finish_generations(
         if generation is not None:
             known[generation.session_id] = generation  # the first report counts
             done.append((generation, end.report, end.at))
-    if not done:
-        return finished
-    connection.execute(_END, [_end_values(generation) for generation, _, _ in done])
-    counted = _counted_by_successors(connection, [generation for generation, _, _ in done])
-    add_usage(connection, done, counted)
-    settling = Settling.of_generations(connection, [generation for generation, _, _ in done])
-    quota_now = _now(quota_clock)  # routes wait for the keys' locks from here on, so all else is done before
-    for generation, report, at in done:
-        settling.report(generation, report, quota_now or at, counted.get(generation.session_id))
-    settling.write(connection)
-    if left is not None:
-        left += settling.quotas
-    return finished
+    return finished, done
 
 
 def hold_begun(
@@ -163,14 +186,15 @@ def _counted_by_successors(connection: Connection, finished: Sequence[StoredGene
     return counted
 
 
-def _end_values(generation: StoredGeneration) -> dict[str, object]:
+def end_values(generation: StoredGeneration) -> dict[str, object]:
+    """What is written of one that is over, by the names of columns."""
     return {
-        "ended": generation.session_id,
         "n_completion_tokens": generation.n_completion_tokens,
         "outcome": generation.outcome,
         "finished_at": generation.finished_at,
     }
 
 
-def _now(clock: QuotaClock | None) -> datetime | None:
+def quota_time(clock: QuotaClock | None) -> datetime | None:
+    """What time it is by this clock, if there is one."""
     return None if clock is None else datetime.fromtimestamp(clock(), UTC)

@@ -37,10 +37,12 @@ from coordinator.route_desk import RouteDesk
 from coordinator.route_docs import RouteDoc
 from coordinator.running_generations import RunningGenerations
 from coordinator.session_ends import SessionEnds
+from coordinator.shared_look import SharedLook
 from coordinator.ticket_desk import TicketDesk
 from coordinator.trust_reports import TrustReports
 from coordinator.turns import Turns
 from protocol.ids import KeyId
+from protocol.rest import ModelInfo, WorkerInfo
 
 Clock = Callable[[], float]
 """Seconds since 1970, UTC."""
@@ -51,6 +53,8 @@ QUOTA_CLOCK: Final = web.AppKey("quota_clock", SteadyClock)
 AUTHORITY: Final = web.AppKey("authority", Authority)
 REPOSITORY: Final = web.AppKey("repository", Repository)
 CLUSTER: Final = web.AppKey("cluster", Cluster)
+MODELS_LOOK: Final = web.AppKey[SharedLook[tuple[ModelInfo, ...]]]("models_look")
+WORKERS_LOOK: Final = web.AppKey[SharedLook[tuple[WorkerInfo, ...]]]("workers_look")
 CATALOGUE: Final = web.AppKey("catalogue", Catalogue)
 AUTHENTICATOR: Final = web.AppKey("authenticator", Authenticator)
 JOINING: Final = web.AppKey("joining", Joining)

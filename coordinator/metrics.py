@@ -11,16 +11,17 @@ from prometheus_client import Counter, Histogram
 
 from coordinator.policy.quota import CONCURRENT
 from coordinator.stored_rows import StoredGeneration
+from coordinator.transactions import TransactionKind
 from protocol.control_messages import GenerationReport
 from protocol.error_forms import all_errors
 from protocol.errors import BrigadeError, InternalError, OverLimitError, QuotaExceededError
+from protocol.key_limits import LimitName
 from protocol.metrics import (
     SHORT_BUCKETS_S,
     LoopLag,
     TokenTimes,
     new_registry,
 )
-from protocol.quota_rest import LimitName
 from protocol.rest import STALLED, RouteRequest
 
 GENERATE = "text_completion"
@@ -57,13 +58,14 @@ class CoordinatorMetrics:
             ("reason",),
             registry=self.registry,
         )
-        self._transactions = Histogram(
+        transactions = Histogram(
             "brigade_database_transaction_seconds",
             "Transactions on the database, without waiting for their turn; failed ones too.",
             ("kind",),
             buckets=SHORT_BUCKETS_S,
             registry=self.registry,
         )
+        self._transactions = {kind: transactions.labels(kind) for kind in get_args(TransactionKind)}
         self._generations = GenerationMetrics(self)
 
     @contextmanager
@@ -89,9 +91,9 @@ class CoordinatorMetrics:
             code = wanted.failure.code
             self._failovers.labels(code if code in KNOWN_FAILURES else "other").inc()
 
-    def transaction_done(self, kind: str, seconds: float) -> None:
+    def transaction_done(self, kind: TransactionKind, seconds: float) -> None:
         """A transaction of a kind, `reading` or `writing`, is over."""
-        self._transactions.labels(kind).observe(seconds)
+        self._transactions[kind].observe(seconds)
 
     def take_finished(self, generation: StoredGeneration, report: GenerationReport) -> None:
         """A generation is over, as its tail reported."""

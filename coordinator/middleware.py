@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -42,6 +43,8 @@ BODY_TIMEOUT_S = 15.0
 
 PASSING = (503, 507)
 """Statuses of what may be over in a moment; the answer says when to ask again."""
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""The character as JSON writes it, and not a backslash before the letters."""
 RETRY_S = 2.0
 """Where the error itself doesn't say."""
 
@@ -96,6 +99,8 @@ async def read_body(request: web.Request) -> bytes:
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise TooLargeError(f"the body is over {MAX_BODY_BYTES} bytes")
     try:
+        if request.content.is_eof():  # all of it is here
+            return await request.read()
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()
     except web.HTTPRequestEntityTooLarge as exc:
@@ -109,7 +114,16 @@ async def read_json(request: web.Request, kind: type[T]) -> T:
     if request.content_type not in ("application/json", "application/octet-stream"):
         # Not what a browser sends across origins without asking first.
         raise InvalidRequestError(f"the body is {request.content_type[:80]}; send application/json")
-    return decode_json(await read_body(request), kind)
+    body = await read_body(request)
+    # the search for the escape alone, which hardly any body has, takes a hundredth of the other
+    _check_no_nul(is_there=b"\\u0000" in body and _NUL.search(body) is not None, where="body")
+    return decode_json(body, kind)
+
+
+def _check_no_nul(*, is_there: bool, where: str) -> None:
+    """PostgreSQL takes it into no text, and would fail what is written in the same transaction too."""
+    if is_there:
+        raise InvalidRequestError(f"the {where} has a NUL character (U+0000) in a text: leave it out")
 
 
 def error_answer(error: BrigadeError) -> web.Response:
@@ -163,6 +177,7 @@ async def check_caller(request: web.Request, handler: Handler) -> web.StreamResp
         check_host(host, request.app[KNOWN_NAMES])
     version = _spoken_by(request)
     check_version(version)
+    _check_no_nul(is_there="\0" in request.path or "\0" in request.query_string, where="address")
     if request.match_info.http_exception is not None:
         return await handler(request)  # no such route or method: nothing to protect
     access = request.app[ACCESS].get(request.match_info.route)

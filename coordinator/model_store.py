@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import structlog
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from coordinator.policy.authors import Author
 from coordinator.policy.effects import DeleteAuthor, DeleteModel, SaveAuthor, SaveModel
@@ -22,18 +23,18 @@ from protocol.model_signature import ModelSignature, verified_signature
 log = structlog.get_logger(__name__)
 
 
-async def persist_model(session: AsyncSession, effect: SaveModel | DeleteModel | SaveAuthor | DeleteAuthor) -> None:
+def persist_model(session: Session, effect: SaveModel | DeleteModel | SaveAuthor | DeleteAuthor) -> None:
     """Carry out one effect."""
     match effect:
         case SaveModel():
-            await _save_model(session, effect)
+            _save_model(session, effect)
         case DeleteModel(name=name):
-            await session.execute(delete(ModelRow).where(ModelRow.name == name))
+            session.execute(delete(ModelRow).where(ModelRow.name == name))
         case SaveAuthor(author=author):
             added_at = datetime.fromtimestamp(author.added_s, UTC)
             session.add(AuthorRow(key=author.key, name=author.name, added_at=added_at, added_by=author.added_by))
         case DeleteAuthor(key=key):
-            await session.execute(delete(AuthorRow).where(AuthorRow.key == key))
+            session.execute(delete(AuthorRow).where(AuthorRow.key == key))
 
 
 async def load_models(session: AsyncSession) -> tuple[ModelRecord, ...]:
@@ -55,8 +56,8 @@ async def load_authors(session: AsyncSession) -> tuple[Author, ...]:
     return tuple(_author(row) for row in rows)
 
 
-async def _save_model(session: AsyncSession, effect: SaveModel) -> None:
-    row = await session.scalar(select(ModelRow).where(ModelRow.name == effect.name))
+def _save_model(session: Session, effect: SaveModel) -> None:
+    row = session.scalar(select(ModelRow).where(ModelRow.name == effect.name))
     if row is None:
         row = ModelRow(name=effect.name)
         session.add(row)
@@ -65,8 +66,8 @@ async def _save_model(session: AsyncSession, effect: SaveModel) -> None:
     row.n_replicas = effect.n_replicas
     row.signature = None if effect.signature is None else effect.signature.envelope
     row.pinned_ends = effect.pinned_ends
-    await session.flush()
-    await session.execute(delete(ModelFileRow).where(ModelFileRow.model_id == row.id))
+    session.flush()
+    session.execute(delete(ModelFileRow).where(ModelFileRow.model_id == row.id))
     for name, file in _files_by_name(effect.manifest).items():
         session.add(ModelFileRow(model_id=row.id, name=name, sha256=file.sha256, size_bytes=file.size_bytes))
 

@@ -15,6 +15,7 @@ from coordinator import database
 from coordinator import state_folder as names
 from coordinator.authority import Authority
 from coordinator.config import CoordinatorConfig
+from coordinator.cut_rotations import tell_cut_rotations
 from coordinator.lease import LeaseTable
 from coordinator.lease_keeper import LeaseKeeper, holder_of
 from coordinator.repository import Repository
@@ -68,6 +69,7 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
                 await asyncio.to_thread(database.migrate, database_url)
                 await repository.claim(authority.coordinator_id)
                 await _ensure_first_keys(folder, authority, repository, now)
+                await tell_cut_rotations(repository, authority.secrets.rotated_at, now)
                 yield OpenedState(
                     folder=folder, authority=authority, engine=engine, repository=repository, lease=lease
                 )

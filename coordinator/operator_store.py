@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from coordinator.operator_tables import PinRow
 from coordinator.policy.effects import DeletePin, DeleteSetting, SaveMoveAsked, SavePin, SaveSetting
@@ -20,23 +21,23 @@ MOVE_ASKED = "move_asked"
 """There while a move that an operator asked for isn't over."""
 
 
-async def persist_choice(
-    session: AsyncSession, effect: SavePin | DeletePin | SaveSetting | DeleteSetting | SaveMoveAsked
+def persist_choice(
+    session: Session, effect: SavePin | DeletePin | SaveSetting | DeleteSetting | SaveMoveAsked
 ) -> None:
     """Carry out one of these effects."""
     match effect:
         case SavePin(worker_id=worker_id, pin=pin):
-            await session.merge(_pin_row(worker_id, pin))
+            session.merge(_pin_row(worker_id, pin))
         case DeletePin(worker_id=worker_id):
-            await session.execute(delete(PinRow).where(PinRow.worker_id == worker_id))
+            session.execute(delete(PinRow).where(PinRow.worker_id == worker_id))
         case SaveSetting(name=name, value=value):
-            await session.merge(SettingRow(key=SETTING_PREFIX + name, value=msgspec.json.encode(value).decode()))
+            session.merge(SettingRow(key=SETTING_PREFIX + name, value=msgspec.json.encode(value).decode()))
         case DeleteSetting(name=name):
-            await session.execute(delete(SettingRow).where(SettingRow.key == SETTING_PREFIX + name))
+            session.execute(delete(SettingRow).where(SettingRow.key == SETTING_PREFIX + name))
         case SaveMoveAsked(is_asked=True):
-            await session.merge(SettingRow(key=MOVE_ASKED, value="true"))
+            session.merge(SettingRow(key=MOVE_ASKED, value="true"))
         case SaveMoveAsked():
-            await session.execute(delete(SettingRow).where(SettingRow.key == MOVE_ASKED))
+            session.execute(delete(SettingRow).where(SettingRow.key == MOVE_ASKED))
 
 
 async def is_move_asked(session: AsyncSession) -> bool:

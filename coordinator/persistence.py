@@ -46,19 +46,19 @@ from protocol.ids import BlockRange, ModelName, Revision, WorkerId
 from protocol.messages import Quantization
 
 
-async def persist(session: AsyncSession, effect: Persistent) -> None:
+def persist(session: Session, effect: Persistent) -> None:
     """Carry out one persistent effect."""
     match effect:
         case SaveWorker():
-            await _save_worker(session, effect)
+            _save_worker(session, effect)
         case SaveAssignment():
-            await _save_assignment(session, effect)
+            _save_assignment(session, effect)
         case SaveModel() | DeleteModel() | SaveAuthor() | DeleteAuthor():
-            await persist_model(session, effect)
+            persist_model(session, effect)
         case SaveTrust() | DeleteTrust() | WriteTrustEvent() | SumUpTrustEvents():
-            await persist_trust(session, effect)
+            persist_trust(session, effect)
         case SavePin() | DeletePin() | SaveSetting() | DeleteSetting() | SaveMoveAsked():
-            await persist_choice(session, effect)
+            persist_choice(session, effect)
         case WriteAudit():
             at = datetime.fromtimestamp(effect.at_s, UTC)
             insert_audit(
@@ -71,8 +71,8 @@ async def persist(session: AsyncSession, effect: Persistent) -> None:
                 after=effect.after,
             )
         case DeleteWorker(worker_id=worker_id):
-            await session.execute(delete(WorkerRow).where(WorkerRow.worker_id == worker_id))
-    await session.flush()
+            session.execute(delete(WorkerRow).where(WorkerRow.worker_id == worker_id))
+    session.flush()
 
 
 def insert_audit(
@@ -131,8 +131,8 @@ async def load_stored_state(session: AsyncSession) -> StoredState:
     )
 
 
-async def _save_worker(session: AsyncSession, effect: SaveWorker) -> None:
-    row = await session.get(WorkerRow, effect.worker_id)
+def _save_worker(session: Session, effect: SaveWorker) -> None:
+    row = session.get(WorkerRow, effect.worker_id)
     if row is None:
         row = WorkerRow(worker_id=effect.worker_id, epoch=0, assignment_reason="")
         session.add(row)
@@ -143,11 +143,11 @@ async def _save_worker(session: AsyncSession, effect: SaveWorker) -> None:
     row.seen_at = datetime.fromtimestamp(effect.seen_s, UTC)
 
 
-async def _save_assignment(session: AsyncSession, effect: SaveAssignment) -> None:
-    worker = await session.get_one(WorkerRow, effect.worker_id)
+def _save_assignment(session: Session, effect: SaveAssignment) -> None:
+    worker = session.get_one(WorkerRow, effect.worker_id)
     worker.epoch = effect.epoch
     worker.assignment_reason = _storable(effect.reason)
-    await session.execute(delete(AssignmentRow).where(AssignmentRow.worker_id == effect.worker_id))
+    session.execute(delete(AssignmentRow).where(AssignmentRow.worker_id == effect.worker_id))
     for position, span in enumerate(effect.spans):
         row = AssignmentRow(
             worker_id=effect.worker_id,

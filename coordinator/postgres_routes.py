@@ -17,8 +17,9 @@ from typing import Any
 
 import asyncpg
 
-from coordinator.generation_rows import QuotaClock, begin_generations, decisions
-from coordinator.postgres_rows import QUOTA_NAMES, arrays_of, quota_arrays, quoted, rows_of, saving_quotas
+from coordinator.generation_rows import QuotaClock, RatesLeft, begin_generations, decisions, finish_generations
+from coordinator.postgres_reports import finish_natively
+from coordinator.postgres_rows import QUOTA_NAMES, Row, arrays_of, quota_arrays, quoted, rows_of, saving_quotas
 from coordinator.quota_records import (
     BEGUN_NAMES,
     GENERATIONS,
@@ -32,7 +33,7 @@ from coordinator.quota_records import (
 )
 from coordinator.quota_rows import Reserving
 from coordinator.remembered_quotas import Known, KnownQuota, RememberedQuotas
-from coordinator.stored_rows import NewGeneration
+from coordinator.stored_rows import NewGeneration, ReportedEnd, StoredGeneration
 from coordinator.transactions import LEASE_ID, Transactions
 from protocol.errors import BrigadeError
 from protocol.ids import KeyId
@@ -82,16 +83,6 @@ _WRITE_IF_AS_BEFORE = f"""WITH lease AS MATERIALIZED (
 ), {_writing("(SELECT be FROM may)")} SELECT be FROM may"""  # noqa: S608 - as above
 
 
-class _Row(asyncpg.Record):  # type: ignore[misc]
-    """A row whose columns are attributes, as those that SQLAlchemy gives."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
 def key_locks(key_ids: Collection[KeyId]) -> str:
     """The statement that locks these keys' rows, in order, so that two who lock several never wait for each other.
 
@@ -102,16 +93,21 @@ def key_locks(key_ids: Collection[KeyId]) -> str:
 
 
 class PostgresRoutes:
-    """Records routes one transaction after the other, and remembers how each left the keys' quotas."""
+    """Records routes and their ends one transaction after the other, and remembers how each left the quotas."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
         self._remembered = RememberedQuotas()
         self._turn = asyncio.Lock()
-        """Two at once would remember what one of them left, and that needn't be the last."""
+        """Two at once would remember what one of them left, and that needn't be the last. Who waits here while ends
+        are written finds the quotas as they were left; who waits for the keys' rows would find them changed, and
+        have to read them."""
 
     async def begin(
-        self, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None
+        self,
+        generations: Sequence[NewGeneration],
+        quota_clock: QuotaClock | None,
+        left: RatesLeft | None = None,
     ) -> list[BrigadeError | None]:
         """As `generation_rows.begin_generations`, in a transaction of its own."""
         key_ids = {new.key_id for new in generations}
@@ -119,7 +115,7 @@ class PostgresRoutes:
             known = self._remembered.taken(key_ids)
             if any(new.continues is not None for new in generations):
                 return await self._transactions.write_rows(
-                    lambda rows: begin_generations(rows, generations, quota_clock)
+                    lambda rows: begin_generations(rows, generations, quota_clock, left)
                 )
             step = await self._done_as_known(generations, quota_clock, known)
             if step is None:
@@ -127,6 +123,8 @@ class PostgresRoutes:
                     key_locks(key_ids), partial(_done, generations, quota_clock, key_ids)
                 )
             self._remembered.give_back(step.left)
+            if left is not None:
+                left.update(step.rates_left)
             return step.refusals
 
     async def _done_as_known(
@@ -142,9 +140,19 @@ class PostgresRoutes:
         is_done = await self._transactions.write_at_once(partial(step.written_if_as_before, epoch))
         return step if is_done else None
 
-    def note_settled(self, quotas: Collection[LockedQuota]) -> None:
-        """Another transaction left these keys so."""
-        self._remembered.note_settled(quotas)
+    async def finish(
+        self, ends: Sequence[ReportedEnd], quota_clock: QuotaClock | None
+    ) -> list[StoredGeneration | None]:
+        """As `generation_rows.finish_generations`, in a transaction of its own."""
+        left: list[LockedQuota] = []
+        async with self._turn:
+            finished = await finish_natively(self._transactions, ends, quota_clock, left)
+            if finished is None:
+                finished = await self._transactions.write_rows(
+                    lambda rows: finish_generations(rows, ends, quota_clock, left)
+                )
+            self._remembered.note_settled(left)
+            return finished
 
 
 class _Step:
@@ -158,7 +166,8 @@ class _Step:
             {},
             {key_id: one.n_running for key_id, one in rows.items()},
         )
-        self.refusals = decisions(self._reserving, generations, quota_clock)
+        self.rates_left: RatesLeft = {}
+        self.refusals = decisions(self._reserving, generations, quota_clock, self.rates_left)
         both = zip(generations, self.refusals, strict=True)
         self._allowed = [new for new, refusal in both if refusal is None]
 
@@ -212,7 +221,7 @@ async def _done(
 
 
 async def _read(native: asyncpg.Connection, key_ids: Collection[KeyId]) -> Known:
-    rows: list[Any] = await native.fetch(_READ, list(key_ids), record_class=_Row)
+    rows: list[Any] = await native.fetch(_READ, list(key_ids), record_class=Row)
     known: dict[KeyId, KnownQuota | None] = dict.fromkeys(key_ids)
     for row in rows:
         known[row.key_id] = KnownQuota(

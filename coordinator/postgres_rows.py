@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import asyncpg
 import msgspec
 from sqlalchemy import JSON, Connection, Table
 from sqlalchemy.dialects import postgresql
@@ -25,6 +26,16 @@ QUOTA_NAMES = tuple(column.name for column in QUOTAS.c if column.name != "limits
 _RESERVATION_NAMES = tuple(column.name for column in RESERVATIONS.c if column.name != "key_id")
 Move = tuple[str, int, float, float]
 """A key, a reservation of it, and by how much the minute's and the day's marks of later ones move up."""
+
+
+class Row(asyncpg.Record):  # type: ignore[misc]
+    """A row whose columns are attributes, as those that SQLAlchemy gives."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 def quoted(names: Iterable[str]) -> str:
@@ -59,23 +70,34 @@ def quota_arrays(quotas: Iterable[LockedQuota]) -> list[list[Any]]:
     return arrays_of(QUOTAS, QUOTA_NAMES, [quota_values(quota) | {"key_id": quota.key_id} for quota in quotas])
 
 
-def _set(names: Sequence[str]) -> str:
+def setting(names: Sequence[str]) -> str:
+    """What a statement sets of all these columns but the first, by which the rows are found."""
     return ", ".join(f'"{name}" = new."{name}"' for name in names[1:])
 
 
 def saving_quotas(condition: str = "true") -> str:
     """The part of a statement that writes the quotas which are its first parameters."""
     return (  # names of ours, and numbers of parameters: nothing of anybody else's
-        f"saved AS (UPDATE quotas SET {_set(QUOTA_NAMES)}"  # noqa: S608
+        f"saved AS (UPDATE quotas SET {setting(QUOTA_NAMES)}"  # noqa: S608
         f" FROM {rows_of(QUOTAS, QUOTA_NAMES, 1)} WHERE quotas.key_id = new.key_id AND {condition})"
     )
 
 
 _FIRST_MOVE = 1 + len(QUOTA_NAMES) + len(_RESERVATION_NAMES)
-_SETTLE = f"""WITH {saving_quotas()}, kept AS (
-    UPDATE reservations SET {_set(_RESERVATION_NAMES)}
+FIRST_FREE = _FIRST_MOVE + 5
+"""The first parameter of what is written along with what was settled."""
+
+
+def settling(*others: str) -> str:
+    """The statement that writes what was settled, along with these parts of it."""
+    return ", ".join((_SAVED, *others)) + _MOVED
+
+
+_SAVED = f"""WITH {saving_quotas()}, kept AS (
+    UPDATE reservations SET {setting(_RESERVATION_NAMES)}
     FROM {rows_of(RESERVATIONS, _RESERVATION_NAMES, 1 + len(QUOTA_NAMES))} WHERE reservations.id = new.id
-)
+)"""  # noqa: S608 - as above
+_MOVED = f"""
 UPDATE reservations SET minute_mark = minute_mark - moved.by_minute, day_mark = day_mark - moved.by_day
 FROM (
     SELECT others.id, sum(given_back.by_minute) AS by_minute, sum(given_back.by_day) AS by_day
@@ -86,24 +108,27 @@ FROM (
     GROUP BY others.id
 ) AS moved WHERE reservations.id = moved.id
 """  # noqa: S608 - as above
+_SETTLE = settling()
 
 
-def save_settled(
-    connection: Connection,
+def settled_arrays(
     quotas: Iterable[LockedQuota],
     reservations: Iterable[HeldReservation],
     moves: Sequence[Move],
     but: Collection[int],
-) -> None:
-    """Write quotas and reservations, and move up what is open behind what was given back, except those `but`."""
+) -> list[list[Any]]:
+    """The parameters of `settling`; none if there is nothing to write."""
     changed = [quota for quota in quotas if quota.is_changed]
     kept = [reservation_values(one) | {"id": one.id} for one in reservations]
-    if not (changed or kept or moves):
-        return
-    parameters = (
+    return [
         *quota_arrays(changed),
         *arrays_of(RESERVATIONS, _RESERVATION_NAMES, kept),
         *([move[i] for move in moves] for i in range(4)),
         list(but),
-    )
-    connection.exec_driver_sql(_SETTLE, parameters)
+    ]
+
+
+def save_settled(connection: Connection, arrays: list[list[Any]]) -> None:
+    """Write quotas and reservations, and move up what is open behind what was given back."""
+    if any(arrays[:-1]):
+        connection.exec_driver_sql(_SETTLE, tuple(arrays))

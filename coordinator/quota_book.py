@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from coordinator.persistence import insert_audit
-from coordinator.policy.quota import at, rate_uses
+from coordinator.policy.quota import at
+from coordinator.policy.quota_views import rate_uses
 from coordinator.quota_records import (
     GENERATIONS,
     QUOTAS,

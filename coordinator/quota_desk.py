@@ -12,6 +12,7 @@ import structlog
 from msgspec import structs
 
 from coordinator.background import uninterrupted
+from coordinator.generation_rows import RatesLeft
 from coordinator.policy.quota import Wanted, check_allowed, refused_again
 from coordinator.policy.state import ModelRecord
 from coordinator.repository import Repository
@@ -27,7 +28,7 @@ from protocol.errors import (
     StorageError,
 )
 from protocol.ids import KeyId
-from protocol.key_limits import KeyLimits
+from protocol.key_limits import KeyLimits, RateLeft
 from protocol.rest import RouteGrant, RouteRequest
 
 log = structlog.get_logger(__name__)
@@ -47,10 +48,10 @@ LONGEST_IN_LINE_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Waiting:
-    """A generation to be written, and what came of it: None, or why it isn't to be."""
+    """A generation to be written, and what came of it: what is left of the key's rates, or why it isn't to be."""
 
     new: NewGeneration
-    written: asyncio.Future[Exception | None]
+    written: asyncio.Future[Exception | tuple[RateLeft, ...]]
     until_s: float
     is_gone: Callable[[], bool]
 
@@ -120,8 +121,8 @@ class QuotaDesk:
         *,
         is_opening_told: bool = False,
         is_gone: Callable[[], bool],
-    ) -> None:
-        """Keep that the route was given, and hold what it may use, both or neither.
+    ) -> RouteGrant:
+        """Keep that the route was given, and hold what it may use, both or neither; it says what is left then.
 
         Those who come while others are being written are written together after them, but for those whose callers
         have hung up by then. `is_opening_told` as in `NewGeneration`.
@@ -151,9 +152,10 @@ class QuotaDesk:
         finally:
             if waiting in self._line:  # cancelled before its turn
                 self._line.remove(waiting)
-        refusal = waiting.written.result()
-        if refusal is not None:
-            raise refusal
+        outcome = waiting.written.result()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return structs.replace(grant, rates=outcome)
 
     def _next_together(self) -> list[_Waiting]:
         """Those at the head of the line who are to be written; who waited in vain before them is sent away."""
@@ -172,15 +174,13 @@ class QuotaDesk:
 
     async def _write(self, together: Sequence[_Waiting]) -> None:
         refusals: Sequence[BrigadeError | None]
+        left: RatesLeft = {}
         try:
             refusals = await self._repository.record_generations(
-                [waiting.new for waiting in together], self._quota_clock
+                [waiting.new for waiting in together], self._quota_clock, left
             )
-        except LeaseError as error:
-            refusals = [error] * len(together)
         except StorageError as error:
-            message = f"no generation can begin, as nothing can be kept of it: {error.message}"
-            refusals = [DatabaseAwayError(message, retry_after_s=RETRY_AWAY_S) for _ in together]
+            refusals = [database_away(error) for _ in together]
         except Exception:
             log.exception("generations_not_recorded", n_generations=len(together))
             message = "the generation couldn't be recorded; the coordinator's log has the details"
@@ -188,7 +188,7 @@ class QuotaDesk:
         for waiting, refusal in zip(together, refusals, strict=True):
             if isinstance(refusal, QuotaExceededError):
                 self._remember(waiting.new, refusal)
-            waiting.written.set_result(refusal)
+            waiting.written.set_result(refusal or left.get(waiting.new.session_id, ()))
 
     def _remember(self, new: NewGeneration, error: QuotaExceededError) -> None:
         now_s = self._quota_clock()
@@ -215,6 +215,14 @@ class QuotaDesk:
             continues=wanted.continues,
             is_opening_told=is_opening_told,
         )
+
+
+def database_away(error: StorageError) -> StorageError:
+    """What is answered to who wants a route, when that can't be looked up or kept."""
+    if isinstance(error, LeaseError | DatabaseAwayError):
+        return error
+    message = f"no generation can begin, as nothing can be kept of it: {error.message}"
+    return DatabaseAwayError(message, retry_after_s=RETRY_AWAY_S)
 
 
 def _check_context(model: ModelRecord, wanted: RouteRequest) -> None:

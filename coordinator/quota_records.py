@@ -129,14 +129,14 @@ def reservations_by_id(connection: Connection, ids: Collection[int]) -> dict[int
     """Those of them that are there."""
     if not ids:
         return {}
-    return {row.id: _held_reservation(row) for row in connection.execute(_BY_ID, {"names": list(ids)})}
+    return {row.id: held_reservation(row) for row in connection.execute(_BY_ID, {"names": list(ids)})}
 
 
 def reservations_continued(connection: Connection, sessions: Collection[str]) -> dict[str, HeldReservation]:
     """What is held for the generations of these sessions, by session; one and the same for those of one."""
     found: dict[int, HeldReservation] = {}
     rows = connection.execute(_CONTINUED, {"names": list(sessions)})
-    return {row.continued: found.setdefault(row.id, _held_reservation(row)) for row in rows}
+    return {row.continued: found.setdefault(row.id, held_reservation(row)) for row in rows}
 
 
 def reservations_due(
@@ -144,7 +144,7 @@ def reservations_due(
 ) -> dict[int, HeldReservation]:
     """Of these keys at most so many whose time has come: first what is open, then by that time."""
     rows = connection.execute(_DUE, {"names": list(key_ids), "now": now, "n_most": n_most})
-    return {row.id: _held_reservation(row) for row in rows}
+    return {row.id: held_reservation(row) for row in rows}
 
 
 def save_reservations(connection: Connection, reservations: Iterable[HeldReservation]) -> None:
@@ -164,7 +164,7 @@ def forget_reservations(connection: Connection, ids: Collection[int]) -> None:
         connection.execute(_FORGET, {"names": list(ids)})
 
 
-def _held_reservation(row: Row[Any]) -> HeldReservation:
+def held_reservation(row: Row[Any]) -> HeldReservation:
     """A whole row of `reservations`."""
     held = Reservation(
         n_reserved=row.n_reserved,

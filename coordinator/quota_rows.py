@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
+from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Double, Update, bindparam, case, update
 
 from coordinator.policy import quota as policy
 from coordinator.policy.quota import Wanted
-from coordinator.postgres_rows import save_settled
+from coordinator.policy.quota_views import rates_left
+from coordinator.postgres_rows import Move, save_settled, settled_arrays
 from coordinator.quota_records import (
     RESERVATIONS,
     HeldReservation,
@@ -33,6 +34,7 @@ from coordinator.quota_records import (
 from coordinator.stored_rows import StoredGeneration
 from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, SessionId
+from protocol.key_limits import RateLeft
 
 LONGEST_GENERATION = timedelta(hours=1)
 """As long as its tickets are good. What nobody has reported by then is given back, and may still be reported."""
@@ -107,6 +109,11 @@ class Reserving:
     def n_running(self, key_id: str) -> int:
         """Generations of the key that run, those that were reserved for here among them."""
         return self._n_running.get(key_id, 0)
+
+    def rates_left(self, key_id: KeyId) -> tuple[RateLeft, ...]:
+        """What is left of the key's rates now."""
+        quota = self._quotas.get(key_id)
+        return () if quota is None else rates_left(quota.account, quota.limits)
 
     @property
     def changed_quotas(self) -> list[LockedQuota]:
@@ -213,13 +220,26 @@ class Settling:
         """Write what was settled. What is given back leaves the queue, so that what is held behind it moves up."""
         forget_reservations(connection, self._forgotten)
         if connection.dialect.name == "postgresql":
-            moves = [(key_id, i, *by) for key_id, moved in self._moves.items() for i, by in moved.items()]
-            save_settled(connection, self._quotas.values(), self._changed.values(), moves, self._rows)
+            save_settled(connection, self.arrays())
             return
         save_quotas(connection, self._quotas.values())
         save_reservations(connection, self._changed.values())
         for key_id in sorted(self._moves):
             self._move_up_others(connection, key_id)
+
+    @property
+    def changed(self) -> list[HeldReservation]:
+        """What is to be written of reservations."""
+        return list(self._changed.values())
+
+    @property
+    def moves(self) -> list[Move]:
+        """By how much what is open behind each reservation moves up: in order, by key and reservation."""
+        return sorted((key_id, i, *by) for key_id, moved in self._moves.items() for i, by in moved.items())
+
+    def arrays(self) -> list[list[Any]]:
+        """The same as PostgreSQL is sent it, but for what is forgotten: parameters of `postgres_rows.settling`."""
+        return settled_arrays(self._quotas.values(), self.changed, self.moves, self._rows)
 
     def _settle(
         self, quota: LockedQuota, row: HeldReservation, n_tokens: int, now: datetime, *, is_over: bool
@@ -240,8 +260,7 @@ class Settling:
         """Those behind it that were read here; the others are moved by `write`."""
         for other_id, other in self._rows.items():
             if other.key_id == key_id and other.held.is_open and other_id > row_id:
-                marks = tuple(mark - n for mark, n in zip(other.held.marks, given_back, strict=True))
-                other.held = replace(other.held, marks=marks)
+                other.held = policy.moved_up(other.held, given_back)
                 self._changed[other_id] = other
 
     def _move_up_others(self, connection: Connection, key_id: str) -> None:

@@ -41,6 +41,22 @@ def add_usage(
     many of its tokens were. The workers ran all of it.
     """
     before = _reported_before(connection, [generation for generation, _, _ in ended])
+    owners = _owners(connection, {hop[0] for generation, _, _ in ended for hop in generation.route})
+    usage, contributions = ledger_rows(ended, before, counted, owners)
+    _add(connection, UsageRow, usage, *USAGE_COUNTS)
+    _add(connection, ContributionRow, contributions, "n_token_blocks")
+
+
+def ledger_rows(
+    ended: Sequence[tuple[StoredGeneration, GenerationReport, datetime]],
+    before: Mapping[str, int],
+    counted: Mapping[str, int],
+    owners: Mapping[str, str],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What sessions add to usage and to contributions, by the names of columns.
+
+    `before`: tokens that were reported of the sessions from which these go on; `counted` as in `add_usage`.
+    """
     used: defaultdict[tuple[str, date], Counter[str]] = defaultdict(Counter)
     given: Counter[tuple[str, date]] = Counter()
     for generation, report, at in ended:
@@ -65,13 +81,11 @@ def add_usage(
         {"key_id": key_id, "day": day} | {name: counts[name] for name in USAGE_COUNTS}
         for (key_id, day), counts in sorted(used.items())
     ]
-    _add(connection, UsageRow, usage, *USAGE_COUNTS)
-    owners = _owners(connection, {worker_id for worker_id, _ in given}) if given else {}
     contributions = [
         {"worker_id": worker_id, "owner": owners.get(worker_id, ""), "day": day, "n_token_blocks": n}
         for (worker_id, day), n in sorted(given.items())
     ]
-    _add(connection, ContributionRow, contributions, "n_token_blocks")
+    return usage, contributions
 
 
 class UsageBook:

@@ -7,10 +7,11 @@ from datetime import datetime
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session
 
 from coordinator.admin_requests import AdminRequests
 from coordinator.audit_log import AuditLog
-from coordinator.generation_rows import begin_generations, finish_generations, hold_begun
+from coordinator.generation_rows import RatesLeft, begin_generations, finish_generations, hold_begun
 from coordinator.key_changes import KeyChanges
 from coordinator.log_tables import AuditRow
 from coordinator.persistence import insert_audit, load_stored_state, persist
@@ -18,8 +19,8 @@ from coordinator.policy.effects import Effect, SendToWorker
 from coordinator.policy.stored import StoredState
 from coordinator.postgres_routes import PostgresRoutes
 from coordinator.quota_book import QuotaBook, new_quota
-from coordinator.quota_records import LockedQuota
 from coordinator.quota_usage import UsageBook
+from coordinator.sqlite_reports import finish_generations_plainly
 from coordinator.sqlite_routes import begin_generations_plainly
 from coordinator.stored_rows import (
     AuditLine,
@@ -103,9 +104,12 @@ class Repository:
         persistent = [effect for effect in effects if not isinstance(effect, SendToWorker)]
         if not persistent:
             return
-        async with self.transactions.writing() as session:
+
+        def work(session: Session) -> None:
             for effect in persistent:
-                await persist(session, effect)
+                persist(session, effect)
+
+        await self.transactions.write(work)
 
     async def trust_history(
         self, worker_id: WorkerId, n_events: int = MAX_AUDIT_LINES
@@ -155,6 +159,12 @@ class Repository:
             found = (await session.execute(_keys().where(ApiKeyRow.key_id == key_id))).one_or_none()
             return None if found is None else stored_key(*found)
 
+    async def api_keys_of(self, key_ids: Collection[KeyId]) -> tuple[StoredKey, ...]:
+        """Those of these keys that there are, revoked or not."""
+        async with self.transactions.reading() as session:
+            found = await session.execute(_keys().where(ApiKeyRow.key_id.in_(key_ids)))
+            return tuple(stored_key(key, quota) for key, quota in found)
+
     async def api_keys(self, *, after: KeyId | None = None, n_keys: int | None = None) -> tuple[StoredKey, ...]:
         """Keys, oldest first: those that come after one of them, so many, or all."""
         query = after_key(_keys(), after).order_by(ApiKeyRow.created_at, ApiKeyRow.key_id).limit(n_keys)
@@ -185,18 +195,26 @@ class Repository:
             raise refusal
 
     async def record_generations(
-        self, generations: Sequence[NewGeneration], quota_clock: Callable[[], float] | None = None
+        self,
+        generations: Sequence[NewGeneration],
+        quota_clock: Callable[[], float] | None = None,
+        left: RatesLeft | None = None,
     ) -> list[BrigadeError | None]:
         """Keep that routes were given, and hold what they may use; for each why a limit doesn't allow it, or None.
 
         Of one that isn't allowed nothing is kept. They are decided in order, each by what those before it left.
         Quotas go by `quota_clock` as it is once it is this transaction's turn; without one, by the times given.
+        `left`: takes what is left of their keys' rates then.
         """
         if self.kind == "postgresql":
-            return await self._postgres_routes.begin(generations, quota_clock)
-        are_new = all(new.continues is None for new in generations)
-        begin = begin_generations_plainly if are_new else begin_generations
-        return await self.transactions.write_rows(lambda rows: begin(rows, generations, quota_clock))
+            return await self._postgres_routes.begin(generations, quota_clock, left)
+        if all(new.continues is None for new in generations):
+            return await self.transactions.write_plainly(
+                lambda rows: begin_generations_plainly(rows, generations, quota_clock, left)
+            )
+        return await self.transactions.write_rows(
+            lambda rows: begin_generations(rows, generations, quota_clock, left)
+        )
 
     async def finish_generation(
         self, report: GenerationReport, now: datetime, *, reported_by: WorkerId | None = None
@@ -214,12 +232,14 @@ class Repository:
         generation's route is believed, and never more tokens than were allowed. `quota_clock` as in
         `record_generations`.
         """
-        left: list[LockedQuota] = []
-        finished = await self.transactions.write_rows(
-            lambda rows: finish_generations(rows, ends, quota_clock, left)
+        if self.kind == "postgresql":
+            return await self._postgres_routes.finish(ends, quota_clock)
+        finished = await self.transactions.write_plainly(
+            lambda rows: finish_generations_plainly(rows, ends, quota_clock)
         )
-        self._postgres_routes.note_settled(left)
-        return finished
+        if finished is not None:
+            return finished
+        return await self.transactions.write_rows(lambda rows: finish_generations(rows, ends, quota_clock))
 
     async def hold_begun(
         self,

@@ -112,7 +112,7 @@ class RouteDesk:
         asker = Asker(key_id, self._earned.of(key_id, limits.priority))
         grant = await self._awaited(model, wanted, asker, continued, held, is_gone)
         is_opening_told = self._tickets.can_be_told(SessionsBegun, grant.hops[0].worker_id)
-        await self._quotas.record(grant, wanted, key_id, is_opening_told=is_opening_told, is_gone=is_gone)
+        grant = await self._quotas.record(grant, wanted, key_id, is_opening_told=is_opening_told, is_gone=is_gone)
         self._ends.check_not_revoked(key_id)
         if continued is not None:
             self._ends.end_continued(continued)

@@ -5,16 +5,17 @@ Knows who can't be on a route by version and by trust. Many may wait for the sam
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from coordinator.cluster import Cluster
+from coordinator.policy.cache_room import has_room, too_long_words, too_small
 from coordinator.policy.missing import MissingBlocks, missing_blocks
 from coordinator.policy.ready_segments import ReadySegments
 from coordinator.policy.routing import Avoided, Held, Route, cheapest_route, wanted_blocks
 from coordinator.policy.state import ModelRecord
 from coordinator.policy.trust_words import below, too_little_trust
 from coordinator.ticket_desk import TicketDesk
-from protocol.errors import ModelLoadingError, ModelUnavailableError
+from protocol.errors import ContextExceededError, ModelLoadingError, ModelUnavailableError
 from protocol.ids import BlockRange, ModelName, WorkerId
 from protocol.rest import RouteRequest
 
@@ -50,6 +51,7 @@ class RouteSearch:
 
         Raises:
             InvalidRequestError: the model has no such blocks, or is an encoder that tokens are wanted of.
+            ContextExceededError: the session is too long for workers without which there is no route.
             ModelUnavailableError: no route (ModelLoadingError: but there will be one).
         """
         if self._missing_until is not self._cluster.routes_changed or len(self._missing) >= MAX_MISSING:
@@ -58,20 +60,66 @@ class RouteSearch:
         # Other names change nothing, and a request may hold many long ones.
         untrusted = below(self._cluster.state, wanted.min_trust)
         feature, old = self._too_old(wanted)
-        exclude = untrusted.union(old, exclude.intersection(self._cluster.state.workers))
+        never = untrusted | old
+        exclude = never.union(exclude.intersection(self._cluster.state.workers))
         blocks = wanted_blocks(model, wanted.private_blocks, wanted.states_after)
-        asked = (model.name, exclude, wanted.pinned_ends, blocks)
-        found: Route | MissingBlocks | None = self._missing.get(asked)
-        if found is None:
-            found = self._cheapest(model, exclude, avoided, held, blocks, pinned_ends=wanted.pinned_ends)
+
+        def look(without: frozenset[WorkerId]) -> Route | MissingBlocks:
+            return self._looked_for(model, without, avoided, held, blocks, pinned_ends=wanted.pinned_ends)
+
+        found = self._with_room(model.name, wanted, exclude, never, look)
         if isinstance(found, Route):
             return found
-        self._missing[asked] = found
         why = too_little_trust(self._cluster.state, model.name, wanted.min_trust, untrusted)
         if old:
             too_old = f"{len(old)} workers are left out as their version has no {feature}; upgrade them"
             why = "; ".join(filter(None, (why, too_old)))
         raise self._refusal(found, exclude, why)
+
+    def _with_room(
+        self,
+        name: ModelName,
+        wanted: RouteRequest,
+        exclude: frozenset[WorkerId],
+        never: frozenset[WorkerId],
+        look: Callable[[frozenset[WorkerId]], Route | MissingBlocks],
+    ) -> Route | MissingBlocks:
+        """What is found without workers whose caches the session is too long for; else with some of their blocks.
+
+        `never`: those of `exclude` whom the request can never have.
+        """
+        state, n_positions = self._cluster.state, wanted.n_prompt_tokens + wanted.max_tokens
+        small = too_small(state, name, n_positions)
+        found = look(exclude | small)
+        if isinstance(found, Route) or small <= exclude:
+            return found
+        found = look(exclude)
+        if isinstance(found, MissingBlocks) or has_room(state, found, n_positions):
+            return found
+        words = too_long_words(state, name, n_positions, small)
+        # what was begun elsewhere may go on there, once those workers are back
+        if wanted.continues is None and isinstance(look(never | small), MissingBlocks):
+            raise ContextExceededError(words)
+        raise ModelUnavailableError(words, retry_after_s=RETRY_UNAVAILABLE_S)
+
+    def _looked_for(
+        self,
+        model: ModelRecord,
+        exclude: frozenset[WorkerId],
+        avoided: Avoided,
+        held: Held,
+        blocks: BlockRange | None,
+        *,
+        pinned_ends: bool,
+    ) -> Route | MissingBlocks:
+        """As it is remembered, or looked for."""
+        asked = (model.name, exclude, pinned_ends, blocks)
+        found: Route | MissingBlocks | None = self._missing.get(asked)
+        if found is None:
+            found = self._cheapest(model, exclude, avoided, held, blocks, pinned_ends=pinned_ends)
+        if isinstance(found, MissingBlocks):
+            self._missing[asked] = found
+        return found
 
     def _cheapest(
         self,

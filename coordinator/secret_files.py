@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ MAX_RETIRED = 1000
 _FINGERPRINT_LABEL = b"brigade retired join secret\0"
 
 _T = TypeVar("_T")
+Rotation = Literal["join_secret_rotated", "signing_key_rotated"]
+"""As the audit log has it."""
 
 
 class DatedSecret(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -99,9 +101,8 @@ class SecretFiles:
         retired = self._read(names.RETIRED_SECRETS, tuple[_Retired, ...]) or ()
         join_secret = self._settled_secret(given, retired)
         previous = self._read(names.PREVIOUS_SECRETS, tuple[DatedSecret, ...]) or ()
-        self._in_force = _published(
-            _InForce(join_secret=join_secret, previous=previous, signing=signing, retired=retired, as_of=now)
-        )
+        in_force = _InForce(join_secret=join_secret, previous=previous, signing=signing, retired=retired, as_of=now)
+        self._in_force = _published(_without_cut_rotation(in_force))
         self.remove_expired(now)
 
     @property
@@ -125,6 +126,15 @@ class SecretFiles:
         """When the join secret in force was made by rotation; None: it is the first, or was given."""
         retired = self._in_force.retired
         return retired[-1].retired_at if retired and not self.is_given else None
+
+    @property
+    def rotated_at(self) -> dict[Rotation, datetime | None]:
+        """When each was last rotated, or made if it never was; None: it was given, or made with the folder."""
+        retired, signing = self._in_force.retired, self._in_force.signing
+        return {
+            "join_secret_rotated": retired[-1].retired_at if retired else None,
+            "signing_key_rotated": signing[-1].created_at,
+        }
 
     @property
     def signing_key_dates(self) -> tuple[DatedSecret, ...]:
@@ -232,6 +242,14 @@ def _published(in_force: _InForce) -> _InForce:
     """With the keys that joining workers are asked to know worked out; each once."""
     values = (in_force.join_secret, *(each.value for each in reversed(in_force.previous)))
     return replace(in_force, join_keys=tuple(join_key(value) for value in dict.fromkeys(values)))
+
+
+def _without_cut_rotation(found: _InForce) -> _InForce:
+    """Whoever died before the new join secret was written left the old one in force: it isn't retired."""
+    is_cut = bool(found.retired) and found.retired[-1].fingerprint == _fingerprint(found.join_secret)
+    retired = found.retired[:-1] if is_cut else found.retired
+    previous = tuple(each for each in found.previous if each.value != found.join_secret)
+    return replace(found, retired=retired, previous=previous)
 
 
 def _counting(values: Iterable[DatedSecret], now: datetime) -> tuple[DatedSecret, ...]:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from protocol.disk import storage_errors, write_atomically
+from protocol.disk import partial_of, storage_errors, write_atomically
 from protocol.errors import ConflictError, StorageError
 from protocol.file_locks import try_lock
 
@@ -35,6 +35,10 @@ ADMIN_KEY = "admin.key"
 CLIENT_KEY = "client.key"
 URL = "url"
 LOCK = "lock"
+_WRITTEN = (
+    *(JOIN_SECRET, PREVIOUS_SECRETS, RETIRED_SECRETS, SIGNING_KEYS, CA_CERTIFICATE, CA_KEY, SERVER_CERTIFICATE),
+    *(SERVER_KEY, COORDINATOR_ID, ADMIN_KEY, CLIENT_KEY, URL),
+)
 
 MAX_FILE_BYTES = 2**20
 """Far above anything written here; a larger file isn't ours."""
@@ -92,6 +96,8 @@ class StateFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for one coordinator; the system lets go of it when the process ends, however it ends.
 
+        What one that was killed had half written, a secret perhaps, is removed.
+
         Raises:
             ConflictError: another coordinator runs on this folder.
         """
@@ -103,9 +109,15 @@ class StateFolder:
                 "(--state)"
             )
         try:
+            self._remove_partials()
             yield
         finally:
             held.release()
+
+    def _remove_partials(self) -> None:
+        for name in _WRITTEN:
+            with suppress(OSError):  # each is removed by the next write too, which says what is wrong
+                partial_of(self.path(name)).unlink(missing_ok=True)
 
 
 def read_state_file(path: Path) -> str | None:

@@ -6,9 +6,11 @@ Whatever the database or its driver raises becomes a `StorageError` whose messag
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, contextmanager
 from contextvars import copy_context
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,8 +31,11 @@ TransactionKind = Literal["writing", "reading"]
 
 LEASE_ID = 1
 """Of the table's only row."""
+SQLITE_THREADS = 4
+"""One that writes, and some that see whether the file is there, which a slow disk may make them wait for."""
 # Shared with our other writers; a coordinator that takes the lease has to wait for all of them.
 _EPOCH = select(LeaseRow.epoch).where(LeaseRow.id == LEASE_ID).with_for_update(read=True)
+_EPOCH_PLAINLY = f"SELECT epoch FROM coordinator_lease WHERE id = {LEASE_ID:d}"  # noqa: S608 - a number of ours
 _HELD = "SELECT 1 FROM coordinator_lease WHERE id = {:d} AND epoch = {:d} FOR SHARE"
 
 
@@ -53,6 +58,11 @@ class Fence:
     def check_now(self, connection: Connection) -> None:
         """As `check`, where waiting is no matter."""
         if self.epoch is not None and connection.scalar(_EPOCH) != self.epoch:
+            raise _taken_over()
+
+    def check_plainly(self, connection: sqlite3.Connection) -> None:
+        """As `check_now`, on SQLite's own connection, in a transaction that has the write lock already."""
+        if self.epoch is not None and connection.execute(_EPOCH_PLAINLY).fetchone() != (self.epoch,):
             raise _taken_over()
 
     async def begin(self, connection: asyncpg.Connection, locks: str) -> None:
@@ -81,6 +91,8 @@ class Transactions:
         """Told of each transaction that is over, and of the seconds that it took after its turn had come."""
         self._sqlite_writer = asyncio.Lock()
         """SQLite has one writer at a time, and lets the others look again and again: here they stand in line."""
+        self._threads = ThreadPoolExecutor(max_workers=SQLITE_THREADS, thread_name_prefix="database")
+        """Of its own: what others do in threads, such as looks at a large fleet, keeps no transaction waiting."""
         self._problems: dict[str, str] = {}
         """Of the last transaction that wrote, and of the last that read; both need not be in trouble."""
 
@@ -131,10 +143,22 @@ class Transactions:
                 if self._file is not None:
                     # As `to_thread`, without a task around it: who is acting is known there too.
                     written = partial(copy_context().run, self._written, self._file, work)
-                    return await uninterrupted(asyncio.get_running_loop().run_in_executor(None, written))
+                    return await uninterrupted(self._in_thread(written))
                 with database_errors(self._engine.url):
                     async with self._engine.begin() as connection:
                         return await connection.run_sync(self._fenced, work)
+
+    async def write_plainly(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """As `write_rows`, on SQLite's own connection: for the few transactions that come with each generation.
+
+        Raises:
+            StorageError: as `writing`.
+        """
+        assert self._file is not None, "PostgreSQL has `write_natively`"
+        async with self._turn():
+            with self._noted("writing"):
+                written = partial(copy_context().run, self._written_plainly, self._file, work)
+                return await uninterrupted(self._in_thread(written))
 
     async def write_natively(self, locks: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         """What `work` comes to on PostgreSQL's own connection, in a transaction that begins with `locks`.
@@ -170,6 +194,9 @@ class Transactions:
                     await connection.invalidate()  # closed, and the transaction with it, wherever it stands
                     raise
 
+    def _in_thread(self, step: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, step)
+
     @cached_property
     def blocking(self) -> Engine:
         """What `write_rows` uses on SQLite."""
@@ -179,6 +206,21 @@ class Transactions:
         file.check()
         with database_errors(self._engine.url), self.blocking.begin() as connection:
             return self._fenced(connection, work)
+
+    def _written_plainly(self, file: SameFile, work: Callable[[sqlite3.Connection], T]) -> T:
+        file.check()
+        with database_errors(self._engine.url), closing(self.blocking.raw_connection()) as pooled:
+            connection = pooled.driver_connection
+            assert isinstance(connection, sqlite3.Connection)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                self.fence.check_plainly(connection)
+                result = work(connection)
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+            return result
 
     def _fenced(self, connection: Connection, work: Callable[[Connection], T]) -> T:
         self.fence.check_now(connection)
@@ -224,7 +266,7 @@ class Transactions:
     async def _session(self, what: TransactionKind) -> AsyncIterator[AsyncSession]:
         with self._noted(what):
             if self._file is not None:
-                await asyncio.to_thread(self._file.check)
+                await self._in_thread(self._file.check)
             with database_errors(self._engine.url):
                 async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
                     yield session

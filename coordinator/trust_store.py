@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from coordinator.policy.effects import DeleteTrust, SaveTrust, SumUpTrustEvents, WriteTrustEvent
 from coordinator.policy.trust import Opinion, TrustRecord
@@ -19,18 +20,18 @@ from protocol.trust_rest import TrustEventInfo, TrustSummary
 TrustEffect = SaveTrust | DeleteTrust | WriteTrustEvent | SumUpTrustEvents
 
 
-async def persist_trust(session: AsyncSession, effect: TrustEffect) -> None:
+def persist_trust(session: Session, effect: TrustEffect) -> None:
     """Carry out one effect."""
     match effect:
         case SaveTrust():
-            await _save(session, effect)
+            _save(session, effect)
         case DeleteTrust(worker_id=worker_id):
             for table in (TrustRow, TrustEventRow, TrustSummaryRow):
-                await session.execute(delete(table).where(table.worker_id == worker_id))
+                session.execute(delete(table).where(table.worker_id == worker_id))
         case WriteTrustEvent():
             session.add(_event_row(effect))
         case SumUpTrustEvents(worker_id=worker_id, n_kept=n_kept):
-            await _sum_up(session, worker_id, n_kept)
+            _sum_up(session, worker_id, n_kept)
 
 
 async def load_trust(session: AsyncSession) -> Mapping[WorkerId, TrustRecord]:
@@ -63,8 +64,8 @@ async def trust_history(
     )
 
 
-async def _save(session: AsyncSession, effect: SaveTrust) -> None:
-    row = await session.get(TrustRow, effect.worker_id)
+def _save(session: Session, effect: SaveTrust) -> None:
+    row = session.get(TrustRow, effect.worker_id)
     if row is None:
         row = TrustRow(worker_id=effect.worker_id)
         session.add(row)
@@ -117,15 +118,15 @@ def _event_info(row: TrustEventRow) -> TrustEventInfo:
     )
 
 
-async def _sum_up(session: AsyncSession, worker_id: WorkerId, n_kept: int) -> None:
+def _sum_up(session: Session, worker_id: WorkerId, n_kept: int) -> None:
     """Have one row a kind stand for all but the newest `n_kept` events."""
-    await session.flush()
+    session.flush()
     newest = select(TrustEventRow.id).where(TrustEventRow.worker_id == worker_id).order_by(TrustEventRow.id.desc())
-    oldest_kept = (await session.scalars(newest.offset(n_kept - 1).limit(1))).first()
+    oldest_kept = session.scalars(newest.offset(n_kept - 1).limit(1)).first()
     if oldest_kept is None:
         return
     old = (TrustEventRow.worker_id == worker_id, TrustEventRow.id < oldest_kept)
-    sums = await session.execute(
+    sums = session.execute(
         select(
             TrustEventRow.kind,
             func.count(),
@@ -137,17 +138,17 @@ async def _sum_up(session: AsyncSession, worker_id: WorkerId, n_kept: int) -> No
         .group_by(TrustEventRow.kind)
     )
     for kind, n_events, weight, first_at, last_at in sums.all():
-        await _add_up(
+        _add_up(
             session,
             TrustSummaryRow(
                 worker_id=worker_id, kind=kind, n_events=n_events, weight=weight, first_at=first_at, last_at=last_at
             ),
         )
-    await session.execute(delete(TrustEventRow).where(*old))
+    session.execute(delete(TrustEventRow).where(*old))
 
 
-async def _add_up(session: AsyncSession, part: TrustSummaryRow) -> None:
-    whole = await session.get(TrustSummaryRow, (part.worker_id, part.kind))
+def _add_up(session: Session, part: TrustSummaryRow) -> None:
+    whole = session.get(TrustSummaryRow, (part.worker_id, part.kind))
     if whole is None:
         session.add(part)
         return

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from aiohttp import web
 
-from coordinator.admin_api import explained_workers
-from coordinator.keys import CLOCK, CLUSTER, REPOSITORY, ROUTE_DESK
+from coordinator.keys import CLOCK, CLUSTER, REPOSITORY, ROUTE_DESK, WORKERS_LOOK
 from coordinator.middleware import add_route, json_answer
 from coordinator.paging import page
 from coordinator.policy.events import DrainAsked, DrainWithdrawn, WorkerRemoved
@@ -55,8 +54,7 @@ async def workers(request: web.Request) -> web.Response:
     """-> `WorkerList`."""
     query = read_query(request, WorkerQuery)
     owners = await request.app[REPOSITORY].usage.owners()
-    notes = request.app[ROUTE_DESK].notes()
-    infos = await explained_workers(request.app[CLUSTER].state, request.app[CLOCK](), notes)
+    infos = await request.app[WORKERS_LOOK].get()
     wanted = [info for info in (_owned(info, owners) for info in infos) if _is_wanted(info, query)]
     shown, next_cursor = page(request, query, wanted, lambda info: (info.worker_id,))
     return json_answer(WorkerList(workers=shown, next_cursor=next_cursor))

@@ -1,7 +1,7 @@
 """A cluster of real processes on loopback, driven by the same commands that a person types.
 
 Used by `make demo`, by the tests that need real processes, and by the benchmarks. What the long-running programs
-print goes to `FOLDER/NAME.log`. Everything is ended when the context closes, cleanly if it can be.
+print goes to `FOLDER/NAME.log`. Everything is ended when the context closes, without waiting for what runs.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class LocalCluster:
                 process.send_signal(signal.SIGTERM)
                 process.send_signal(signal.SIGCONT)  # one that is paused takes no signal but this
         for _, process in running:
-            stop_process(process)
+            stop_process(process)  # the second signal says "at once": to hand blocks over takes workers 10 s
         self._stack.close()
 
     def start_coordinator(

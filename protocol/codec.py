@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from protocol.choices import choices_at
 from protocol.errors import InvalidRequestError, ProtocolError, ProtocolVersionError, TooLargeError
 from protocol.messages import PROTOCOL_VERSION
 
@@ -24,6 +25,9 @@ MAX_BODY_BYTES = 2**20
 _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 _QUOTED_VALUE = re.compile(r"^(Invalid (?:enum )?value) (?:.*(?= - at `)|.*$)", re.DOTALL)
 """Of msgspec: the only reasons of its that repeat what they are about."""
+_ENUM_PLACE = re.compile(r"Invalid enum value .* - at `([^`]*)`", re.DOTALL)
+_LONG_NUMBER = re.compile(r"[0-9]{25,}")
+"""JSON's numbers may have thousands of digits, and our own reasons repeat numbers."""
 
 T = TypeVar("T")
 
@@ -77,13 +81,23 @@ def decode_json(data: bytes, kind: type[T], *, max_bytes: int = MAX_BODY_BYTES) 
     try:
         body: T = _json_decoder(cast(Hashable, kind)).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise InvalidRequestError(f"the body is not a valid {kind.__name__}: {_reason(exc)}") from exc
+        reason = f"{_reason(exc)}{_choices(exc, kind)}"
+        raise InvalidRequestError(f"the body is not a valid {kind.__name__}: {reason}") from exc
     return body
 
 
 def _reason(exc: Exception) -> str:
     """What is wrong and where, without the value: the reason is logged, and what came may be anybody's words."""
-    return _QUOTED_VALUE.sub(r"\1", str(exc))
+    reason = _QUOTED_VALUE.sub(r"\1", str(exc))
+    return _LONG_NUMBER.sub(lambda found: f"a number of {len(found[0])} digits", reason)
+
+
+def _choices(exc: Exception, kind: Any) -> str:
+    """The words of which one was wanted, if that is what is wrong."""
+    found = _ENUM_PLACE.fullmatch(str(exc))
+    choices = choices_at(kind, found[1]) if found is not None else ()
+    *others, last = choices or ("",)
+    return f": {', '.join(others)} or {last}" if others else f": {last}" if last else ""
 
 
 def check_version(theirs: str) -> None:

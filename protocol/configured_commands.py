@@ -24,8 +24,8 @@ from protocol.config_file import FILE_NAME, FILE_VARIABLE, ConfigFile, found_con
 from protocol.config_shown import ShownOption, settings_text
 from protocol.config_values import FromFile, OptionKind, Section, ValueKind, checked_keys, counting, keys_for
 from protocol.errors import BrigadeError, ConfigError
+from protocol.option_values import Parameter, PlainGroup, read_plainly
 
-Parameter = TyperArgument | TyperOption
 _OWN = ("config", "show-config")
 _META = "protocol.configured_commands"
 _OPTION_IN_TEXT = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])")
@@ -44,6 +44,7 @@ class _InForce:
 
 def take_config(app: typer.Typer, *sections: Section) -> None:
     """Have all commands of `app` take values from these sections. Called once, when all commands are there."""
+    app.info.cls = PlainGroup
     for command in app.registered_commands:
         command.cls = ConfiguredCommand
         command.context_settings = {**(command.context_settings or {}), "obj": sections}
@@ -73,6 +74,7 @@ class ConfiguredCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, the file's values being the defaults."""
+        read_plainly(cast("Sequence[Parameter]", self.get_params(ctx)))
         if ctx.resilient_parsing or not self._is_configured:
             return super().parse_args(ctx, args)
         said, _, _ = self.make_parser(ctx).parse_args(args=list(args))

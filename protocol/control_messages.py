@@ -133,6 +133,9 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     Since 1.2."""
     hop_p99_s: float = 0.0
     links: dict[WorkerId, LinkReport] = {}
+    longest_sessions: dict[ModelName, int] = {}
+    """Positions that one session over the worker's whole span of a model can have if it has all of the memory for
+    caches; a model that isn't named: unknown. Since 1.2."""
 
 
 class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="generation"):

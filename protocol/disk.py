@@ -20,11 +20,12 @@ _OTHER_FOLDER = "name another state folder (--state)"
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a private file (0600) so that it is there whole or not at all, after a power cut too.
 
-    One at a time writes a file: whoever calls this sees to that.
+    One at a time writes a file: whoever calls this sees to that. Who is killed meanwhile leaves `partial_of(path)`.
     """
-    partial = path.with_name(path.name + ".new")
+    partial = partial_of(path)
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        partial.unlink(missing_ok=True)  # it may be open to others, or lead elsewhere
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -34,6 +35,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it takes the place of `path`."""
+    return path.with_name(path.name + ".new")
 
 
 @contextmanager

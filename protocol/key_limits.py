@@ -10,6 +10,9 @@ from msgspec import UNSET, UnsetType
 
 from protocol.ids import ModelName, checked_model_name
 
+LimitName: TypeAlias = Literal["requests/min", "tokens/min", "tokens/day"]
+"""A rate, as it is named to people."""
+
 Priority = Literal["high", "normal", "low"]
 """Whose turn it is where several wait."""
 PRIORITY_WEIGHTS: Mapping[Priority, float] = {"high": 4.0, "normal": 1.0, "low": 0.25}
@@ -110,3 +113,14 @@ class LimitsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 UNLIMITED = KeyLimits()
+
+
+class RateLeft(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of a rate of the key's, once what the generation may use is taken off. Since 1.2."""
+
+    limit_name: LimitName
+    limit: int
+    n_left: int
+    """Rounded down."""
+    full_in_s: float
+    """Until all of it is there again, if nothing more is asked."""

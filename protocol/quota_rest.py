@@ -5,17 +5,16 @@ JSON on the wire. All of it since 1.2.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
 from protocol.admin_rest import PageQuery
 from protocol.ids import KeyId, WorkerId
-from protocol.key_limits import KeyLimits
+from protocol.key_limits import KeyLimits, LimitName
 from protocol.key_rest import check_owner
 from protocol.rest import Body
 
-LimitName = Literal["requests/min", "tokens/min", "tokens/day"]
 DEFAULT_DAYS = 7
 MAX_DAYS = 366
 """Of usage and contributions that one request can ask for."""

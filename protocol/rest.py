@@ -15,6 +15,7 @@ import msgspec
 from protocol.control_messages import LinkReport, SpanStatus, WorkerState
 from protocol.errors import ErrorBody
 from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, SessionId, WorkerId
+from protocol.key_limits import RateLeft
 from protocol.manifest import ModelKind
 from protocol.messages import KvPrecision, Precision, Quantization, SharedPrefix
 from protocol.model_signature import SignedBy
@@ -22,6 +23,7 @@ from protocol.model_signature import SignedBy
 TrustLevel = Literal["trusted", "probation", "weak", "quarantined", "banned"]
 MAX_ROUTE_WAIT_S = 30.0
 """An answer that waits longer may be taken for lost; ask again."""
+MAX_COUNT = 2**31 - 1  # of tokens, and of blocks
 
 ModelState = Literal["ready", "waiting", "incomplete"]
 
@@ -145,22 +147,23 @@ class RouteRequest(RequestBody, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse counts that no generation can have. ValueError: msgspec reports it as invalid."""
-        if not 1 <= self.n_prompt_tokens < 2**31:
-            raise ValueError(f"the prompt has {self.n_prompt_tokens} tokens; at least 1 is needed")
+        if not 1 <= self.n_prompt_tokens <= MAX_COUNT:
+            raise ValueError(f"the prompt has {self.n_prompt_tokens} tokens; it can have 1 to {MAX_COUNT:,}")
         if self.states_after is not None:
             _check_states(self)
-        elif not 1 <= self.max_tokens < 2**31:
-            raise ValueError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
+        elif not 1 <= self.max_tokens <= MAX_COUNT:
+            raise ValueError(f"max_tokens is {self.max_tokens}; it can be 1 to {MAX_COUNT:,}")
         if not 0.0 <= self.wait_s <= MAX_ROUTE_WAIT_S:
             raise ValueError(f"wait_s is {self.wait_s}; it must be between 0 and {MAX_ROUTE_WAIT_S:g}")
         if not 0.0 <= self.min_trust <= 1.0:
             raise ValueError(f"min_trust is {self.min_trust}; it must be between 0 and 1")
-        if self.private_blocks is not None and self.private_blocks < 1:
+        if self.private_blocks is not None and not 1 <= self.private_blocks <= MAX_COUNT:
             raise ValueError(f"private_blocks is {self.private_blocks}; at least 1 at each end of the model")
 
 
 def _check_states(wanted: RouteRequest) -> None:
-    if (wanted.states_after or 0) < 0 or wanted.max_tokens != 0 or wanted.private_blocks is not None:
+    is_count = 0 <= (wanted.states_after or 0) <= MAX_COUNT
+    if not is_count or wanted.max_tokens != 0 or wanted.private_blocks is not None:
         raise ValueError("states_after is a number of blocks; with it max_tokens is 0 and private_blocks not given")
 
 
@@ -188,6 +191,8 @@ class RouteGrant(Body, frozen=True, kw_only=True):
     attach_ticket: str
     """Lets the client, and nobody else, have the tokens at the last hop. Not to be shown to any other worker."""
     expires_in_s: float
+    rates: tuple[RateLeft, ...] = ()
+    """Those that limit the key. Since 1.2."""
 
 
 # ------------------------------------------------------------------ an operator asks

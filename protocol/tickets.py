@@ -147,6 +147,18 @@ def verified_claims(token: str, kind: type[C], keys: Sequence[bytes], now_s: flo
         UnauthenticatedError: it doesn't verify, is of another kind, or has expired. Only an expired token is
             told apart, since only its rightful holder can have one.
     """
+    claims = signed_claims(token, kind, keys)
+    if now_s >= claims.expires_at_s:
+        raise UnauthenticatedError(f"the token expired {now_s - claims.expires_at_s:.0f} s ago")
+    return claims
+
+
+def signed_claims(token: str, kind: type[C], keys: Sequence[bytes]) -> C:
+    """The same, whether it has expired or not: the caller looks.
+
+    Raises:
+        UnauthenticatedError: it doesn't verify, or is of another kind.
+    """
     if len(token) > MAX_TOKEN_CHARS or not token.isascii():
         raise UnauthenticatedError("the token doesn't verify")
     signer = _signer(tuple(keys), kind)
@@ -155,8 +167,6 @@ def verified_claims(token: str, kind: type[C], keys: Sequence[bytes], now_s: flo
         claims = msgspec.msgpack.decode(base64.urlsafe_b64decode(payload), type=kind)
     except (BadSignature, binascii.Error, msgspec.DecodeError, ValueError) as exc:
         raise UnauthenticatedError("the token doesn't verify") from exc
-    if now_s >= claims.expires_at_s:
-        raise UnauthenticatedError(f"the token expired {now_s - claims.expires_at_s:.0f} s ago")
     return claims
 
 

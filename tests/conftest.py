@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 
 import pytest
 import structlog
 from hypothesis import settings
+from xdist import is_xdist_worker
 from xdist.remote import Producer
 
 from tests.support import scheduling
@@ -35,13 +37,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scheduling.put_long_ones_first(items)
 
 
-def pytest_collection_finish() -> None:
-    """Take what is imported by now out of every later garbage collection.
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Take what is imported by now out of every later garbage collection; have programs forked in no time later.
 
     torch, transformers and the tests are a million objects that live until the end, and a worker that loads blocks
-    collects garbage, which would walk through all of them every time.
+    collects garbage, which would walk through all of them every time. What programs are forked from imports as
+    much: on a busy machine that takes longer than a test may, and here no test's clock runs yet.
     """
     collect_and_freeze()
+    forking = sys.modules.get("tests.support.forked_program")
+    if forking is not None and is_xdist_worker(session):
+        forking.program_server()
 
 
 @pytest.hookimpl(wrapper=True)

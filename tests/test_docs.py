@@ -13,6 +13,7 @@ from docs_site.made_pages import MADE
 ROOT = Path(__file__).parent.parent
 ROOMS = (
     "protocol",
+    "protocol/model_files",
     "coordinator",
     "coordinator/policy",
     "coordinator/packing",

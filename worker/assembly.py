@@ -23,9 +23,8 @@ from protocol.version import program_version
 from worker.authorship import Authorship
 from worker.config import WorkerConfig
 from worker.device import fallback_warning
-from worker.discovery import found_coordinator
 from worker.downloads import Downloader
-from worker.draft_model import weight_files
+from worker.draft_model import check_draft_model
 from worker.engine import Engine
 from worker.enrolment import Credentials, CredentialsHolder, enrol, waited_for
 from worker.fetching import Fetching
@@ -35,13 +34,13 @@ from worker.holdings import Holdings
 from worker.identity import Identity, load_identity, opened_state
 from worker.keeper import Keeper
 from worker.machine import Machine, beside_draft_model, engine_on, keeper_limits, measured
-from worker.metrics import worker_metrics
 from worker.model_folders import ModelFolders
 from worker.server import DataPlane
 from worker.site import Site, bound_socket, facing_address, url_of
 from worker.sources import Sources
 from worker.uplink import Uplink
 from worker.uplink_hooks import UplinkHooks
+from worker.when_needed import coordinator_on_network, metrics_at
 
 _MAX_FILE_CONNECTIONS = 16
 ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
@@ -114,7 +113,7 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     application = _application(around.config, footing.address.url, data_plane, footing.cache)
     await stack.enter_async_context(Site(application, footing.address.bound, footing.credentials))
     listen = around.config.metrics_listen
-    metrics_url = await stack.enter_async_context(worker_metrics(listen, engine, data_plane, holdings))
+    metrics_url = await stack.enter_async_context(metrics_at(listen, engine, data_plane, holdings))
     if line := metrics_notice(metrics_url, listen):
         around.tell(line)
     http = await stack.enter_async_context(_file_session())
@@ -132,7 +131,7 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
 
 async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     if around.config.draft_model is not None:
-        await asyncio.to_thread(weight_files, around.config.draft_model)
+        await asyncio.to_thread(check_draft_model, around.config.draft_model)
     stack.enter_context(opened_state(around.config.state))
     identity = await asyncio.to_thread(load_identity, around.config.state)
     around = await _directed(around, identity)
@@ -159,7 +158,7 @@ async def _directed(around: Surroundings, identity: Identity) -> Surroundings:
 
     async def search() -> tuple[str, ...]:
         secret = await asyncio.to_thread(around.config.join_secret)
-        return await found_coordinator(identity, secret, around.clock, around.tell)
+        return await coordinator_on_network(identity, secret, around.clock, around.tell)
 
     around.tell("no coordinator's address is given: searching the local network")
     urls = await waited_for(search, at_most_s=around.config.join_timeout_s, tell=around.tell)
@@ -178,7 +177,7 @@ def _planes(
     config = around.config
     hooks = UplinkHooks(
         announce=lambda: _announce(config, footing.address.url, footing.machine, holdings),
-        heartbeat=lambda: _heartbeat(engine, data_plane),
+        heartbeat=lambda: _heartbeat(engine, data_plane, holdings),
         renew=footing.renew,
         on_drain=around.on_drain,
         sessions_begun=lambda: data_plane.sessions_begun,
@@ -266,7 +265,7 @@ def _announce(config: WorkerConfig, url: str, machine: Machine, holdings: Holdin
     )
 
 
-def _heartbeat(engine: Engine, data_plane: DataPlane) -> Heartbeat:
+def _heartbeat(engine: Engine, data_plane: DataPlane, holdings: Holdings) -> Heartbeat:
     stats = engine.stats()
     hop_p50_s, hop_p99_s = data_plane.hop_quantiles_s(0.5, 0.99)
     return Heartbeat(
@@ -279,4 +278,5 @@ def _heartbeat(engine: Engine, data_plane: DataPlane) -> Heartbeat:
         hop_p50_s=hop_p50_s,
         hop_p99_s=hop_p99_s,
         links=data_plane.links,
+        longest_sessions=holdings.longest_sessions(stats.kv_budget_bytes),
     )

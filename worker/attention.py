@@ -32,6 +32,10 @@ _ALONE = "brigade_sdpa"
 _Parts = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each session, (1, heads, positions, width) each; maybe made one after the other."""
 
+_MOST_MASK_BYTES = 32 * 2**20
+"""Of the heads that share keys: 512 tokens of four heads after 8,000 others in bfloat16. It is a copy, beside
+weights and caches, that grows with the text."""
+
 _batch: ContextVar[BatchCache] = ContextVar("brigade_batch")
 """The batch that is running: neither a mask nor an attention function is told."""
 
@@ -217,10 +221,14 @@ def _attend_masked(
     """Attention of several new tokens, (1, n_tokens, heads, width), by the CPU's kernel.
 
     The heads that share keys and values become the rows of one query: longer ones take less time each, and nothing
-    has to be copied for each head, as the library does wherever there is a mask. The same bits.
+    but the mask has to be copied for each head, as the library does with keys and values wherever there is a mask.
+    The same bits, but for roundings where there are few tokens.
     """
     _, n_heads, n_tokens, width = query.shape
     n_key_heads = key.shape[1]
+    if mask.nbytes * n_heads // n_key_heads > _MOST_MASK_BYTES:
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+        return attended.transpose(1, 2).contiguous()
     rows = query.reshape(1, n_key_heads, n_heads // n_key_heads * n_tokens, width)
     row_mask = mask.expand(1, n_heads // n_key_heads, n_tokens, -1).reshape(1, 1, rows.shape[2], -1)
     attended = scaled_dot_product_attention(rows, key, value, attn_mask=row_mask, scale=scaling)

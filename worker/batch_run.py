@@ -184,13 +184,14 @@ def _run_together(group: Sequence[CheckedStep], measures: Measures) -> list[Step
 
 
 def _stage_input(one: CheckedStep) -> StageInput:
-    step = one.step
+    step, sampler = one.step, one.session.sampler
     n_logits = 1 + step.n_drafts if step.wants_sample else 0
     return StageInput(
         payload=step.payload,
         position=step.position,
         cache=one.session.cache,
         n_logits=n_logits,
+        wants_likeliest=sampler is not None and sampler.wants_likeliest,
         wants_inputs=one.session.spec.wants_inputs,
     )
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from protocol.ids import SessionId
 
 _GATHER_SHARE = 0.1
-"""Of a decode step: what a group waits at most for those who belong to it. They come from one batch of the hop
-before, each in a frame of its own, within a fraction of a millisecond; those left behind lose a whole step."""
+"""Of a decode step: what a group waits at most for the next of those who belong to it. They come from one batch of
+the hop before, each in a frame of its own, one after the other; those left behind lose a whole step."""
 _LONGEST_GATHER_S = 0.005
+_GATHERING_SHARE = 0.5
+"""Of a decode step: what it waits at most for all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,21 @@ def group_size(n_hops: Collection[int]) -> GroupSize:
 
 
 def gather_s(ready: Sequence[ReadyStep], size: GroupSize, decode_step_s: float) -> float:
-    """How long to wait for more decode steps before the next batch; 0 if there is nothing to wait for.
+    """How long to wait for one more decode step before the next batch; 0 if there is nothing to wait for.
 
     One stream never waits, nor does a prompt.
     """
     if len(ready) >= size.least or not all(step.is_decode for step in ready):
         return 0.0
     return min(_LONGEST_GATHER_S, _GATHER_SHARE * decode_step_s)
+
+
+def gather_until(began_s: float, came_s: float, wait_s: float, decode_step_s: float) -> float:
+    """Until when to wait for one more of a group, as long as one comes after the other.
+
+    `began_s`, `came_s`: when waiting began, and when the latest came; `wait_s`: what `gather_s` gave.
+    """
+    return min(came_s + wait_s, began_s + _GATHERING_SHARE * decode_step_s)
 
 
 def next_batch(ready: Sequence[ReadyStep], max_batch_tokens: int, size: GroupSize) -> list[int]:

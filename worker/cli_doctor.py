@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import msgspec
 import typer
-from rich.console import Console
 
-from protocol.checks import exit_code_of, report_table
 from protocol.errors import ConfigError
 from protocol.invites import Invite
 from worker import cli_options as options
 from worker.config import checked_url, default_state, given_secret, listed_urls, listen_address
-from worker.doctor import Patient, examine
-from worker.doctor_network import Doorway
 
 if TYPE_CHECKING:  # it imports torch
     from worker.device import PrecisionChoice
@@ -50,6 +46,13 @@ def doctor(
 
     Exit code 0: nothing failed (there may be warnings); 1: a check failed.
     """
+    # what a worker that joins needs none of
+    from rich.console import Console  # noqa: PLC0415
+
+    from protocol.checks import exit_code_of, report_table  # noqa: PLC0415
+    from worker.doctor import Patient, examine  # noqa: PLC0415
+    from worker.doctor_network import Doorway  # noqa: PLC0415
+
     host, port = listen_address(listen) if listen is not None else (None, 0)
     if advertise is not None:
         checked_url(advertise, "--advertise")

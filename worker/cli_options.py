@@ -184,10 +184,11 @@ ChunkTokens = Annotated[
 DraftModel = Annotated[
     Path | None,
     typer.Option(
-        help="A small model of the same vocabulary, as a folder with config.json and safetensors: where it pays, "
-        "it guesses the next tokens of generations that begin here, which are then verified several at a time. "
+        help="A small model of the same vocabulary, as a .gguf file or a folder with config.json and safetensors: "
+        "where it pays, it guesses the next tokens of generations that begin here, which are then verified several "
+        "at a time. "
         "The answers stay the same. Its weights, and caches for 4096 tokens, count as --memory.",
-        metavar="FOLDER",
+        metavar="FILE|FOLDER",
         show_default=False,
     ),
 ]

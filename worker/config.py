@@ -60,7 +60,7 @@ class WorkerConfig:
     wire: WireChoice = "auto"
     """How hidden states go to the next worker."""
     draft_model: Path | None = None
-    """A folder with a small model that guesses what the served ones will say."""
+    """A small model, as a folder or a GGUF file, that guesses what the served ones will say."""
     compiles: bool = False
     """Whether steps of one token run by compiled code, where that can be."""
     trusted_authors: tuple[AuthorKey, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from worker.batch_run import Measures
@@ -30,17 +31,17 @@ class PromptCutter:
         """By what prompts were cut last."""
 
     def pieces(self, positions: range, span: SpanKey, *, n_blocks: int, n_hops: int, n_others: int) -> list[range]:
-        """These positions of a prompt that goes through `n_hops` workers, in the pieces to run one after the other.
+        """A prompt's positions that go through `n_hops` workers, in the pieces to run one after the other.
 
         `n_blocks`: of the span, that run here. `n_others`: sessions that wait as long as a piece is run.
         """
         if self._chunk_tokens is not None:
-            return chunks(positions.start, len(positions), self._chunk_tokens)
+            return self.even_pieces(positions)
         costs = self._measures.prompt_costs.get(span)
         per_block = costs.fitted() if costs is not None else None
         if per_block is None:
             self._used.pop(span, None)
-            return chunks(positions.start, len(positions), UNMEASURED_TOKENS)
+            return self.even_pieces(positions)
         cost = per_block.of_blocks(n_blocks)
         pieces = _cut(cost, positions, n_hops, n_others)
         used = self._used.get(span)
@@ -50,6 +51,22 @@ class PromptCutter:
                 return before
         self._used[span] = per_block
         return pieces
+
+    def even_pieces(self, positions: range) -> list[range]:
+        """The same, whatever was measured: for a part of a prompt that its client has cut."""
+        return chunks(positions.start, len(positions), self._chunk_tokens or UNMEASURED_TOKENS)
+
+    def as_others_come(self, pieces: Iterable[range], n_others: Callable[[], int]) -> Iterator[range]:
+        """The pieces, longer ones in several: if there are others by the time that their turn comes.
+
+        For a prompt may take minutes, and not all that runs here was cut here.
+        """
+        most = _AMONG_OTHERS.most_tokens
+        for piece in pieces:
+            if len(piece) > most and self._chunk_tokens is None and n_others():
+                yield from chunks(piece.start, len(piece), most)
+            else:
+                yield piece
 
 
 def _cut(cost: StepCost, positions: range, n_hops: int, n_others: int) -> list[range]:

@@ -16,6 +16,7 @@ from protocol.errors import BrigadeError, ConfigError, InternalError, Overloaded
 from protocol.ids import BlockRange, SessionId
 from protocol.messages import Quantization
 from worker.drafts_worth import ModelTimes
+from worker.gguf_file import GgufFile, is_gguf
 from worker.kv_cache import KVCache
 from worker.loaded_stage import load_stage
 from worker.loading import load_config
@@ -26,14 +27,16 @@ MAX_POSITIONS = 4096
 _N_TRIED = 64
 """Tokens of the text by which its speed is measured."""
 _N_TIMED = 3
+_CAN_BE = "name a .gguf file, or a transformers folder (config.json and safetensors)"
+_OTHERWISE = "name another model, or leave it out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftModelRequest:
     """Which model, and in what."""
 
-    folder: Path
-    """A transformers folder: config.json and safetensors."""
+    path: Path
+    """A transformers folder (config.json and safetensors), or a GGUF file."""
     precision: str
     quantization: Quantization | None = None
 
@@ -45,7 +48,7 @@ class DraftModelInfo:
     name: str
     vocab_size: int
     max_positions: int
-    """The longest text that it knows anything of."""
+    """The longest text that it knows anything of; longer ones are gone on with without it."""
     n_bytes: int
     """Weights, and room for the caches."""
     times: ModelTimes
@@ -127,14 +130,16 @@ def load_draft_model(request: DraftModelRequest, device: torch.device) -> DraftM
     """Load it, whole.
 
     Raises:
-        ConfigError: it isn't a folder with such a model, or it can't be run here; the message says what to do.
+        ConfigError: it is no such model, or it can't be run here; the message says what to do.
     """
-    folder = request.folder
-    files = weight_files(folder)
+    path = request.path
+    check_draft_model(path)
     try:
-        config = load_config(folder)
+        source = GgufFile(path) if is_gguf(path) else path
+        files = (source,) if isinstance(source, GgufFile) else _weight_files(path)
+        config = load_config(source)
         stage = load_stage(
-            folder,
+            source,
             files,
             BlockRange(0, config.num_hidden_layers),
             dtype=getattr(torch, request.precision),
@@ -142,28 +147,33 @@ def load_draft_model(request: DraftModelRequest, device: torch.device) -> DraftM
             quantization=request.quantization,
         )
         longest = getattr(config, "max_position_embeddings", None) or MAX_POSITIONS
-        return DraftModel(stage, folder.resolve().name, min(longest, MAX_POSITIONS))
+        return DraftModel(stage, path.resolve().name, min(longest, MAX_POSITIONS))
     except BrigadeError as exc:
-        raise ConfigError(f"--draft-model {folder}: {exc.message}; name another folder, or leave it out") from exc
+        raise ConfigError(f"--draft-model {path}: {exc.message}; {_OTHERWISE}") from exc
     except (MemoryError, torch.OutOfMemoryError) as exc:
-        raise ConfigError(f"--draft-model {folder} doesn't fit into the memory of {device}: leave it out") from exc
+        raise ConfigError(f"--draft-model {path} doesn't fit into the memory of {device}: leave it out") from exc
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
-        raise ConfigError(
-            f"--draft-model {folder} can't be run: {exc}; name another folder, or leave it out"
-        ) from exc
+        raise ConfigError(f"--draft-model {path} can't be run: {exc}; {_OTHERWISE}") from exc
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold a model's weights.
+def check_draft_model(path: Path) -> None:
+    """Look whether it can be one, without reading it.
 
     Raises:
-        ConfigError: it isn't a folder of a model in safetensors.
+        ConfigError: it is neither a GGUF file nor a folder of a model in safetensors.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "isn't there"
-        raise ConfigError(f"--draft-model {folder} {what}: name a folder with config.json and safetensors files")
-    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    if not files or not (folder / "config.json").is_file():
+    if is_gguf(path) and path.is_file():
+        return
+    if not path.is_dir():
+        what = "is a file, and no .gguf" if path.exists() else "isn't there"
+        raise ConfigError(f"--draft-model {path} {what}: {_CAN_BE}")
+    files = _weight_files(path)
+    if not files or not (path / "config.json").is_file():
         missing = "config.json" if files else "safetensors file"
-        raise ConfigError(f"--draft-model {folder} has no {missing}: name a transformers folder with safetensors")
-    return tuple(files)
+        ggufs = sorted(file.name for file in path.iterdir() if is_gguf(file))
+        instead = f"name the file {path / ggufs[0]}" if ggufs else _CAN_BE
+        raise ConfigError(f"--draft-model {path} has no {missing}: {instead}")
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors")))

@@ -33,6 +33,7 @@ from worker.heap import give_back_free_memory
 from worker.loaded_stage import load_stage
 from worker.quantised_cache import QuantisedCache
 from worker.sampling import Sampler, check_token_ids
+from worker.screening_trial import settle_screening
 from worker.spare_time import SpareTime
 from worker.stage import Stage
 from worker.steps import Compiling, Drafting, LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
@@ -136,6 +137,8 @@ class EngineCore:
             )
             kv_bytes_by_block = stage.kv_bytes_by_block(self.kv_precision)
             settle_batching(stage)
+            if request.compiling is None:
+                settle_screening(stage, request.cache_bytes)
         except (MemoryError, torch.OutOfMemoryError) as exc:
             raise OverloadedError(f"blocks {blocks} don't fit into the memory of {self.device}") from exc
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:

@@ -19,8 +19,9 @@ import torch
 
 from protocol.errors import BrigadeError
 from protocol.ids import SessionId
-from worker.batching import GroupSize, ReadyStep, gather_s, group_size
+from worker.batching import GroupSize, ReadyStep, gather_s, gather_until, group_size
 from worker.engine_core import EngineCore
+from worker.spare_time import SpareTime
 from worker.steps import StepInput, StepOutput
 from worker.turns import Turns
 
@@ -115,6 +116,7 @@ class EngineThread:
             error = exc
         self._core.sessions.clear()
         self._core.spans.clear()
+        self._core.spare_time = SpareTime()
         self._on_exit(error)
 
     def _take_inbox(self) -> bool:
@@ -144,8 +146,8 @@ class EngineThread:
         if len(self._decoding) < 2 and not self._turns.is_shared:  # one stream waits for nobody
             return True
         ready, size = self._ready_steps(), self._group_size()
-        group_s = gather_s(ready, size, self._decode_step_s)
-        until_s = time.monotonic() + (group_s or self._turns.wait_s(ready, self._max_batch_tokens, size))
+        group_s, began_s = gather_s(ready, size, self._decode_step_s), time.monotonic()
+        until_s = began_s + (group_s or self._turns.wait_s(ready, self._max_batch_tokens, size))
         while (left_s := until_s - time.monotonic()) > 0 and (
             len(self._ready) < size.least if group_s else self._turns.is_waited_for(self._ready_steps())
         ):
@@ -155,6 +157,8 @@ class EngineThread:
                 break
             if not self._take(item):
                 return False
+            if group_s:
+                until_s = gather_until(began_s, time.monotonic(), group_s, self._decode_step_s)
         return True
 
     def _take(self, item: Call | Step | Stop) -> bool:

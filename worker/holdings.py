@@ -153,6 +153,17 @@ class Holdings:
         room = kv_budget_bytes // loaded.kv_bytes_per_position(key.blocks)
         return f"caches in {loaded.kv_precision}, room for {room:,} positions"
 
+    def longest_sessions(self, kv_budget_bytes: int) -> dict[ModelName, int]:
+        """Positions that one session of each model can have here; nothing while spans are loaded, which passes."""
+        found: dict[ModelName, int] = {}
+        if any(status.state != "ready" for status in self.statuses):
+            return found
+        for held in self._held.values():
+            if not held.is_retired and not held.loaded.is_encoder:
+                room = kv_budget_bytes // max(1, held.loaded.kv_bytes_per_position(held.loaded.key.blocks))
+                found |= {model: max(room, found.get(model, 0)) for model in held.models}
+        return found
+
     def retire(self, key: SpanKey) -> None:
         """Let no new session use the span; those that run go on."""
         self._held[key] = replace(self._held[key], is_retired=True)

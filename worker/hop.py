@@ -6,7 +6,7 @@ Only this waits; who may send what is decided in `worker.flow`, how it ends in `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ import torch
 
 from protocol.errors import HopLostError, ProtocolError
 from protocol.ids import WorkerId
-from protocol.messages import Credit, FeedToken, OpenSession, SessionOpened
+from protocol.messages import Credit, FeedToken, OpenSession, SessionOpened, Step
 from worker.connections import Connection, ConnectionUser
 from worker.ending import Ending, EndingError, ended_by_close, ended_by_error
 from worker.fairness import Tenant
@@ -215,27 +215,28 @@ class Hop:
                 self._resumption = None
         if token_ids is not None:
             self.history.put_ids(step.position, token_ids)
-        positions = range(step.position + n_passed_over, step.position + step.n_tokens)
-        for piece in pieces_of(step, payload, self._pieces(positions)):
+        for piece in pieces_of(step, payload, self._pieces(step, n_passed_over)):
             is_last = step.is_last and piece.position + piece.n_tokens == step.position + step.n_tokens
             is_finished = await self._run(piece, is_last=is_last, sender=self._ticket.previous)
         if n_steps := self.arrivals.step_consumed():
             self._opening.opener.post(Credit(session_id=self._session_id, n_steps=n_steps))
         return is_finished
 
-    def _pieces(self, positions: range) -> list[range]:
+    def _pieces(self, step: Step, n_passed_over: int) -> Iterable[range]:
         """What a client sends is cut here, unless an encoder is to run it; others send what the first hop ran."""
-        if not positions:
-            return []
-        if self._ticket.previous is not None or self._is_encoder:
-            return [positions]
-        return self._shared.cutter.pieces(
-            positions,
-            self._opening.span,
-            n_blocks=len(self._ticket.blocks),
-            n_hops=self._ticket.n_hops,
-            n_others=self._shared.engine.n_sessions - 1,
-        )
+        positions = range(step.position + n_passed_over, step.position + step.n_tokens)
+        if not positions or self._is_encoder or step.drafts:
+            return [positions] if positions else []
+        ticket, engine, cutter = self._ticket, self._shared.engine, self._shared.cutter
+        pieces = [positions]
+        if ticket.is_private and ticket.previous is None:
+            pieces = cutter.even_pieces(positions)
+        elif ticket.previous is None:
+            n_hops = 1 + len(self._opening.later_tickets)  # a coordinator of 1.1 doesn't say
+            n_others, n_blocks = engine.n_sessions - 1, len(ticket.blocks)
+            span = self._opening.span
+            pieces = cutter.pieces(positions, span, n_blocks=n_blocks, n_hops=n_hops, n_others=n_others)
+        return cutter.as_others_come(pieces, lambda: engine.n_sessions - 1)
 
     async def _run(self, piece: StepInput, *, is_last: bool, sender: WorkerId | None) -> bool:
         """Run one chunk or token of `sender`'s and hand on what comes out; whether the generation is finished."""

@@ -197,8 +197,7 @@ class Keeper:
         manifest = self._manifests[span.revision]
         paths = await asyncio.to_thread(self._fetching.paths, manifest.weight_files(span.blocks))
         folder = await asyncio.to_thread(self._folders.config_folder, span.revision, manifest)
-        expected = span_weight_bytes(manifest, span.blocks, self._limits.key(span).held_as)
-        self._resize_kv_budget(expected)
+        self._resize_kv_budget(span_weight_bytes(manifest, span.blocks, self._limits.key(span).held_as))
         try:
             loaded = await self._engine.load(
                 LoadRequest(
@@ -207,6 +206,7 @@ class Keeper:
                     files=paths,
                     compiling=compiling,
                     context_length=manifest.context_length,
+                    cache_bytes=self._engine.stats().kv_budget_bytes,
                 )
             )
         except BrigadeError:

@@ -12,6 +12,7 @@ from protocol.messages import Quantization
 from worker.column_linear import use_columns
 from worker.cut import free_embedding, is_bare
 from worker.encoder_stage import EncoderStage
+from worker.gguf_file import GgufFile
 from worker.huge_pages import collapse_to_huge_pages, move_to_huge_pages
 from worker.loading import load_config, load_cut_model
 from worker.packed_linear import pack_linear_layers
@@ -21,8 +22,8 @@ from worker.stage import Stage
 
 
 def load_stage(
-    config_folder: Path,
-    files: Sequence[Path],
+    config_source: Path | GgufFile,
+    files: Sequence[Path | GgufFile],
     blocks: BlockRange,
     *,
     dtype: torch.dtype,
@@ -30,13 +31,13 @@ def load_stage(
     quantization: Quantization | None = None,
     quantised: QuantisedCache | None = None,
 ) -> Stage:
-    """Load `blocks` from their files (see `worker.loading`).
+    """Load `blocks` from their files (see `worker.loading`); the config is in a folder, or in a GGUF.
 
     Raises:
         UntrustedFileError: config or weights aren't what they should be.
         StorageError: a file can't be read.
     """
-    config = load_config(config_folder)
+    config = load_config(config_source)
     n_blocks = config.num_hidden_layers
     model = load_cut_model(
         config, files, blocks, dtype=dtype, device=device, quantization=quantization, quantised=quantised

@@ -30,6 +30,7 @@ from protocol.messages import Quantization
 from worker.cut import cut_config, cut_modules
 from worker.file_tensors import FileTensor, file_tensors
 from worker.gguf_blocks import with_encodings
+from worker.gguf_file import GgufFile
 from worker.heap import give_back_free_memory
 from worker.layout import lay_out_for_decode
 from worker.quantised_cache import QuantisedCache
@@ -43,18 +44,13 @@ _ONE_LOAD = threading.Lock()
 """transformers swaps methods of `PreTrainedModel` while it loads; two loads at once would leave them swapped."""
 
 
-def load_config(folder: Path) -> PreTrainedConfig:
-    """The model's config from its folder, with nothing in it that could fetch or run code.
+def load_config(source: Path | GgufFile) -> PreTrainedConfig:
+    """The model's config from its folder or GGUF file, with nothing in it that could fetch or run code.
 
     Raises:
         UntrustedFileError: missing, malformed, of an unknown architecture, or of a quantised checkpoint.
     """
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as exc:  # a config is read by hundreds of classes, each with errors of its own
-        raise UntrustedFileError(f"the model's config.json can't be used: {exc}") from exc
+    config = source.config if isinstance(source, GgufFile) else _folder_config(source)
     if getattr(config, "quantization_config", None) is not None:
         raise UntrustedFileError("the model's config.json is of a quantised checkpoint; add the unquantised one")
     if not isinstance(getattr(config, "num_hidden_layers", None), int):
@@ -65,9 +61,19 @@ def load_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
+def _folder_config(folder: Path) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as exc:  # a config is read by hundreds of classes, each with errors of its own
+        raise UntrustedFileError(f"the model's config.json can't be used: {exc}") from exc
+    return config
+
+
 def load_cut_model(
     config: PreTrainedConfig,
-    files: Iterable[Path],
+    files: Iterable[Path | GgufFile],
     blocks: BlockRange,
     *,
     dtype: torch.dtype,
@@ -79,7 +85,7 @@ def load_cut_model(
 
     With `quantization` its linear layers hold codes instead, and `dtype` is the one that they compute in; codes
     that had to be made are kept in `quantised` if it is given, under the names of `files`. These are safetensors
-    files that hold, under the checkpoint's names, what the stage needs and no other block.
+    files that hold, under the checkpoint's names, what the stage needs and no other block; or a whole GGUF.
 
     Raises:
         UntrustedFileError: a file isn't safetensors, a tensor is missing, too many or of another shape.
@@ -183,11 +189,14 @@ def _cut_class(model_class: type[PreTrainedModel], making: _Making) -> type[PreT
 
 
 @contextlib.contextmanager
-def _open_tensors(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+def _open_tensors(files: Iterable[Path | GgufFile]) -> Iterator[dict[str, Any]]:
     """All tensors of the files as lazy slices, by name; the files are closed afterwards."""
     with contextlib.ExitStack() as stack:
         tensors: dict[str, FileTensor] = {}
         for path in files:
+            if isinstance(path, GgufFile):
+                tensors.update(path.tensors())
+                continue
             try:
                 handle = stack.enter_context(safe_open(path, framework="pt", backend="pread"))
                 tensors.update(file_tensors(handle, path.name))

@@ -94,7 +94,7 @@ async def beside_draft_model(
     if config.draft_model is None:
         return machine
     request = DraftModelRequest(
-        folder=config.draft_model, precision=machine.precision, quantization=machine.quantization
+        path=config.draft_model, precision=machine.precision, quantization=machine.quantization
     )
     model = await engine.drafter.load(request)
     left = machine.memory_bytes - model.n_bytes

@@ -26,16 +26,13 @@ HOP_SHARES = (0.5, 0.99)
 
 @asynccontextmanager
 async def worker_metrics(
-    address: MetricsAddress | None, engine: Engine, data_plane: DataPlane, holdings: Holdings
+    address: MetricsAddress, engine: Engine, data_plane: DataPlane, holdings: Holdings
 ) -> AsyncIterator[str | None]:
-    """Have them read at `address` until the context closes; yields where. None: nothing is counted or read.
+    """Have them read at `address` until the context closes; yields where.
 
     Raises:
         PortInUseError, ConfigError: the address can't be used.
     """
-    if address is None:
-        yield None
-        return
     metrics = WorkerMetrics(engine, data_plane, holdings)
     async with metrics_served(metrics.registry, address) as url, running_beside(lag=metrics.lag.watch_forever()):
         yield url

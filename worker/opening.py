@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from protocol.control_messages import EndSessions
 from protocol.errors import (
+    ClockSkewError,
     ContextExceededError,
     ForbiddenError,
     InvalidRequestError,
@@ -19,7 +20,7 @@ from protocol.errors import (
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import AttachTail, OpenSession, SamplingParams
 from protocol.tensors import tensor_from_bytes
-from protocol.tickets import AttachTicket, Ticket, verified_claims
+from protocol.tickets import AttachTicket, Ticket, signed_claims
 from worker.holdings import Holdings
 from worker.steps import SpanKey
 
@@ -41,7 +42,8 @@ class Doorkeeper:
         """The ticket by which `peer` (None: a client) may open a session here.
 
         Raises:
-            UnauthenticatedError: no ticket of this worker's for this session, or an expired one.
+            UnauthenticatedError: no ticket of this worker's for this session.
+            ClockSkewError: it has expired.
             ForbiddenError: the ticket is for somebody else to use.
             InvalidRequestError: tickets and neighbours, or the deadline, make no sense.
         """
@@ -64,16 +66,24 @@ class Doorkeeper:
         """The ticket by which a client may have the tokens of a session whose tail this is.
 
         Raises:
-            UnauthenticatedError: no attach ticket of this worker's for this session, or an expired one.
+            UnauthenticatedError: no attach ticket of this worker's for this session.
+            ClockSkewError: it has expired.
         """
         return self._verified(message.ticket, AttachTicket, message.session_id)
 
     def _verified(self, text: str, kind: type[T], session_id: SessionId) -> T:
-        ticket = verified_claims(text, kind, self.ticket_keys, self.now_s)
+        ticket = signed_claims(text, kind, self.ticket_keys)
         if ticket.worker_id != self.worker_id or ticket.session_id != session_id:
             raise UnauthenticatedError("the token doesn't verify")
         if len(session_id) > MAX_SESSION_ID_CHARS or not math.isfinite(ticket.expires_at_s):
             raise UnauthenticatedError("the token doesn't verify")
+        if self.now_s >= ticket.expires_at_s:
+            # made a moment ago, if it wasn't kept for an hour: a clock is wrong, and nobody knows whose
+            raise ClockSkewError(
+                f"the ticket expired {self.now_s - ticket.expires_at_s:.0f} s ago by the clock of worker "
+                f"{self.worker_id}; new ones are good for an hour, so the coordinator's clock and the worker's are "
+                "an hour apart or more: set both right (NTP)"
+            )
         return ticket
 
 

@@ -31,7 +31,10 @@ _READING_TOKENS = 24
 _MOST_BASE = 0.9
 """Of the time of any step."""
 _TINY = 1e-12
-_N_HALVINGS = 12
+_ROUNDING = 1e-9
+"""As a share: what takes just as long fits."""
+_N_HALVINGS = 6
+"""Of a piece's time: what is left is less than the tokens take that lengths are multiples of."""
 _MANY_PIECES = 64
 """The longest of so many hardly counts."""
 
@@ -132,14 +135,22 @@ class PieceBounds:
 def soonest_pieces(cost: StepCost, positions: range, *, n_stages: int, bounds: PieceBounds) -> list[range]:
     """The pieces in which a prompt is done soonest by `n_stages` like this one; empty if it has no positions.
 
-    At first as many as it takes at best, then all as short as they can be without being more.
+    As many as it takes at best, rounded down or up.
     """
     apart_s = cost.apart_s((positions.start + positions.stop) / 2)
     whole_s = cost.seconds(len(positions), positions.start) - cost.apart_s(positions.start)
     n_at_best = max(1.0, math.sqrt((n_stages - 1) * whole_s / max(apart_s, _TINY)))
-    long_s = apart_s + whole_s / n_at_best
+    cuts = [
+        _shortest_pieces((apart_s + whole_s / n) * (1 + _ROUNDING), cost, positions, bounds)
+        for n in dict.fromkeys((math.floor(n_at_best), math.ceil(n_at_best)))
+    ]
+    return min(cuts, key=lambda pieces: done_s(cost, pieces, n_stages))
+
+
+def _shortest_pieces(long_s: float, cost: StepCost, positions: range, bounds: PieceBounds) -> list[range]:
+    """As many pieces as it takes if none takes longer, all as short as they can be without being more."""
     pieces = _pieces_within(long_s, cost, positions, bounds)
-    short_s = 0.0
+    short_s = long_s / 2  # in half the time it would take more
     for _ in range(_N_HALVINGS if len(pieces) <= _MANY_PIECES else 0):
         middle_s = (short_s + long_s) / 2
         fewer = _pieces_within(middle_s, cost, positions, bounds, most_pieces=len(pieces))
@@ -161,7 +172,8 @@ def _pieces_within(
             return []
         in_time = min(bounds.most_tokens, cost.tokens_within(bounds.longest_s, start))
         n_tokens = min(cost.tokens_within(seconds, start), max(bounds.short_tokens, in_time))
-        n_tokens -= n_tokens % bounds.grain
+        if n_tokens < positions.stop - start:
+            n_tokens -= n_tokens % bounds.grain
         end = min(positions.stop, start + max(bounds.least_tokens, n_tokens))
         pieces.append(range(start, end))
         start = end

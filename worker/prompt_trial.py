@@ -16,7 +16,7 @@ _SHORT, _LONG = 32, 128
 _N_TIMES = 3
 """The first time of each, kernels are chosen and made."""
 _SLOW_S = 0.1
-"""Of a short step: launching it is little beside that, and who comes meanwhile would wait for a longer one."""
+"""Of a short step: launching it is little beside that, and who comes meanwhile would have to wait for it."""
 
 
 class PromptTrial:
@@ -28,14 +28,15 @@ class PromptTrial:
         self._left = [_SHORT] * _N_TIMES + [_LONG] * _N_TIMES if context_length >= _LONG else []
         self._tried: list[RunStep] = []
 
+    def is_due(self, costs: PromptCosts) -> bool:
+        """Whether there is a step left, and who comes meanwhile needn't wait long for it, by what prompts took."""
+        known = costs.fitted() if self._left else None
+        return known is not None and known.of_blocks(len(self._stage.blocks)).seconds(_SHORT, 0) <= _SLOW_S
+
     def run_one(self) -> bool:
         """Run the next step; whether there is another."""
-        if self._left:
-            n_tokens = self._left.pop(0)
-            seconds = self._seconds(n_tokens)
-            self._tried.append(RunStep(n_tokens, 0, seconds / len(self._stage.blocks)))
-            if seconds > _SLOW_S and n_tokens == _SHORT:
-                self._left.clear()
+        n_tokens = self._left.pop(0)
+        self._tried.append(RunStep(n_tokens, 0, self._seconds(n_tokens) / len(self._stage.blocks)))
         return bool(self._left)
 
     def added_to(self, costs: PromptCosts) -> PromptCosts:

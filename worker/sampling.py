@@ -66,9 +66,10 @@ class Sampler:
         )
         self._penalises_answer = bool(params.presence_penalty or params.frequency_penalty)
         is_changed = self._bias is not None or self._penalty is not None or self._penalises_answer
-        self._wants_likeliest = (
+        self.wants_likeliest = (
             params.temperature == 0.0 and params.n_logprobs is None and grammar is None and not is_changed
         )
+        """Whether nothing but the largest of the logits counts."""
 
     def is_stop(self, token_id: int) -> bool:
         """Whether the token ends the generation."""
@@ -102,7 +103,7 @@ class Sampler:
             InternalError: the logits aren't finite; the weights, or a stage before this one, are broken.
             InvalidRequestError: the grammar allows nothing here, or finding out takes too much.
         """
-        if self._wants_likeliest:
+        if self.wants_likeliest:
             likeliest = _likeliest(logits.to(torch.float32), position)
             self._took(likeliest, position)
             return Choice(token_id=likeliest)

@@ -42,10 +42,13 @@ class SpareTime:
     def do_some(self, measures: Measures) -> bool:
         """Do a piece of it, at most a second or two; whether there is more.
 
-        Steps are tried where prompts have come: before, they would take memory and time that nobody may need.
+        Steps are tried where prompts have come: before, they would take memory and time that nobody may need, and
+        nobody would know how much.
         """
-        if used := self.trials.keys() & measures.prompt_costs.keys():
-            self._try_step(used.pop(), measures)
+        known = measures.prompt_costs
+        due = (key for key, trial in self.trials.items() if key in known and trial.is_due(known[key]))
+        if (key := next(due, None)) is not None:
+            self._try_step(key, measures)
             return True
         if self.unrecorded:
             replay_stage(self.unrecorded.popitem()[1])
@@ -58,7 +61,7 @@ class SpareTime:
         try:
             if trial.run_one():
                 return
-        except (RuntimeError, MemoryError) as exc:
+        except Exception as exc:  # of the library's own code, or for want of memory: prompts are cut without
             if is_device_broken(exc):
                 raise
             log.warning("prompt_trial_failed", blocks=str(key.blocks), error=type(exc).__name__)

@@ -32,6 +32,8 @@ from worker.cut import (
 from worker.kv_cache import KVCache
 from worker.packed_linear import PackedLinear
 from worker.quantised_matrix import UnpackedMatrix
+from worker.replacing import replace_modules
+from worker.screened_head import ScreenedHead
 from worker.taps import Taps, into_first_block
 
 
@@ -47,6 +49,8 @@ class StageInput:
     """From `Stage.new_cache`; grows by n_tokens."""
     n_logits: int = 0
     """Of how many positions, the last ones, logits are wanted, rather than hidden states of all."""
+    wants_likeliest: bool = False
+    """Whether of those logits only the largest of each position has to be right, and the others only be less."""
     wants_inputs: bool = False
     """Whether what goes into the first block is wanted, rather than what comes out of the last."""
 
@@ -98,6 +102,8 @@ class Stage:
         self._takes_position_ids = takes_position_ids(self._base)
         self.rotates_by_longest = rotates_by_longest(model)
         self._blocks = find_blocks(model)[2]
+        self.head = self._found_head(model)
+        """What makes logits of the last states; None where there are none."""
         self._taps = Taps(self._blocks, is_first=self.is_first, is_last=self.is_last)
         self._decode: Callable[[StageInput], torch.Tensor] | None = None
         self._views: dict[BlockRange, Stage] = {}
@@ -117,9 +123,15 @@ class Stage:
         For each input: hidden states (n_tokens, hidden_size), after the final norm if the stage is last; or, of
         those that want logits, which only a last stage has, logits (n_logits, vocab_size).
         """
-        if len(inputs) == 1 or self.batching.because or any(one.wants_inputs for one in inputs):
-            return [self._run_one(one) for one in inputs]
-        return self._run_together(inputs)
+        if isinstance(self.head, ScreenedHead) and all(one.wants_likeliest for one in inputs if one.n_logits):
+            with self.head.screening():
+                return self._run(inputs)
+        return self._run(inputs)
+
+    def replace_head(self, head: nn.Module) -> None:
+        """Make logits by this from now on; views that are made from now on do likewise."""
+        before, self.head = self.head, head
+        replace_modules(self._model, lambda module: head if module is before else None)
 
     def batch(self, batching: Batching) -> None:
         """Run sessions together from now on, or one at a time; views that are made from now on do likewise."""
@@ -170,6 +182,11 @@ class Stage:
             payload = torch.zeros(1, self.hidden_size, dtype=self.dtype)
         self.run([StageInput(payload=payload, position=0, cache=cache, n_logits=int(self.is_last))])
         return tuple(block.n_bytes() for block in cache.blocks)
+
+    def _run(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
+        if len(inputs) == 1 or self.batching.because or any(one.wants_inputs for one in inputs):
+            return [self._run_one(one) for one in inputs]
+        return self._run_together(inputs)
 
     def run_alone(self, one: StageInput) -> torch.Tensor:
         """Run new positions of one session by the model's own code."""
@@ -260,6 +277,12 @@ class Stage:
             torch.arange(one.position, one.position + len(one.payload), device=self.device) for one in inputs
         ]
         return positions[0] if len(positions) == 1 else torch.cat(positions)
+
+    def _found_head(self, model: PreTrainedModel) -> nn.Module | None:
+        if self.is_encoder or not self.is_last:
+            return None
+        head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return head
 
     def _cut_view(self, blocks: BlockRange) -> Stage:
         kept = BlockRange(blocks.start - self.blocks.start, blocks.end - self.blocks.start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,7 @@ def payload_now(arrived: ArrivedStep, *, is_head: bool) -> torch.Tensor:
     return tensor_from_bytes(payload, step.dtype, (step.n_tokens, width), are_states=True)
 
 
-def pieces_of(step: Step, payload: torch.Tensor, pieces: Sequence[range]) -> Iterator[StepInput]:
+def pieces_of(step: Step, payload: torch.Tensor, pieces: Iterable[range]) -> Iterator[StepInput]:
     """The step in pieces of these positions. One with guesses comes in one piece."""
     for positions in pieces:
         first = positions.start - step.position

@@ -51,6 +51,8 @@ class LoadRequest:
     """None: nothing is to be compiled."""
     context_length: int = 0
     """Positions that the model can take; nothing longer is tried."""
+    cache_bytes: int | None = None
+    """What caches have beside the weights: codes that make steps quicker may take little of it. None: plenty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import msgspec
 
 from client.gateway.bodies import json_bytes
 from client.gateway.keys import ErrorShape
+from client.gateway.rates import anthropic_rate_headers
 from protocol.errors import BrigadeError, ContextExceededError
 
 PREFIX = "/v1/messages"
@@ -63,5 +64,8 @@ def error_event(error: BrigadeError) -> bytes:
 
 
 ANTHROPIC_SHAPE = ErrorShape(
-    prefix=PREFIX, body=lambda error: json_bytes(anthropic_error(error)), status=anthropic_status
+    prefix=PREFIX,
+    body=lambda error: json_bytes(anthropic_error(error)),
+    status=anthropic_status,
+    rate_headers=anthropic_rate_headers,
 )

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from client.gateway.body_room import KEPT_BODY
 from client.gateway.faults import FieldError
@@ -33,31 +33,47 @@ class ApiBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of what is asked: an unknown field is refused, since to pass it over would be to do another thing."""
 
 
-def body_bytes(request: web.Request) -> int:
-    """How many bytes of a request's body may be read: as many as are allowed if it doesn't say how long it is."""
-    unsaid = MAX_REQUEST_BYTES if request.can_read_body else 0
-    return unsaid if request.content_length is None else min(request.content_length, MAX_REQUEST_BYTES)
+def said_bytes(request: web.Request) -> int:
+    """How long a request says that its body is, as far as that may be; 0: it doesn't say."""
+    return min(request.content_length or 0, MAX_REQUEST_BYTES)
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The body's bytes.
+    """The body's bytes, unpacked.
 
     Raises:
         TooLargeError: over `MAX_REQUEST_BYTES`; the rest was not read.
+        OverloadedError: too much of others is kept; likewise.
+        FieldError: it isn't encoded as it says.
         DeadlineExceededError: it didn't come within `BODY_TIMEOUT_S`.
     """
-    too_large = TooLargeError(f"the body is over {MAX_REQUEST_BYTES} bytes: send less")
     if (request.content_length or 0) > MAX_REQUEST_BYTES:
-        raise too_large
+        raise _too_large()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await request.read()
-    except web.HTTPRequestEntityTooLarge as exc:
-        raise too_large from exc
+            return await _all_of(request)
+    except web.RequestPayloadError as exc:
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "")[:40]
+        raise FieldError(
+            f"the body can't be unpacked: it isn't {encoding or 'chunked'} as the headers say", param=None
+        ) from exc
     except TimeoutError as exc:
         raise DeadlineExceededError(f"the body didn't come within {BODY_TIMEOUT_S:.0f} s") from exc
-    request[KEPT_BODY].is_of(len(body))
-    return body
+
+
+async def _all_of(request: web.Request) -> bytes:
+    """Counted as it comes: what it is unpacked to nobody says beforehand."""
+    body = bytearray()
+    while piece := await request.content.readany():
+        body += piece
+        if len(body) > MAX_REQUEST_BYTES:
+            raise _too_large()
+        request[KEPT_BODY].is_of(len(body))
+    return bytes(body)
+
+
+def _too_large() -> TooLargeError:
+    return TooLargeError(f"the body is over {MAX_REQUEST_BYTES} bytes: send less")
 
 
 async def read_json(request: web.Request, kind: type[T], *, types: frozenset[str] | None = JSON_TYPES) -> T:

@@ -18,16 +18,31 @@ RETRY_S = 2.0
 
 
 class KeptBody:
-    """What one request has of the room."""
+    """What one request has of the room: as much as came, unpacked. What is only announced keeps nobody out."""
 
-    def __init__(self, kept: Counter[KeyId], key_id: KeyId, n_bytes: int) -> None:
+    def __init__(self, kept: Counter[KeyId], key_id: KeyId) -> None:
         self._kept = kept
         self._key_id = key_id
         self._n_bytes = 0
-        self.is_of(n_bytes)
+
+    def check(self, n_bytes: int) -> None:
+        """See that there is room for so much of it. OverloadedError: there isn't."""
+        for n_kept, most, whose in (
+            (self._kept[self._key_id], MOST_OF_ONE_BYTES, "with this API key"),
+            (self._kept.total(), MOST_BYTES, "of all its users"),
+        ):
+            n_others = n_kept - self._n_bytes
+            if n_others + n_bytes > most:
+                raise OverloadedError(
+                    f"a body of {n_bytes:,} bytes finds no room: the gateway keeps {n_others:,} bytes of other "
+                    f"requests {whose}, at most {most:,} in all. Send it once some are answered",
+                    retry_after_s=RETRY_S,
+                )
 
     def is_of(self, n_bytes: int) -> None:
-        """So long it is, now that it is known; 0: it is kept no longer."""
+        """So much has come by now; 0: it is kept no longer. OverloadedError: there is no room for it."""
+        if n_bytes > self._n_bytes:
+            self.check(n_bytes)
         self._kept[self._key_id] += n_bytes - self._n_bytes
         self._n_bytes = n_bytes
         if not self._kept[self._key_id]:
@@ -38,32 +53,20 @@ KEPT_BODY = web.RequestKey("kept_body", KeptBody)
 
 
 class BodyRoom:
-    """Counts bytes from before a body is read until its request is answered: so long it is kept."""
+    """Counts bytes from when they are read until their request is answered: so long they are kept."""
 
-    def __init__(self, *, most_bytes: int = MOST_BYTES, most_of_one_bytes: int = MOST_OF_ONE_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._most_of_one_bytes = most_of_one_bytes
+    def __init__(self) -> None:
         self._kept: Counter[KeyId] = Counter()
 
     @contextmanager
-    def kept(self, key_id: KeyId, n_bytes: int) -> Iterator[KeptBody]:
-        """For one request with a body of so many bytes at most.
+    def kept(self, key_id: KeyId, n_said: int) -> Iterator[KeptBody]:
+        """For one request, whose body is said to be so long; 0: that isn't said.
 
         Raises:
             OverloadedError: there is no room for it.
         """
-        of_one = self._kept[key_id]
-        for n_kept, most, whose in (
-            (of_one, self._most_of_one_bytes, "with this API key"),
-            (self._kept.total(), self._most_bytes, "of all its users"),
-        ):
-            if n_kept + n_bytes > most:
-                raise OverloadedError(
-                    f"a body of {n_bytes:,} bytes finds no room: the gateway keeps {n_kept:,} bytes of requests "
-                    f"{whose} that it is answering, at most {most:,}. Send it once some are answered",
-                    retry_after_s=RETRY_S,
-                )
-        body = KeptBody(self._kept, key_id, n_bytes)
+        body = KeptBody(self._kept, key_id)
+        body.check(n_said)
         try:
             yield body
         finally:

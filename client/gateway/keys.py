@@ -1,4 +1,4 @@
-"""What handlers find in the application, and the form in which each API says that something is wrong."""
+"""What handlers find in the application, and the form in which each API says what is wrong, and what is left."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from client.gateway.clients import ClientPool
 from client.gateway.config import GatewayConfig
 from client.gateway.gate import Gate
 from client.gateway.metrics import GatewayMetrics
+from client.gateway.rates import RateHeaders, no_rate_headers
 from protocol.errors import BrigadeError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorShape:
-    """How one API says that something is wrong."""
+    """How one API says that something is wrong, and what is left of a key's limits."""
 
     prefix: str
     """Of the paths that are answered so; the longest that fits counts."""
     body: Callable[[BrigadeError], bytes]
     status: Callable[[BrigadeError], int]
+    rate_headers: RateHeaders = no_rate_headers
 
 
 CONFIG = web.AppKey("config", GatewayConfig)

@@ -10,11 +10,12 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from client.gateway.asking import asking_client
-from client.gateway.bodies import body_bytes
+from client.gateway.bodies import said_bytes
 from client.gateway.body_room import KEPT_BODY
 from client.gateway.callers import caller_key
 from client.gateway.faults import FieldError
 from client.gateway.keys import BODY_ROOM, CONFIG, GATE, METRICS, NAMES, REQUEST_ID, shape_for
+from client.gateway.rates import EXPOSED, add_rate_headers, follow_rates
 from client.gateway.streams import DEFECT, send_in_pieces
 from client.gateway.traced import TIMING_HEADER, TRACE_HEADER, add_trace_headers, follow_trace
 from protocol.error_forms import error_fields
@@ -50,6 +51,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     request[REQUEST_ID] = secrets.token_hex(12)
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=request[REQUEST_ID])
+    follow_rates(request)
     try:
         return await handler(request)
     except BrigadeError as error:
@@ -102,7 +104,7 @@ async def know_caller(request: web.Request, handler: Handler) -> web.StreamRespo
         return await handler(request)
     key_id = caller_key(request.headers, request.app[CONFIG]).key_id
     async with asking_client(request):
-        with request.app[BODY_ROOM].kept(key_id, body_bytes(request)) as request[KEPT_BODY]:
+        with request.app[BODY_ROOM].kept(key_id, said_bytes(request)) as request[KEPT_BODY]:
             return await handler(request)
 
 
@@ -124,6 +126,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     if request_id := request.get(REQUEST_ID):
         response.headers["X-Request-Id"] = request_id
     add_trace_headers(request, response)
+    add_rate_headers(request, response, shape_for(request).rate_headers)
     allowed = request.app[CONFIG].allow_origins
     if not allowed:
         return
@@ -133,7 +136,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
         return
     response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
     response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = (
-        f"Retry-After, {TIMING_HEADER}, {TRACE_HEADER}, X-Request-Id"
+        f"Retry-After, {TIMING_HEADER}, {TRACE_HEADER}, X-Request-Id, {EXPOSED}"
     )
     if request.method == hdrs.METH_OPTIONS:
         asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")

@@ -6,6 +6,7 @@ import msgspec
 
 from client.gateway.faults import FieldError, ModelNotFoundError
 from client.gateway.keys import ErrorShape
+from client.gateway.rates import openai_rate_headers
 from protocol.errors import (
     BrigadeError,
     ContextExceededError,
@@ -53,7 +54,7 @@ def _shape(prefix: str, prompt_field: str | None) -> ErrorShape:
     def body(error: BrigadeError) -> bytes:
         return msgspec.json.encode(openai_error(error, prompt_field=prompt_field))
 
-    return ErrorShape(prefix=prefix, body=body, status=openai_status)
+    return ErrorShape(prefix=prefix, body=body, status=openai_status, rate_headers=openai_rate_headers)
 
 
 OPENAI_SHAPES = (

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from client.api import Client, Prompt
 from client.chat_template import Message
+from client.gateway.rates import note_rates
 from client.gateway.traced import note_timings
 from client.options import GenerationOptions
 from client.results import Generation, TokenPiece
@@ -142,6 +143,7 @@ async def plan_events(client: Client, model: ModelInfo, plan: TurnPlan) -> Async
     """
     reader = plan.new_reader() if plan.new_reader is not None else None
     async with client.stream(model, plan.prompt, **option_fields(plan.options)) as pieces:
+        note_rates(pieces)
         async for piece in pieces:
             delta = _delta(piece)
             if delta is None:

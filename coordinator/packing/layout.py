@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from coordinator.packing.tensors import TensorInfo
 from protocol.errors import InvalidRequestError, UntrustedFileError
+from protocol.model_files.tensors import TensorInfo
 
 _LAYER = re.compile(r"(?P<list>(?:^|.*?\.)(?:layers|layer|blocks|block|h))\.(?P<index>\d{1,6})\.")
 _HEAD = re.compile(r"embed_out|lm_head|project_out|(?:^|[._])(?:output|head|output_layer)(?:[._]|$)")

@@ -13,12 +13,12 @@ from transformers import PreTrainedConfig
 
 from coordinator.packing.embedding_files import embedding_files
 from coordinator.packing.encoders import encoder_tensors
-from coordinator.packing.gguf_source import GgufSource
 from coordinator.packing.model_config import CONFIG_FILE, ModelNumbers, model_numbers, read_config
 from coordinator.packing.safetensors_source import SafetensorsSource
 from coordinator.packing.sources import FolderSource, GgufFileSource
-from coordinator.packing.tensors import TensorInfo, TensorSource
 from coordinator.packing.tokenizer_files import canonical_json, folder_files, generation_config, gguf_files
+from protocol.model_files.gguf_source import GgufSource
+from protocol.model_files.tensors import TensorInfo, TensorSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,6 @@ from coordinator.packing.model_config import CONFIG_FILE
 from coordinator.packing.opened_source import OpenedSource, open_source
 from coordinator.packing.safetensors_format import build_header
 from coordinator.packing.sources import HubSource, fetch_from_hub, parse_source
-from coordinator.packing.tensors import TORCH_NAMES
 from coordinator.packing.tokenizer_files import (
     CHAT_TEMPLATE_FILE,
     TOKENIZER_FILE,
@@ -39,6 +38,7 @@ from protocol.manifest import (
     encode_manifest,
     revision_of,
 )
+from protocol.model_files.tensors import TORCH_NAMES
 
 Progress = Callable[[str, int, int], None]
 """Called with the step (`download`, `read`, `pack`), bytes done and bytes in all (0 if not known)."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from coordinator.packing.tensors import DTYPE_BITS, TensorInfo
 from protocol.errors import UntrustedFileError
+from protocol.model_files.tensors import DTYPE_BITS, TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""

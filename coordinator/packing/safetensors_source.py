@@ -17,8 +17,8 @@ from types import TracebackType
 import msgspec
 
 from coordinator.packing.safetensors_format import StoredTensor, header_size, read_header
-from coordinator.packing.tensors import PIECE_BYTES, TensorInfo
 from protocol.errors import InvalidRequestError, StorageError, UntrustedFileError
+from protocol.model_files.tensors import PIECE_BYTES, TensorInfo
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

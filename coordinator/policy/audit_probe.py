@@ -27,6 +27,8 @@ STEPS = (6, 6, 6, *[1] * 6)
 """Positions of the steps, in order: pieces of a prompt, then single tokens, whose caches build on all before."""
 N_POSITIONS = sum(STEPS)
 _DIVISOR = 512.0
+_FLOATS = tuple(struct.pack("<f", ((byte ^ 128) - 128) / _DIVISOR) for byte in range(256))
+"""What each byte of a hidden state stands for, as a little-endian float32."""
 _SCALE_BYTES = 4
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -62,11 +64,12 @@ class Probe:
 
     def states(self, position: int, n_tokens: int) -> bytes:
         """Hidden states (n_tokens, hidden_size) of the positions, float32, little-endian."""
-        values = array.array("f")
-        for at in range(position, position + n_tokens):
-            row = memoryview(_stream(f"state {at}", self.seed, self.hidden_size)).cast("b")
-            values.extend(value / _DIVISOR for value in row)
-        return _little_endian(values).tobytes()
+        return b"".join(map(_FLOATS.__getitem__, self.state_codes(position, n_tokens)))
+
+    def state_codes(self, position: int, n_tokens: int) -> bytes:
+        """Likewise 512 times the values, as signed bytes."""
+        at = range(position, position + n_tokens)
+        return b"".join(_stream(f"state {each}", self.seed, self.hidden_size) for each in at)
 
 
 def projected(seed: str, rows: Sequence[Sequence[float]]) -> Projection:

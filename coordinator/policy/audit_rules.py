@@ -4,14 +4,16 @@ The difference of two projections at a position is the length of their differenc
 for equal, about 1.4 for unrelated ones. An audit goes by the middle one of all positions, which other weights
 raise, and by the largest, which a single wrong step does. Models with experts choose them by comparing nearly equal
 numbers, so that a rounding sends a token another way now and then: there a few positions may differ at will, and
-only workers of the same precision are compared. Where the tolerances come from: decision 0016.
+only workers of the same precision are compared. Since rounding now and then makes honest answers differ by more
+than any tolerance that still finds cheats, nobody fails by one probe: a fresh one has to show it again. Where the
+tolerances come from: decision 0016.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.policy.audit_probe import Projection
 from coordinator.policy.state import WorkerRecord
@@ -63,6 +65,10 @@ DEPTH_POWER = 0.25
 """Beyond `BASE_DEPTH` tolerances grow with this power of the number of blocks."""
 MOST_ALLOWED = 0.9
 """Zeros differ by 1: beyond this nothing could be told."""
+MAX_CONFIRMATIONS = 8
+"""Fresh probes, one of which has to show again what failed. Honest workers that differ by rounding in a share p of
+probes fail in 8 p^2 of audits at most; of what 10 % of wrong steps show, with experts in a quarter of the probes,
+nine tenths are confirmed."""
 
 RECORDED = "recorded"
 """In place of a worker: an answer of another one that was kept of an earlier audit."""
@@ -181,6 +187,20 @@ def outcomes(
     if is_for_target:
         return Ruling(target="passed", partner="failed", referee=referee)
     return Ruling(target="failed", partner="passed", referee=referee)
+
+
+def accused(ruling: Ruling, target: str, partner: str) -> str:
+    """Who failed, if anybody did."""
+    return target if ruling.target == "failed" else partner if ruling.partner == "failed" else ""
+
+
+def unconfirmed(ruling: Ruling) -> Ruling:
+    """What is left of a failure that no fresh probe showed again: suspicion of the same worker."""
+    return replace(
+        ruling,
+        target="suspected" if ruling.target == "failed" else ruling.target,
+        partner="suspected" if ruling.partner == "failed" else ruling.partner,
+    )
 
 
 def _apart(one: tuple[float, ...], other: tuple[float, ...]) -> float:

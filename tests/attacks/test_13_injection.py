@@ -14,11 +14,11 @@ import pytest
 import structlog
 from rich.console import Console
 
-import coordinator.client_api
 import protocol
 from client.output import printable as shown_by_client
 from coordinator.app import RunningCoordinator
 from coordinator.cli_output import model_table, worker_table
+from coordinator.keys import MODELS_LOOK
 from protocol.control_messages import Leaving
 from protocol.logs import configure_logs
 from protocol.rest import ClusterStatus
@@ -151,7 +151,7 @@ async def test_a_defect_is_answered_without_a_word_of_ours(
     def broken(*_: object) -> None:
         raise RuntimeError("secret-4711 at /srv/brigade")
 
-    monkeypatch.setattr(coordinator.client_api, "model_infos", broken)
+    monkeypatch.setattr(running.application[MODELS_LOOK], "get", broken)
     async with http_session(running, key_of(running, "client")) as http:
         for headers in ({}, {"Accept": "text/html"}, {"X-Debug": "1", "Cookie": "debug=1"}):
             answer = await http.ask("GET", "/v1/models?debug=1&trace=1", headers=headers)

@@ -135,6 +135,7 @@ async def test_of_two_that_differ_the_kept_answer_says_who_is_wrong(tmp_path: Pa
         await trusted(cluster, good)
         assert (await audit(bad)).outcome == "passed"  # and the trusted one's answer is kept
         assert [opinion.kind for opinion in record(cluster, bad).opinions] == ["audit_passed"]
+        assert (await audit(bad)).outcome == "passed"  # another: nobody fails by one probe alone
         await change_weights(bad, 0, noise=0.1)
         found = await audit(good)
         assert (found.outcome, found.partner_outcome, found.referee) == ("passed", "failed", "recorded")
@@ -232,8 +233,9 @@ async def test_two_that_poison_kept_answers_frame_nobody(tmp_path: Path) -> None
         (good, *_) = kept_of(await records(cluster), friend)
         poison = replace(good, worker_id=cheat.worker.worker_id, projection=((1.0,) * 32,) * 24)
         revision = cluster.coordinator.cluster.state.models[ModelName("tiny")].revision
-        for _ in range(20):
-            await auditor.store.record(revision, BlockRange(0, 4), poison, datetime.now(UTC))
+        for number in range(20):
+            one_of_many = replace(poison, seed=f"seed {number}")
+            await auditor.store.record(revision, BlockRange(0, 4), one_of_many, datetime.now(UTC))
         assert kept_of(await records(cluster), friend)  # they can't push out what others said
         for member in (friend, cheat):
             await member.stop()

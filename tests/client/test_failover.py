@@ -308,6 +308,12 @@ def test_every_wait_leads_to_another_or_to_an_end_and_never_spins(
         (HopFailure(code=STALLED), True, 30, "the route became slow after 30 tokens"),
         (HopFailure(worker_id=A, code="draining"), False, 0, f"worker {A} is stopping after 0 tokens"),
         (HopFailure(worker_id=A, code="overloaded"), False, 2, f"worker {A} failed (overloaded) after 2 tokens"),
+        (
+            HopFailure(worker_id=A, code="clock_skew"),
+            False,
+            0,
+            f"worker {A} has another time than the coordinator, by an hour or more, after 0 tokens",
+        ),
     ],
 )
 def test_says_what_happened(failure: HopFailure, has_slowed: bool, n_tokens: int, expected: str) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from coordinator.cli import main
+from coordinator.cli_audits import outcome_words
 from coordinator.config import CoordinatorConfig
+from protocol.audit_rest import AuditInfo, AuditOutcome
 from protocol.errors import ConfigError
+from protocol.ids import BlockRange, ModelName, WorkerId
 from tests.support.coordinators import joined_worker, running_coordinator
 
 
@@ -35,3 +38,28 @@ async def test_the_commands_say_when_there_is_nothing(tmp_path: Path, capsys: py
         assert "serves no blocks now" in text
         code, text = await asyncio.to_thread(said, "trust", "audits", "--json")
         assert '"audits"' in text
+
+
+@pytest.mark.parametrize(
+    ("of_partner", "words"),
+    [
+        ("suspected", "is suspected, and so is the other one"),
+        ("passed", "is suspected; the other one passed"),
+        ("undecided", "is suspected"),
+    ],
+)
+def test_of_the_other_one_is_said_what_was_found_of_it(of_partner: AuditOutcome, words: str) -> None:
+    found = AuditInfo(
+        at="2026-11-22T01:02:03+00:00",
+        worker_id=WorkerId("w-a"),
+        model=ModelName("m"),
+        blocks=BlockRange(0, 4),
+        partner="w-b",
+        referee="",
+        outcome="suspected",
+        partner_outcome=of_partner,
+        difference=0.25,
+        allowed=0.01,
+        reason="",
+    )
+    assert outcome_words(found) == words

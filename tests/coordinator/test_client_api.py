@@ -13,7 +13,8 @@ import pytest
 from coordinator.app import RunningCoordinator
 from protocol.api_key import api_key_from_text
 from protocol.control_messages import Assign
-from protocol.ids import BlockRange, ModelName, WorkerId
+from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
+from protocol.messages import SharedPrefix
 from protocol.pinned_http import pinned_session
 from protocol.rest import ErrorAnswer, Hello, ModelInfo, ModelList, RouteGrant, RouteRequest
 from protocol.tickets import AttachTicket, Ticket, verified_claims
@@ -235,3 +236,18 @@ async def test_more_than_the_context_is_refused_with_the_numbers(
 async def test_counts_that_no_generation_has_are_refused(http: Http, n_prompt_tokens: str, max_tokens: str) -> None:
     body = f'{{"model":"tiny","n_prompt_tokens":{n_prompt_tokens},"max_tokens":{max_tokens}}}'.encode()
     assert (await http.ask("POST", "/v1/routes", body)).status == 400
+
+
+@pytest.mark.parametrize("asked", ["continues", "prefix"])
+async def test_whatever_a_route_s_request_has_looked_up_a_database_that_is_away_is_said_so(
+    coordinator: RunningCoordinator, http: Http, tmp_path: Path, asked: str
+) -> None:
+    await add_model(coordinator)
+    session = SessionId("abc")
+    named = session if asked == "continues" else SharedPrefix(session_id=session, n_positions=2)
+    request = route_request(**{asked: named})
+    assert (await http.ask("POST", "/v1/routes", request)).status in (404, 503)
+    (tmp_path / "state" / "brigade.db").rename(tmp_path / "away.db")
+    answer = await http.ask("POST", "/v1/routes", request)
+    assert (answer.status, answer.read(ErrorAnswer).error.code) == (503, "database_away")
+    assert int(answer.headers["Retry-After"]) >= 1

@@ -92,6 +92,16 @@ async def test_who_has_it_already_gets_nothing_and_a_header_that_is_no_etag_is_n
     assert "If-Match" in refused.read(ErrorAnswer).error.message
 
 
+async def test_a_condition_that_cannot_be_looked_at_is_refused_not_passed_over(http: Http) -> None:
+    body = CreateKeyRequest(name="laptop")
+    refused = await http.ask("POST", "/admin/v1/keys", body, headers={"If-Match": '"1a2b"'})
+    assert refused.status == 400
+    assert "If-Match can't be heeded here: POST '/admin/v1/keys'" in refused.read(ErrorAnswer).error.message
+    assert (await http.ask("POST", "/admin/v1/keys", body)).status == 201
+    assert (await http.ask("GET", "/admin/v1/keys", headers={"If-Match": '"1a2b"'})).status == 200
+    assert (await http.ask("POST", "/admin/v1/nothing", body, headers={"If-Match": '"1a2b"'})).status == 404
+
+
 async def test_what_a_worker_does_spoils_no_etag_and_what_an_operator_does_does(
     coordinator: RunningCoordinator, http: Http
 ) -> None:

@@ -33,6 +33,25 @@ async def http(coordinator: RunningCoordinator) -> AsyncIterator[Http]:
         yield session
 
 
+async def test_text_that_no_database_takes_is_refused_before_one_sees_it(tmp_path: Path, database_url: str) -> None:
+    """PostgreSQL fails a whole transaction by a NUL character, and routes of several clients share one."""
+    route = {"model": "m", "n_prompt_tokens": 3, "max_tokens": 3}
+    async with (
+        running_coordinator(tmp_path, database_url=database_url) as running,
+        http_session(running, key_of(running, "admin")) as http,
+    ):
+        for method, path, body in (
+            ("GET", "/admin/v1/keys/%00", None),
+            ("GET", "/admin/v1/audit?who=%00", None),
+            ("POST", "/admin/v1/keys", {"name": "a\0b"}),
+            ("POST", "/v1/routes", route | {"continues": "x\0y"}),
+            ("POST", "/v1/routes", route | {"continues": "x", "failure": {"code": "hop\0lost"}}),
+        ):
+            answer = await http.ask(method, path, None if body is None else json.dumps(body))
+            assert (answer.status, "NUL" in answer.read(ErrorAnswer).error.message) == (400, True), path
+        assert (await http.ask("POST", "/admin/v1/keys", json.dumps({"name": r"a\u0000"}))).status == 201
+
+
 @pytest.fixture
 async def failing() -> AsyncIterator[TestClient]:
     """An application whose handlers fail."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import pytest
 from structlog.testing import capture_logs
 
 import migrations
+from coordinator.audit_log import AuditFilter
 from coordinator.config import CoordinatorConfig
 from coordinator.opening import opened_state
+from coordinator.policy.effects import WriteAudit
 from coordinator.policy.stored import StoredState
+from coordinator.secret_files import Rotation
 from coordinator.table_copy import all_rows
 from protocol.api_key import api_key_from_text, secret_hash
 from protocol.errors import ConflictError, LeaseError
@@ -45,6 +49,34 @@ async def test_a_revoked_first_key_stays_revoked(tmp_path: Path) -> None:
             await opened.repository.revoke_api_key(key.key_id, NOW)
     async with opened_state(config, NOW) as opened:
         assert all(key.revoked_at == NOW for key in await opened.repository.api_keys())
+
+
+@pytest.mark.parametrize("action", ["join_secret_rotated", "signing_key_rotated"])
+async def test_a_rotation_that_is_only_in_the_audit_log_is_said_to_have_failed_once(
+    tmp_path: Path, action: Rotation
+) -> None:
+    """As when the coordinator is killed between the line and the files."""
+    config, later = CoordinatorConfig(state=tmp_path), NOW + timedelta(days=1)
+
+    async def lines() -> list[str]:
+        async with opened_state(config, later) as opened:
+            found = await opened.repository.audit_log.entries(AuditFilter(), before_id=None, n_entries=9)
+            return [line.action for line in found if line.action != "key_created"]
+
+    line = WriteAudit(at_s=later.timestamp(), action=action, subject="cluster", details="by k")
+    async with opened_state(config, NOW) as opened:
+        opened.authority.secrets.rotate_join_secret(NOW)
+        await opened.repository.apply([line])
+    assert await lines() == await lines() == ["rotation_failed", action]
+    async with opened_state(config, NOW) as opened:
+        again = replace(line, at_s=line.at_s + 60.0)
+        await opened.repository.apply([again])
+        rotate = {
+            "join_secret_rotated": opened.authority.secrets.rotate_join_secret,
+            "signing_key_rotated": opened.authority.secrets.rotate_signing_key,
+        }
+        rotate[action](datetime.fromtimestamp(again.at_s, UTC) - timedelta(milliseconds=5))
+    assert await lines() == [action, "rotation_failed", action], "one that was done is let stand"
 
 
 async def test_a_damaged_key_file_gets_a_new_key(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from coordinator.file_store import FileStore
 from coordinator.packing import PackedModel, pack_model
-from coordinator.packing.gguf_header import MAX_ARRAY_ELEMENTS, read_gguf
-from coordinator.packing.gguf_source import GgufSource
 from protocol.errors import BrigadeError, InvalidRequestError, UntrustedFileError
+from protocol.model_files.gguf_header import MAX_ARRAY_ELEMENTS, read_gguf
+from protocol.model_files.gguf_source import GgufSource
 from tests.coordinator.gguf_support import SETTINGS, write_gguf
 from tests.coordinator.packing_support import check_tensors, no_progress
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.packing.layout import Layout, plan_layout
-from coordinator.packing.tensors import TensorInfo
 from protocol.errors import UntrustedFileError
+from protocol.model_files.tensors import TensorInfo
 
 VOCAB = 8
 

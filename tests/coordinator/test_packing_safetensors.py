@@ -14,8 +14,8 @@ from safetensors import deserialize
 
 from coordinator.packing.safetensors_format import build_header, header_size, read_header
 from coordinator.packing.safetensors_source import INDEX_FILE, SafetensorsSource
-from coordinator.packing.tensors import DTYPE_BITS, TensorInfo
 from protocol.errors import InvalidRequestError, UntrustedFileError
+from protocol.model_files.tensors import DTYPE_BITS, TensorInfo
 from tests.coordinator.packing_support import llama_tensors, write_model, write_safetensors
 
 SOUND = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}

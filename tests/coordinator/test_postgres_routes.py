@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import database
 from coordinator.database import opened
-from coordinator.generation_rows import begin_generations
+from coordinator.generation_rows import RatesLeft, begin_generations
 from coordinator.quota_records import GENERATIONS, QUOTAS, RESERVATIONS
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration, ReportedEnd
@@ -88,7 +89,7 @@ async def test_the_rows_are_those_that_are_written_otherwise(postgres_server: Po
         [replace(new("h"), n_prompt_tokens=1, max_tokens=1), new("j", quoted)],
     ]
     said: list[list[str]] = []
-    kept = []
+    kept, rates = [], []
     for is_native in (True, False):
         async with opened(postgres_server.new_database()) as engine:
             repository = Repository(engine)
@@ -97,21 +98,25 @@ async def test_the_rows_are_those_that_are_written_otherwise(postgres_server: Po
             for key_id, its in ((KEY, limits), (quoted, KeyLimits(tokens_per_min=40)), (KeyId("free"), UNLIMITED)):
                 await add_key(repository, its, key_id)
             refusals: list[BrigadeError | None] = []
+            left: RatesLeft = {}
             for i, some in enumerate(together):
-                refusals += await recorded(repository, some, NOW + timedelta(seconds=i), is_native=is_native)
+                now = NOW + timedelta(seconds=i)
+                refusals += await recorded(repository, some, now, left, is_native=is_native)
             said.append([str(refusal) for refusal in refusals])
+            rates.append({name: its for name, its in left.items() if its})
             kept.append(await rows_of_all(repository))
     assert said[0] == said[1]
     assert said[0].count("None") == 7
     assert kept[0] == kept[1]
+    assert rates[0] == rates[1] != {}
 
 
 async def recorded(
-    repository: Repository, some: Sequence[NewGeneration], now: datetime, *, is_native: bool
+    repository: Repository, some: Sequence[NewGeneration], now: datetime, left: RatesLeft, *, is_native: bool
 ) -> list[BrigadeError | None]:
     if is_native:
-        return await repository.record_generations(some, now.timestamp)
-    return await repository.transactions.write_rows(lambda rows: begin_generations(rows, some, now.timestamp))
+        return await repository.record_generations(some, now.timestamp, left)
+    return await repository.transactions.write_rows(lambda rows: begin_generations(rows, some, now.timestamp, left))
 
 
 @asynccontextmanager
@@ -126,7 +131,10 @@ async def counted_repository(url: str, *key_ids: KeyId) -> AsyncIterator[tuple[R
         async with engine.connect() as connection:
             native: Any = (await connection.get_raw_connection()).driver_connection
             native.add_query_logger(lambda record: queries.append(record.query.split()[0]))
-        yield repository, queries
+        with pytest.MonkeyPatch.context() as patch:
+            # A machine that is busy for so long would have the connection asked whether it is still there.
+            patch.setattr(database, "PING_AFTER_S", math.inf)
+            yield repository, queries
 
 
 async def test_a_route_takes_four_round_trips_and_one_while_its_key_is_as_it_was_left(

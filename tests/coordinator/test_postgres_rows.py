@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from coordinator.database import opened
 from coordinator.policy.quota import Account, Meter, Reservation
-from coordinator.postgres_rows import save_settled
+from coordinator.postgres_rows import save_settled, settled_arrays
 from coordinator.quota_records import (
     HeldReservation,
     locked_quotas,
@@ -49,14 +49,14 @@ async def test_what_is_settled_is_written_and_what_is_open_behind_it_moves_up(
             quotas["k1"].account = Account(meters=meters, updated_s=NOW.timestamp() + 1)
             rows[1].held = Reservation(n_reserved=7, marks=(1.0, 2.0), n_used=7, is_open=False)
             moves = [("k0", ids[1], 1.0, 10.0), ("k0", ids[2], 0.5, 0.0)]
-            save_settled(connection, quotas.values(), [rows[1]], moves, ids[1:3])
+            save_settled(connection, settled_arrays(quotas.values(), [rows[1]], moves, ids[1:3]))
             marks = {i: row.held.marks for i, row in zip(ids, rows, strict=True)}
             marks[ids[3]], marks[ids[5]] = (103.0 - 1.5, 203.0 - 10.0), (105.0 - 1.5, 205.0 - 10.0)
             found = reservations_by_id(connection, ids)
             assert {i: one.held.marks for i, one in found.items()} == marks
             assert found[ids[1]] == rows[1]
             assert locked_quotas(connection, ["k1"])["k1"].account == quotas["k1"].account
-            save_settled(connection, quotas.values(), [], [], [])
+            save_settled(connection, settled_arrays(quotas.values(), [], [], []))
 
         await repository.transactions.write_rows(settle)
 
@@ -70,7 +70,7 @@ async def test_what_is_too_long_is_refused_and_not_cut(postgres_server: Postgres
             row = held("k0", 1)
             save_reservations(connection, [row])
             row.session_id = "x" * 65
-            save_settled(connection, [], [row], [], [])
+            save_settled(connection, settled_arrays([], [row], [], []))
 
         with pytest.raises(StorageError, match="too long"):
             await repository.transactions.write_rows(settle)

@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from coordinator import quota_desk
 from coordinator.database import opened
+from coordinator.generation_rows import RatesLeft
 from coordinator.quota_desk import MAX_LINE, QuotaDesk
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
@@ -42,7 +43,10 @@ class SlowRepository(Repository):
         self.refusal: QuotaExceededError | None = None
 
     async def record_generations(
-        self, generations: Sequence[NewGeneration], quota_clock: Callable[[], float] | None = None
+        self,
+        generations: Sequence[NewGeneration],
+        quota_clock: Callable[[], float] | None = None,
+        left: RatesLeft | None = None,
     ) -> list[BrigadeError | None]:
         await self.may_write.wait()
         if self.error is not None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 
 from coordinator.database import opened
 from coordinator.repository import Repository
+from protocol.errors import QuotaExceededError
 from protocol.key_limits import KeyLimits
-from tests.coordinator.test_quota_rows import NOW, add_key, begin, end
+from tests.coordinator.test_quota_rows import KEY, NOW, add_key, begin, end
 
 
 @pytest.fixture
@@ -49,3 +51,22 @@ async def test_a_prompt_that_nobody_had_run_is_counted_by_who_goes_on(repository
     await begin(repository, "ends", 10, 90, continues="fails")
     await end(repository, "ends", 10, 6)
     assert await counted(repository) == (1, 10, 6)
+
+
+async def test_midnight_moves_no_token_to_another_day_and_gives_nothing_back(repository: Repository) -> None:
+    """A day of the ledger is UTC's and that of the report; the rate of tokens a day knows no day's end."""
+    before, after = datetime(2026, 11, 21, 23, 59, 59, tzinfo=UTC), datetime(2026, 11, 22, 0, 0, 1, tzinfo=UTC)
+    await add_key(repository, KeyLimits(tokens_per_day=86_400))  # one comes back each second
+    await begin(repository, "ends before", 10, 80_000, now=before)
+    await end(repository, "ends before", 10, 80_000, now=before)
+    await begin(repository, "runs over", 20, 6_000, now=before)
+    with pytest.raises(QuotaExceededError, match="tokens/day"):
+        await begin(repository, "has no room", 10, 6_000, now=after)
+    await end(repository, "runs over", 20, 5_000, now=after)
+    days = {
+        day.day: (day.n_generations, day.n_prompt_tokens, day.n_completion_tokens)
+        for day in await repository.usage.usage(before.date(), after.date())
+    }
+    assert days == {"2026-11-21": (1, 10, 80_000), "2026-11-22": (1, 20, 5_000)}
+    (rate,) = (await repository.quotas.quota(KEY, after)).rates
+    assert rate.used == 80_010 + 5_020 - 2

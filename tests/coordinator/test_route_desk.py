@@ -117,7 +117,8 @@ async def test_what_is_no_sessions_id_is_answered_as_an_unknown_one_and_no_troub
             http_session(coordinator, key_of(coordinator, "client")) as http,
             pinned_workers(coordinator, (0, 4)),
         ):
-            for no_id in ("a\0b", "", "x" * 65, "☃"):
+            assert (await ask(http, continues=SessionId("a\0b"))).status == 400
+            for no_id in ("a", "", "x" * 65, "☃"):
                 assert (await ask(http, continues=SessionId(no_id))).status == 404
                 prefix = SharedPrefix(session_id=SessionId(no_id), n_positions=1)
                 assert (await ask(http, prefix=prefix)).status == 200

@@ -55,6 +55,8 @@ def test_a_rotation_that_is_cut_short_locks_nobody_out(
     assert files.join_keys[0] == join_key(old), "in memory all is as it was"
     again = SecretFiles(StateFolder(folder.root), NOW, None)
     assert again.join_keys[0] == join_key(old), "and after a restart"
+    assert again.join_secret_since == NOW, "by the rotation before"
+    assert len(again.join_secret_dates) <= 1, "what is in force isn't among the earlier ones"
     new = again.rotate_join_secret(NOW, grace)
     assert again.join_keys[0] == join_key(new)
     assert (join_key(old) in again.join_keys) == (grace > timedelta(0))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.database import opened
-from coordinator.generation_rows import begin_generations
+from coordinator.generation_rows import RatesLeft, begin_generations
 from coordinator.repository import Repository
 from coordinator.sqlite_routes import begin_generations_plainly
-from protocol.ids import KeyId
+from protocol.ids import KeyId, SessionId
 from protocol.key_limits import UNLIMITED, KeyLimits
 from tests.coordinator.test_postgres_routes import KEY, NOW, add_key, new, rows_of_all
 
@@ -31,13 +31,23 @@ async def test_the_rows_are_those_that_are_written_otherwise(tmp_path: Path) -> 
             limits = KeyLimits(requests_per_min=4, tokens_per_day=95, max_concurrent=4)
             for key_id, its in ((KEY, limits), (quoted, KeyLimits(tokens_per_min=40)), (free, UNLIMITED)):
                 await add_key(repository, its, key_id)
-            said = []
+            said, rates = [], []
             for i, some in enumerate(together):
                 now = (NOW + timedelta(seconds=i)).timestamp
-                refusals = await repository.transactions.write_rows(
-                    lambda rows, begin=begin, some=some, now=now: begin(rows, some, now)  # type: ignore[misc]
+                left: RatesLeft = {}
+                write: Any = (
+                    repository.transactions.write_plainly
+                    if begin is begin_generations_plainly
+                    else repository.transactions.write_rows
+                )
+                refusals = await write(
+                    lambda rows, begin=begin, some=some, now=now, left=left: begin(rows, some, now, left)
                 )
                 said += [str(refusal) for refusal in refusals]
-            results.append((said, await rows_of_all(repository)))
+                rates.append(left)
+            results.append((said, await rows_of_all(repository), rates))
     assert results[0] == results[1]
     assert results[0][0].count("None") == 7
+    n_tokens = new("a").n_prompt_tokens + new("a").max_tokens
+    assert [rate.n_left for rate in results[0][2][0][SessionId("a")]] == [3, 95 - n_tokens]
+    assert results[0][2][0][SessionId("c")] == ()

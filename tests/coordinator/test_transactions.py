@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,3 +44,19 @@ async def test_that_reading_works_does_not_hide_that_writing_does_not(tmp_path: 
             await repository.add_api_key(KeyId("k1"), "n", "client", "h", NOW)
         assert await repository.api_keys() == ()
         assert "audit_log" in repository.problem
+
+
+async def test_what_others_do_in_threads_keeps_no_transaction_waiting(tmp_path: Path) -> None:
+    """Whoever may ask for a look at a large fleet may ask for many at once."""
+    may_end, loop = threading.Event(), asyncio.get_running_loop()
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as engine:
+        repository = Repository(engine)
+        await repository.add_api_key(KeyId("k1"), "n", "client", "h", NOW)
+        looks = [loop.run_in_executor(None, may_end.wait, 30.0) for _ in range(64)]
+        try:
+            async with asyncio.timeout(10.0):
+                assert await repository.transactions.write_rows(lambda rows: rows.closed) is False
+                assert await repository.api_key(KeyId("k1")) is not None
+        finally:
+            may_end.set()
+            await asyncio.gather(*looks)

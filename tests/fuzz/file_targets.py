@@ -25,8 +25,6 @@ from client.chat_template import ChatTemplate
 from client.model_files import ModelFiles
 from client.tokenizer import ModelTokenizer
 from coordinator.backup import NEEDED_STATE_FILES, read_backup, write_backup
-from coordinator.packing.gguf_header import read_gguf
-from coordinator.packing.gguf_source import GgufSource
 from coordinator.packing.model_config import model_numbers, read_config
 from coordinator.packing.safetensors_format import header_size, read_header
 from coordinator.packing.safetensors_source import INDEX_FILE, SafetensorsSource
@@ -34,6 +32,8 @@ from coordinator.packing.tokenizer_files import folder_files
 from protocol.errors import InvalidRequestError, StorageError, UntrustedFileError
 from protocol.ids import Revision
 from protocol.manifest import decode_manifest
+from protocol.model_files.gguf_header import read_gguf
+from protocol.model_files.gguf_source import GgufSource
 from protocol.private_keys import key_from_pem, key_to_pem, new_key
 from tests.coordinator.gguf_support import write_gguf
 from tests.coordinator.packing_support import CONFIG

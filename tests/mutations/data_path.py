@@ -119,6 +119,14 @@ DATA_PATH = (
     ),
     Mutation(
         attack=19,
+        what="a ticket ends",
+        file="worker/opening.py",
+        before="        if self.now_s >= ticket.expires_at_s:\n",
+        after="        if self.now_s >= ticket.expires_at_s + 1e12:\n",
+        tests=(f"{_TICKETS}::test_with_an_expired_ticket",),
+    ),
+    Mutation(
+        attack=19,
         what="a ticket's signature is verified",
         file="protocol/tickets.py",
         before="        payload = signer.unsign(token)\n",

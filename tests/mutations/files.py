@@ -54,7 +54,7 @@ FILES = (
     Mutation(
         attack=21,
         what="a GGUF header's tensors lie inside the file",
-        file="coordinator/packing/gguf_header.py",
+        file="protocol/model_files/gguf_header.py",
         before="            if offset % alignment or start + n_bytes > self._size:\n",
         after="            if offset % alignment:\n",
         tests=("tests/coordinator/test_packing_gguf.py::test_a_gguf_that_lies_is_refused",),

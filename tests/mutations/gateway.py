@@ -7,7 +7,7 @@ from tests.mutations.mutation import Mutation
 _APP, _CALLERS = "tests/client/gateway/test_app.py", "tests/client/gateway/test_callers.py"
 _CLIENTS, _STREAMS = "tests/client/gateway/test_clients.py", "tests/client/gateway/test_streams.py"
 _METRICS, _SITE = "tests/system/test_metrics.py", "tests/protocol/test_metrics_site.py"
-_FILE = "tests/protocol/test_config_file.py"
+_FILE, _ROOM = "tests/protocol/test_config_file.py", "tests/client/gateway/test_body_room.py"
 
 GATEWAY = (
     Mutation(
@@ -134,9 +134,9 @@ GATEWAY = (
         attack=12,
         what="how much of the bodies of one key is kept",
         file="client/gateway/body_room.py",
-        before="            if n_kept + n_bytes > most:\n",
-        after="            if n_kept + n_bytes > 2**40 + most:\n",
-        tests=(f"{_APP}::test_bodies_find_room_or_are_refused_before_they_are_read",),
+        before="            if n_others + n_bytes > most:\n",
+        after="            if n_others + n_bytes > 2**40 + most:\n",
+        tests=(f"{_ROOM}::test_bodies_find_room_or_are_refused_before_they_are_read",),
     ),
     Mutation(
         attack=12,

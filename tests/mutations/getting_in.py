@@ -127,8 +127,8 @@ GETTING_IN = (
         attack=5,
         what="files with secrets are for their owner alone",
         file="protocol/disk.py",
-        before="os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)",
-        after="os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)",
+        before="os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)",
+        after="os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)",
         tests=(
             "tests/protocol/test_disk.py::test_a_file_is_written_whole_for_its_owner_alone_or_the_old_one_stays",
         ),

@@ -6,6 +6,7 @@ from tests.mutations.mutation import Mutation
 
 _LIES, _GAMES = "test_24_lies_about_work.py", "test_25_trust_games.py"
 _RULES = "tests/coordinator/policy/test_audit_rules.py"
+_COMPARING = "tests/coordinator/test_audit_comparing.py"
 
 TRUST = (
     Mutation(
@@ -39,6 +40,30 @@ TRUST = (
         before="    if len(set(votes.values())) != 1:\n",
         after="    if not votes:\n",
         tests=(f"{_RULES}::test_referees_that_are_of_two_minds_have_nobody_fail",),
+    ),
+    Mutation(
+        attack=24,
+        what="nobody fails by a single probe, which rounding may explain",
+        file="coordinator/audit_comparing.py",
+        before="            ruling = await self._confirmed(found, ruling)\n",
+        after="            await self._confirmed(found, ruling)\n",
+        tests=(f"{_COMPARING}::test_who_differs_once_as_rounding_may_is_suspected_and_does_not_fail",),
+    ),
+    Mutation(
+        attack=24,
+        what="nor by a single kept probe",
+        file="coordinator/audit_comparing.py",
+        before='            if found.outcome == "failed" and not await self._differs_again(found, records):\n',
+        after='            if found.outcome == "" and not await self._differs_again(found, records):\n',
+        tests=(f"{_COMPARING}::test_alone_one_fails_by_two_kept_probes_not_by_one",),
+    ),
+    Mutation(
+        attack=24,
+        what="what fresh probes show again is a failure",
+        file="coordinator/audit_comparing.py",
+        before="            if accused(again, target.worker_id, partner.worker_id) == failed:\n",
+        after='            if accused(again, target.worker_id, partner.worker_id) == "":\n',
+        tests=(f"{_COMPARING}::test_who_is_wrong_twice_fails",),
     ),
     Mutation(
         attack=24,

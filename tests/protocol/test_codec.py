@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from protocol.codec import check_version, decode_json, decode_message, encode_json, encode_message
 from protocol.control_messages import WorkerToCoordinator
 from protocol.errors import InvalidRequestError, ProtocolError, ProtocolVersionError, TooLargeError
+from protocol.key_limits import LimitsChange
 from protocol.key_rest import CreateKeyRequest
 from protocol.messages import MAX_DRAFTS, PROTOCOL_VERSION, DataMessage, SamplingParams, SessionOpened
 from protocol.rest import AddModelRequest, Hello, RouteRequest
@@ -84,6 +86,20 @@ def test_a_body_names_the_field_that_is_wrong() -> None:
         decode_json(b"[" * 100_000, RouteRequest)
 
 
+def test_a_number_of_thousands_of_digits_is_refused_and_not_repeated() -> None:
+    for kind, body in (
+        (LimitsChange, '{"tokens_per_min": %s}'),
+        (RouteRequest, '{"model": "m", "n_prompt_tokens": 1, "max_tokens": %s}'),
+        (RouteRequest, '{"model": "m", "n_prompt_tokens": 1, "max_tokens": 1, "private_blocks": %s}'),
+        (RouteRequest, '{"model": "m", "n_prompt_tokens": 1, "max_tokens": 0, "states_after": %s}'),
+    ):
+        with pytest.raises(InvalidRequestError) as refused:
+            decode_json((body % ("9" * 4000)).encode(), kind)
+        assert len(refused.value.message) < 250
+    with pytest.raises(InvalidRequestError, match=r"max_tokens is 2147483648; it can be 1 to 2,147,483,647"):
+        decode_json(b'{"model": "m", "n_prompt_tokens": 1, "max_tokens": 2147483648}', RouteRequest)
+
+
 def test_a_body_comes_back_as_it_was() -> None:
     body = RouteRequest(model="m", n_prompt_tokens=2, max_tokens=3, exclude=("w",))
     assert decode_json(encode_json(body), RouteRequest) == body
@@ -119,8 +135,34 @@ def test_what_a_message_says_is_not_repeated_by_what_is_wrong_with_it() -> None:
         with pytest.raises(ProtocolError) as caught:
             decode_message(msgspec.msgpack.encode(step | {name: value}), DataMessage)
         assert caught.value.message.endswith(f"value - at `$.{name}`")
-    with pytest.raises(InvalidRequestError, match=r"Invalid enum value - at `\$\.kind`"):
+    with pytest.raises(InvalidRequestError, match=r"Invalid enum value - at `\$\.kind`: admin or client$"):
         decode_json(b'{"name": "x", "kind": "my words"}', CreateKeyRequest)
+
+
+class _Inner(msgspec.Struct):
+    pace: Literal["slow", "fast"] | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class _Outer(msgspec.Struct, rename="camel"):
+    in_list: list[_Inner] = []
+    by_name: dict[str, _Inner] = {}
+    pairs: tuple[tuple[int, Literal["left", "right", "both"]], ...] = ()
+    either: _Inner | None = None
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"inList": [{}, {"pace": "words"}]}', "`$.inList[1].pace`: fast or slow"),
+        (b'{"byName": {"a": {"pace": "words"}}}', "`$.byName[...].pace`: fast or slow"),
+        (b'{"pairs": [[1, "words"]]}', "`$.pairs[0][1]`: both, left or right"),
+        (b'{"either": {"pace": "words"}}', "`$.either.pace`: fast or slow"),
+    ],
+)
+def test_what_a_field_may_be_is_said_wherever_it_is(body: bytes, says: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_json(body, _Outer)
+    assert caught.value.message.endswith(f"Invalid enum value - at {says}")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,19 @@ def test_a_place_that_another_setting_names() -> None:
     assert error.message.endswith(
         "an unknown number of bytes are free (No space left on device); make room, or name another (HF_HOME)"
     )
+
+
+def test_what_a_killed_write_left_opens_the_next_to_nobody_and_leads_it_nowhere(
+    tmp_path: Path,
+) -> None:
+    left, elsewhere = tmp_path / "secret.new", tmp_path / "elsewhere"
+    left.write_text("half")
+    left.chmod(0o644)
+    write_atomically(tmp_path / "secret", b"whole")
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+    elsewhere.write_text("theirs")
+    left.symlink_to(elsewhere)
+    write_atomically(tmp_path / "secret", b"newer")
+    assert (tmp_path / "secret").read_bytes() == b"newer"
+    assert not (tmp_path / "secret").is_symlink()
+    assert elsewhere.read_text() == "theirs"

@@ -22,7 +22,10 @@ from typing import IO
 from demo.local_cluster import COMMAND_WITHIN_S, LocalCluster
 
 ROOT = Path(__file__).resolve().parents[2]
+READY_WITHIN_S = 600.0
 ANSWER_WITHIN_S = 120.0
+READY = b"ready"
+"""What the server says first."""
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -69,19 +72,21 @@ class ForkedProgram:
 
 
 class ProgramServer:
-    """The process that forks. It ends with this one, since then nobody holds the other end of its socket."""
+    """The process that forks, once it can. It ends with this one: nobody holds the other end of its socket then."""
 
     def __init__(self) -> None:
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "this process can't take orphans in")
         self._one_at_a_time = threading.Lock()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(ANSWER_WITHIN_S)
         with theirs:
             command = [sys.executable, "-m", "tests.support.program_server", str(theirs.fileno())]
             self._process = subprocess.Popen(
                 command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
+        self._socket.settimeout(READY_WITHIN_S)
+        assert self._socket.recv(64) == READY, f"{command} ended with exit code {self._process.wait()}"
+        self._socket.settimeout(ANSWER_WITHIN_S)
 
     def start(
         self, program: str, arguments: Sequence[str], environment: Mapping[str, str], files: Sequence[IO[bytes]]
@@ -105,7 +110,10 @@ class ProgramServer:
 
 @cache
 def program_server() -> ProgramServer:
-    """The only one of this process, started when first asked for."""
+    """The only one of this process, started when first asked for: that takes seconds, minutes where others compute.
+
+    Where tests run in several processes, `tests/conftest.py` asks before the clock of any test runs.
+    """
     server = ProgramServer()
     atexit.register(server.close)
     return server

@@ -4,9 +4,10 @@ A worker spends seconds of its start on nothing but imports. A fork of somebody 
 and is as real a process, with a pid, signals, memory and files of its own. How the programs start by themselves is
 tested elsewhere.
 
-It is asked through a Unix socket: a message is a JSON object with the program, its arguments, environment and
-folder, and carries three file descriptors; the answer is the pid. The forked process isn't this one's child: it is
-left to the nearest ancestor that takes orphans in, who is the one that asked.
+It is asked through a Unix socket, on which it says first that it can be: a message is a JSON object with the
+program, its arguments, environment and folder, and carries three file descriptors; the answer is the pid. The
+forked process isn't this one's child: it is left to the nearest ancestor that takes orphans in, who is the one that
+asked.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from tests.support.forked_program import READY
 from tests.support.measured_once import measure_once
 from worker import machine
 
@@ -41,6 +43,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # so that a collection in a fork doesn't copy all of this
     with socket.socket(fileno=int(sys.argv[1])) as asked:
+        asked.send(READY)
         while True:
             message, descriptors, _, _ = socket.recv_fds(asked, MAX_MESSAGE_BYTES, 3)
             if not message:

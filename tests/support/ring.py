@@ -276,6 +276,7 @@ async def running_ring(
     kv_budget_bytes: int = KV_BUDGET,
     also: TinyCheckpoint | None = None,
     has_spares: bool = False,
+    chunk_tokens: int | None = CHUNK,
 ) -> AsyncIterator[Ring]:
     """Workers that hold the model, cut at `cuts`; each holds its range of `also` too, as model `other`."""
     authority = TestAuthority()
@@ -283,7 +284,7 @@ async def running_ring(
         workers = []
         ranges = [BlockRange(start, end) for start, end in pairwise((0, *cuts, N_BLOCKS))]
         for blocks in ranges * (2 if has_spares else 1):
-            worker = await _worker(stack, authority, folder, blocks, limits, kv_budget_bytes)
+            worker = await _worker(stack, authority, folder, blocks, limits, kv_budget_bytes, chunk_tokens)
             await _load(worker, checkpoint, MODEL, REVISION)
             if also is not None:
                 await _load(worker, also, OTHER_MODEL, OTHER_REVISION)
@@ -313,6 +314,7 @@ async def _worker(
     blocks: BlockRange,
     limits: Limits | None,
     kv_budget_bytes: int,
+    chunk_tokens: int | None,
 ) -> RingWorker:
     files = authority.worker(folder)
     ticket_key = secrets.token_bytes(32)
@@ -337,7 +339,7 @@ async def _worker(
         holdings,
         CredentialsHolder(credentials),
         files.worker_id,
-        CHUNK,
+        chunk_tokens,
         reports.append,
         time.time,  # noqa: TID251 - the tickets of these tests are real too
         limits or Limits(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import PurePosixPath
 
@@ -38,16 +39,26 @@ def processes() -> int:
 
 
 def put_long_ones_first(items: list[pytest.Item]) -> None:
-    """SmolLM2's files folder by folder, then others with slow tests, then the rest; among those as they were."""
-    slow = {file_of(item) for item in items if item.get_closest_marker("slow")}
+    """SmolLM2's files folder by folder, then others by the longest time that a test of theirs may take.
 
-    def turn(item: pytest.Item) -> tuple[int, str]:
+    A long file that is begun last would keep one process busy beside others that have nothing left to do. Files
+    whose tests may take as long stay as they were.
+    """
+    allowed_s: dict[str, float] = {}
+    for item in items:
+        allowed_s[file_of(item)] = max(allowed_s.get(file_of(item), 0.0), _allowed_s(item))
+
+    def turn(item: pytest.Item) -> tuple[float, str]:
         file = file_of(item)
-        if file in SMOLLM2:
-            return 0, str(PurePosixPath(file).parent)
-        return (1, "") if file in slow else (2, "")
+        return (-math.inf, str(PurePosixPath(file).parent)) if file in SMOLLM2 else (-allowed_s[file], "")
 
     items.sort(key=turn)
+
+
+def _allowed_s(item: pytest.Item) -> float:
+    """What its own mark says; those without one have the same, and less."""
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker is not None else 0.0
 
 
 def file_of(item: pytest.Item) -> str:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from protocol.errors import InternalError
@@ -51,3 +53,29 @@ def test_a_chunk_attends_with_the_librarys_bits(
     attended = attend_in_cache("brigade_sdpa", module, query, filled, mask, scaling=0.1)
     assert attended.is_contiguous()
     assert torch.equal(attended, expected)
+
+
+class LargestMade(TorchDispatchMode):
+    """The bytes of the largest tensor that is made while it is open, views left out."""
+
+    n_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple) else (made,):
+            if isinstance(one, torch.Tensor) and not one._is_view():
+                self.n_bytes = max(self.n_bytes, one.nbytes)
+        return made
+
+
+def test_a_long_chunk_of_a_long_text_takes_no_mask_for_each_of_the_heads() -> None:
+    n_new, n_positions, n_heads = 512, 16_384, 8
+    module = nn.Module()
+    module.num_key_value_groups = n_heads
+    query = torch.randn(1, n_new, n_heads, 8, generator=torch.Generator().manual_seed(0)).transpose(1, 2)
+    filled = torch.ones(1, 1, n_positions, 8), torch.ones(1, 1, n_positions, 8)
+    mask = torch.zeros(1, 1, n_new, n_positions)
+    with LargestMade() as largest:
+        attended = attend_in_cache("brigade_sdpa", module, query, filled, mask)
+    assert torch.allclose(attended, torch.ones_like(attended))
+    assert largest.n_bytes <= mask.nbytes

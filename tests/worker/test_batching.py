@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.ids import SessionId
-from worker.batching import GroupSize, ReadyStep, gather_s, group_size, next_batch
+from worker.batching import GroupSize, ReadyStep, gather_s, gather_until, group_size, next_batch
 
 READY = st.lists(
     st.builds(
@@ -70,6 +70,17 @@ def test_only_a_group_that_lacks_somebody_waits_and_not_for_long(ready: list[Rea
     waited_s = gather_s(ready, GroupSize(least=3, most=4), 0.02)
     assert (0 < waited_s <= 0.002) == waits
     assert gather_s(ready, GroupSize(least=0, most=1), 0.02) == 0
+
+
+def test_a_group_waits_while_one_comes_after_the_other_and_half_a_step_at_most() -> None:
+    came_s, until_s = 7.0, gather_until(7.0, 7.0, 0.002, 0.02)
+    n_came = 0
+    while came_s < until_s:
+        came_s, n_came = came_s + 0.0015, n_came + 1
+        until_s = gather_until(7.0, came_s, 0.002, 0.02)
+    assert until_s == pytest.approx(7.01)
+    assert n_came == 7
+    assert gather_until(7.0, 7.003, 0.002, 0.02) == pytest.approx(7.005)
 
 
 @given(READY, BUDGET, SIZE)

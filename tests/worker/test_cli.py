@@ -4,6 +4,8 @@ import asyncio
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -222,3 +224,18 @@ async def test_an_invite_is_all_that_is_needed(tmp_path: Path) -> None:
                 await worker.line("joined")
                 worker.process.send_signal(signal.SIGTERM)
                 assert await worker.code() == EXIT_OK
+
+
+def test_a_worker_that_was_given_an_address_imports_nothing_to_search_or_be_measured(tmp_path: Path) -> None:
+    secret_file = tmp_path / "secret"
+    secret_file.write_text(SECRET)
+    place = ("--state", str(tmp_path / "state"), "--listen", "127.0.0.1", "--device", "cpu")
+    command = ["join", "https://127.0.0.1:1", "--secret-file", str(secret_file), "--join-timeout", "0", *place]
+    source = (
+        "import sys\nfrom worker.cli import main\n"
+        f"try:\n    main({command!r})\nexcept SystemExit as done:\n    print('exit', done.code)\n"
+        "unneeded = {'zeroconf', 'prometheus_client', 'pydantic', 'worker.doctor'}\n"
+        "print('torch' in sys.modules, sorted(unneeded & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-2:] == [f"exit {EXIT_UNREACHABLE}", "True []"]

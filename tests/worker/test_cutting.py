@@ -48,6 +48,22 @@ def test_who_waits_for_tokens_never_waits_for_a_long_piece() -> None:
     assert max(lengths(cutter, n_others=1)) <= UNMEASURED_TOKENS
 
 
+def test_who_comes_while_a_prompt_runs_does_not_wait_for_its_long_pieces_to_the_end() -> None:
+    others = [0, 0, 2, 1, 0]
+    pieces = [range(i, i + 300) for i in range(0, 1500, 300)]
+    run = [len(piece) for piece in PromptCutter(Measures()).as_others_come(pieces, lambda: others.pop(0))]
+    assert run == [300, 300, *[100] * 6, 300]
+    chosen = PromptCutter(Measures(), 300).as_others_come(pieces, lambda: 1)
+    assert list(chosen) == pieces
+
+
+def test_what_a_client_has_cut_is_not_cut_further() -> None:
+    cutter = PromptCutter(measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6)))
+    assert len(lengths(cutter, UNMEASURED_TOKENS)) > 1
+    assert cutter.even_pieces(range(7, 7 + UNMEASURED_TOKENS)) == [range(7, 7 + UNMEASURED_TOKENS)]
+    assert PromptCutter(Measures(), 64).even_pieces(range(128)) == [range(64), range(64, 128)]
+
+
 def test_a_prompt_is_cut_alike_until_another_cut_is_worth_it() -> None:
     measures = measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6))
     cutter = PromptCutter(measures)

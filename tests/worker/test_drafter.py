@@ -99,7 +99,7 @@ async def test_a_model_of_another_vocabulary_is_said_and_left_alone(
     packed_tiny(tmp_path, "llama", vocab_size=64)
     llama, holdings = checkpoint("llama"), Holdings()
     async with Engine(device=torch.device("cpu"), kv_budget_bytes=2**20, n_threads=1) as engine:
-        await engine.drafter.load(DraftModelRequest(folder=tmp_path / "llama-0", precision="float32"))
+        await engine.drafter.load(DraftModelRequest(path=tmp_path / "llama-0", precision="float32"))
         loaded = await engine.load(llama.request(WHOLE))
         holdings.add(ModelName("tiny"), loaded)
         assert holdings.note_of(loaded.key).startswith(
@@ -113,7 +113,7 @@ async def test_a_session_that_was_closed_meanwhile_is_not_begun_again(
 ) -> None:
     llama = checkpoint("llama")
     async with Engine(device=torch.device("cpu"), kv_budget_bytes=2**22, n_threads=1) as engine:
-        model = await engine.drafter.load(DraftModelRequest(folder=llama.folder, precision="float32"))
+        model = await engine.drafter.load(DraftModelRequest(path=llama.folder, precision="float32"))
         loaded = await engine.load(llama.request(WHOLE))
         reach = ModelReach(times=model.times, max_positions=MAX_POSITIONS)
         turn = Round(settled=(5,), drafts=(), n_wanted=1)
@@ -135,5 +135,5 @@ async def test_a_session_that_was_closed_meanwhile_is_not_begun_again(
 async def test_a_model_that_is_none_leaves_the_engine_alive(tmp_path: Path) -> None:
     async with Engine(device=torch.device("cpu"), kv_budget_bytes=2**20, n_threads=1) as engine:
         with pytest.raises(ConfigError, match="isn't there"):
-            await engine.drafter.load(DraftModelRequest(folder=tmp_path / "none", precision="float32"))
+            await engine.drafter.load(DraftModelRequest(path=tmp_path / "none", precision="float32"))
         assert engine.loaded() == ()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -67,6 +69,20 @@ def test_sessions_decode_in_as_many_groups_as_their_routes_have_hops(
     thread.inbox.put(Stop())
     thread.join()
     assert n_rows == expected
+
+
+def test_nothing_of_a_model_is_kept_once_the_thread_has_ended(
+    checkpoint: Callable[[str], TinyCheckpoint],
+) -> None:
+    core = EngineCore(CPU)
+    core.load(checkpoint("llama").request(WHOLE))
+    stages = [weakref.ref(stage) for stage, _ in core.spans.values()]
+    thread = EngineThread(core, n_threads=None, max_batch_tokens=64, on_exit=lambda _error: None)
+    thread.inbox.put(Stop())
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert [stage() for stage in stages] == [None]
 
 
 MANY, ONE = Tenant("many"), Tenant("one")

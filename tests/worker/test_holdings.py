@@ -46,6 +46,20 @@ async def test_it_says_what_caches_are_kept_in_and_how_much_fits() -> None:
     assert holdings.caches_of(loaded(0, 4).key, 7001) == "caches in int8, room for 1,400 positions"
 
 
+async def test_it_says_how_long_a_session_can_be_once_all_is_loaded() -> None:
+    holdings = Holdings()
+    holdings.assign(assignment(1, BlockRange(0, 4), BlockRange(4, 8)))
+    first, second = holdings.wanted
+    holdings.add(MODEL, loaded(0, 4))
+    holdings.set_status(first, "ready", "")
+    assert holdings.longest_sessions(7001) == {}, "what is loaded besides may take of it, or give it back"
+    holdings.add(MODEL, loaded(4, 8))
+    holdings.set_status(second, "ready", "")
+    assert holdings.longest_sessions(7001) == {MODEL: 1750}, "its last span hands nothing on, so it keeps less"
+    holdings.retire(loaded(4, 8).key)
+    assert holdings.longest_sessions(7001) == {MODEL: 1400}
+
+
 async def test_a_second_name_of_the_same_revision_shares_the_span() -> None:
     holdings = Holdings()
     holdings.add(MODEL, loaded(0, 4))

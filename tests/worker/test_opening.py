@@ -7,6 +7,7 @@ import pytest
 from protocol.control_messages import EndSessions
 from protocol.errors import (
     BrigadeError,
+    ClockSkewError,
     ContextExceededError,
     ForbiddenError,
     HopLostError,
@@ -61,7 +62,7 @@ def test_a_ticket_of_the_previous_key_opens_too() -> None:
 @pytest.mark.parametrize(
     ("message", "peer", "error"),
     [
-        (opening(signed(expires_at_s=999.0)), BEFORE, UnauthenticatedError),
+        (opening(signed(expires_at_s=999.0)), BEFORE, ClockSkewError),
         (opening(signed(expires_at_s=float("inf"))), BEFORE, UnauthenticatedError),
         (opening(signed(b"x" * 32)), BEFORE, UnauthenticatedError),
         (opening(signed(worker_id=AFTER)), BEFORE, UnauthenticatedError),
@@ -112,7 +113,6 @@ def test_the_right_ticket_attaches(key: bytes) -> None:
         attaching(signed_to_attach(worker_id=AFTER)),
         attaching(signed_to_attach(), session_id="t"),
         attaching(signed_to_attach(session_id="s" * 200), session_id="s" * 200),
-        attaching(signed_to_attach(expires_at_s=999.0)),
         attaching(signed_to_attach(expires_at_s=float("inf"))),
         attaching(signed_to_attach(b"x" * 32)),
         attaching(signed()),
@@ -124,6 +124,11 @@ def test_the_right_ticket_attaches(key: bytes) -> None:
 def test_nothing_else_attaches_the_tails_route_ticket_neither(message: AttachTail) -> None:
     with pytest.raises(UnauthenticatedError):
         DOOR.ticket_to_attach(message)
+
+
+def test_an_expired_ticket_doesnt_attach_and_it_is_said_that_a_clock_may_be_wrong() -> None:
+    with pytest.raises(ClockSkewError, match=r"expired 3600 s ago by the clock of worker w-me.*\(NTP\)"):
+        DOOR.ticket_to_attach(attaching(signed_to_attach(expires_at_s=DOOR.now_s - 3600.0)))
 
 
 def test_an_attach_ticket_doesnt_open() -> None:

@@ -61,9 +61,16 @@ def test_a_prompt_for_one_worker_takes_as_few_pieces_as_others_can_wait_for() ->
     assert all(COST.seconds(len(piece), piece.start) <= BOUNDS.longest_s for piece in pieces)
 
 
-def test_where_launching_is_what_takes_time_a_prompt_stays_whole() -> None:
+@pytest.mark.parametrize("n_stages", [1, 2, 4])
+@pytest.mark.parametrize("positions", [range(512), range(500), range(129), range(33), range(700, 801)])
+def test_where_launching_is_what_takes_time_a_prompt_stays_whole(positions: range, n_stages: int) -> None:
     gpu = StepCost(base=0.01, per_token=1e-6)
-    assert soonest_pieces(gpu, range(512), n_stages=4, bounds=BOUNDS) == [range(512)]
+    assert soonest_pieces(gpu, positions, n_stages=n_stages, bounds=BOUNDS) == [positions]
+
+
+@pytest.mark.parametrize("n_tokens", [33, 100, 129, 200, 300, 500])
+def test_one_worker_takes_a_prompt_whole_if_others_can_wait_for_it(n_tokens: int) -> None:
+    assert soonest_pieces(COST, range(n_tokens), n_stages=1, bounds=BOUNDS) == [range(n_tokens)]
 
 
 def test_a_long_prompt_is_cut_in_a_moment() -> None:

@@ -8,7 +8,7 @@ import pytest
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine_core import EngineCore
-from worker.prompt_costs import PromptCosts
+from worker.prompt_costs import PromptCosts, RunStep
 from worker.steps import SpanKey
 
 
@@ -17,15 +17,21 @@ def core() -> EngineCore:
     return EngineCore(CPU)
 
 
-def begun(core: EngineCore, checkpoint: TinyCheckpoint, blocks: BlockRange, context_length: int) -> SpanKey:
-    """A span that has run a prompt."""
+def begun(
+    core: EngineCore,
+    checkpoint: TinyCheckpoint,
+    blocks: BlockRange,
+    context_length: int,
+    seconds_per_block: float = 1e-3,
+) -> SpanKey:
+    """A span that has run a prompt of 32 tokens."""
     request = replace(checkpoint.request(blocks), context_length=context_length)
     core.load(request)
-    core.measures.prompt_costs[request.key] = PromptCosts()
+    core.measures.prompt_costs[request.key] = PromptCosts().with_step(RunStep(32, 0, seconds_per_block))
     return request.key
 
 
-@pytest.mark.parametrize(("context_length", "n_lengths"), [(128, 2), (127, 0)])
+@pytest.mark.parametrize(("context_length", "n_lengths"), [(128, 2), (127, 1)])
 def test_what_launching_a_step_takes_is_found_out_step_by_step(
     core: EngineCore, checkpoint: Callable[[str], TinyCheckpoint], context_length: int, n_lengths: int
 ) -> None:
@@ -35,8 +41,8 @@ def test_what_launching_a_step_takes_is_found_out_step_by_step(
         n_pieces += 1
     costs = core.measures.prompt_costs[key]
     assert len(costs.steps) == n_lengths
-    assert (costs.base_s is not None) == bool(n_lengths)
-    assert n_pieces == max(1, 3 * n_lengths)
+    assert (costs.base_s is not None) == (n_lengths == 2)
+    assert n_pieces == (6 if n_lengths == 2 else 0)
     assert not core.rest()
 
 
@@ -46,6 +52,34 @@ def test_nothing_is_tried_before_a_prompt_came_nor_where_none_begins(
     core.load(replace(checkpoint("llama").request(WHOLE), context_length=512))
     begun(core, checkpoint("llama"), BlockRange(1, WHOLE.end), 512)
     assert not core.rest()
+
+
+def test_steps_of_single_tokens_are_no_prompt(
+    core: EngineCore, checkpoint: Callable[[str], TinyCheckpoint]
+) -> None:
+    key = begun(core, checkpoint("llama"), WHOLE, 512)
+    core.measures.prompt_costs[key] = PromptCosts().with_step(RunStep(1, 0, 1e-3))
+    assert not core.rest()
+
+
+def test_nobody_is_made_to_wait_for_a_step_that_is_known_to_be_slow(
+    core: EngineCore, checkpoint: Callable[[str], TinyCheckpoint]
+) -> None:
+    key = begun(core, checkpoint("llama"), WHOLE, 512, seconds_per_block=0.1)
+    assert not core.rest()
+    for _ in range(3):  # it was something else that took the time
+        core.measures.prompt_costs[key] = core.measures.prompt_costs[key].with_step(RunStep(32, 0, 1e-3))
+    assert core.rest()
+
+
+def test_a_model_that_cannot_run_what_is_tried_goes_on_without(
+    core: EngineCore, checkpoint: Callable[[str], TinyCheckpoint]
+) -> None:
+    key = begun(core, checkpoint("gpt2"), WHOLE, 512)  # it has 64 positions, whatever the manifest says
+    while core.rest():
+        pass
+    assert core.measures.prompt_costs[key].base_s is None
+    assert key in core.spans
 
 
 def test_a_stage_that_is_dropped_meanwhile_is_not_tried(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anthropic
@@ -45,6 +47,26 @@ async def client(served: ServedGateway) -> AsyncIterator[anthropic.AsyncAnthropi
         base_url=served.gateway.url, api_key=key, max_retries=0, timeout=30.0
     ) as made:
         yield made
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_headers_say_what_is_left_of_the_keys_limits(served: ServedGateway, stream: bool) -> None:
+    key = await served.cluster.new_key(KeyLimits(requests_per_min=60, tokens_per_min=6_000))
+    asked: Any = {"model": "tiny", "max_tokens": 12, "messages": HI, "extra_body": GREEDY, "stream": stream}
+    async with anthropic.AsyncAnthropic(
+        base_url=served.gateway.url, api_key=key.key, max_retries=0, timeout=30.0
+    ) as limited:
+        answer = await limited.messages.with_raw_response.create(**asked)
+        if stream:
+            assert [event async for event in await answer.parse()]
+    headers = answer.headers
+    assert headers["anthropic-ratelimit-requests-limit"] == "60"
+    assert headers["anthropic-ratelimit-requests-remaining"] == "59"
+    assert headers["anthropic-ratelimit-tokens-limit"] == "6000"
+    assert 5_800 < int(headers["anthropic-ratelimit-tokens-remaining"]) < 6_000 - 12
+    full_at = datetime.fromisoformat(headers["anthropic-ratelimit-tokens-reset"])
+    assert 0 < (full_at - parsedate_to_datetime(headers["Date"])).total_seconds() < 4
+    assert not [name for name in headers if name.startswith("x-ratelimit")]
 
 
 async def test_a_message_whole_and_streamed_is_the_same(client: anthropic.AsyncAnthropic) -> None:

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from client.gateway.app import running
-from client.gateway.body_room import MOST_OF_ONE_BYTES
 from protocol.api_key import new_api_key
 from protocol.errors import ConfigError, PortInUseError
 from protocol.key_limits import KeyLimits
@@ -218,27 +217,6 @@ async def test_an_answer_that_the_stop_cuts_short_says_so(served: ServedGateway,
     error = json.loads(body.rstrip().rsplit(b"data: ", 1)[-1])["error"]
     assert (error["code"], "stopped before the answer was complete" in error["message"]) == ("draining", True)
     assert served.sessions_on_workers() == 0
-
-
-async def test_bodies_find_room_or_are_refused_before_they_are_read(served: ServedGateway) -> None:
-    """A key whose bodies are read takes no more than its part; what is over makes room again."""
-    n_bytes = 16_000_000
-    head = ["Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {n_bytes}"]
-    request = "\r\n".join([f"POST {CHAT} HTTP/1.1", *head, "", ""]).encode()
-    n_fitting = MOST_OF_ONE_BYTES // n_bytes
-    opened = [await asyncio.open_connection("127.0.0.1", served.gateway.port) for _ in range(n_fitting + 1)]
-    for number, (reader, writer) in enumerate(opened):
-        writer.write(request)
-        if number < n_fitting:
-            await eventually(lambda: served.gateway.gate.n_inside > number)  # noqa: B023 - asked at once
-        else:
-            async with asyncio.timeout(30):
-                assert (await reader.readline()).split()[1] == b"503"
-                assert b"retry-after: 2" in (await reader.readuntil(b"\r\n\r\n")).lower()
-    for _, writer in opened:
-        writer.transport.abort()
-    await eventually(lambda: served.gateway.gate.n_inside == 0)
-    assert (await served.post(CHAT, SHORT)).status == 200
 
 
 async def test_models_are_listed_and_one_is_shown(served: ServedGateway) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -167,6 +168,30 @@ async def test_errors_are_raised_as_openais_own(
     assert (raised.value.code or "").startswith(code or "")
     assert raised.value.request_id
     assert set(json.loads(raised.value.response.content)["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_headers_say_what_is_left_of_the_keys_limits(served: ServedGateway, stream: bool) -> None:
+    """Of tokens the rate that has less left; a prompt of 26 and 8 more are taken off."""
+    key = await served.cluster.new_key(KeyLimits(requests_per_min=60, tokens_per_min=10_000, tokens_per_day=5_000))
+    async with openai.AsyncOpenAI(**options_of(served, api_key=key.key)) as limited:
+        for n_asked in (1, 2):
+            answer = await limited.chat.completions.with_raw_response.create(**CHAT, stream=stream)
+            headers = {name: value for name, value in answer.headers.items() if name.startswith("x-ratelimit")}
+            assert headers["x-ratelimit-limit-requests"] == "60"
+            assert headers["x-ratelimit-remaining-requests"] == str(60 - n_asked)
+            assert headers["x-ratelimit-reset-requests"] in {"1s", "2s", "999ms", "1000ms"}
+            assert headers["x-ratelimit-limit-tokens"] == "5000"
+            n_left = int(headers["x-ratelimit-remaining-tokens"])
+            assert 5000 - n_asked * 100 < n_left < 5000 - 8
+            assert re.fullmatch(r"(\d+h)?(\d+m)?\d+s", headers["x-ratelimit-reset-tokens"])
+            if stream:
+                assert [chunk async for chunk in answer.parse()]
+
+
+async def test_a_key_without_limits_has_no_such_headers(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.with_raw_response.create(**CHAT)
+    assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
 
 
 async def test_a_limit_is_waited_for_as_long_as_the_answer_says(served: ServedGateway) -> None:

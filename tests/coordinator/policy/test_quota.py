@@ -15,10 +15,10 @@ from coordinator.policy.quota import (
     check_allowed,
     continued,
     n_used,
-    rate_uses,
     set_back,
     settled,
 )
+from coordinator.policy.quota_views import rate_uses, rates_left
 from protocol.errors import ContextExceededError, ForbiddenError, OverLimitError, QuotaExceededError
 from protocol.ids import ModelName
 from protocol.key_limits import KeyLimits
@@ -101,6 +101,20 @@ def test_the_wait_is_exact_and_names_the_limit_with_numbers() -> None:
     assert [(rate.limit_name, rate.used) for rate in rate_uses(account, LIMITS, START_S + 10.0)] == [
         ("tokens/min", 400)
     ]
+
+
+def test_what_is_left_is_rounded_down_and_comes_back_by_the_time_that_is_said() -> None:
+    limits = KeyLimits(requests_per_min=3, tokens_per_day=864)
+    account, _ = begun(Account(updated_s=START_S), limits, wanted(100), 0, START_S)
+    assert [(rate.limit_name, rate.limit, rate.n_left) for rate in rates_left(account, limits)] == [
+        ("requests/min", 3, 2),
+        ("tokens/day", 864, 764),
+    ]
+    requests, tokens = (rate.full_in_s for rate in rates_left(account, limits))
+    assert (requests, tokens) == (pytest.approx(20.0), pytest.approx(10_000.0))
+    later = at(account, limits, START_S + 15.0)
+    assert [rate.n_left for rate in rates_left(later, limits)] == [2, 765 - 1]
+    assert [rate.full_in_s for rate in rates_left(at(account, limits, START_S + tokens), limits)] == [0.0, 0.0]
 
 
 def test_of_several_limits_the_one_that_takes_longest_is_named_and_none_is_taken() -> None:

@@ -27,10 +27,10 @@ from transformers.modeling_gguf_pytorch_utils import (
     get_gguf_hf_weights_map,
 )
 
-from coordinator.packing.gguf_header import GgufHeader, GgufTensor, read_gguf, type_name
-from coordinator.packing.tensors import ENCODED_BYTES, PIECE_BYTES, TensorInfo
 from protocol.errors import InvalidRequestError, UntrustedFileError
 from protocol.ids import MAX_BLOCKS
+from protocol.model_files.gguf_header import GgufHeader, GgufTensor, read_gguf, type_name
+from protocol.model_files.tensors import ENCODED_BYTES, PIECE_BYTES, TensorInfo
 
 SUPPORTED_ARCHITECTURES = (
     "bloom", "falcon", "gemma2", "gemma3", "gpt2", "llama", "mistral", "nemotron", "phi3",

@@ -1,0 +1,97 @@
+"""How far an audit has come, and the comparisons that it makes of what workers answered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from coordinator.audit_asking import Answer
+from coordinator.audit_session import NoAnswerError
+from coordinator.policy.audit_probe import Projection
+from coordinator.policy.audit_rules import Comparison, Held, compared, is_dense
+from coordinator.policy.audit_schedule import AuditPlan, Candidate
+from protocol.audit_rest import AuditInfo, AuditOutcome
+from protocol.ids import WorkerId
+
+
+@dataclass(slots=True, kw_only=True)
+class Found:
+    """How far an audit has come."""
+
+    plan: AuditPlan
+    partner: str = ""
+    referee: str = ""
+    outcome: AuditOutcome = "undecided"
+    partner_outcome: AuditOutcome = "undecided"
+    comparisons: list[Comparison] = field(default_factory=list)
+    words: str = ""
+    asked: dict[WorkerId, NoAnswerError | None] = field(default_factory=dict)
+    """Who was asked, and why it gave no answer the last time, if so."""
+    n_asked: Counter[WorkerId] = field(default_factory=Counter)
+    """How often: each probe takes as much."""
+
+    def take_answers(self, answers: Mapping[WorkerId, Answer]) -> None:
+        """These were asked."""
+        for worker_id, given in answers.items():
+            self.asked[worker_id] = given if isinstance(given, NoAnswerError) else None
+            self.n_asked[worker_id] += 1
+
+    def info(self, now_s: float) -> AuditInfo:
+        """For operators."""
+        direct = self.comparisons[0] if self.comparisons else None
+        return AuditInfo(
+            at=datetime.fromtimestamp(now_s, UTC).isoformat(timespec="seconds"),
+            worker_id=self.plan.target.worker_id,
+            model=self.plan.model.name,
+            blocks=self.plan.blocks,
+            partner=self.partner,
+            referee=self.referee,
+            outcome=self.outcome,
+            partner_outcome=self.partner_outcome,
+            difference=direct.difference if direct is not None else None,
+            allowed=direct.allowed if direct is not None else None,
+            reason=self._reason(),
+        )
+
+    def _reason(self) -> str:
+        said = [c.words() for c in self.comparisons] + ([self.words] if self.words else [])
+        return f"audit of blocks {self.plan.blocks} of {self.plan.model.name}: {'; '.join(said)}"
+
+
+Said = tuple[str, Held, Projection]
+"""Who, what it holds the blocks in, and its answer."""
+
+
+def comparison(plan: AuditPlan, one: Said, other: Said) -> Comparison | None:
+    """Two answers to the same probe; None where they can't be compared."""
+    allowed = plan.allowed(one[1], other[1])
+    if allowed is None:
+        return None
+    dense = is_dense(plan.model.manifest.architecture)
+    return compared((one[0], one[2]), (other[0], other[2]), allowed, is_dense=dense)
+
+
+def compare_all(
+    plan: AuditPlan, candidates: Sequence[Candidate], answers: Mapping[WorkerId, Answer]
+) -> dict[frozenset[str], Comparison]:
+    """Every two that answered and can be compared."""
+    table = [
+        (c.worker_id, c.held, given)
+        for c in candidates
+        if not isinstance(given := answers[c.worker_id], NoAnswerError)
+    ]
+    pairs = ((one, other) for i, one in enumerate(table) for other in table[i + 1 :])
+    return {frozenset((a[0], b[0])): c for a, b in pairs if (c := comparison(plan, a, b)) is not None}
+
+
+def outcome_of(error: NoAnswerError) -> AuditOutcome:
+    """What an audit says of who gave no answer."""
+    return "unanswered" if error.failure in ("refused", "silent") else "undecided"
+
+
+def why_none(answers: Mapping[WorkerId, Answer]) -> str:
+    """Who gave no answer, and why, in words; empty if all did."""
+    given: Iterable[tuple[WorkerId, Answer]] = answers.items()
+    return "; ".join(f"{name} gave no answer: {e.words}" for name, e in given if isinstance(e, NoAnswerError))

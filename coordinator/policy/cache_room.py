@@ -1,0 +1,48 @@
+"""Which workers a session is too long for, however little else they have to do; in numbers and in words."""
+
+from __future__ import annotations
+
+from coordinator.policy.coverage import spans_of
+from coordinator.policy.routing import Route
+from coordinator.policy.state import ClusterState
+from protocol.ids import ModelName, WorkerId
+
+_MAX_NAMES = 4
+
+
+def too_small(state: ClusterState, name: ModelName, n_positions: int) -> frozenset[WorkerId]:
+    """Workers whose memory for caches has no room for so many positions of their whole span of the model."""
+    return frozenset(
+        worker_id
+        for worker_id, worker in state.workers.items()
+        if worker.heartbeat is not None and n_positions > worker.heartbeat.longest_sessions.get(name, n_positions)
+    )
+
+
+def has_room(state: ClusterState, route: Route, n_positions: int) -> bool:
+    """Whether every worker of the route has room for them in the blocks that it is to run, perhaps few of its."""
+    for hop in route.hops:
+        worker = state.workers[hop.worker_id]
+        spans = spans_of(state.models[route.model], worker.served)
+        n_held = max((len(span.blocks) for span in spans if span.blocks.contains(hop.blocks)), default=0)
+        room = None if worker.heartbeat is None else worker.heartbeat.longest_sessions.get(route.model)
+        if room is not None and n_positions * len(hop.blocks) > room * n_held:
+            return False
+    return True
+
+
+def too_long_words(state: ClusterState, name: ModelName, n_positions: int, left_out: frozenset[WorkerId]) -> str:
+    """What is too long for whom, and what to do."""
+    model = state.models[name]
+    rooms = {
+        worker_id: worker.heartbeat.longest_sessions.get(name, 0)
+        for worker_id, worker in state.workers.items()
+        if worker_id in left_out and worker.heartbeat is not None and spans_of(model, worker.served)
+    }
+    who = [f"for {rooms[worker_id]:,} on {worker_id}" for worker_id in sorted(rooms, key=lambda w: (-rooms[w], w))]
+    more = f" and for less on {len(who) - _MAX_NAMES} more" if len(who) > _MAX_NAMES else ""
+    return (
+        f"{n_positions:,} positions, of prompt and answer, don't fit into the caches of {len(who)} of the workers "
+        f"that serve {name}, even with nothing else there: there is room {', '.join(who[:_MAX_NAMES])}{more}. "
+        "Ask for fewer tokens; or have those workers join with more --memory (or --kv-memory)"
+    )

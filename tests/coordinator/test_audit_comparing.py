@@ -1,0 +1,146 @@
+"""What audits come to, by what workers answer. How they are asked is tried in `tests/attacks`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pytest
+
+from coordinator.audit_asking import Answer
+from coordinator.audit_comparing import Comparer
+from coordinator.audit_found import Found
+from coordinator.audit_session import NoAnswerError
+from coordinator.audit_store import AuditStore, RecordedAnswer
+from coordinator.database import opened
+from coordinator.policy.audit_probe import N_POSITIONS, N_SUMS, Projection
+from coordinator.policy.audit_rules import MAX_CONFIRMATIONS, Held
+from coordinator.policy.audit_schedule import AuditPlan, Candidate
+from coordinator.policy.state import ClusterState, ModelRecord
+from coordinator.repository import Repository
+from protocol.ids import BlockRange, ModelName, Revision, WorkerId
+from tests.support.scripted_cluster import scripted_manifest
+
+BLOCKS, REVISION, HELD = BlockRange(0, 4), Revision("r" * 64), Held(weights="float32")
+TARGET, PARTNER, THIRD = WorkerId("target"), WorkerId("partner"), WorkerId("third")
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+def right(seed: str) -> Projection:
+    rng = random.Random(seed)
+    return tuple(tuple(rng.gauss(0.0, 1.0) for _ in range(N_SUMS)) for _ in range(N_POSITIONS))
+
+
+def wrong(seed: str) -> Projection:
+    return ((1.0,) * N_SUMS, *right(seed)[1:])
+
+
+@dataclass
+class Workers:
+    """Workers that answer right, but for those probes, counted from 0, at which one is wrong or silent."""
+
+    wrong_at: Mapping[WorkerId, set[int]]
+    silent_at: Mapping[WorkerId, set[int]] = field(default_factory=dict)
+    seeds: list[str] = field(default_factory=list)
+
+    async def answers(
+        self, plan: AuditPlan, seed: str, candidates: Sequence[Candidate]
+    ) -> Mapping[WorkerId, Answer]:
+        if seed not in self.seeds:
+            self.seeds.append(seed)
+        return {one.worker_id: self._answer(one.worker_id, seed) for one in candidates}
+
+    def _answer(self, worker_id: WorkerId, seed: str) -> Answer:
+        number = self.seeds.index(seed)
+        if number in self.silent_at.get(worker_id, set()):
+            return NoAnswerError("silent", "nothing came")
+        return (wrong if number in self.wrong_at.get(worker_id, set()) else right)(seed)
+
+
+def candidate(worker_id: WorkerId) -> Candidate:
+    return Candidate(worker_id=worker_id, url="", epoch=0, held=HELD, rank=1)
+
+
+def plan(*others: WorkerId) -> AuditPlan:
+    model = ModelRecord(name=ModelName("m"), revision=REVISION, manifest=scripted_manifest({}, 64))
+    return AuditPlan(model=model, blocks=BLOCKS, target=candidate(TARGET), others=tuple(map(candidate, others)))
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[AuditStore]:
+    async with opened(database_url) as engine:
+        yield AuditStore(Repository(engine).transactions)
+
+
+async def found(workers: Workers, store: AuditStore, *others: WorkerId) -> Found:
+    comparer = Comparer(workers, store, ClusterState, lambda: 0.0, random.Random(1))
+    return await comparer.found(plan(*others))
+
+
+async def keep(store: AuditStore, n_kept: int, worker_id: WorkerId = PARTNER, *, first: int = 0) -> None:
+    for number in range(first, first + n_kept):
+        seed = f"kept {number}"
+        answer = RecordedAnswer(held=HELD, seed=seed, worker_id=worker_id, projection=right(seed))
+        await store.record(REVISION, BLOCKS, answer, NOW)
+
+
+@pytest.mark.parametrize("again", [1, MAX_CONFIRMATIONS])
+async def test_who_is_wrong_twice_fails(store: AuditStore, again: int) -> None:
+    workers = Workers({TARGET: {0, again}})
+    audit = await found(workers, store, PARTNER, THIRD)
+    assert (audit.outcome, audit.partner_outcome, audit.referee) == ("failed", "passed", THIRD)
+    assert len(workers.seeds) == 1 + again
+    assert audit.n_asked == {TARGET: 1 + again, PARTNER: 1 + again, THIRD: 2}
+    assert len(audit.comparisons) == 6  # of each time: the two, and either with the third
+
+
+@pytest.mark.parametrize("is_target", [True, False])
+async def test_who_differs_once_as_rounding_may_is_suspected_and_does_not_fail(
+    store: AuditStore, is_target: bool
+) -> None:
+    one, other = (TARGET, PARTNER) if is_target else (PARTNER, TARGET)
+    workers = Workers({one: {0}, other: {3}})
+    audit = await found(workers, store, PARTNER, THIRD)
+    outcomes = {TARGET: audit.outcome, PARTNER: audit.partner_outcome}
+    assert (outcomes[one], outcomes[other]) == ("suspected", "passed")
+    assert len(workers.seeds) == 1 + MAX_CONFIRMATIONS
+    assert f"{MAX_CONFIRMATIONS} fresh probes didn't show it of {one} again" in audit.words
+
+
+async def test_who_falls_silent_when_asked_again_is_suspected_at_once(store: AuditStore) -> None:
+    workers = Workers({TARGET: {0, 1, 2}}, {TARGET: {1}})
+    audit = await found(workers, store, PARTNER, THIRD)
+    assert (audit.outcome, audit.partner_outcome) == ("suspected", "passed")
+    assert len(workers.seeds) == 2
+    workers = Workers({TARGET: {0, 1, 2}}, {PARTNER: {1}})  # a partner that falls silent clears nobody
+    assert (await found(workers, store, PARTNER, THIRD)).outcome == "failed"
+
+
+async def test_a_kept_answer_decides_between_two_that_differ(store: AuditStore) -> None:
+    await keep(store, 1, THIRD)
+    audit = await found(Workers({TARGET: {0, 1}}), store, PARTNER)
+    assert (audit.outcome, audit.partner_outcome, audit.referee) == ("failed", "passed", "recorded")
+
+
+@pytest.mark.parametrize(
+    ("n_kept", "wrong_at", "outcome"),
+    [(4, {0, 3}, "failed"), (4, {0}, "suspected"), (1, {0}, "suspected"), (4, set(), "passed")],
+)
+async def test_alone_one_fails_by_two_kept_probes_not_by_one(
+    store: AuditStore, n_kept: int, wrong_at: set[int], outcome: str
+) -> None:
+    await keep(store, n_kept)
+    assert (await found(Workers({TARGET: wrong_at}), store)).outcome == outcome
+
+
+async def test_alone_one_fails_by_kept_answers_of_two_workers_only_if_their_probes_were_two(
+    store: AuditStore,
+) -> None:
+    await keep(store, 1)
+    await keep(store, 1, THIRD)  # of the same audit
+    assert (await found(Workers({TARGET: {0}}), store)).outcome == "suspected"
+    await keep(store, 1, WorkerId("fourth"), first=1)
+    workers = Workers({TARGET: {0, 1}})
+    assert (await found(workers, store)).outcome == "failed"

@@ -1,0 +1,53 @@
+"""What only some workers do, and what is imported for it alone: then, and in a thread, since it takes its time.
+
+zeroconf takes 4 MB of a worker's memory, prometheus_client 2 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from protocol.invites import Invite
+from protocol.metrics_address import MetricsAddress
+from worker.engine import Engine
+from worker.holdings import Holdings
+from worker.identity import Identity
+from worker.server import DataPlane
+
+_Find = Callable[[Identity, str | Invite, Callable[[], float], Callable[[str], None]], Awaitable[tuple[str, ...]]]
+_Serve = Callable[[MetricsAddress, Engine, DataPlane, Holdings], AbstractAsyncContextManager[str | None]]
+
+
+async def coordinator_on_network(
+    identity: Identity, secret: str | Invite, clock: Callable[[], float], tell: Callable[[str], None]
+) -> tuple[str, ...]:
+    """See `worker.discovery.found_coordinator`."""
+    found_coordinator = await asyncio.to_thread(_discovery)
+    return await found_coordinator(identity, secret, clock, tell)
+
+
+@asynccontextmanager
+async def metrics_at(
+    address: MetricsAddress | None, engine: Engine, data_plane: DataPlane, holdings: Holdings
+) -> AsyncIterator[str | None]:
+    """See `worker.metrics.worker_metrics`. None: nothing is counted or read."""
+    if address is None:
+        yield None
+        return
+    worker_metrics = await asyncio.to_thread(_metrics)
+    async with worker_metrics(address, engine, data_plane, holdings) as url:
+        yield url
+
+
+def _discovery() -> _Find:
+    from worker.discovery import found_coordinator  # noqa: PLC0415 - see above
+
+    return found_coordinator
+
+
+def _metrics() -> _Serve:
+    from worker.metrics import worker_metrics  # noqa: PLC0415 - see above
+
+    return worker_metrics
