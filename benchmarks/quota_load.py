@@ -7,16 +7,20 @@ for a connection, makes the figures worse instead of better (Tene's "coordinated
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.route_requests import RouteRequests
+from protocol.codec import decode_json
 from protocol.control_messages import GenerationReport
 from protocol.ids import ModelName
 from protocol.rest import RouteGrant, RouteRequest
-from tests.support.coordinators import Http, ScriptedWorker
+from tests.support.coordinators import ScriptedWorker
 
 N_PROMPT, MAX_TOKENS, N_USED = 10, 20, 5
+REQUEST = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=N_PROMPT, max_tokens=MAX_TOKENS)
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 
 
@@ -47,7 +51,7 @@ def percentile_of(values: Sequence[float], percentile: float) -> float:
     return ordered[max(0, int(rank) - 1)]
 
 
-async def load(http: Http, worker: ScriptedWorker, n_requests: int, rate: float) -> Load:
+async def load(routes: RouteRequests, worker: ScriptedWorker, n_requests: int, rate: float) -> Load:
     """Ask `n_requests` times, one every 1/`rate` s, and have the tail report each that was granted.
 
     Raises:
@@ -56,20 +60,21 @@ async def load(http: Http, worker: ScriptedWorker, n_requests: int, rate: float)
     latencies: list[float] = []
     statuses: list[int] = []
     late_s = 0.0
-    request = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=N_PROMPT, max_tokens=MAX_TOKENS)
 
     async def one(due_s: float) -> None:
-        answer = await http.ask("POST", "/v1/routes", request)
+        answer = await routes.ask()
         latencies.append(time.perf_counter() - due_s)
         statuses.append(answer.status)
         if answer.status == 200:
-            session_id = answer.read(RouteGrant).session_id
+            session_id = decode_json(answer.body, RouteGrant).session_id
             await worker.send(
                 GenerationReport(
                     session_id=session_id, n_prompt_tokens=N_PROMPT, n_completion_tokens=N_USED, outcome="stop"
                 )
             )
 
+    gc.collect()
+    gc.disable()  # the sender's own pauses would be taken for the coordinator's
     began_s = time.perf_counter()
     async with asyncio.TaskGroup() as requests:
         for i in range(n_requests):
@@ -77,6 +82,7 @@ async def load(http: Http, worker: ScriptedWorker, n_requests: int, rate: float)
             await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
             late_s = max(late_s, time.perf_counter() - due_s)
             requests.create_task(one(due_s), name=f"route-{i}")
+    gc.enable()
     n_granted = statuses.count(200)
     if n_granted + statuses.count(429) != n_requests:
         raise SystemExit(f"answers other than 200 and 429: {sorted(set(statuses))}")

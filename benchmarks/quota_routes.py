@@ -33,11 +33,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
+import uvloop
 from rich.console import Console
 
-from benchmarks.quota_load import MAX_TOKENS, N_PROMPT, N_USED, PERCENTILES, Load, load, percentile_of
+from benchmarks.quota_load import MAX_TOKENS, N_PROMPT, N_USED, PERCENTILES, REQUEST, Load, load, percentile_of
+from benchmarks.route_requests import RouteRequests
 from benchmarks.targets import Outcome, Target, outcomes_json, outcomes_table
 from coordinator import state_folder as names
+from coordinator.app import RunningCoordinator
 from coordinator.background import freeze_heap
 from coordinator.state_folder import StateFolder
 from demo.local_cluster import LocalCluster
@@ -135,7 +138,7 @@ async def beat_forever(worker: ScriptedWorker) -> None:
 
 
 @asynccontextmanager
-async def serving_worker(reached: ReachedCoordinator) -> AsyncIterator[ScriptedWorker]:
+async def serving_worker(reached: RunningCoordinator | ReachedCoordinator) -> AsyncIterator[ScriptedWorker]:
     """A worker that says it holds all blocks of the only model."""
     await add_model(reached)
     async with joined_worker(reached) as worker:
@@ -162,11 +165,11 @@ async def measured(served: Served, rate: float, seconds: float) -> list[Outcome]
     ):
         key = await new_key(admin, wide)
         freeze_heap()
-        async with http_session(served.reached, key.key) as http:
-            await load(http, worker, WARM_UP, WARM_UP * 1000)
+        async with _routes(served, key) as routes:
+            await load(routes, worker, WARM_UP, WARM_UP * 1000)
             await asyncio.sleep(SETTLE_S)
             before_s, before = served.cpu_s(), psutil.cpu_times()
-            done = await load(http, worker, n_requests, rate)
+            done = await load(routes, worker, n_requests, rate)
             idle = _idle_share(before, psutil.cpu_times())
             await asyncio.sleep(SETTLE_S)
             used_s = served.cpu_s() - before_s
@@ -179,6 +182,10 @@ def _idle_share(before: Any, after: Any) -> float:
     """Of all cores, between two `psutil.cpu_times()`."""
     passed_s = sum(after) - sum(before)
     return (after.idle - before.idle) / passed_s if passed_s else 0.0
+
+
+def _routes(served: Served, key: CreatedKey) -> RouteRequests:
+    return RouteRequests(port=served.reached.port, ca_pem=served.reached.ca_pem, key=key.key, request=REQUEST)
 
 
 def _latency(done: Load, rate: float, cpu_s: float, disk: Sequence[float], idle: float) -> Outcome:
@@ -222,8 +229,8 @@ async def _overshoot(served: Served, admin: Http, worker: ScriptedWorker, n_requ
     limit = n_requests // 4 * (N_PROMPT + MAX_TOKENS)
     key = await new_key(admin, KeyLimits(tokens_per_day=limit))
     before_s = served.cpu_s()
-    async with http_session(served.reached, key.key) as http:
-        done = await load(http, worker, n_requests, rate)
+    async with _routes(served, key) as routes:
+        done = await load(routes, worker, n_requests, rate)
     answer = await admin.ask("GET", f"/admin/v1/quotas/{key.key_id}")
     (used,) = answer.read(QuotaInfo).rates
     beyond = max(0, used.used - limit, done.n_granted * (N_PROMPT + N_USED) - limit)
@@ -250,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         database_url(given.database) as url,
         served(Path(folder), url, given.profile) as coordinator,
     ):
-        outcomes = asyncio.run(measured(coordinator, given.rate, given.seconds))
+        outcomes = uvloop.run(measured(coordinator, given.rate, given.seconds))
     Console().print(outcomes_table(outcomes, f"Routes with quota, {given.database}"))
     if given.profile is not None:
         show_profile(given.profile)

@@ -111,7 +111,7 @@ class Comparer:
         target, partner = found.plan.target, found.plan.others[0]
         failed = WorkerId(accused(first, target.worker_id, partner.worker_id))
         n_asked = 0
-        while n_asked < MAX_CONFIRMATIONS and not isinstance(found.asked[failed], NoAnswerError):
+        while n_asked < MAX_CONFIRMATIONS and found.asked[failed] is None:
             n_asked, seed = n_asked + 1, secrets.token_hex(16)
             answers = await self._asked(found, seed, [target, partner])
             direct = _direct(found.plan, compare_all(found.plan, [target, partner], answers))
@@ -122,6 +122,10 @@ class Comparer:
                 found.comparisons.append(direct)
                 _take_referee(found, again, comparisons)
                 return first
+        if (error := found.asked[failed]) is not None:
+            found.words = f"asked again, {why_none({failed: error})}"
+            # suspicion counts once: who is silent after each wrong answer is to lose by each silence
+            return unconfirmed(first, "unanswered" if outcome_of(error) == "unanswered" else "suspected")
         found.words = f"{n_asked} fresh probes didn't show it of {failed} again, so it may have been rounding"
         return unconfirmed(first)
 

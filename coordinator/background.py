@@ -8,6 +8,10 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TypeVar
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 
 
@@ -31,4 +35,6 @@ async def uninterrupted(step: Awaitable[T]) -> T:
         while not task.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("interrupted_step_failed", error=type(error).__name__)  # who would be told is gone
         raise

@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 import typer
 from rich.table import Table
-from typer.core import TyperGroup
 from yarl import URL
 
 from coordinator.admin_client import AdminTarget, all_pages
@@ -29,11 +28,12 @@ from protocol.invite_rest import (
 )
 from protocol.invites import MAX_INVITE_URLS
 from protocol.listening import is_loopback
+from protocol.option_values import PlainGroup
 
 _PATH = "/admin/v1/invites"
 
 
-class _CreateUnlessNamed(TyperGroup):
+class _CreateUnlessNamed(PlainGroup):
     """`coord invite --uses 3` is `coord invite create --uses 3`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -34,6 +34,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, PoolProxiedConnection
 import migrations
 from protocol.errors import DatabaseVersionError, StorageError
 
+_QUIET: dict[str, Any] = {"hide_parameters": True}  # errors come to logs, values must not
 BUSY_TIMEOUT_MS = 4_000
 """A writer waits so long for another one. Longer, and whoever asked thinks that nobody is there."""
 CONNECT_TIMEOUT_S = 10.0
@@ -91,7 +92,7 @@ def create_engine(url: URL, *, is_pooled: bool = True, migrates: bool = False) -
 
     One that `migrates` lets SQLite's tables be made anew under rows that refer to theirs: `check_references` after.
     """
-    options: dict[str, Any] = {} if is_pooled else {"poolclass": NullPool}
+    options: dict[str, Any] = _QUIET if is_pooled else {**_QUIET, "poolclass": NullPool}
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **options)
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
@@ -114,7 +115,7 @@ def create_engine(url: URL, *, is_pooled: bool = True, migrates: bool = False) -
 def blocking_engine(engine: AsyncEngine) -> Engine:
     """The same SQLite file, for transactions that a thread runs as a whole; disposed of when `engine` is."""
     url = engine.url.set(drivername="sqlite+pysqlite")
-    blocking = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    blocking = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **_QUIET)
     event.listen(blocking, "connect", _set_up_sqlite)
     event.listen(blocking, "begin", _begin_sqlite)
     event.listen(engine.sync_engine, "engine_disposed", lambda _engine: blocking.dispose())

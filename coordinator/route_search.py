@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from coordinator.cluster import Cluster
-from coordinator.policy.cache_room import has_room, too_long_words, too_small
+from coordinator.policy.cache_room import others_come, too_long_words, too_small, without_room
 from coordinator.policy.missing import MissingBlocks, missing_blocks
 from coordinator.policy.ready_segments import ReadySegments
 from coordinator.policy.routing import Avoided, Held, Route, cheapest_route, wanted_blocks
@@ -25,6 +25,8 @@ MAX_MISSING = 256
 """Answers to who asked for a route in vain that are remembered."""
 MAX_FOUND = 256
 """Routes that are remembered, of the cluster as it is."""
+MAX_CRAMPED = 4
+"""Routes over parts of workers whose caches are small that are looked at for one with room."""
 
 
 class RouteSearch:
@@ -52,7 +54,7 @@ class RouteSearch:
         Raises:
             InvalidRequestError: the model has no such blocks, or is an encoder that tokens are wanted of.
             ContextExceededError: the session is too long for workers without which there is no route.
-            ModelUnavailableError: no route (ModelLoadingError: but there will be one).
+            ModelUnavailableError: no route (ModelLoadingError: but there will be one, which may have room).
         """
         if self._missing_until is not self._cluster.routes_changed or len(self._missing) >= MAX_MISSING:
             self._missing.clear()
@@ -93,14 +95,37 @@ class RouteSearch:
         found = look(exclude | small)
         if isinstance(found, Route) or small <= exclude:
             return found
-        found = look(exclude)
-        if isinstance(found, MissingBlocks) or has_room(state, found, n_positions):
+        cramped = exclude
+        for _ in range(MAX_CRAMPED):
+            found = look(cramped)
+            if isinstance(found, MissingBlocks):
+                break
+            too_narrow = without_room(state, found, n_positions)
+            if not too_narrow:
+                return found
+            cramped |= too_narrow
+        if cramped == exclude:
             return found
-        words = too_long_words(state, name, n_positions, small)
+        raise self._too_long(name, wanted, small, never, look)
+
+    def _too_long(
+        self,
+        name: ModelName,
+        wanted: RouteRequest,
+        small: frozenset[WorkerId],
+        never: frozenset[WorkerId],
+        look: Callable[[frozenset[WorkerId]], Route | MissingBlocks],
+    ) -> ContextExceededError | ModelUnavailableError:
+        """What to say where all that is left are workers that are too `small`: whether waiting helps."""
+        state = self._cluster.state
+        words = too_long_words(state, name, wanted.n_prompt_tokens + wanted.max_tokens, small)
         # what was begun elsewhere may go on there, once those workers are back
-        if wanted.continues is None and isinstance(look(never | small), MissingBlocks):
-            raise ContextExceededError(words)
-        raise ModelUnavailableError(words, retry_after_s=RETRY_UNAVAILABLE_S)
+        if wanted.continues is not None or isinstance(look(never | small), Route):
+            return ModelUnavailableError(words, retry_after_s=RETRY_UNAVAILABLE_S)
+        if others_come(state, name, never | small):
+            words = f"{words}; or wait: others that hold it aren't ready yet, and may have room"
+            return ModelLoadingError(words, retry_after_s=RETRY_UNAVAILABLE_S)
+        return ContextExceededError(words)
 
     def _looked_for(
         self,

@@ -248,7 +248,7 @@ def _without_cut_rotation(found: _InForce) -> _InForce:
     """Whoever died before the new join secret was written left the old one in force: it isn't retired."""
     is_cut = bool(found.retired) and found.retired[-1].fingerprint == _fingerprint(found.join_secret)
     retired = found.retired[:-1] if is_cut else found.retired
-    previous = tuple(each for each in found.previous if each.value != found.join_secret)
+    previous = tuple(each for each in found.previous if not secrets.compare_digest(each.value, found.join_secret))
     return replace(found, retired=retired, previous=previous)
 
 

@@ -44,7 +44,8 @@ class _InForce:
 
 def take_config(app: typer.Typer, *sections: Section) -> None:
     """Have all commands of `app` take values from these sections. Called once, when all commands are there."""
-    app.info.cls = PlainGroup
+    if not (isinstance(app.info.cls, type) and issubclass(app.info.cls, PlainGroup)):
+        app.info.cls = PlainGroup
     for command in app.registered_commands:
         command.cls = ConfiguredCommand
         command.context_settings = {**(command.context_settings or {}), "obj": sections}

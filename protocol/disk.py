@@ -23,9 +23,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     One at a time writes a file: whoever calls this sees to that. Who is killed meanwhile leaves `partial_of(path)`.
     """
     partial = partial_of(path)
+    partial.unlink(missing_ok=True)  # it may be open to others, or lead elsewhere
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # what is there now is another's
     try:
-        partial.unlink(missing_ok=True)  # it may be open to others, or lead elsewhere
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()

@@ -63,7 +63,7 @@ def _shorten(path: Path) -> None:
         file.seek(size - MAX_HISTORY_BYTES // 2)
         kept = file.read(MAX_HISTORY_BYTES)
     begins = kept.find(_ENTRY_BEGINS)
-    with suppress(FileNotFoundError):  # another chat that begins now has just done the same
+    with suppress(FileNotFoundError, FileExistsError):  # another chat that begins now does the same
         write_atomically(path, kept[begins:] if begins >= 0 else b"")
 
 

@@ -194,12 +194,12 @@ def accused(ruling: Ruling, target: str, partner: str) -> str:
     return target if ruling.target == "failed" else partner if ruling.partner == "failed" else ""
 
 
-def unconfirmed(ruling: Ruling) -> Ruling:
-    """What is left of a failure that no fresh probe showed again: suspicion of the same worker."""
+def unconfirmed(ruling: Ruling, left: AuditOutcome = "suspected") -> Ruling:
+    """What is `left` of a failure that no fresh probe showed again, of the same worker."""
     return replace(
         ruling,
-        target="suspected" if ruling.target == "failed" else ruling.target,
-        partner="suspected" if ruling.partner == "failed" else ruling.partner,
+        target=left if ruling.target == "failed" else ruling.target,
+        partner=left if ruling.partner == "failed" else ruling.partner,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator.policy.coverage import spans_of
+from coordinator.policy.coverage import counts, has_failed, spans_of
 from coordinator.policy.routing import Route
 from coordinator.policy.state import ClusterState
 from protocol.ids import ModelName, WorkerId
@@ -19,16 +19,31 @@ def too_small(state: ClusterState, name: ModelName, n_positions: int) -> frozens
     )
 
 
-def has_room(state: ClusterState, route: Route, n_positions: int) -> bool:
-    """Whether every worker of the route has room for them in the blocks that it is to run, perhaps few of its."""
+def without_room(state: ClusterState, route: Route, n_positions: int) -> frozenset[WorkerId]:
+    """Workers of the route with no room for them in the blocks that they are to run, perhaps few of theirs."""
+    found = []
     for hop in route.hops:
         worker = state.workers[hop.worker_id]
         spans = spans_of(state.models[route.model], worker.served)
         n_held = max((len(span.blocks) for span in spans if span.blocks.contains(hop.blocks)), default=0)
         room = None if worker.heartbeat is None else worker.heartbeat.longest_sessions.get(route.model)
         if room is not None and n_positions * len(hop.blocks) > room * n_held:
-            return False
-    return True
+            found.append(hop.worker_id)
+    return frozenset(found)
+
+
+def others_come(state: ClusterState, name: ModelName, without: frozenset[WorkerId]) -> bool:
+    """Whether all blocks have holders besides `without`, some of whom only aren't ready, or heard of, just now."""
+    model = state.models[name]
+    held = [
+        (span, worker.is_routable and span in worker.ready)
+        for worker in state.workers.values()
+        if worker.worker_id not in without and worker.counts_as_holder
+        for span in spans_of(model, worker.assignment.spans)
+        if not has_failed(worker, span)
+    ]
+    n_holders = counts((span.blocks for span, _ in held), model.manifest.n_blocks)
+    return all(n_holders) and not all(is_ready for _, is_ready in held)
 
 
 def too_long_words(state: ClusterState, name: ModelName, n_positions: int, left_out: frozenset[WorkerId]) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
+
 from coordinator.policy.arrival import connected, joined, sound
 from coordinator.policy.changes import Change, model_view, save_model, save_worker
 from coordinator.policy.coverage import has_failed
@@ -151,6 +153,9 @@ def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) ->
         return change.with_worker(worker)
     latest = {span_in(status): status for status in report.spans}
     reported = tuple(sound(status) for span, status in latest.items() if span in worker.assignment.spans)
+    if worker.heartbeat is not None and reported != worker.reported:
+        # for what it held then; the next one says it anew
+        worker = replace(worker, heartbeat=msgspec.structs.replace(worker.heartbeat, longest_sessions={}))
     after = reported_on(replace(worker, reported=reported))
     change = change.with_worker(after)
     newly_failed = any(has_failed(after, s) and not has_failed(worker, s) for s in worker.assignment.spans)

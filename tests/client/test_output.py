@@ -99,6 +99,7 @@ def test_json_lines_have_the_fields_that_are_documented() -> None:
             "stop_string": "",
             "timings": None,
             "trace_id": "",
+            "rates": [],
             "seed": 4,
         }
     }

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from coordinator.database import opened
+from coordinator.database import blocking_engine, opened
 from coordinator.transactions import Transactions
 from protocol.errors import StorageError
 from protocol.running_beside import running_beside
@@ -84,3 +87,23 @@ async def test_a_connection_whose_end_is_still_to_come_is_a_database_that_is_awa
         assert transactions.problem
         assert await transactions.write_natively("SELECT 1", lambda native: native.fetchval("SELECT 1")) == 1
         assert not transactions.problem
+
+
+async def fail_with(value: str, engine: AsyncEngine, *, blocks: bool) -> None:
+    statement, values = text("SELECT nothing FROM nowhere WHERE a = :a"), {"a": value}
+    if blocks:
+        with blocking_engine(engine).connect() as connection:
+            connection.execute(statement, values)
+    else:
+        async with engine.connect() as connection:
+            await connection.execute(statement, values)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+async def test_what_a_statement_was_given_is_in_no_error(tmp_path: Path, blocks: bool) -> None:
+    """Errors come to logs, whoever logs them: a key's name or a secret's hash must not."""
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'some.sqlite'}") as engine:
+        with pytest.raises(SQLAlchemyError) as refused:
+            await fail_with("canary", engine, blocks=blocks)
+    assert "nowhere" in str(refused.value)
+    assert "canary" not in str(refused.value)

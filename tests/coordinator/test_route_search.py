@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from coordinator.app import RunningCoordinator
 from coordinator.keys import TICKET_DESK
 from coordinator.policy.routing import NOTHING_AVOIDED, NOTHING_HELD, Avoided, Route
 from coordinator.route_search import RouteSearch
-from protocol.control_messages import Heartbeat
-from protocol.errors import ContextExceededError, ModelUnavailableError
+from protocol.control_messages import Heartbeat, SpanReport, SpanState
+from protocol.errors import ContextExceededError, ModelLoadingError, ModelUnavailableError
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
 from protocol.rest import RouteRequest
 from tests.coordinator.test_client_api import pinned_workers
-from tests.support.coordinators import add_model, eventually, running_coordinator
+from tests.support.coordinators import ScriptedWorker, add_model, eventually, running_coordinator
 
 WANTED = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=1, max_tokens=1)
 
@@ -55,28 +57,34 @@ def wanting(n_tokens: int, **fields: object) -> RouteRequest:
     return RouteRequest(model=ModelName("tiny"), n_prompt_tokens=n_tokens - 1, max_tokens=1, **fields)  # type: ignore[arg-type]
 
 
+async def told(coordinator: RunningCoordinator, *rooms_s: tuple[ScriptedWorker, int, float]) -> None:
+    """Workers say how many positions they have room for, and what a token takes a block."""
+    for worker, room, s in rooms_s:
+        beat = Heartbeat(
+            n_sessions=0,
+            n_queued=0,
+            free_kv_bytes=10**8,
+            decode_s_per_block=s,
+            prefill_s_per_token_block=0.0,
+            longest_sessions={ModelName("tiny"): room},
+        )
+        await worker.send(beat)
+
+    def all_heard() -> bool:
+        beats = [coordinator.cluster.state.workers[worker.worker_id].heartbeat for worker, _, _ in rooms_s]
+        return all(beat is not None and beat.longest_sessions for beat in beats)
+
+    await eventually(all_heard)
+
+
 async def test_routes_go_round_workers_that_a_session_is_too_long_for(tmp_path: Path) -> None:
     async with running_coordinator(tmp_path) as coordinator:
         await add_model(coordinator)
         cluster, tiny = coordinator.cluster, ModelName("tiny")
         async with pinned_workers(coordinator, (0, 4), (0, 4), (2, 4)) as (small, large, part):
             search = RouteSearch(cluster, coordinator.application[TICKET_DESK])
-            for worker, room, s in ((small, 3, 0.05), (large, 100, 0.5), (part, 200, 0.001)):
-                await worker.send(
-                    Heartbeat(
-                        n_sessions=0,
-                        n_queued=0,
-                        free_kv_bytes=10**8,
-                        decode_s_per_block=s,
-                        prefill_s_per_token_block=0.0,
-                        longest_sessions={tiny: room},
-                    )
-                )
-
-            def heard() -> list[Heartbeat | None]:
-                return [worker.heartbeat for worker in cluster.state.workers.values()]
-
-            await eventually(lambda: all(beat is not None and beat.longest_sessions for beat in heard()))
+            rooms_s = ((small, 3, 0.05), (large, 100, 0.5), (part, 200, 0.001))
+            await told(coordinator, *rooms_s)
 
             def route(wanted: RouteRequest, *exclude: WorkerId) -> list[WorkerId]:
                 model = cluster.state.models[tiny]
@@ -99,3 +107,72 @@ async def test_routes_go_round_workers_that_a_session_is_too_long_for(tmp_path: 
                 route(wanting(7), large.worker_id)
             with pytest.raises(ModelUnavailableError, match="1,000 positions"):
                 route(wanting(1000, continues=SessionId("0" * 32)))
+
+
+async def test_where_the_cheapest_way_through_part_of_a_worker_is_too_narrow_another_one_is_tried(
+    tmp_path: Path,
+) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        cluster = coordinator.cluster
+        async with pinned_workers(coordinator, (0, 4), (0, 4), (2, 4)) as (near, far, part):
+            search = RouteSearch(cluster, coordinator.application[TICKET_DESK])
+            await told(coordinator, (near, 3, 0.05), (far, 5, 0.5), (part, 200, 0.001))
+            model = cluster.state.models[ModelName("tiny")]
+
+            def route(n_tokens: int) -> list[WorkerId]:
+                found = search.found(model, frozenset(), NOTHING_AVOIDED, NOTHING_HELD, wanting(n_tokens))
+                return [hop.worker_id for hop in found.hops]
+
+            assert route(6) == [near.worker_id, part.worker_id], "half of the blocks of the quicker one"
+            assert route(10) == [far.worker_id, part.worker_id], "which has room for 6 in half of its blocks"
+            with pytest.raises(ContextExceededError):
+                route(11)
+
+
+async def test_a_session_too_long_for_who_is_there_waits_for_who_is_about_to_be(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        cluster, tiny = coordinator.cluster, ModelName("tiny")
+        async with pinned_workers(coordinator, (0, 4), (0, 4)) as (small, loading):
+            search = RouteSearch(cluster, coordinator.application[TICKET_DESK])
+            await told(coordinator, (small, 3, 0.05))
+            record = cluster.state.workers[loading.worker_id]
+            (ready,) = record.reported
+
+            async def says(state: SpanState) -> None:
+                report = SpanReport(epoch=record.assignment.epoch, spans=(replace(ready, state=state),))
+                await loading.send(report)
+                await eventually(lambda: cluster.state.workers[loading.worker_id].reported[0].state == state)
+
+            def route() -> list[WorkerId]:
+                model = cluster.state.models[tiny]
+                found = search.found(model, frozenset(), NOTHING_AVOIDED, NOTHING_HELD, wanting(4))
+                return [hop.worker_id for hop in found.hops]
+
+            await says("loading")
+            with pytest.raises(ModelLoadingError, match=r"4 positions, .* others that hold it aren't ready"):
+                route()
+            await says("failed")
+            with pytest.raises(ContextExceededError):
+                route()
+            await says("ready")
+            assert route() == [loading.worker_id]
+
+
+async def test_what_a_worker_had_room_for_counts_no_longer_once_it_holds_something_else(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        cluster = coordinator.cluster
+        async with pinned_workers(coordinator, (0, 4)) as (only,):
+            search = RouteSearch(cluster, coordinator.application[TICKET_DESK])
+            await told(coordinator, (only, 3, 0.05))
+            model, record = cluster.state.models[ModelName("tiny")], cluster.state.workers[only.worker_id]
+            with pytest.raises(ContextExceededError):
+                search.found(model, frozenset(), NOTHING_AVOIDED, NOTHING_HELD, wanting(4))
+            (ready,) = record.reported
+            report = SpanReport(epoch=record.assignment.epoch, spans=(replace(ready, note="room for 100"),))
+            await only.send(report)
+            await eventually(lambda: cluster.state.workers[only.worker_id].reported[0].note != ready.note)
+            found = search.found(model, frozenset(), NOTHING_AVOIDED, NOTHING_HELD, wanting(4))
+            assert [hop.worker_id for hop in found.hops] == [only.worker_id], "its next heartbeat says how many"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.disk import storage_error, storage_errors, write_atomically
+from protocol.disk import partial_of, storage_error, storage_errors, write_atomically
 from protocol.errors import StorageError
 
 
@@ -59,3 +59,19 @@ def test_what_a_killed_write_left_opens_the_next_to_nobody_and_leads_it_nowhere(
     assert (tmp_path / "secret").read_bytes() == b"newer"
     assert not (tmp_path / "secret").is_symlink()
     assert elsewhere.read_text() == "theirs"
+
+
+def test_what_another_begins_to_write_meanwhile_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opened = tmp_path / "file", os.open
+
+    def overtaken(partial: Path, flags: int, mode: int) -> int:
+        partial.write_text("another's")
+        return opened(partial, flags, mode)
+
+    monkeypatch.setattr(os, "open", overtaken)
+    with pytest.raises(FileExistsError):
+        write_atomically(path, b"ours")
+    assert partial_of(path).read_text() == "another's"
+    assert not path.exists()

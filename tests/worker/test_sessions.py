@@ -61,7 +61,7 @@ async def opened(ring: Ring, **changes: Any) -> Generation:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"expires_at_s": 1.0}, "unauthenticated"),
+        ({"expires_at_s": 1.0}, "clock_skew"),
         ({"worker_id": WorkerId("w-someone-else")}, "unauthenticated"),
         ({"previous": WorkerId("w-someone-else")}, "forbidden"),
         ({"blocks": BlockRange(0, 9)}, "stale_epoch"),
