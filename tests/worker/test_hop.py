@@ -13,7 +13,7 @@ import torch
 
 from protocol.errors import ErrorBody
 from protocol.frames import MAX_HEADER_BYTES
-from protocol.ids import BlockRange, SessionId, WorkerId
+from protocol.ids import BlockRange, WorkerId
 from protocol.messages import (
     STEP_CREDIT,
     AttachTail,
@@ -27,15 +27,14 @@ from protocol.messages import (
     Step,
     Token,
 )
-from protocol.tensors import bytes_from_tensor
 from tests.support.fake_worker import FakeWorker, fake_worker, opened_by
+from tests.support.hidden_steps import SESSION, hidden_step
 from tests.support.ring import CHUNK, Generation, Ring, eventually, generated, ids_payload, running_ring
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from worker.ending import MAX_RELAYED_CHARS
 
 Checkpoints = Callable[[str], TinyCheckpoint]
 PROMPT = [5, 9, 30, 4, 77, 12]
-SESSION = SessionId("s")
 
 
 @pytest.fixture
@@ -48,18 +47,6 @@ async def ring(checkpoint: Checkpoints, tmp_path: Path) -> AsyncIterator[Ring]:
 async def fake(ring: Ring, tmp_path: Path) -> AsyncIterator[FakeWorker]:
     async with fake_worker(ring.authority, tmp_path) as running:
         yield running
-
-
-def hidden_step(hidden: torch.Tensor, position: int = 0, *, is_last: bool = True) -> tuple[Step, bytes]:
-    dtype, data = bytes_from_tensor(hidden)
-    step = Step(
-        session_id=SESSION,
-        position=position,
-        n_tokens=hidden.shape[0],
-        dtype=dtype,  # type: ignore[arg-type]
-        is_last=is_last,
-    )
-    return step, data
 
 
 async def opened_before(ring: Ring, fake: FakeWorker, **changes: object) -> Generation:

@@ -8,33 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from protocol.ids import BlockRange, SessionId
+from protocol.ids import BlockRange
 from protocol.messages import (
     OpenSession,
     SessionOpened,
-    Step,
 )
-from protocol.tensors import bytes_from_tensor
 from protocol.tickets import sign_claims
 from tests.support.fake_worker import fake_worker, opened_by
+from tests.support.hidden_steps import SESSION, hidden_step
 from tests.support.ring import Ring, eventually, generated, running_ring
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from worker.prompt_costs import PromptCosts, RunStep, StepCost
 
 Checkpoints = Callable[[str], TinyCheckpoint]
-SESSION = SessionId("s")
-
-
-def hidden_step(hidden: torch.Tensor, position: int = 0, *, is_last: bool = True) -> tuple[Step, bytes]:
-    dtype, data = bytes_from_tensor(hidden)
-    step = Step(
-        session_id=SESSION,
-        position=position,
-        n_tokens=hidden.shape[0],
-        dtype=dtype,  # type: ignore[arg-type]
-        is_last=is_last,
-    )
-    return step, data
 
 
 @pytest.fixture
