@@ -6,28 +6,36 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import psutil
+import torch
 
 from benchmarks.relay import Relay
 from benchmarks.replicated import POLL_S, free_port
 from client.api import Client
 from client.config import ClientConfig
+from coordinator.policy.filling import Stage, water_filled
+from coordinator.policy.sizing import HEAD_SHARE, end_in_blocks
 from demo.local_cluster import READY_WITHIN_S, ClusterError, LocalCluster
 from protocol.api_key import api_key_from_text
+from protocol.cluster_rest import ClusterStatus
+from protocol.control_messages import DeviceReport
+from protocol.ids import Revision
+from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from protocol.pinned_http import pinned_session
-from protocol.rest import ClusterStatus
+from worker.device import PrecisionChoice, chosen_precision, chosen_quantization, measure_device
 
 MODEL = "bench"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrangement:
-    """Workers of one thread each that share a model's blocks evenly."""
+    """Workers of one thread each that share a model's blocks so that all take as long."""
 
-    precision: str
+    precision: PrecisionChoice
     n_workers: int = 2
     has_relays: bool = False
     """Whether workers are reached, by each other and by clients, through relays only."""
@@ -75,7 +83,9 @@ def coordinator_with(source: Path, folder: Path, *, tree: Path | None = None) ->
 async def arranged(cluster: LocalCluster, arrangement: Arrangement) -> AsyncIterator[Arranged]:
     """Start the workers and wait until all are ready; they are ended with the context."""
     (model,) = (await _status(cluster)).models
-    blocks = split(model.n_blocks, arrangement.n_workers)
+    manifest = await _manifest(cluster, model.revision)
+    device = await asyncio.to_thread(_device, arrangement.precision)
+    blocks = split(model.n_blocks, arrangement.n_workers, HEAD_SHARE * end_in_blocks(device, manifest))
     names = [f"{arrangement.name}-{i}" for i in range(arrangement.n_workers)]
     async with AsyncExitStack() as stack:
         relays: list[Relay] = []
@@ -116,7 +126,41 @@ async def _status(cluster: LocalCluster) -> ClusterStatus:
         return await coordinator.get("/admin/v1/status", ClusterStatus)
 
 
-def split(n_blocks: int, n_workers: int) -> list[range]:
-    """The blocks in as many ranges, as even as they can be."""
-    ends = [n_blocks * i // n_workers for i in range(n_workers + 1)]
+async def _manifest(cluster: LocalCluster, revision: Revision) -> Manifest:
+    key = api_key_from_text((cluster.state / "admin.key").read_text())
+    async with pinned_session(cluster.url, key) as coordinator:
+        data = await coordinator.get_bytes(f"/v1/manifests/{revision}", max_bytes=MAX_MANIFEST_BYTES)
+    return decode_manifest(data, expected=revision)
+
+
+@cache
+def _device(precision: PrecisionChoice) -> DeviceReport:
+    """What a worker of one thread would report; measured once, so that arrangements can be compared."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        profile = measure_device(torch.device("cpu"))
+    finally:
+        torch.set_num_threads(n_threads)
+    chosen = chosen_precision(precision, profile)
+    speed = profile.speeds[chosen]
+    return DeviceReport(
+        device="cpu",
+        precision=chosen,
+        n_threads=1,
+        memory_bytes=profile.free_memory_bytes,
+        bandwidth_bytes_per_s=speed.decode_bytes_per_s,
+        flops_per_s=speed.prefill_flops_per_s,
+        quantization=chosen_quantization(precision),
+    )
+
+
+def split(n_blocks: int, n_workers: int, end_in_blocks: float = 0.0) -> list[range]:
+    """The blocks in as many ranges, as placement shares them among equal workers of which the last runs the head.
+
+    `end_in_blocks`: what the head counts for, in blocks that take as long.
+    """
+    stages = [Stage(seconds_per_block=1.0, cap=n_blocks) for _ in range(n_workers - 1)]
+    stages.append(Stage(seconds_per_block=1.0, cap=n_blocks, fixed_s=end_in_blocks))
+    ends = accumulate(water_filled(n_blocks, stages), initial=0)
     return [range(start, end) for start, end in pairwise(ends)]

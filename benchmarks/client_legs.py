@@ -2,8 +2,8 @@
 
 `python -m benchmarks.client_legs` prints the table of decision 22. Random fleets are those of `placement`, with a
 client beside one of the workers; offices are two sites of equal machines that can each hold the whole model. Each
-session goes over the route that is found by the workers' links alone, and over the best one for who knows the
-client's ways too.
+session goes over the best route for who knows the client's ways; over the one that is found by the workers' links
+alone; and over the one that the coordinator finds for a client which has said how far all of them are.
 
 A session of tokens has these ways once: the prompt goes to the head, the first token comes from the tail, and each
 later one is sent to the head and the client at once. A connection that isn't there yet takes three round trips more
@@ -19,17 +19,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.placement import BLOCKS, ours, random_fleet
+from coordinator.policy.client_ways import CONNECTING_WAYS, cheapest_for, client_ways
 from coordinator.policy.laying_out import segments_of
 from coordinator.policy.links import LINK_S
 from coordinator.policy.segments import Leg, Segment, cost_s
 from coordinator.policy.shortest_path import cheapest_legs
+from protocol.client_legs import ClientLeg
 from protocol.ids import BlockRange, WorkerId
 
 CLIENT = WorkerId("client")
 N_WORKERS = (2, 10)
 N_TOKENS = 100
-CONNECTING_WAYS = 6
-"""Three round trips."""
 
 Ways = Mapping[WorkerId, float]
 """One way between the client and each worker, in seconds."""
@@ -73,9 +73,25 @@ def office_cases(n_cases: int, seed: int) -> Iterator[Case]:
         yield Case(segments=segments, n_blocks=24, ways=ways)
 
 
-def private_ratio(case: Case) -> float:
+def unsaid(case: Case) -> list[Leg]:
+    """The route for a client that says nothing of its ways."""
+    return cheapest_legs(case.segments, case.n_blocks)[1]
+
+
+def said(case: Case, *, is_private: bool = False, is_connected: bool = False) -> list[Leg]:
+    """The route for one that says all of them, and whether it has connections."""
+    legs = [
+        ClientLeg(worker_id=worker_id, round_trip_s=2 * way_s, is_connected=is_connected)
+        for worker_id, way_s in case.ways.items()
+    ]
+    ways = client_ways(legs, case.ways, max_tokens=N_TOKENS, is_private=is_private)
+    parted, route = cheapest_for(case.segments, case.n_blocks, ways)
+    numbers = {segment.worker_id: i for i, segment in enumerate(case.segments)}
+    return [(numbers[parted[i].worker_id], start, end) for i, start, end in route]
+
+
+def private_ratio(case: Case, given: Sequence[Leg]) -> float:
     """How many times as long a token takes over the route that is given as over the best one."""
-    _, given = cheapest_legs(case.segments, case.n_blocks)
     ring = [
         # the client, as a stage that takes no time
         Segment(worker_id=CLIENT, blocks=BlockRange(0, 1), seconds_per_block=0.0, link_s=case.ways),
@@ -92,23 +108,26 @@ def private_ratio(case: Case) -> float:
     return cost_s(ring, [(0, 0, 1), *((i + 1, a + 1, b + 1) for i, a, b in given)]) / cost_s(ring, best)
 
 
-def answer_ratio(case: Case, n_ways: int) -> float:
-    """Likewise of a session of `N_TOKENS` tokens that goes each of the client's ways so many times."""
-    _, given = cheapest_legs(case.segments, case.n_blocks)
-    best_s = took_s = answer_s(case.segments, given, case.ways, n_ways)
+def answer_ratio(case: Case, given: Sequence[Leg], *, is_connected: bool) -> float:
+    """Likewise of a session of `N_TOKENS` tokens, from a client that has connections to all or to nobody."""
+    best_s = took_s = answer_s(case.segments, given, case.ways, is_connected=is_connected)
     for head in case.segments:
         for tail in case.segments:
             tried = with_ends(case.segments, head.worker_id, tail.worker_id, case.n_blocks)
             if covers(tried, case.n_blocks):
                 _, legs = cheapest_legs(tried, case.n_blocks)
-                best_s = min(best_s, answer_s(tried, legs, case.ways, n_ways))
+                best_s = min(best_s, answer_s(tried, legs, case.ways, is_connected=is_connected))
     return took_s / best_s
 
 
-def answer_s(segments: Sequence[Segment], legs: Sequence[Leg], ways: Ways, n_ways: int) -> float:
+def answer_s(segments: Sequence[Segment], legs: Sequence[Leg], ways: Ways, *, is_connected: bool) -> float:
     """The whole answer; its prompt, which takes as long over either, is left out."""
-    ends_s = ways[segments[legs[0][0]].worker_id] + ways[segments[legs[-1][0]].worker_id]
-    return N_TOKENS * (cost_s(segments, legs) - LINK_S) + n_ways * ends_s
+    head, tail = segments[legs[0][0]].worker_id, segments[legs[-1][0]].worker_id
+    if is_connected:
+        ends_s = ways[head] + ways[tail]
+    else:  # to both at the same time
+        ends_s = max((1 + CONNECTING_WAYS) * ways[head], CONNECTING_WAYS * ways[tail]) + ways[tail]
+    return N_TOKENS * (cost_s(segments, legs) - LINK_S) + ends_s
 
 
 def with_ends(segments: Sequence[Segment], head: WorkerId, tail: WorkerId, n_blocks: int) -> list[Segment]:
@@ -146,10 +165,22 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, made in (("random fleets", random_cases), ("offices", office_cases)):
         cases = list(made(arguments.cases, arguments.seed))
-        print(row(f"{name}: an answer of {N_TOKENS} tokens", [answer_ratio(case, 1) for case in cases]))
-        connecting = [answer_ratio(case, 1 + CONNECTING_WAYS) for case in cases]
-        print(row(f"{name}: likewise, over new connections", connecting))
-        print(row(f"{name}: a token of a private session", [private_ratio(case) for case in cases]))
+        for asked in ("nothing said", "legs said"):
+            for what, ratios in measured(cases, is_said=asked == "legs said"):
+                print(row(f"{name}: {what}, {asked}", ratios))
+
+
+def measured(cases: Sequence[Case], *, is_said: bool) -> Iterator[tuple[str, list[float]]]:
+    """What is measured, and how many times as long each case takes."""
+    for what, is_connected in (
+        (f"an answer of {N_TOKENS} tokens", True),
+        ("likewise, over new connections", False),
+    ):
+        routes = [said(case, is_connected=is_connected) if is_said else unsaid(case) for case in cases]
+        pairs = zip(cases, routes, strict=True)
+        yield what, [answer_ratio(case, route, is_connected=is_connected) for case, route in pairs]
+    routes = [said(case, is_private=True) if is_said else unsaid(case) for case in cases]
+    yield "a token of a private session", [private_ratio(c, route) for c, route in zip(cases, routes, strict=True)]
 
 
 if __name__ == "__main__":

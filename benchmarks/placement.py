@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import get_args
 
+import msgspec
+
 from coordinator.policy.filling import Stage, water_filled
 from coordinator.policy.gap_filling import Candidate
 from coordinator.policy.laying_out import segments_of
@@ -27,7 +29,7 @@ from coordinator.policy.placement import placement
 from coordinator.policy.planning import best_pipelines
 from coordinator.policy.segments import Segment
 from coordinator.policy.shortest_path import cheapest_legs
-from coordinator.policy.sizing import CACHE_FLOOR_SHARE
+from coordinator.policy.sizing import CACHE_FLOOR_SHARE, HEAD_SHARE, end_in_blocks
 from coordinator.policy.state import ClusterState, ModelRecord, PolicySettings, WorkerRecord
 from protocol.control_messages import DeviceReport, Heartbeat
 from protocol.ids import BlockRange, FileHash, ModelName, WorkerId
@@ -37,6 +39,16 @@ SIZES = ((2, 3), (4, 6), (7, 12), (13, 30))
 """Fewest and most workers of a fleet."""
 BLOCKS = (12, 24, 32, 48)
 BLOCK_BYTES = 1000
+HEAD_BLOCKS = 2
+"""Blocks whose weights the head has: as many as in models of 8 billion parameters."""
+DEVICE = DeviceReport(
+    device="cpu",
+    precision="float32",
+    n_threads=1,
+    memory_bytes=0,
+    bandwidth_bytes_per_s=1e5,
+    flops_per_s=1e9,
+)
 
 
 def random_fleet(rng: random.Random, n_workers: int, n_blocks: int, *, objective: Objective = "balance") -> Task:
@@ -52,15 +64,18 @@ def random_fleet(rng: random.Random, n_workers: int, n_blocks: int, *, objective
     shares = [rng.uniform(0.2, 1.0) for _ in range(n_workers)]
     scale = max(1.1, rng.uniform(1.0, 4.0)) * n_blocks / sum(shares)
     caps = [max(2, min(n_blocks, round(share * scale))) for share in shares]
+    speeds = [10 ** rng.uniform(-4.0, -3.0) * 2 for _ in range(n_workers)]
+    head_in_blocks = HEAD_SHARE * end_in_blocks(DEVICE, manifest_of(1))
     candidates = [
         Candidate(
             worker_id=WorkerId(f"w-{i:03d}"),
-            seconds_per_block=10 ** rng.uniform(-4.0, -3.0) * 2,
-            room_bytes=caps[i] * BLOCK_BYTES + BLOCK_BYTES,
+            seconds_per_block=speeds[i],
+            room_bytes=caps[i] * BLOCK_BYTES + BLOCK_BYTES // 2 + HEAD_BLOCKS * BLOCK_BYTES,
             block_bytes=BLOCK_BYTES,
             before_bytes=BLOCK_BYTES // 2,
-            after_bytes=BLOCK_BYTES // 2,
-            both_bytes=BLOCK_BYTES,
+            after_bytes=HEAD_BLOCKS * BLOCK_BYTES,
+            both_bytes=BLOCK_BYTES // 2 + HEAD_BLOCKS * BLOCK_BYTES,
+            after_s=head_in_blocks * speeds[i],
         )
         for i in range(n_workers)
     ]
@@ -85,14 +100,10 @@ def cluster_of(task: Task) -> ClusterState:
             presence="here",
             seen_s=0.0,
             is_connected=True,
-            device=DeviceReport(
-                device="cpu",
-                precision="float32",
-                n_threads=1,
-                memory_bytes=int(candidate.room_bytes / (1 - CACHE_FLOOR_SHARE)) + 2,
-                bandwidth_bytes_per_s=1e9,
-                flops_per_s=1e9,
+            device=msgspec.structs.replace(
+                DEVICE, memory_bytes=int(candidate.room_bytes / (1 - CACHE_FLOOR_SHARE)) + 2
             ),
+            block_s=candidate.seconds_per_block,
             heartbeat=Heartbeat(
                 n_sessions=0,
                 n_queued=0,
@@ -113,8 +124,8 @@ def cluster_of(task: Task) -> ClusterState:
 
 
 def manifest_of(n_blocks: int) -> Manifest:
-    """A model of blocks of `BLOCK_BYTES`, caches included, and ends of half as much."""
-    ends = [model_file("before", BLOCK_BYTES // 8), model_file("after", BLOCK_BYTES // 8)]
+    """A model of blocks of `BLOCK_BYTES`, caches included, embeddings of half as much, and its head."""
+    ends = [model_file("before", BLOCK_BYTES // 8), model_file("after", HEAD_BLOCKS * BLOCK_BYTES // 4)]
     return Manifest(
         format_version=1,
         architecture="LlamaForCausalLM",

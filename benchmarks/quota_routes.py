@@ -6,7 +6,8 @@
 The coordinator is `coord serve` in a process of its own; the requests come from this one, over connections that are
 kept: TLS, HTTP, routing, tickets, and the transaction that reserves. Every generation is reported by its tail a
 moment later, as in a cluster. Then a key that is used up halfway: one token beyond that is an
-overshoot. PostgreSQL runs beside it in a temporary folder, and waits for its disk as it does in production.
+overshoot. PostgreSQL runs beside it in a temporary folder, and waits for its disk as it does in production. Either
+database has some thousand generations before that (`benchmarks.served_before`).
 
 Latencies are from when a request was due (`benchmarks.quota_load`), so a busy machine makes them worse: what a
 coordinator's request costs it in CPU time is stated too, which others on the machine change little. So is how long
@@ -38,6 +39,7 @@ from rich.console import Console
 
 from benchmarks.quota_load import MAX_TOKENS, N_PROMPT, N_USED, PERCENTILES, REQUEST, Load, load, percentile_of
 from benchmarks.route_requests import RouteRequests
+from benchmarks.served_before import serve_before
 from benchmarks.targets import Outcome, Target, outcomes_json, outcomes_table
 from coordinator import state_folder as names
 from coordinator.app import RunningCoordinator
@@ -88,6 +90,7 @@ class Served:
 
     reached: ReachedCoordinator
     process: psutil.Process
+    database_url: str
 
     def cpu_s(self) -> float:
         """What it has taken so far, of all cores."""
@@ -125,6 +128,7 @@ def served(folder: Path, url: str | None, profile: Path | None = None) -> Iterat
         yield Served(
             reached=ReachedCoordinator(port=port, ca_pem=ca_pem, state_folder=state),
             process=psutil.Process(cluster.processes["coordinator"].pid),
+            database_url=url or state.database_url,
         )
         if profile is not None:  # asked once to end: at a second signal it would end at once, and write nothing
             cluster.stop("coordinator")
@@ -168,6 +172,7 @@ async def measured(served: Served, rate: float, seconds: float) -> list[Outcome]
         async with _routes(served, key) as routes:
             await load(routes, worker, WARM_UP, WARM_UP * 1000)
             await asyncio.sleep(SETTLE_S)
+            await serve_before(served.database_url)
             before_s, before = served.cpu_s(), psutil.cpu_times()
             done = await load(routes, worker, n_requests, rate)
             idle = _idle_share(before, psutil.cpu_times())

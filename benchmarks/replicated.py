@@ -12,10 +12,10 @@ from client.api import Client
 from client.config import ClientConfig
 from demo.local_cluster import LocalCluster, smollm2_gguf
 from protocol.api_key import api_key_from_text
+from protocol.cluster_rest import ClusterStatus, WorkerInfo
 from protocol.errors import BrigadeError
 from protocol.ids import WorkerId
 from protocol.pinned_http import pinned_session
-from protocol.rest import ClusterStatus, WorkerInfo
 
 MODEL = "smollm2"
 COPIES = ("a", "b")

@@ -32,7 +32,7 @@ from benchmarks.measures import SMALL, Bench, Figures, Scale
 from benchmarks.reference import unquantized
 from benchmarks.targets import Outcome, Target, outcomes_json, outcomes_table
 from demo.local_cluster import ClusterError, LocalCluster, smollm2_gguf
-from protocol.errors import BrigadeError
+from protocol.errors import BrigadeError, ConfigError
 
 FLOAT32, BFLOAT16 = Arrangement(precision="float32"), Arrangement(precision="bfloat16")
 INT8, INT4 = Arrangement(precision="int8", is_unquantized=True), Arrangement(precision="int4")
@@ -209,7 +209,7 @@ async def _on_workers(
             for measurement in group:
                 _say(f"measuring {measurement.target.name}")
                 outcomes.append(await _outcome(measurement, bench, ready))
-    except ClusterError as exc:  # a precision that this version doesn't have: the others are measured all the same
+    except (ClusterError, ConfigError) as exc:  # a precision that isn't there: the others are measured all the same
         failure = str(exc).splitlines()[-1]
         outcomes += [Outcome(target=one.target, failure=failure) for one in group[len(outcomes) :]]
     return outcomes

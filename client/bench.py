@@ -9,13 +9,16 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from client.api import Client
 from client.bench_figures import Attempt, BenchReport, LevelFigures, level_figures
 from client.options import check_min_trust
 from client.output import stage_text
 from protocol.errors import BrigadeError, ContextExceededError, InvalidRequestError
 from protocol.rest import ModelInfo
+
+if TYPE_CHECKING:
+    from client.api import Client
 
 DEFAULT_STREAMS = (1, 2, 4, 8, 16)
 MAX_STREAMS = 1024

@@ -13,10 +13,9 @@ import msgspec
 import typer
 from rich.console import Console
 
-from client.api import Client
 from client.bench import DEFAULT_STREAMS, Bench, BenchPlan
 from client.bench_figures import BenchReport, figures_table
-from client.command import Json, KeyFile, MinTrust, PinnedEnds, Url, chosen_model, run, tell, write_now
+from client.command import Json, MinTrust, PinnedEnds, chosen_model, for_cluster, run, tell, write_now
 from client.config import ClientConfig
 from client.output import printable
 from protocol.errors import InvalidRequestError
@@ -41,6 +40,7 @@ class _Asked:
     is_json: bool
 
 
+@for_cluster
 def bench(
     model: Annotated[str | None, typer.Argument(help="The model's name; needed if there are several.")] = None,
     *,
@@ -54,8 +54,7 @@ def bench(
     min_trust: MinTrust = 0.0,
     pinned_ends: PinnedEnds = False,
     is_json: Json = False,
-    url: Url = None,
-    api_key_file: KeyFile = None,
+    config: ClientConfig,
 ) -> int:
     """Measure MODEL: times to the first token and between tokens, tokens a second, for 1 to 16 streams at once.
 
@@ -72,7 +71,7 @@ def bench(
         pinned_ends=pinned_ends,
         is_json=is_json,
     )
-    return run(_bench(ClientConfig.from_env(url=url, api_key_file=api_key_file), asked))
+    return run(_bench(config, asked))
 
 
 def _levels(text: str) -> tuple[int, ...]:
@@ -85,6 +84,8 @@ def _levels(text: str) -> tuple[int, ...]:
 
 
 async def _bench(config: ClientConfig, asked: _Asked) -> int:
+    from client.api import Client  # takes long, and is not for --help
+
     async with Client(config=config, on_notice=tell, prefix_cache=False) as client:
         plan = BenchPlan(
             model=await chosen_model(client, asked.model),

@@ -7,20 +7,17 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from client.api import Client
 from client.command import (
-    ConnectTimeout,
-    KeyFile,
     MinTrust,
     PinnedEnds,
-    Url,
     chosen_model,
+    for_cluster_waited_for,
     run,
     standard_input,
     tell,
     write,
 )
-from client.config import CONNECT_TIMEOUT_S, ClientConfig
+from client.config import ClientConfig
 from client.options import DEFAULT_TIMEOUT_S
 from protocol.errors import InvalidRequestError
 from protocol.exit_codes import EXIT_OK
@@ -52,6 +49,7 @@ WaitForQuota = Annotated[bool, typer.Option("--wait", help="If a limit of the ke
 Timeout = Annotated[float, typer.Option(help="Seconds that it may take.")]
 
 
+@for_cluster_waited_for
 def embed(
     texts: Texts = None,
     *,
@@ -65,9 +63,7 @@ def embed(
     min_trust: MinTrust = 0.0,
     pinned_ends: PinnedEnds = False,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
-    url: Url = None,
-    api_key_file: KeyFile = None,
-    connect_timeout: ConnectTimeout = CONNECT_TIMEOUT_S,
+    config: ClientConfig,
 ) -> int:
     """Print the vector of each text as a line of JSON."""
     given = texts or [line for line in standard_input("texts").splitlines() if line.strip()]
@@ -87,13 +83,14 @@ def embed(
         "pinned_ends": pinned_ends,
         "waits_for_quota": wait,
     }
-    config = ClientConfig.from_env(url=url, api_key_file=api_key_file, connect_timeout_s=connect_timeout)
     if hidden_states is not None:
         return run(_print_states(config, model, given, hidden_states, common))
     return run(_print_vectors(config, model, given, how | common))
 
 
 async def _print_vectors(config: ClientConfig, model: str | None, texts: list[str], options: dict[str, Any]) -> int:
+    from client.api import Client  # takes long, and is not for --help
+
     async with Client(config=config, on_notice=tell) as client:
         found = await client.embed(await chosen_model(client, model), texts, **options)
     for vector in found.vectors:
@@ -106,6 +103,8 @@ async def _print_vectors(config: ClientConfig, model: str | None, texts: list[st
 async def _print_states(
     config: ClientConfig, model: str | None, texts: list[str], block: int, options: dict[str, Any]
 ) -> int:
+    from client.api import Client  # takes long, and is not for --help
+
     async with Client(config=config, on_notice=tell) as client:
         info = await chosen_model(client, model)
         for text in texts:

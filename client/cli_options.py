@@ -1,14 +1,15 @@
-"""The options of `client generate`, so that the command reads as what it does. Those of all commands: `command`."""
+"""The options of `client generate` and `client chat`, and what they make. Those of all commands: `command`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from client.options import DEFAULT_MAX_TOKENS, DEFAULT_PRIVATE_BLOCKS
+from client.command import MinTrust, PinnedEnds
+from client.options import DEFAULT_MAX_TOKENS, DEFAULT_PRIVATE_BLOCKS, DEFAULT_TIMEOUT_S, GenerationOptions
 from protocol.errors import InvalidRequestError
 from protocol.messages import MAX_BIASES, MAX_CONSTRAINT_BYTES, MAX_LOGPROBS
 
@@ -106,6 +107,62 @@ Traceparent = Annotated[
     ),
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds that the whole generation may take.")]
+
+
+SAMPLING = {
+    "max_tokens": (MaxTokens, None),
+    "temperature": (Temperature, None),
+    "top_p": (TopP, None),
+    "top_k": (TopK, None),
+    "min_p": (MinP, None),
+    "repetition_penalty": (RepetitionPenalty, None),
+    "presence_penalty": (PresencePenalty, None),
+    "frequency_penalty": (FrequencyPenalty, None),
+    "seed": (Seed, None),
+    "stop": (Stop, None),
+}
+CONSTRAINTS = {
+    "logit_bias": (LogitBias, None),
+    "logprobs": (Logprobs, None),
+    "json_schema": (JsonSchema, None),
+    "regex": (Regex, None),
+    "grammar": (Grammar, None),
+}
+WAY = {
+    "speculate": (Speculate, True),
+    "private": (Private, False),
+    "private_blocks": (PrivateBlocks, None),
+    "wait_for_quota": (WaitForQuota, False),
+    "min_trust": (MinTrust, 0.0),
+    "pinned_ends": (PinnedEnds, False),
+    "timeout": (Timeout, DEFAULT_TIMEOUT_S),
+}
+
+
+def generation_options(
+    *,
+    stop: Sequence[str] | None,
+    timeout: float,
+    logit_bias: Sequence[str] | None = None,
+    json_schema: Path | None = None,
+    grammar: Path | None = None,
+    **as_they_are: Any,
+) -> GenerationOptions:
+    """What the options say, each by its name.
+
+    Raises:
+        InvalidRequestError: one can't be read, or can't be done.
+    """
+    options = GenerationOptions(
+        stop=tuple(stop or ()),
+        timeout_s=timeout,
+        logit_bias=biases(logit_bias),
+        json_schema=text_of(json_schema, "--json-schema"),
+        grammar=text_of(grammar, "--grammar"),
+        **as_they_are,
+    )
+    options.check()
+    return options
 
 
 def biases(given: Sequence[str] | None) -> dict[int, float]:

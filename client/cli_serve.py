@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from client.command import KeyFile, Url, tell
+from client.command import for_cluster, tell
 from client.config import ClientConfig
 from client.gateway.config import (
     DEFAULT_MAX_CONNECTIONS,
@@ -17,11 +17,8 @@ from client.gateway.config import (
     GatewayConfig,
     gateway_address,
 )
-from protocol.event_loops import event_loop
 from protocol.listening import is_loopback, stop_signals
-from protocol.logs import configure_logs
 from protocol.metrics_address import metrics_address, metrics_notice
-from protocol.service_manager import tell_service_manager
 
 Listen = Annotated[
     str | None, typer.Option(help="Where to listen, host:port. Port 0: any free one. \\[default: 127.0.0.1:8000]")
@@ -65,6 +62,7 @@ MaxConnections = Annotated[
 ]
 
 
+@for_cluster
 def serve(
     *,
     listen: Listen = None,
@@ -77,15 +75,18 @@ def serve(
     stop_within: StopWithin = DEFAULT_STOP_S,
     max_connections: MaxConnections = DEFAULT_MAX_CONNECTIONS,
     metrics_listen: MetricsListen = None,
-    url: Url = None,
-    api_key_file: KeyFile = None,
+    config: ClientConfig,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
     """Serve the cluster's models by OpenAI's API until told to stop (Ctrl-C or SIGTERM; a second time: at once)."""
+    # these take long to import, and are not for --help
+    from protocol.event_loops import event_loop
+    from protocol.logs import configure_logs
+
     configure_logs("gateway", is_verbose=verbose)
     host, port = gateway_address(listen)
-    config = GatewayConfig(
-        cluster=ClientConfig.from_env(url=url, api_key_file=api_key_file),
+    gateway = GatewayConfig(
+        cluster=config,
         listen_host=host,
         listen_port=port,
         tls_cert=tls_cert,
@@ -98,18 +99,20 @@ def serve(
         max_connections=max_connections,
         metrics_listen=metrics_address(metrics_listen),
     )
-    config.check()
+    gateway.check()
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_serve(config))
+        runner.run(_serve(gateway))
 
 
 async def _serve(config: GatewayConfig) -> None:
-    from client.gateway.app import running  # noqa: PLC0415 - takes long, and is not for --help
+    # these take long to import, and are not for --help
+    from client.gateway.app import running
+    from protocol.service_manager import tell_service_manager
 
     stop = asyncio.Event()
     with stop_signals(asyncio.get_running_loop(), stop):
         async with running(config) as gateway:
-            print(f"Brigade gateway at {gateway.url}/v1, for the cluster at {config.cluster.url}", flush=True)  # noqa: T201
+            print(f"Brigade gateway at {gateway.url}/v1, for the cluster at {config.cluster.url}", flush=True)
             if line := metrics_notice(gateway.metrics_url, config.metrics_listen):
                 tell(line)
             for line in notices(config):

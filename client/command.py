@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from client.api import Client
+from client.config import CONNECT_TIMEOUT_S, ClientConfig
 from client.interrupts import Interruption, cancelled_by_signals
 from client.output import printable
 from protocol.errors import InvalidRequestError, NotFoundError, TooLargeError
+from protocol.option_groups import in_place_of
 from protocol.rest import ModelInfo
 
+if TYPE_CHECKING:  # takes long to import, and is not for --help
+    from client.api import Client
+
 MAX_INPUT_BYTES = 64 * 2**20
+R = TypeVar("R")
 
 Url = Annotated[
     str | None,
@@ -40,6 +45,23 @@ PinnedEnds = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+_CLUSTER = {"url": (Url, None), "api_key_file": (KeyFile, None)}
+_WAITED_FOR = {"connect_timeout": (ConnectTimeout, CONNECT_TIMEOUT_S)}
+
+
+def for_cluster(command: Callable[..., R]) -> Callable[..., R]:
+    """The command with options in place of its parameter `config`: which cluster is meant, and the key to it."""
+    return in_place_of("config", _CLUSTER, ClientConfig.from_env)(command)
+
+
+def for_cluster_waited_for(command: Callable[..., R]) -> Callable[..., R]:
+    """The same, with an option for how long the coordinator may be away at the start."""
+    return in_place_of("config", _CLUSTER | _WAITED_FOR, _config)(command)
+
+
+def _config(url: str | None, api_key_file: Path | None, connect_timeout: float) -> ClientConfig:
+    return ClientConfig.from_env(url=url, api_key_file=api_key_file, connect_timeout_s=connect_timeout)
 
 
 def tell(notice: str) -> None:

@@ -21,6 +21,7 @@ from client.pooling import Vector, finished, pooled, pooling_of
 from client.tokenizer import ModelTokenizer
 from protocol.embedding_settings import Pooling
 from protocol.errors import ContextExceededError, InvalidRequestError
+from protocol.key_limits import RateLeft
 from protocol.rest import ModelInfo
 
 MAX_AT_ONCE = 8
@@ -71,6 +72,8 @@ class Embeddings:
     """Texts that were cut."""
     failovers: int = 0
     """Routes that failed and were replaced."""
+    rates: tuple[RateLeft, ...] = ()
+    """What was left of the key's limits when the route of the text that came last was given."""
 
 
 async def embedded(
@@ -96,13 +99,14 @@ async def embedded(
         texts, n_truncated = await _encoded(tokenizer, inputs, limit, truncate=options.truncate)
     vectors: dict[int, Vector] = {}
     n_failed = 0
+    rates: tuple[RateLeft, ...] = ()
 
     async def work(indices: Iterator[int]) -> None:
-        nonlocal n_failed
+        nonlocal n_failed, rates
         for index in indices:
             request = states_request(info, tokenizer, texts[index], info.n_blocks, options.routing)
             states = await finder.states(request, deadline)
-            n_failed += states.failovers
+            n_failed, rates = n_failed + states.failovers, states.rates
             vector = pooled(states.rows, pooling)
             vectors[index] = finished(vector, dimensions=options.dimensions, normalize=options.normalize)
 
@@ -113,6 +117,7 @@ async def embedded(
         pooling=pooling,
         n_truncated=n_truncated,
         failovers=n_failed,
+        rates=rates,
     )
 
 

@@ -16,6 +16,7 @@ from protocol.errors import (
     DrainingError,
     InvalidRequestError,
     KeyRevokedError,
+    ModelFaultError,
     ModelLoadingError,
     ModelUnavailableError,
     NotFoundError,
@@ -43,6 +44,8 @@ ROUTE_WAIT_S = 10.0
 """How long one request for a route waits; then it is asked again, so that its reason stays fresh."""
 
 _LONGEST_REASON = 300
+_FAULTS = 2
+"""One machine's memory may be broken; what a second route says of the model, or the only worker twice, is so."""
 
 _ENDS_GENERATION = (InvalidRequestError, ContextExceededError, KeyRevokedError, TooLargeError)
 """What a worker may say that would be the same at any other. `cancelled` isn't: a worker says it when our
@@ -121,6 +124,9 @@ def final_error(known: Failover, failed: AttemptFailed) -> BrigadeError | None:
     """
     error = failed.error
     if isinstance(error, _ENDS_GENERATION):
+        return error
+    n_faults = sum(words.startswith(ModelFaultError.code) for words in known.fruitless)
+    if isinstance(error, ModelFaultError) and n_faults >= _FAULTS:
         return error
     if len(known.fruitless) < MAX_FRUITLESS_ATTEMPTS:
         return None

@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from msgspec import structs
@@ -156,7 +157,8 @@ class _Run:
         self._progress = progress
         self._deadline = deadline
         self._rng = random.Random()  # noqa: S311 - spreads retries, hides nothing
-        self._finder = RouteFinder(coordinator, self._rng, on_notice=progress.tell, trace=progress.trace)
+        legs = partial(pool.legs, takes_states=request.between is not None)
+        self._finder = RouteFinder(coordinator, self._rng, on_notice=progress.tell, trace=progress.trace, legs=legs)
         self._known = Failover()
         self._pace = Pace()
 

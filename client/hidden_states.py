@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from client.attempt import CloseReason
 from client.failover import AttemptFailed, Failover, after_failure, delay_s, final_error, notice_of
@@ -19,6 +20,7 @@ from client.states_attempt import Rows, StatesAttempt
 from client.transport import ConnectionPool
 from protocol.errors import ConflictError, DeadlineExceededError, HopLostError
 from protocol.ids import BlockRange, ModelName, Revision
+from protocol.key_limits import RateLeft
 from protocol.pinned_http import CoordinatorSession
 from protocol.rest import STALLED, HopFailure, RouteGrant
 from protocol.tracing import Trace, begun_span
@@ -62,6 +64,8 @@ class States:
 
     rows: Rows
     failovers: int
+    rates: tuple[RateLeft, ...]
+    """What was left of the key's limits when the route was given."""
 
 
 class StatesFinder:
@@ -83,7 +87,8 @@ class StatesFinder:
             BrigadeError: the coordinator's, or the last worker's that failed, if another route doesn't help.
         """
         trace, _ = begun_span()
-        finder = RouteFinder(self._coordinator, self._rng, on_notice=self._on_notice, trace=trace)
+        legs = partial(self._pool.legs, takes_states=True)
+        finder = RouteFinder(self._coordinator, self._rng, on_notice=self._on_notice, trace=trace, legs=legs)
         known = Failover()
         while True:
             async with deadline.applied():
@@ -115,7 +120,7 @@ class StatesFinder:
             try:
                 rows = await _limited(attempt, request, known, deadline)
                 reason = "finished"
-                return States(rows, known.n_failed)
+                return States(rows, known.n_failed, grant.rates)
             except AttemptFailed as failed:
                 now_s = asyncio.get_running_loop().time()
                 after = after_failure(

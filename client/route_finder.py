@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from client.failover import AskAgain, Asked, Failover, after_refusal
+from protocol.client_legs import ClientLeg
 from protocol.errors import BrigadeError
 from protocol.ids import ModelName
 from protocol.messages import SharedPrefix
@@ -57,10 +58,12 @@ class RouteFinder:
         *,
         on_notice: Callable[[str], None],
         trace: Trace | None = None,
+        legs: Callable[[], tuple[ClientLeg, ...]] = tuple,
     ) -> None:
-        """`trace`: what the route is for, as the coordinator's log is to name it."""
+        """`trace`: what the route is for, as the coordinator's log is to name it. `legs`: how far workers are."""
         self._coordinator = coordinator
         self._trace = trace
+        self._legs = legs
         self._rng = rng
         self._on_notice = on_notice
 
@@ -74,7 +77,7 @@ class RouteFinder:
         began_s, n_refusals, wait_s = now_s(), 0, 0.0
         while True:
             sent_s = now_s()
-            request = _request(wanted, known, wait_s, sent_s)
+            request = _request(wanted, known, wait_s, sent_s, self._legs())
             try:
                 return await self._coordinator.post(
                     "/v1/routes",
@@ -118,7 +121,9 @@ def _needed(wanted: WantedRoute) -> list[str]:
     return [name for name, is_asked in asked.items() if is_asked]
 
 
-def _request(wanted: WantedRoute, known: Failover, wait_s: float, now_s: float) -> RouteRequest:
+def _request(
+    wanted: WantedRoute, known: Failover, wait_s: float, now_s: float, legs: tuple[ClientLeg, ...]
+) -> RouteRequest:
     return RouteRequest(
         model=wanted.model,
         n_prompt_tokens=wanted.n_prompt_tokens,
@@ -134,4 +139,5 @@ def _request(wanted: WantedRoute, known: Failover, wait_s: float, now_s: float) 
         private_blocks=wanted.private_blocks,
         states_after=wanted.states_after,
         newest_sampling=wanted.newest_sampling,
+        client_legs=legs,
     )

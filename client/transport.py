@@ -16,15 +16,12 @@ from typing import TypeAlias
 import aiohttp
 from aiohttp import ClientWebSocketResponse, ClientWSTimeout, WSMsgType
 
+from client.dial_errors import CONNECT_TIMEOUT_S, dial_errors, reason_of
+from client.legs import Legs
+from client.pings import Pings
+from protocol.client_legs import ClientLeg
 from protocol.compatibility import VERSION_HEADER, spoken_version, understood_by
-from protocol.errors import (
-    BrigadeError,
-    DrainingError,
-    HopLostError,
-    ProtocolError,
-    ProtocolVersionError,
-    UnauthenticatedError,
-)
+from protocol.errors import BrigadeError, HopLostError, ProtocolError
 from protocol.frames import (
     MAX_CLIENT_PAYLOAD_BYTES,
     MAX_HEADER_BYTES,
@@ -49,7 +46,6 @@ from protocol.messages import (
 )
 from protocol.tls import client_context, worker_name
 
-CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 PING_S = 6.0
 """A worker that vanished without a word (its machine lost power) is noticed after this and half as much again: by
@@ -106,8 +102,10 @@ class Inbox:
 class Connection:
     """One worker's WebSocket. Made by a `ConnectionPool`, which also runs `read`."""
 
-    def __init__(self, worker_id: WorkerId, websocket: ClientWebSocketResponse) -> None:
+    def __init__(self, worker_id: WorkerId, websocket: ClientWebSocketResponse, legs: Legs) -> None:
+        """`legs`: told how far the worker is."""
         self.worker_id = worker_id
+        self._pings = Pings(worker_id, websocket, legs)
         headers = websocket._response.headers  # noqa: SLF001 - aiohttp has no public way to them
         self._version = spoken_version(headers)
         self._websocket = websocket
@@ -143,20 +141,30 @@ class Connection:
                 message = understood_by(message, self._version)
             await self._websocket.send_bytes(encode_frame(message, payload))
         except (aiohttp.ClientError, OSError) as exc:
-            raise HopLostError(f"the connection to worker {self.worker_id} is lost: {_reason(exc)}") from exc
+            raise HopLostError(f"the connection to worker {self.worker_id} is lost: {reason_of(exc)}") from exc
+
+    async def measure(self) -> None:
+        """Have the round trip measured; the answers aren't waited for."""
+        await self._pings.begin()
 
     async def read(self) -> None:
         """Deliver what comes until the connection ends. Never raises: the inboxes learn why it ended."""
         error: BrigadeError = HopLostError(f"worker {self.worker_id} closed the connection")
         try:
             async for message in self._websocket:
-                if message.type is not WSMsgType.BINARY:
-                    raise ProtocolError(f"worker {self.worker_id} sent a message that is not binary")
-                self._deliver(decode_frame(message.data))
+                match message.type:
+                    case WSMsgType.BINARY:
+                        self._deliver(decode_frame(message.data))
+                    case WSMsgType.PING:
+                        await self._websocket.pong(message.data)
+                    case WSMsgType.PONG:
+                        await self._pings.take_pong(bytes(message.data))
+                    case _:
+                        raise ProtocolError(f"worker {self.worker_id} sent a message that is not binary")
         except BrigadeError as exc:
             error = exc
         except (aiohttp.ClientError, OSError) as exc:
-            error = HopLostError(f"the connection to worker {self.worker_id} is lost: {_reason(exc)}")
+            error = HopLostError(f"the connection to worker {self.worker_id} is lost: {reason_of(exc)}")
         finally:
             self._lost = error
             for inbox in self._inboxes.values():
@@ -198,6 +206,7 @@ class ConnectionPool:
         self._readers = readers
         self._connections: dict[_Address, Connection] = {}
         self._dialling: dict[_Address, asyncio.Lock] = {}
+        self._legs = Legs()
 
     async def connection(self, worker_id: WorkerId, url: str, *, takes_states: bool = False) -> Connection:
         """The connection to this worker at this address, dialled now if there is none.
@@ -214,10 +223,22 @@ class ConnectionPool:
             known = self._connections.get(key)
             if known is not None and known.is_usable:
                 return known
-            connection = Connection(worker_id, await self._dial(worker_id, url, takes_states=takes_states))
+            dialled = await self._dial(worker_id, url, takes_states=takes_states)
+            connection = Connection(worker_id, dialled, self._legs)
             self._connections[key] = connection
             self._readers.create_task(self._read(key, connection), name=f"read {worker_id}")
+            self._legs.begin(worker_id)
+            await connection.measure()
             return connection
+
+    def legs(self, *, takes_states: bool = False) -> tuple[ClientLeg, ...]:
+        """How far workers are, for who asks for a route. Connections that weren't measured lately now are."""
+        now_s = asyncio.get_running_loop().time()
+        kept = [one for (_, _, kind), one in self._connections.items() if kind == takes_states and one.is_usable]
+        for connection in kept:
+            if self._legs.is_due(connection.worker_id, now_s):
+                self._readers.create_task(connection.measure(), name=f"ping {connection.worker_id}")
+        return self._legs.said({connection.worker_id for connection in kept}, now_s)
 
     async def close(self) -> None:
         """Close all connections, at the same time."""
@@ -234,7 +255,7 @@ class ConnectionPool:
     async def _dial(self, worker_id: WorkerId, url: str, *, takes_states: bool) -> ClientWebSocketResponse:
         if not url.startswith("https://"):
             raise ProtocolError(f"the address of worker {worker_id} is {url[:200]!r}, which is not https://")
-        with _dial_errors(worker_id, url):
+        with dial_errors(worker_id, url):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return await self._http.ws_connect(
                     f"{url}/v1/data",
@@ -242,6 +263,7 @@ class ConnectionPool:
                     server_hostname=worker_name(worker_id),
                     headers={VERSION_HEADER: PROTOCOL_VERSION},
                     heartbeat=PING_S,
+                    autoping=False,  # `read` sees the answers to our own pings
                     max_msg_size=_MAX_MESSAGE_BYTES + (MAX_CLIENT_PAYLOAD_BYTES if takes_states else 0),
                     timeout=ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
                 )
@@ -260,35 +282,3 @@ async def connection_pool(ca_pem: str) -> AsyncIterator[ConnectionPool]:
             await pool.close()
             # by hand, since `async with` would wrap the caller's own exception in a group
             await readers.__aexit__(None, None, None)
-
-
-@contextmanager
-def _dial_errors(worker_id: WorkerId, url: str) -> Iterator[None]:
-    """Turn what aiohttp raises while dialling into our errors."""
-    who = f"worker {worker_id} at {url}"
-    try:
-        yield
-    except aiohttp.ClientConnectorCertificateError as exc:
-        raise UnauthenticatedError(
-            f"the certificate shown at {url} is not that of worker {worker_id} ({exc.certificate_error}): "
-            "somebody may be in between"
-        ) from exc
-    except aiohttp.WSServerHandshakeError as exc:
-        if exc.status == ProtocolVersionError.status:
-            raise ProtocolVersionError(
-                f"{who} doesn't speak protocol version {PROTOCOL_VERSION}: install the same major version of "
-                "Brigade on both"
-            ) from exc
-        if exc.status == DrainingError.status:
-            raise DrainingError(f"{who} is stopping and takes nothing new; try again") from exc
-        raise HopLostError(f"{who} refused the connection with HTTP status {exc.status}") from exc
-    except TimeoutError as exc:
-        raise HopLostError(f"{who} didn't answer in {CONNECT_TIMEOUT_S:g} s") from exc
-    except (aiohttp.ClientError, OSError) as exc:
-        raise HopLostError(
-            f"{who} can't be reached ({_reason(exc)}): check that this machine can reach it, its port too"
-        ) from exc
-
-
-def _reason(exc: BaseException) -> str:
-    return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__

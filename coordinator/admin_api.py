@@ -38,10 +38,11 @@ from coordinator.queries import read_query
 from coordinator.resources import MODEL
 from coordinator.route_docs import RouteDoc
 from protocol.admin_rest import PageQuery
+from protocol.cluster_rest import AddModelRequest, ChangeModelRequest, ClusterStatus, WorkerInfo
 from protocol.errors import ConfigError, ConflictError, NotFoundError, StorageError, UntrustedFileError
 from protocol.ids import ModelName, WorkerId
 from protocol.plan_rest import PlanInfo, PlanQuery
-from protocol.rest import AddModelRequest, ChangeModelRequest, ClusterStatus, ModelInfo, ModelList, WorkerInfo
+from protocol.rest import ModelInfo, ModelList
 
 STATUS_DOC = RouteDoc("Show the whole cluster.", answer=ClusterStatus)
 PLAN_DOC = RouteDoc("Show what would be placed.", query=PlanQuery, answer=PlanInfo, errors=(ConfigError,))

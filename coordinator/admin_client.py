@@ -7,18 +7,20 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 
 from coordinator import state_folder as names
-from coordinator.config import default_state, secret_from_file
-from coordinator.state_folder import read_state_file
+from coordinator.given_secret import secret_from_file
+from coordinator.state_folder import default_state, read_state_file
 from protocol.api_key import ApiKey, api_key_from_text
 from protocol.coordinator_urls import checked_coordinator_url
 from protocol.errors import UnreachableError
-from protocol.pinned_http import CoordinatorSession, pinned_session
+
+if TYPE_CHECKING:
+    from protocol.pinned_http import CoordinatorSession
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -61,6 +63,7 @@ class AdminTarget:
 
     def ask(self, question: Callable[[CoordinatorSession], Awaitable[T]]) -> T:
         """Run `question` on a verified connection and return its answer. Blocks."""
+        from protocol.pinned_http import pinned_session  # noqa: PLC0415 - takes long, and is not for --help
 
         async def asked() -> T:
             async with pinned_session(self.url, self.key) as session:

@@ -27,6 +27,7 @@ from coordinator.keys import (
     ANNOUNCER,
     AUDITOR,
     AUTHENTICATOR,
+    CATALOGUE,
     CLUSTER,
     CONFIG,
     DASHBOARD_FEED,
@@ -102,23 +103,18 @@ async def running(
         opened_state(config, datetime.fromtimestamp(clock(), UTC)) as opened,
         span_export("coordinator") as spans,
     ):
-        cluster = Cluster(opened.repository, config.policy_settings(), clock, config.given)
-        await cluster.restore()
-        store = await asyncio.to_thread(FileStore, opened.folder.files)
-        catalogue = Catalogue(store, cluster)
-        app = application(config, opened, cluster, catalogue, clock)
+        app = await _application(config, opened, clock)
         app[SPANS] = spans
-        await take_up_dashboard(app)
         async with (
             _working(app),
             _listening(app, config, opened) as port,
             metrics_served(app[METRICS].registry, config.metrics_listen) as metrics_url,
         ):
-            url = config.public_url or _local_url(config.listen_host, port)
+            own_url = _local_url(config.listen_host, port)
+            url = config.public_url or own_url
             app[PUBLIC_URL].append(url)
             opened.lease.tell_url(url)
-            is_first_start = await asyncio.to_thread(opened.folder.read, names.URL) is None
-            await asyncio.to_thread(opened.folder.write, names.URL, _local_url(config.listen_host, port))
+            is_first_start = await asyncio.to_thread(_note_url, opened.folder, own_url)
             log.info("coordinator_started", url=url, coordinator_id=opened.authority.coordinator_id)
             async with running_beside(announcer=app[ANNOUNCER].announce_forever(port)):
                 yield RunningCoordinator(
@@ -126,14 +122,26 @@ async def running(
                     port=port,
                     is_first_start=is_first_start,
                     metrics_url=metrics_url,
-                    cluster=cluster,
+                    cluster=app[CLUSTER],
                     authority=opened.authority,
                     state_folder=opened.folder,
                     repository=opened.repository,
-                    catalogue=catalogue,
+                    catalogue=app[CATALOGUE],
                     application=app,
                 )
             log.info("coordinator_stopping", url=url)
+
+
+async def _application(
+    config: CoordinatorConfig, opened: OpenedState, clock: Callable[[], float]
+) -> web.Application:
+    """What answers, with the cluster as it was when the last coordinator stopped."""
+    cluster = Cluster(opened.repository, config.policy_settings(), clock, config.given)
+    await cluster.restore()
+    store = await asyncio.to_thread(FileStore, opened.folder.files)
+    app = application(config, opened, cluster, Catalogue(store, cluster), clock)
+    await take_up_dashboard(app)
+    return app
 
 
 @asynccontextmanager
@@ -179,6 +187,13 @@ async def _listening(app: web.Application, config: CoordinatorConfig, opened: Op
     finally:
         await runner.cleanup()
         await site.ended()
+
+
+def _note_url(folder: StateFolder, url: str) -> bool:
+    """Write down where the coordinator listens; whether none has before, from this folder. Blocks."""
+    is_first = folder.read(names.URL) is None
+    folder.write(names.URL, url)
+    return is_first
 
 
 def _local_url(host: str, port: int) -> str:

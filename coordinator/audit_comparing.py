@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from coordinator.audit_asking import Answer
-from coordinator.audit_found import Found, compare_all, comparison, outcome_of, why_none
+from coordinator.audit_found import Found, compare_all, comparison, not_shown_again, outcome_of, why_none
 from coordinator.audit_session import NoAnswerError
 from coordinator.audit_store import AuditStore, RecordedAnswer
 from coordinator.policy.audit_rules import (
@@ -22,7 +22,6 @@ from coordinator.policy.audit_rules import (
     Ruling,
     accused,
     outcomes,
-    unconfirmed,
 )
 from coordinator.policy.audit_schedule import TRUSTED_RANK, AuditPlan, Candidate
 from coordinator.policy.state import ClusterState
@@ -35,6 +34,9 @@ log = structlog.get_logger(__name__)
 
 MAX_RECORDS_ASKED = 3
 """Kept answers, each of another worker, that one is compared with before it fails by them."""
+
+MAX_SILENCES = 2
+"""Answers, each waited for as long as one may take, that those may owe by whom a failure is to be confirmed."""
 
 _Compared = dict[frozenset[str], Comparison]
 
@@ -77,14 +79,14 @@ class Comparer:
         answers = await self._asked(found, seed, [target, partner])
         if not self._all_answered(found, answers):
             return found
-        direct = _direct(plan, compare_all(plan, [target, partner], answers))
+        direct = _direct(compare_all(plan, [target, partner], answers), target, partner)
         assert direct is not None, "the plan names a partner that can be compared"
         found.comparisons.append(direct)
         if direct.agrees:
             found.outcome = found.partner_outcome = "passed"
             await self._record(plan, seed, answers)
             return found
-        ruling, comparisons = await self._ruled(found, seed, answers)
+        ruling, comparisons = await self._ruled(found, seed, answers, target, plan.others)
         if accused(ruling, target.worker_id, partner.worker_id):
             _take_referee(found, ruling, comparisons)
             ruling = await self._confirmed(found, ruling)
@@ -94,40 +96,50 @@ class Comparer:
             await self._decided_by_records(found)
         return found
 
-    async def _ruled(self, found: Found, seed: str, answers: Mapping[WorkerId, Answer]) -> tuple[Ruling, _Compared]:
-        """Who is wrong of two that differ, by those who could decide between them."""
-        target, partner, *rest = found.plan.target, *found.plan.others
-        referees = [c for c in rest if c.rank >= max(target.rank, partner.rank)]
+    async def _ruled(
+        self,
+        found: Found,
+        seed: str,
+        answers: Mapping[WorkerId, Answer],
+        one: Candidate,
+        others: Sequence[Candidate],
+    ) -> tuple[Ruling, _Compared]:
+        """Who is wrong of one and the first of the others, which differ, by the rest who could decide."""
+        other, *rest = others
+        referees = [c for c in rest if c.rank >= max(one.rank, other.rank)]
         if referees:
             answers = {**answers, **await self._asked(found, seed, referees)}
-        comparisons = compare_all(
-            found.plan, [target, partner, *referees] if referees else [target, partner], answers
-        )
-        ruled = outcomes(target.worker_id, partner.worker_id, comparisons, [c.worker_id for c in referees])
+        comparisons = compare_all(found.plan, [one, other, *referees], answers)
+        ruled = outcomes(one.worker_id, other.worker_id, comparisons, [c.worker_id for c in referees])
         return ruled, comparisons
 
     async def _confirmed(self, found: Found, first: Ruling) -> Ruling:
-        """A failure stands if one of a few fresh probes shows it again: rounding alone hardly does so twice."""
-        target, partner = found.plan.target, found.plan.others[0]
-        failed = WorkerId(accused(first, target.worker_id, partner.worker_id))
-        n_asked = 0
-        while n_asked < MAX_CONFIRMATIONS and found.asked[failed] is None:
+        """A failure stands if one of a few fresh probes shows it again: rounding alone hardly does so twice.
+
+        Whom it was found by may fall silent: then the next one stands in, as long as others are left to decide.
+        """
+        everybody = (found.plan.target, *found.plan.others)
+        name = accused(first, everybody[0].worker_id, everybody[1].worker_id)
+        (failed,) = (c for c in everybody if c.worker_id == name)
+        others = [c for c in everybody if c is not failed]
+        n_asked = n_silent = 0
+        while n_asked < MAX_CONFIRMATIONS and n_silent < MAX_SILENCES and found.asked[failed.worker_id] is None:
             n_asked, seed = n_asked + 1, secrets.token_hex(16)
-            answers = await self._asked(found, seed, [target, partner])
-            direct = _direct(found.plan, compare_all(found.plan, [target, partner], answers))
-            if direct is None or direct.agrees:
+            answers = await self._asked(found, seed, [failed, others[0]])
+            direct = _direct(compare_all(found.plan, [failed, others[0]], answers), failed, others[0])
+            if direct is None:
+                n_silent += found.asked[others[0].worker_id] is not None
+                others = others[1:] if len(others) > 2 else others
                 continue
-            again, comparisons = await self._ruled(found, seed, answers)
-            if accused(again, target.worker_id, partner.worker_id) == failed:
+            if direct.agrees:
+                continue
+            again, comparisons = await self._ruled(found, seed, answers, failed, others)
+            if again.target == "failed":
                 found.comparisons.append(direct)
                 _take_referee(found, again, comparisons)
                 return first
-        if (error := found.asked[failed]) is not None:
-            found.words = f"asked again, {why_none({failed: error})}"
-            # suspicion counts once: who is silent after each wrong answer is to lose by each silence
-            return unconfirmed(first, "unanswered" if outcome_of(error) == "unanswered" else "suspected")
-        found.words = f"{n_asked} fresh probes didn't show it of {failed} again, so it may have been rounding"
-        return unconfirmed(first)
+            n_silent += not again.referee and any(found.asked.get(c.worker_id) is not None for c in others[1:])
+        return not_shown_again(found, first, failed.worker_id, n_asked, has_given_up=n_silent >= MAX_SILENCES)
 
     async def _asked(self, found: Found, seed: str, candidates: Sequence[Candidate]) -> dict[WorkerId, Answer]:
         answers = dict(await self._examiner.answers(found.plan, seed, candidates))
@@ -253,9 +265,9 @@ class Comparer:
                     log.warning("audit_answer_not_kept", error_message=error.message)
 
 
-def _direct(plan: AuditPlan, comparisons: _Compared) -> Comparison | None:
-    """The comparison of the audited worker with its partner."""
-    return comparisons.get(frozenset((plan.target.worker_id, plan.others[0].worker_id)))
+def _direct(comparisons: _Compared, one: Candidate, other: Candidate) -> Comparison | None:
+    """The comparison of the two."""
+    return comparisons.get(frozenset((one.worker_id, other.worker_id)))
 
 
 def _take_referee(found: Found, ruling: Ruling, comparisons: _Compared) -> None:

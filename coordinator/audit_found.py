@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from coordinator.audit_asking import Answer
 from coordinator.audit_session import NoAnswerError
 from coordinator.policy.audit_probe import Projection
-from coordinator.policy.audit_rules import Comparison, Held, compared, is_dense
+from coordinator.policy.audit_rules import Comparison, Held, Ruling, compared, is_dense, unconfirmed
 from coordinator.policy.audit_schedule import AuditPlan, Candidate
 from protocol.audit_rest import AuditInfo, AuditOutcome
 from protocol.ids import WorkerId
@@ -95,3 +95,17 @@ def why_none(answers: Mapping[WorkerId, Answer]) -> str:
     """Who gave no answer, and why, in words; empty if all did."""
     given: Iterable[tuple[WorkerId, Answer]] = answers.items()
     return "; ".join(f"{name} gave no answer: {e.words}" for name, e in given if isinstance(e, NoAnswerError))
+
+
+def not_shown_again(found: Found, first: Ruling, failed: WorkerId, n_asked: int, *, has_given_up: bool) -> Ruling:
+    """What is left of a failure that wasn't confirmed; the audit's words say why it wasn't."""
+    if (error := found.asked[failed]) is not None:
+        found.words = f"asked again, {why_none({failed: error})}"
+        # suspicion counts once: who is silent after each wrong answer is to lose by each silence
+        return unconfirmed(first, "unanswered" if outcome_of(error) == "unanswered" else "suspected")
+    if has_given_up:
+        silent = why_none({name: error for name, error in found.asked.items() if error is not None})
+        found.words = f"asked again, {silent}; so nobody could show it of {failed} again"
+        return unconfirmed(first)
+    found.words = f"{n_asked} fresh probes didn't show it of {failed} again, so it may have been rounding"
+    return unconfirmed(first)

@@ -45,9 +45,13 @@ MAX_BACKWARD_BYTES = 2**16
 """Of what comes back to who opened the session: credit, and why it ended."""
 FRAME_ROOM_BYTES = 2**12
 """Of a frame beside hidden states."""
-PASSING = ("overloaded", "draining", "stale_epoch", "not_found", "deadline_exceeded", "conflict", "clock_skew")
+PASSING = (
+    *("overloaded", "draining", "stale_epoch", "not_found", "deadline_exceeded", "conflict", "clock_skew"),
+    "model_fault",
+)
 """Codes with which an honest worker ends a session: it is loaded, leaves, holds other blocks by now, or finds the
-ticket expired, since somebody's clock is wrong: maybe ours."""
+ticket expired, since somebody's clock is wrong: maybe ours; or the model's weights are damaged. Who says so each
+time that it is audited, and serves clients all the same, is found out (`policy.audit_evasion`)."""
 
 Failure = Literal["unreachable", "busy", "refused", "silent", "incapable"]
 """incapable: its version can't be asked so."""

@@ -10,9 +10,9 @@ import typer
 from coordinator.admin_client import AdminTarget
 from coordinator.cli_output import plan_table, print_answer, print_json, print_status
 from coordinator.cli_target import JsonOption, for_coordinator
+from protocol.cluster_rest import ClusterStatus
 from protocol.errors import ConfigError
 from protocol.plan_rest import PlanInfo
-from protocol.rest import ClusterStatus
 
 
 @for_coordinator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
@@ -35,7 +35,9 @@ from protocol.assignment_rest import (
 from protocol.control_messages import SpanAssignment
 from protocol.errors import ConfigError
 from protocol.ids import block_range_from_text, checked_model_name
-from protocol.pinned_http import CoordinatorSession
+
+if TYPE_CHECKING:
+    from protocol.pinned_http import CoordinatorSession
 
 assignment_commands = typer.Typer(
     no_args_is_help=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -16,7 +16,9 @@ from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.dashboard_rest import HistoryAnswer
 from protocol.disk import write_atomically
 from protocol.errors import NotFoundError
-from protocol.pinned_http import CoordinatorSession
+
+if TYPE_CHECKING:
+    from protocol.pinned_http import CoordinatorSession
 
 
 class DashboardPlace(msgspec.Struct, frozen=True, kw_only=True):

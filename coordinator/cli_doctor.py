@@ -13,8 +13,6 @@ import typer
 from coordinator.admin_client import AdminTarget
 from coordinator.cli_output import console, print_json
 from coordinator.cli_target import JsonOption, KeyFileOption, StateOption, UrlOption
-from coordinator.config import CoordinatorConfig
-from coordinator.doctor import Patient, examine
 from protocol.checks import exit_code_of, report_table
 
 
@@ -31,6 +29,9 @@ def doctor(
 
     Run it on the coordinator's machine. Exit code 0: nothing failed (there may be warnings); 1: a check failed.
     """
+    # the database: not for --help
+    from coordinator.config import CoordinatorConfig
+    from coordinator.doctor import Patient, examine
 
     def settled(environ: Mapping[str, str]) -> CoordinatorConfig:
         return CoordinatorConfig.from_env(environ, state=state, listen=listen, database_url=database_url)

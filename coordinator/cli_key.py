@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
@@ -30,9 +30,11 @@ from protocol.errors import ConfigError, ProtocolVersionError
 from protocol.ids import ModelName
 from protocol.key_limits import UNLIMITED
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyKind, KeyList
-from protocol.pinned_http import CoordinatorSession
 from protocol.quota_rest import OwnerRequest
 from protocol.rest import ModelList
+
+if TYPE_CHECKING:
+    from protocol.pinned_http import CoordinatorSession
 
 key_commands = typer.Typer(no_args_is_help=True, help="API keys of clients and operators.")
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as `coord key list` shows it.")]

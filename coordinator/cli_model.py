@@ -26,9 +26,10 @@ from coordinator.file_store import FileStore
 from coordinator.served_models import check_is_here, model_path, served_model
 from coordinator.signing_files import read_signature, signature_beside
 from coordinator.state_folder import StateFolder
+from protocol.cluster_rest import MAX_REPLICAS, AddModelRequest, ChangeModelRequest, ClusterStatus
 from protocol.errors import ConfigError, ConflictError
 from protocol.ids import ModelName, Revision, checked_model_name
-from protocol.rest import MAX_REPLICAS, AddModelRequest, ChangeModelRequest, ClusterStatus, ModelInfo, ModelList
+from protocol.rest import ModelInfo, ModelList
 
 ReplicasOption = Annotated[
     int, typer.Option(min=1, max=MAX_REPLICAS, help="Workers that are to hold each block, as far as there is room.")

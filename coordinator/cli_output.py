@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from protocol.admin_rest import MAX_PAGE
+from protocol.cluster_rest import ClusterStatus, WorkerInfo
 from protocol.errors import BrigadeError
 from protocol.plan_rest import ModelledSpeed, PlanInfo, PlannedSpan
-from protocol.rest import BlockCoverage, ClusterStatus, ModelInfo, WorkerInfo
+from protocol.rest import BlockCoverage, ModelInfo
 from protocol.trust_rest import TrustHistory, TrustInfo
 
 _STATE_STYLES = {

@@ -27,7 +27,7 @@ def packed(source: str, store: FileStore | HashOnlyStore) -> PackedModel:
         BrigadeError: as `pack_model`.
     """
     try:
-        from coordinator.packing import pack_model  # noqa: PLC0415 - torch, which only this needs
+        from coordinator.packing import pack_model
     except ImportError as exc:
         raise ConfigError(
             f"reading a model needs packages that aren't installed ({exc.name}): pip install '.[packing]' in "

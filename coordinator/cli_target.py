@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from coordinator.admin_client import AdminTarget
+from protocol.option_groups import in_place_of
 
 UrlOption = Annotated[
     str | None,
@@ -30,21 +29,13 @@ StateOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-_TARGET_OPTIONS = {"url": UrlOption, "admin_key_file": KeyFileOption, "state": StateOption}
+_TARGET_OPTIONS = {"url": (UrlOption, None), "admin_key_file": (KeyFileOption, None), "state": (StateOption, None)}
 
 
 def for_coordinator(command: Callable[..., None]) -> Callable[..., None]:
     """The command with options in place of its parameter `target`, which is found by them."""
+    return in_place_of("target", _TARGET_OPTIONS, _target)(command)
 
-    @functools.wraps(command)
-    def with_options(*, url: str | None, admin_key_file: Path | None, state: Path | None, **given: Any) -> None:
-        command(target=AdminTarget.found(url=url, key_file=admin_key_file, state=state), **given)
 
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "target"]
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
-        for name, option in _TARGET_OPTIONS.items()
-    ]
-    with_options.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-    return with_options
+def _target(url: str | None, admin_key_file: Path | None, state: Path | None) -> AdminTarget:
+    return AdminTarget.found(url=url, key_file=admin_key_file, state=state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
@@ -21,12 +21,14 @@ from coordinator.cli_output import (
 )
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.admin_rest import WorkerList
+from protocol.cluster_rest import ClusterStatus, TrustLevel, WorkerInfo
 from protocol.compatibility import knows
 from protocol.control_messages import WorkerState
 from protocol.errors import ConflictError, DeadlineExceededError, ProtocolVersionError
-from protocol.pinned_http import CoordinatorSession
 from protocol.quota_rest import OwnerRequest, WorkerOwner
-from protocol.rest import ClusterStatus, TrustLevel, WorkerInfo
+
+if TYPE_CHECKING:
+    from protocol.pinned_http import CoordinatorSession
 
 LEAVING_S = 180.0
 """How long `remove --force` waits for a worker to have left."""

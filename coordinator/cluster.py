@@ -28,6 +28,7 @@ from coordinator.policy.effects import (
     SaveAuthor,
     SaveModel,
     SaveMoveAsked,
+    SaveMoving,
     SavePin,
     SaveSetting,
     SaveTrust,
@@ -192,7 +193,7 @@ class Cluster:
                     self._put(effect.worker_id, effect.message)
                 case SaveWorker() | SaveAssignment() | SaveModel() | DeleteModel() | SaveTrust() | DeleteTrust():
                     pass  # saved already
-                case SavePin() | DeletePin() | SaveSetting() | DeleteSetting() | SaveMoveAsked():
+                case SavePin() | DeletePin() | SaveSetting() | DeleteSetting() | SaveMoveAsked() | SaveMoving():
                     pass
                 case DeleteWorker():
                     pass

@@ -9,21 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from coordinator.given_secret import secret_source, settled_secret
 from coordinator.policy.settings import MAX_AUDIT_SHARE
 from coordinator.policy.state import Placement, PolicySettings, Replan, checked_placement, checked_replan
+from coordinator.state_folder import default_state
 from protocol.coordinator_urls import checked_coordinator_url
 from protocol.errors import ConfigError
-from protocol.handshake import checked_secret
 from protocol.listening import listen_address_from_text
 from protocol.metrics_address import MetricsAddress, metrics_address
 
 DEFAULT_PORT = 7400
 DEFAULT_AUDIT_SHARE = 0.01
-MAX_SECRET_FILE_BYTES = 64 * 2**10
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 """Databases that can be named without their driver, and the driver that is meant."""
 
@@ -142,14 +141,14 @@ class CoordinatorConfig:
             listen_host=host,
             listen_port=port,
             database_url=checked_database_url(database_url) if database_url else None,
-            secret=_settled_secret(environ, secret, secret_file),
+            secret=settled_secret(environ, secret, secret_file),
             public_url=checked_coordinator_url(public_url) if public_url else None,
             take_over=take_over,
             has_dashboard=_switch(environ, "BRIGADE_DASHBOARD", given=dashboard),
             announces=_switch(environ, "BRIGADE_MDNS", given=mdns),
             metrics_listen=metrics_address(metrics_listen or environ.get("BRIGADE_METRICS_LISTEN")),
             given=_given(environ, changeable, where),
-            secret_from=_secret_from(environ, secret, secret_file, where),
+            secret_from=secret_source(environ, secret, secret_file, where),
             **_checked_settings(environ, changeable),
         )
 
@@ -206,14 +205,6 @@ def _checked_share(option: float | None, text: str | None) -> float:
     return share
 
 
-def default_state(environ: Mapping[str, str] | None = None) -> Path:
-    """The coordinator's state folder where none is named: `BRIGADE_STATE`, else the user's own place for state."""
-    environ = os.environ if environ is None else environ
-    if named := environ.get("BRIGADE_STATE"):
-        return Path(named).expanduser()
-    return Path(platformdirs.user_state_dir("brigade")) / "coordinator"
-
-
 def checked_database_url(text: str) -> str:
     """The URL with its async driver, password kept.
 
@@ -237,40 +228,3 @@ def checked_database_url(text: str) -> str:
     if driver == DRIVERS["sqlite"] and url.database in (None, "", ":memory:"):
         raise ConfigError("an SQLite database needs a file: sqlite+aiosqlite:////folder/file.db")
     return url.set(drivername=driver).render_as_string(hide_password=False)
-
-
-def _settled_secret(environ: Mapping[str, str], secret: str | None, secret_file: Path | None) -> str | None:
-    """An empty secret is a mistake, not "none given": a set but empty variable must not open the door."""
-    if secret is not None and secret_file is not None:
-        raise ConfigError("both --secret and --secret-file were given; give one")
-    if secret is not None:
-        return checked_secret(secret)
-    if secret_file is not None:
-        return checked_secret(secret_from_file(secret_file))
-    if "BRIGADE_SECRET" in environ:
-        return checked_secret(environ["BRIGADE_SECRET"])
-    return None
-
-
-def _secret_from(
-    environ: Mapping[str, str], secret: str | None, secret_file: Path | None, where: Mapping[str, str]
-) -> str:
-    if secret is not None:
-        return where.get("secret", "--secret")
-    if secret_file is not None:
-        return where.get("secret_file", "--secret-file")
-    return "BRIGADE_SECRET" if "BRIGADE_SECRET" in environ else ""
-
-
-def secret_from_file(path: Path) -> str:
-    """The text of a secret file; ConfigError if it can't be read. The strength isn't checked here."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SECRET_FILE_BYTES + 1)
-        if len(data) > MAX_SECRET_FILE_BYTES:
-            raise ConfigError(f"the secret file {path} is over {MAX_SECRET_FILE_BYTES} bytes: not a secret")
-        return data.decode("utf-8").strip()
-    except OSError as exc:
-        raise ConfigError(f"the secret file {path} can't be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"the secret file {path} isn't text") from exc

@@ -15,6 +15,7 @@ from coordinator.cluster import Cluster
 from coordinator.generation_reports import GenerationReports
 from coordinator.openings import Openings
 from coordinator.policy import events
+from coordinator.policy.sound import MAX_LABEL
 from coordinator.session_ends import SessionEnds
 from protocol.codec import MAX_CONTROL_BYTES, decode_message, encode_message
 from protocol.control_messages import (
@@ -112,7 +113,7 @@ class ControlSocket:
             with self._cluster.connected(self._worker_id) as outbox:
                 await self._cluster.handle(events.WorkerConnected(worker_id=self._worker_id, announce=announce))
                 await self._ends.catch_up(self._worker_id)
-                log.info("worker_connected", url=announce.url, device=announce.device.device)
+                log.info("worker_connected", url=announce.url, device=announce.device.device[:MAX_LABEL])
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._read(), name=f"control-read-{self._worker_id}")
                     tasks.create_task(self._write(outbox), name=f"control-write-{self._worker_id}")

@@ -32,7 +32,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, PoolProxiedConnection
 
 import migrations
-from protocol.errors import DatabaseVersionError, StorageError
+from protocol.coordinator_errors import DatabaseVersionError
+from protocol.errors import StorageError
 
 _QUIET: dict[str, Any] = {"hide_parameters": True}  # errors come to logs, values must not
 BUSY_TIMEOUT_MS = 4_000
@@ -106,6 +107,8 @@ def create_engine(url: URL, *, is_pooled: bool = True, migrates: bool = False) -
         "idle_in_transaction_session_timeout": f"{LONGEST_SILENCE_S * 1000:.0f}",
     }
     asking = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": QUERY_TIMEOUT_S, "server_settings": settings}
+    if is_pooled:  # whose server process was at work just now has all that it needs at hand
+        options = {**options, "pool_use_lifo": True}
     engine = create_async_engine(url, connect_args=asking, **options)
     event.listen(engine.sync_engine, "checkin", _note_use)
     event.listen(engine.sync_engine, "checkout", partial(_see_that_it_answers, engine.dialect))
@@ -120,33 +123,6 @@ def blocking_engine(engine: AsyncEngine) -> Engine:
     event.listen(blocking, "begin", _begin_sqlite)
     event.listen(engine.sync_engine, "engine_disposed", lambda _engine: blocking.dispose())
     return blocking
-
-
-class SameFile:
-    """Sees whether a file is still there under its name.
-
-    A program that holds a database's file open goes on writing to it when it is moved or deleted, and SQLite makes
-    a new, empty one where it finds none: what was acknowledged would be lost.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._identity = self._found()
-
-    def check(self) -> None:
-        """Raises StorageError if it isn't. Blocks, for as long as the file system takes to look."""
-        if self._found() != self._identity:
-            raise StorageError(
-                f"the database {self._path} was moved, deleted or replaced while it was in use; nothing is written "
-                "until it is back. If it is lost, stop the coordinator and restore a backup"
-            )
-
-    def _found(self) -> tuple[int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
 
 
 def check_references(connection: Connection) -> None:

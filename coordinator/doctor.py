@@ -31,9 +31,10 @@ from coordinator.doctor_state import (
     sqlite_finding,
 )
 from protocol.checks import Check, Finding, broken, checked, doubtful, fine, in_thread, reason_of
+from protocol.cluster_rest import ClusterStatus, WorkerInfo
 from protocol.ids import WorkerId
 from protocol.pinned_http import pinned_session
-from protocol.rest import ClusterStatus, ModelInfo, WorkerInfo
+from protocol.rest import ModelInfo
 from protocol.tls import client_context, worker_name
 from protocol.version import program_version
 

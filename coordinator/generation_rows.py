@@ -83,12 +83,15 @@ def decisions(
         now = quota_now or new.at
         try:
             reserving.reserve(new.key_id, new.session_id, wanted, now, new.continues, held_for=held_for)
-        except (QuotaExceededError, OverLimitError) as refusal:
+        except QuotaExceededError as refusal:
+            refusal.rates = reserving.rates_left(new.key_id, now)
+            refusals.append(refusal)
+        except OverLimitError as refusal:
             refusals.append(refusal)
         else:
             refusals.append(None)
             if left is not None:
-                left[new.session_id] = reserving.rates_left(new.key_id)
+                left[new.session_id] = reserving.rates_left(new.key_id, now)
     return refusals
 
 

@@ -41,8 +41,9 @@ from coordinator.shared_look import SharedLook
 from coordinator.ticket_desk import TicketDesk
 from coordinator.trust_reports import TrustReports
 from coordinator.turns import Turns
+from protocol.cluster_rest import WorkerInfo
 from protocol.ids import KeyId
-from protocol.rest import ModelInfo, WorkerInfo
+from protocol.rest import ModelInfo
 
 Clock = Callable[[], float]
 """Seconds since 1970, UTC."""

@@ -13,7 +13,8 @@ import structlog
 from coordinator.background import uninterrupted
 from coordinator.lease import LEASE_S, NOBODY, Lease, LeaseTable
 from coordinator.state_folder import StateFolder
-from protocol.errors import LeaseError, StorageError
+from protocol.coordinator_errors import LeaseError
+from protocol.errors import StorageError
 from protocol.ids import CoordinatorId
 from protocol.running_beside import running_beside
 from protocol.waits import until_set

@@ -18,8 +18,8 @@ from coordinator.policy.state import ClusterState
 from coordinator.repository import Repository
 from coordinator.running_generations import RunningGenerations
 from protocol.audit_rest import AuditOutcome
+from protocol.cluster_rest import TrustLevel
 from protocol.control_messages import WorkerState
-from protocol.rest import TrustLevel
 
 
 class StateMetrics(Collector):

@@ -30,6 +30,7 @@ from protocol.errors import (
     InvalidRequestError,
     NotFoundError,
     PreconditionFailedError,
+    QuotaExceededError,
     TooLargeError,
 )
 from protocol.guarded_site import SECURITY_HEADERS, asked_hosts
@@ -91,7 +92,8 @@ async def read_body(request: web.Request) -> bytes:
 
     Raises:
         TooLargeError: over `MAX_BODY_BYTES`; the rest was not read.
-        InvalidRequestError: compressed: a proof is over the bytes as sent, and a small bomb unpacks large.
+        InvalidRequestError: compressed: a proof is over the bytes as sent, and a small bomb unpacks large. Or it
+            breaks off in what is no chunk.
         DeadlineExceededError: it didn't come within `BODY_TIMEOUT_S`.
     """
     if hdrs.CONTENT_ENCODING in request.headers:
@@ -105,6 +107,8 @@ async def read_body(request: web.Request) -> bytes:
             return await request.read()
     except web.HTTPRequestEntityTooLarge as exc:
         raise TooLargeError(f"the body is over {MAX_BODY_BYTES} bytes") from exc
+    except web.RequestPayloadError as exc:
+        raise InvalidRequestError("the body can't be read: it isn't chunked as the headers say") from exc
     except TimeoutError as exc:
         raise DeadlineExceededError(f"the body didn't come within {BODY_TIMEOUT_S:.0f} s") from exc
 
@@ -132,7 +136,8 @@ def error_answer(error: BrigadeError) -> web.Response:
     if retry_after_s is None and error.status in PASSING:
         retry_after_s = RETRY_S
     body = msgspec.structs.replace(error.body(), retry_after_s=retry_after_s)
-    response = json_answer(ErrorAnswer(error=body), status=error.status)
+    rates = error.rates if isinstance(error, QuotaExceededError) else ()
+    response = json_answer(ErrorAnswer(error=body, rates=rates), status=error.status)
     if retry_after_s is not None:
         response.headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(retry_after_s)))
     if isinstance(error, PreconditionFailedError):

@@ -21,10 +21,10 @@ from coordinator.openapi_parts import (
     error_statuses,
 )
 from coordinator.route_docs import Download, RouteDoc
+from protocol.coordinator_errors import DatabaseAwayError
 from protocol.errors import (
     BrigadeError,
     ConflictError,
-    DatabaseAwayError,
     DeadlineExceededError,
     ForbiddenError,
     InternalError,

@@ -8,9 +8,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from coordinator.operator_tables import PinRow
-from coordinator.policy.effects import DeletePin, DeleteSetting, SaveMoveAsked, SavePin, SaveSetting
+from coordinator.policy.effects import DeletePin, DeleteSetting, SaveMoveAsked, SaveMoving, SavePin, SaveSetting
 from coordinator.policy.pins import Pin
 from coordinator.policy.settings import SettingValue
+from coordinator.policy.under_way import Moving
 from coordinator.tables import SettingRow
 from protocol.errors import StorageError
 from protocol.ids import BlockRange, ModelName, WorkerId
@@ -19,10 +20,12 @@ SETTING_PREFIX = "policy."
 """Before the names of these settings among the facts about the whole cluster."""
 MOVE_ASKED = "move_asked"
 """There while a move that an operator asked for isn't over."""
+MOVING = "moving"
+"""What is being moved, while anything is."""
 
 
 def persist_choice(
-    session: Session, effect: SavePin | DeletePin | SaveSetting | DeleteSetting | SaveMoveAsked
+    session: Session, effect: SavePin | DeletePin | SaveSetting | DeleteSetting | SaveMoveAsked | SaveMoving
 ) -> None:
     """Carry out one of these effects."""
     match effect:
@@ -38,11 +41,28 @@ def persist_choice(
             session.merge(SettingRow(key=MOVE_ASKED, value="true"))
         case SaveMoveAsked():
             session.execute(delete(SettingRow).where(SettingRow.key == MOVE_ASKED))
+        case SaveMoving(moving=moving):
+            session.execute(delete(SettingRow).where(SettingRow.key == MOVING))
+            if moving is not None:
+                session.add(SettingRow(key=MOVING, value=msgspec.json.encode(moving).decode()))
 
 
 async def is_move_asked(session: AsyncSession) -> bool:
     """Whether a move that an operator asked for isn't over."""
     return await session.get(SettingRow, MOVE_ASKED) is not None
+
+
+async def load_moving(session: AsyncSession) -> Moving | None:
+    """What was being moved when the coordinator before this one stopped.
+
+    Raises:
+        StorageError: it can't be read.
+    """
+    row = await session.get(SettingRow, MOVING)
+    try:
+        return None if row is None else msgspec.json.decode(row.value, type=Moving)
+    except msgspec.DecodeError as exc:
+        raise StorageError(f"what was being moved is damaged: delete the row {MOVING} in `settings`") from exc
 
 
 async def load_pins(session: AsyncSession) -> dict[WorkerId, Pin]:

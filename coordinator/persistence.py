@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from coordinator.acting import acting
 from coordinator.log_tables import AuditRow
 from coordinator.model_store import load_authors, load_models, persist_model
-from coordinator.operator_store import is_move_asked, load_pins, load_settings, persist_choice
+from coordinator.operator_store import is_move_asked, load_moving, load_pins, load_settings, persist_choice
 from coordinator.policy.effects import (
     AuditView,
     DeleteAuthor,
@@ -28,6 +28,7 @@ from coordinator.policy.effects import (
     SaveAuthor,
     SaveModel,
     SaveMoveAsked,
+    SaveMoving,
     SavePin,
     SaveSetting,
     SaveTrust,
@@ -57,7 +58,7 @@ def persist(session: Session, effect: Persistent) -> None:
             persist_model(session, effect)
         case SaveTrust() | DeleteTrust() | WriteTrustEvent() | SumUpTrustEvents():
             persist_trust(session, effect)
-        case SavePin() | DeletePin() | SaveSetting() | DeleteSetting() | SaveMoveAsked():
+        case SavePin() | DeletePin() | SaveSetting() | DeleteSetting() | SaveMoveAsked() | SaveMoving():
             persist_choice(session, effect)
         case WriteAudit():
             at = datetime.fromtimestamp(effect.at_s, UTC)
@@ -128,6 +129,7 @@ async def load_stored_state(session: AsyncSession) -> StoredState:
         pins=await load_pins(session),
         settings=await load_settings(session),
         is_move_asked=await is_move_asked(session),
+        moving=await load_moving(session),
     )
 
 

@@ -10,31 +10,29 @@ would count what ran before. Refusals are always decided so: more may seem to ru
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import asyncpg
 
 from coordinator.generation_rows import QuotaClock, RatesLeft, begin_generations, decisions, finish_generations
-from coordinator.postgres_reports import finish_natively
+from coordinator.postgres_known import as_known, known_arrays
+from coordinator.postgres_reports import ReadReports, SettledReports, read_reports
 from coordinator.postgres_rows import QUOTA_NAMES, Row, arrays_of, quota_arrays, quoted, rows_of, saving_quotas
 from coordinator.quota_records import (
     BEGUN_NAMES,
     GENERATIONS,
     HELD_NAMES,
-    QUOTAS,
     RESERVATIONS,
     LockedQuota,
     locked_quota,
-    quota_values,
     reservation_values,
 )
 from coordinator.quota_rows import Reserving
 from coordinator.remembered_quotas import Known, KnownQuota, RememberedQuotas
 from coordinator.stored_rows import NewGeneration, ReportedEnd, StoredGeneration
-from coordinator.transactions import LEASE_ID, Transactions
+from coordinator.transactions import Transactions
 from protocol.errors import BrigadeError
 from protocol.ids import KeyId
 
@@ -42,12 +40,9 @@ _READ = (
     "SELECT quotas.*, limits::text AS limits_text, (SELECT count(*) FROM reservations"
     " WHERE reservations.key_id = quotas.key_id AND is_open) AS n_running FROM quotas WHERE key_id = ANY($1)"
 )
-_BEFORE_NAMES = tuple(column.name for column in QUOTAS.c)
 _FIRST_HELD = 1 + len(QUOTA_NAMES)
 _FIRST_BEGUN = _FIRST_HELD + len(HELD_NAMES)
-_FIRST_BEFORE = _FIRST_BEGUN + len(BEGUN_NAMES)
-_FREE = _FIRST_BEFORE + len(_BEFORE_NAMES)
-_EPOCH = _FREE + 1
+_FIRST_KNOWN = _FIRST_BEGUN + len(BEGUN_NAMES)
 
 
 def _writing(condition: str) -> str:
@@ -64,23 +59,10 @@ def _writing(condition: str) -> str:
 )"""  # noqa: S608 - names of ours, and numbers of parameters
 
 
-def _is_same(name: str) -> str:
-    text = "::text" if name == "limits" else ""  # JSON knows no equality
-    return f"quotas.{name}{text} = before.{name}{text}"
-
-
 _WRITE = f"WITH {_writing('true')} SELECT"
-# What was waited for is compared as it is after the wait.
-_WRITE_IF_AS_BEFORE = f"""WITH lease AS MATERIALIZED (
-    SELECT FROM coordinator_lease WHERE id = {LEASE_ID} AND epoch = ${_EPOCH} FOR SHARE
-), as_before AS MATERIALIZED (
-    SELECT FROM quotas JOIN {rows_of(QUOTAS, _BEFORE_NAMES, _FIRST_BEFORE, "before")}
-    ON {" AND ".join(_is_same(name) for name in _BEFORE_NAMES)} ORDER BY quotas.key_id FOR UPDATE OF quotas
-), may AS MATERIALIZED (
-    SELECT EXISTS (SELECT FROM lease)
-        AND (SELECT count(*) FROM as_before) = cardinality(${_FIRST_BEFORE})
-        AND NOT EXISTS (SELECT FROM quotas WHERE key_id = ANY(${_FREE}::VARCHAR[])) AS be
-), {_writing("(SELECT be FROM may)")} SELECT be FROM may"""  # noqa: S608 - as above
+_PARTS, _AS_KNOWN = as_known(_FIRST_KNOWN)
+_WRITE_IF_AS_KNOWN = f"""WITH {_PARTS}, may AS MATERIALIZED (SELECT {_AS_KNOWN} AS be),
+{_writing("(SELECT be FROM may)")} SELECT be FROM may"""  # noqa: S608 - as above
 
 
 def key_locks(key_ids: Collection[KeyId]) -> str:
@@ -90,6 +72,10 @@ def key_locks(key_ids: Collection[KeyId]) -> str:
     """
     names = ", ".join("'" + key_id.replace("'", "''") + "'" for key_id in key_ids)
     return f"SELECT 1 FROM quotas WHERE key_id IN ({names}) ORDER BY key_id FOR UPDATE"  # noqa: S608 - quoted
+
+
+N_TRIES = 3
+"""To save reports by what was read before; what is written to that often goes the longer way."""
 
 
 class PostgresRoutes:
@@ -105,13 +91,19 @@ class PostgresRoutes:
 
     async def begin(
         self,
-        generations: Sequence[NewGeneration],
+        due: Callable[[], Sequence[NewGeneration]],
         quota_clock: QuotaClock | None,
         left: RatesLeft | None = None,
     ) -> list[BrigadeError | None]:
-        """As `generation_rows.begin_generations`, in a transaction of its own."""
-        key_ids = {new.key_id for new in generations}
+        """As `generation_rows.begin_generations`, in a transaction of its own.
+
+        Of those that are `due` when its turn has come: who came while others were written waits no second time.
+        """
         async with self._turn:
+            generations = due()
+            if not generations:
+                return []
+            key_ids = {new.key_id for new in generations}
             known = self._remembered.taken(key_ids)
             if any(new.continues is not None for new in generations):
                 return await self._transactions.write_rows(
@@ -128,31 +120,48 @@ class PostgresRoutes:
             return step.refusals
 
     async def _done_as_known(
-        self, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None, known: Known | None
+        self, generations: Sequence[NewGeneration], quota_clock: QuotaClock | None, known: Known
     ) -> _Step | None:
         """What is done without reading; None: nothing, as something isn't known, isn't as it was, or is refused."""
         epoch = self._transactions.fence.epoch
-        if known is None or epoch is None:
+        if len(known) < len({new.key_id for new in generations}) or epoch is None:
             return None
         step = _Step(generations, quota_clock, known)
         if not step.is_allowed:
             return None
-        is_done = await self._transactions.write_at_once(partial(step.written_if_as_before, epoch))
+        is_done = await self._transactions.write_at_once(partial(step.written_if_as_known, epoch))
         return step if is_done else None
 
     async def finish(
         self, ends: Sequence[ReportedEnd], quota_clock: QuotaClock | None
     ) -> list[StoredGeneration | None]:
         """As `generation_rows.finish_generations`, in a transaction of its own."""
+        n_tries = 0 if self._transactions.fence.epoch is None else N_TRIES
+        for _ in range(n_tries):
+            read = await read_reports(self._transactions, ends)
+            if read is None:
+                break
+            if not read.done or await self._saved_as_read(read, quota_clock):
+                return read.finished
         left: list[LockedQuota] = []
         async with self._turn:
-            finished = await finish_natively(self._transactions, ends, quota_clock, left)
-            if finished is None:
-                finished = await self._transactions.write_rows(
-                    lambda rows: finish_generations(rows, ends, quota_clock, left)
-                )
+            finished = await self._transactions.write_rows(
+                lambda rows: finish_generations(rows, ends, quota_clock, left)
+            )
             self._remembered.note_settled(left)
             return finished
+
+    async def _saved_as_read(self, read: ReadReports, quota_clock: QuotaClock | None) -> bool:
+        """Whether it is written, as nothing that was read has changed meanwhile but what is remembered."""
+        async with self._turn:
+            epoch, remembered = self._transactions.fence.epoch, self._remembered.taken(read.known)
+            if epoch is None:
+                return False
+            settled = SettledReports(read, {**read.known, **remembered}, quota_clock)
+            is_done = await self._transactions.write_at_once(partial(settled.written_if_as_known, epoch))
+            if is_done:
+                self._remembered.give_back({key_id: settled.left(key_id) for key_id in remembered})
+            return is_done
 
 
 class _Step:
@@ -189,17 +198,10 @@ class _Step:
         if self._allowed or self._reserving.changed_quotas:
             await native.execute(_WRITE, *self._parameters())
 
-    async def written_if_as_before(self, epoch: int, native: asyncpg.Connection) -> bool:
+    async def written_if_as_known(self, epoch: int, native: asyncpg.Connection) -> bool:
         """Write it if all is as it is known, and the lease is of this epoch; whether it was."""
-        before = [
-            quota_values(replace(one.quota, account=one.quota.stored))
-            | {"key_id": key_id, "limits": one.limits_text}
-            for key_id, one in self._known.items()
-            if one is not None
-        ]
-        free = [key_id for key_id, one in self._known.items() if one is None]
-        values = ([row[name] for row in before] for name in _BEFORE_NAMES)
-        return bool(await native.fetchval(_WRITE_IF_AS_BEFORE, *self._parameters(), *values, free, epoch))
+        known = known_arrays(self._known, epoch)
+        return bool(await native.fetchval(_WRITE_IF_AS_KNOWN, *self._parameters(), *known))
 
     def _parameters(self) -> Iterator[list[Any]]:
         held = [reservation_values(one) | {"key_id": one.key_id} for one in self._reserving.held]

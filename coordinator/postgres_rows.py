@@ -88,27 +88,26 @@ FIRST_FREE = _FIRST_MOVE + 5
 """The first parameter of what is written along with what was settled."""
 
 
-def settling(*others: str) -> str:
-    """The statement that writes what was settled, along with these parts of it."""
-    return ", ".join((_SAVED, *others)) + _MOVED
-
-
-_SAVED = f"""WITH {saving_quotas()}, kept AS (
+def settling(condition: str = "true") -> str:
+    """The parts of a statement that write what was settled, its first parameters, where the condition is met."""
+    return f"""{saving_quotas(condition)}, kept AS (
     UPDATE reservations SET {setting(_RESERVATION_NAMES)}
-    FROM {rows_of(RESERVATIONS, _RESERVATION_NAMES, 1 + len(QUOTA_NAMES))} WHERE reservations.id = new.id
+    FROM {rows_of(RESERVATIONS, _RESERVATION_NAMES, 1 + len(QUOTA_NAMES))}
+    WHERE reservations.id = new.id AND {condition}
+), moved_up AS (
+    UPDATE reservations SET minute_mark = minute_mark - moved.by_minute, day_mark = day_mark - moved.by_day
+    FROM (
+        SELECT others.id, sum(given_back.by_minute) AS by_minute, sum(given_back.by_day) AS by_day
+        FROM unnest(${_FIRST_MOVE}::VARCHAR[], ${_FIRST_MOVE + 1}::BIGINT[], ${_FIRST_MOVE + 2}::FLOAT8[],
+            ${_FIRST_MOVE + 3}::FLOAT8[]) AS given_back (key_id, id, by_minute, by_day)
+        JOIN reservations AS others ON others.key_id = given_back.key_id AND others.is_open
+            AND others.id > given_back.id AND others.id <> ALL(${_FIRST_MOVE + 4}::BIGINT[])
+        GROUP BY others.id
+    ) AS moved WHERE reservations.id = moved.id AND {condition}
 )"""  # noqa: S608 - as above
-_MOVED = f"""
-UPDATE reservations SET minute_mark = minute_mark - moved.by_minute, day_mark = day_mark - moved.by_day
-FROM (
-    SELECT others.id, sum(given_back.by_minute) AS by_minute, sum(given_back.by_day) AS by_day
-    FROM unnest(${_FIRST_MOVE}::VARCHAR[], ${_FIRST_MOVE + 1}::BIGINT[], ${_FIRST_MOVE + 2}::FLOAT8[],
-        ${_FIRST_MOVE + 3}::FLOAT8[]) AS given_back (key_id, id, by_minute, by_day)
-    JOIN reservations AS others ON others.key_id = given_back.key_id AND others.is_open
-        AND others.id > given_back.id AND others.id <> ALL(${_FIRST_MOVE + 4}::BIGINT[])
-    GROUP BY others.id
-) AS moved WHERE reservations.id = moved.id
-"""  # noqa: S608 - as above
-_SETTLE = settling()
+
+
+_SETTLE = f"WITH {settling()} SELECT"
 
 
 def settled_arrays(
@@ -117,7 +116,7 @@ def settled_arrays(
     moves: Sequence[Move],
     but: Collection[int],
 ) -> list[list[Any]]:
-    """The parameters of `settling`; none if there is nothing to write."""
+    """The parameters of `settling`."""
     changed = [quota for quota in quotas if quota.is_changed]
     kept = [reservation_values(one) | {"id": one.id} for one in reservations]
     return [

@@ -17,12 +17,11 @@ from coordinator.policy.quota import Wanted, check_allowed, refused_again
 from coordinator.policy.state import ModelRecord
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
+from protocol.coordinator_errors import DatabaseAwayError, LeaseError
 from protocol.errors import (
     BrigadeError,
     ContextExceededError,
-    DatabaseAwayError,
     InternalError,
-    LeaseError,
     OverloadedError,
     QuotaExceededError,
     StorageError,
@@ -147,8 +146,8 @@ class QuotaDesk:
             async with self._turn:
                 if not waiting.written.done():
                     await asyncio.sleep(0)  # whose requests came at the same moment are written together
-                while not waiting.written.done() and (together := self._next_together()):
-                    await uninterrupted(self._write(together))
+                while not waiting.written.done() and self._line:
+                    await uninterrupted(self._write())
         finally:
             if waiting in self._line:  # cancelled before its turn
                 self._line.remove(waiting)
@@ -172,19 +171,24 @@ class QuotaDesk:
                 together.append(waiting)
         return together
 
-    async def _write(self, together: Sequence[_Waiting]) -> None:
+    async def _write(self) -> None:
+        """Write those who stand at the head of the line once it can be written."""
         refusals: Sequence[BrigadeError | None]
         left: RatesLeft = {}
+        together: list[_Waiting] = []
+
+        def due() -> list[NewGeneration]:
+            together.extend(self._next_together())
+            return [waiting.new for waiting in together]
+
         try:
-            refusals = await self._repository.record_generations(
-                [waiting.new for waiting in together], self._quota_clock, left
-            )
+            refusals = await self._repository.record_due(due, self._quota_clock, left)
         except StorageError as error:
-            refusals = [database_away(error) for _ in together]
+            refusals = [database_away(error) for _ in together or due()]
         except Exception:
             log.exception("generations_not_recorded", n_generations=len(together))
             message = "the generation couldn't be recorded; the coordinator's log has the details"
-            refusals = [InternalError(message) for _ in together]
+            refusals = [InternalError(message) for _ in together or due()]
         for waiting, refusal in zip(together, refusals, strict=True):
             if isinstance(refusal, QuotaExceededError):
                 self._remember(waiting.new, refusal)

@@ -110,10 +110,12 @@ class Reserving:
         """Generations of the key that run, those that were reserved for here among them."""
         return self._n_running.get(key_id, 0)
 
-    def rates_left(self, key_id: KeyId) -> tuple[RateLeft, ...]:
-        """What is left of the key's rates now."""
+    def rates_left(self, key_id: KeyId, now: datetime) -> tuple[RateLeft, ...]:
+        """What is left of the key's rates."""
         quota = self._quotas.get(key_id)
-        return () if quota is None else rates_left(quota.account, quota.limits)
+        if quota is None:
+            return ()
+        return rates_left(policy.at(quota.account, quota.limits, now.timestamp()), quota.limits)
 
     @property
     def changed_quotas(self) -> list[LockedQuota]:

@@ -7,7 +7,7 @@ are still so. More may seem to run than does, as only a look into the database s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -44,12 +44,9 @@ class RememberedQuotas:
     def __init__(self) -> None:
         self._known: OrderedDict[KeyId, KnownQuota | None] = OrderedDict()
 
-    def taken(self, key_ids: Iterable[KeyId]) -> Known | None:
-        """What is known of these keys, if something is of all of them."""
-        ids = list(key_ids)
-        are_known = all(key_id in self._known for key_id in ids)
-        found = {key_id: self._known.pop(key_id, None) for key_id in ids}
-        return found if are_known else None
+    def taken(self, key_ids: Collection[KeyId]) -> Known:
+        """What is known of these keys, as far as something is."""
+        return {key_id: self._known.pop(key_id) for key_id in key_ids if key_id in self._known}
 
     def give_back(self, known: Known) -> None:
         """Remember these, which is how a transaction that was committed left them."""

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from coordinator.admin_requests import AdminRequests
 from coordinator.audit_log import AuditLog
-from coordinator.generation_rows import RatesLeft, begin_generations, finish_generations, hold_begun
+from coordinator.generation_rows import RatesLeft, hold_begun
 from coordinator.key_changes import KeyChanges
 from coordinator.log_tables import AuditRow
 from coordinator.persistence import insert_audit, load_stored_state, persist
@@ -20,8 +20,7 @@ from coordinator.policy.stored import StoredState
 from coordinator.postgres_routes import PostgresRoutes
 from coordinator.quota_book import QuotaBook, new_quota
 from coordinator.quota_usage import UsageBook
-from coordinator.sqlite_reports import finish_generations_plainly
-from coordinator.sqlite_routes import begin_generations_plainly
+from coordinator.sqlite_routes import SqliteRoutes
 from coordinator.stored_rows import (
     AuditLine,
     NewGeneration,
@@ -50,7 +49,8 @@ class Repository:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.transactions = Transactions(engine)
-        self._postgres_routes = PostgresRoutes(self.transactions)
+        is_postgres = self.kind == "postgresql"
+        self._routes = PostgresRoutes(self.transactions) if is_postgres else SqliteRoutes(self.transactions)
         self.quotas = QuotaBook(self.transactions)
         self.usage = UsageBook(self.transactions)
         self.keys = KeyChanges(self.transactions)
@@ -206,15 +206,16 @@ class Repository:
         Quotas go by `quota_clock` as it is once it is this transaction's turn; without one, by the times given.
         `left`: takes what is left of their keys' rates then.
         """
-        if self.kind == "postgresql":
-            return await self._postgres_routes.begin(generations, quota_clock, left)
-        if all(new.continues is None for new in generations):
-            return await self.transactions.write_plainly(
-                lambda rows: begin_generations_plainly(rows, generations, quota_clock, left)
-            )
-        return await self.transactions.write_rows(
-            lambda rows: begin_generations(rows, generations, quota_clock, left)
-        )
+        return await self.record_due(lambda: generations, quota_clock, left)
+
+    async def record_due(
+        self,
+        due: Callable[[], Sequence[NewGeneration]],
+        quota_clock: Callable[[], float] | None = None,
+        left: RatesLeft | None = None,
+    ) -> list[BrigadeError | None]:
+        """As `record_generations`, of those that are `due` when they can be written; it is asked once."""
+        return await self._routes.begin(due, quota_clock, left)
 
     async def finish_generation(
         self, report: GenerationReport, now: datetime, *, reported_by: WorkerId | None = None
@@ -232,14 +233,7 @@ class Repository:
         generation's route is believed, and never more tokens than were allowed. `quota_clock` as in
         `record_generations`.
         """
-        if self.kind == "postgresql":
-            return await self._postgres_routes.finish(ends, quota_clock)
-        finished = await self.transactions.write_plainly(
-            lambda rows: finish_generations_plainly(rows, ends, quota_clock)
-        )
-        if finished is not None:
-            return finished
-        return await self.transactions.write_rows(lambda rows: finish_generations(rows, ends, quota_clock))
+        return await self._routes.finish(ends, quota_clock)
 
     async def hold_begun(
         self,

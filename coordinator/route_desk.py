@@ -16,11 +16,11 @@ from functools import partial
 import structlog
 
 from coordinator.cluster import Cluster
+from coordinator.earlier_sessions import EarlierSessions, doubted
 from coordinator.earned_priority import EarnedPriority
 from coordinator.policy import breakers as policy
 from coordinator.policy.breakers import Breakers
-from coordinator.policy.prefixes import held_stages
-from coordinator.policy.routing import NOTHING_HELD, Held
+from coordinator.policy.routing import Held, Route
 from coordinator.policy.signing import why_unserved
 from coordinator.policy.state import ModelRecord
 from coordinator.quota_desk import QuotaDesk
@@ -28,7 +28,7 @@ from coordinator.repository import Repository
 from coordinator.route_search import RouteSearch
 from coordinator.session_ends import SessionEnds
 from coordinator.stored_rows import StoredGeneration
-from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
+from coordinator.ticket_desk import TICKET_LIFE_S, SessionTerms, TicketDesk
 from coordinator.trust_reports import SUCCESSES, TrustReports
 from coordinator.waiting_room import Asker, Place, WaitingRoom
 from protocol.control_messages import SessionsBegun
@@ -36,18 +36,15 @@ from protocol.errors import (
     ForbiddenError,
     InvalidRequestError,
     ModelUnavailableError,
-    NotFoundError,
 )
-from protocol.ids import KeyId, SessionId, WorkerId, is_session_id
+from protocol.ids import KeyId, SessionId, WorkerId
 from protocol.key_limits import KeyLimits
-from protocol.rest import STALLED, HopFailure, RouteGrant, RouteRequest
+from protocol.rest import HopFailure, RouteGrant, RouteRequest
 from protocol.tickets import Returned
 
 log = structlog.get_logger(__name__)
 
 MAX_EXCLUDED = 1000
-SILENT_S = 2.5
-"""A worker of a stalled route that wasn't heard of for so long (two heartbeats) is taken to be the cause."""
 
 
 class RouteDesk:
@@ -65,7 +62,7 @@ class RouteDesk:
         clock: Callable[[], float],
     ) -> None:
         self._cluster = cluster
-        self._repository = repository
+        self._earlier = EarlierSessions(cluster, repository, clock)
         self._tickets = tickets
         self._trust = trust
         self._quotas = quotas
@@ -104,11 +101,11 @@ class RouteDesk:
         wanted = self._quotas.allowed(model, wanted, limits)
         continued = None
         if wanted.continues is not None:
-            continued = await self._continued(wanted.continues, key_id)
+            continued = await self._earlier.continued(wanted.continues, key_id)
             self._take_failure(continued, wanted.failure)
         else:
             self._quotas.check_room(wanted, key_id)
-        held = await self._held(model, wanted, key_id)
+        held = await self._earlier.held(model, wanted, key_id)
         asker = Asker(key_id, self._earned.of(key_id, limits.priority))
         grant = await self._awaited(model, wanted, asker, continued, held, is_gone)
         is_opening_told = self._tickets.can_be_told(SessionsBegun, grant.hops[0].worker_id)
@@ -146,36 +143,6 @@ class RouteDesk:
 
     # -------------------------------------------------------------- what failed before
 
-    async def _known(self, session_id: SessionId, key_id: KeyId) -> StoredGeneration | None:
-        """A session of this key whose caches may still be there."""
-        found = await self._repository.generation(session_id) if is_session_id(session_id) else None
-        if found is None or found.key_id != key_id or self._clock() - found.started_at.timestamp() > TICKET_LIFE_S:
-            return None
-        return found
-
-    async def _continued(self, session_id: SessionId, key_id: KeyId) -> StoredGeneration:
-        found = await self._known(session_id, key_id)
-        if found is None:
-            raise NotFoundError(
-                "there is no such session to continue; ask for a route without `continues`, for a new one"
-            )
-        return found
-
-    async def _held(self, model: ModelRecord, wanted: RouteRequest, key_id: KeyId) -> Held:
-        """What workers hold of the prompt; nothing if the session isn't known that it shares it with."""
-        if wanted.prefix is None:
-            return NOTHING_HELD
-        found = await self._known(wanted.prefix.session_id, key_id)
-        if found is None or found.revision != model.revision:
-            return NOTHING_HELD
-        return held_stages(
-            self._cluster.state,
-            model.manifest,
-            found.route,
-            n_positions=min(wanted.prefix.n_positions, wanted.n_prompt_tokens),
-            max_tokens=wanted.max_tokens,
-        )
-
     def _take_failure(self, session: StoredGeneration, failure: HopFailure | None) -> None:
         if failure is None:
             return
@@ -198,12 +165,6 @@ class RouteDesk:
             now_s=_now_s(),
         )
 
-    def _silent(self, continued: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:
-        """Workers of a route that stood still which may be the cause."""
-        now_s, workers = self._clock(), self._cluster.state.workers
-        on_route = (workers.get(worker_id) for worker_id in _doubted(continued, failure))
-        return frozenset(w.worker_id for w in on_route if w is not None and now_s - w.seen_s > SILENT_S)
-
     # -------------------------------------------------------------- the way
 
     async def _awaited(
@@ -219,8 +180,8 @@ class RouteDesk:
         place: Place | None = None
 
         def signed() -> RouteGrant:
-            silent = self._silent(continued, wanted.failure)
-            return self._signed(model, wanted, asker, silent, _doubted(continued, wanted.failure), held)
+            silent = self._earlier.silent(continued, wanted.failure)
+            return self._signed(model, wanted, asker, silent, doubted(continued, wanted.failure), held)
 
         with ExitStack() as stack:
             while True:
@@ -247,46 +208,33 @@ class RouteDesk:
         if doubted:
             avoided = replace(avoided, workers=avoided.workers | doubted)
         route = self._search.found(model, frozenset(wanted.exclude) | silent, avoided, held, wanted)
-        holds_prefix = any((hop.worker_id, hop.blocks) in held for hop in route.hops)
-        session_id = SessionId(secrets.token_hex(16))
-        max_positions = wanted.n_prompt_tokens + wanted.max_tokens
-        now_s = self._clock()
-        hops = self._tickets.hops(
-            route.hops,
-            session_id=session_id,
-            model=route.model,
-            revision=route.revision,
-            max_positions=max_positions,
-            now_s=now_s,
-            continues=wanted.continues,
-            prefix=wanted.prefix if holds_prefix else None,
-            speculate=wanted.speculate,
-            is_private=wanted.private_blocks is not None,
-            returned=_returned(wanted),
-            asker=asker,
-        )
-        attach_ticket = self._tickets.attach_ticket(
-            route.hops,
-            session_id=session_id,
-            max_positions=max_positions,
-            now_s=now_s,
-            gives_states=wanted.private_blocks is not None or wanted.states_after is not None,
-        )
+        terms = _terms(wanted, route, held, asker, self._clock())
         return RouteGrant(
-            session_id=session_id,
+            session_id=terms.session_id,
             model=route.model,
             revision=route.revision,
-            hops=hops,
-            attach_ticket=attach_ticket,
+            hops=self._tickets.hops(route.hops, terms),
+            attach_ticket=self._tickets.attach_ticket(route.hops, terms),
             expires_in_s=TICKET_LIFE_S,
         )
 
 
-def _doubted(continued: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:
-    """All workers of a route that stood still with nobody to blame: each is the last choice for the next one."""
-    if continued is None or failure is None or failure.code != STALLED or failure.worker_id is not None:
-        return frozenset()
-    return frozenset(worker_id for worker_id, _, _ in continued.route)
+def _terms(wanted: RouteRequest, route: Route, held: Held, asker: Asker, now_s: float) -> SessionTerms:
+    """Of a new session by this route."""
+    holds_prefix = any((hop.worker_id, hop.blocks) in held for hop in route.hops)
+    return SessionTerms(
+        asker=asker,
+        session_id=SessionId(secrets.token_hex(16)),
+        model=route.model,
+        revision=route.revision,
+        max_positions=wanted.n_prompt_tokens + wanted.max_tokens,
+        now_s=now_s,
+        continues=wanted.continues,
+        prefix=wanted.prefix if holds_prefix else None,
+        speculate=wanted.speculate,
+        is_private=wanted.private_blocks is not None,
+        returned=_returned(wanted),
+    )
 
 
 def _returned(wanted: RouteRequest) -> Returned:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 
 from coordinator.cluster import Cluster
 from coordinator.policy.cache_room import others_come, too_long_words, too_small, without_room
+from coordinator.policy.client_ways import ClientWays, client_ways
 from coordinator.policy.missing import MissingBlocks, missing_blocks
 from coordinator.policy.ready_segments import ReadySegments
 from coordinator.policy.routing import Avoided, Held, Route, cheapest_route, wanted_blocks
@@ -65,9 +66,10 @@ class RouteSearch:
         never = untrusted | old
         exclude = never.union(exclude.intersection(self._cluster.state.workers))
         blocks = wanted_blocks(model, wanted.private_blocks, wanted.states_after)
+        ways = self._ways(wanted)
 
         def look(without: frozenset[WorkerId]) -> Route | MissingBlocks:
-            return self._looked_for(model, without, avoided, held, blocks, pinned_ends=wanted.pinned_ends)
+            return self._looked_for(model, without, avoided, held, blocks, ways, pinned_ends=wanted.pinned_ends)
 
         found = self._with_room(model.name, wanted, exclude, never, look)
         if isinstance(found, Route):
@@ -76,7 +78,7 @@ class RouteSearch:
         if old:
             too_old = f"{len(old)} workers are left out as their version has no {feature}; upgrade them"
             why = "; ".join(filter(None, (why, too_old)))
-        raise self._refusal(found, exclude, why)
+        raise self._refusal(found, exclude, never, why)
 
     def _with_room(
         self,
@@ -134,6 +136,7 @@ class RouteSearch:
         avoided: Avoided,
         held: Held,
         blocks: BlockRange | None,
+        ways: ClientWays | None,
         *,
         pinned_ends: bool,
     ) -> Route | MissingBlocks:
@@ -141,7 +144,7 @@ class RouteSearch:
         asked = (model.name, exclude, pinned_ends, blocks)
         found: Route | MissingBlocks | None = self._missing.get(asked)
         if found is None:
-            found = self._cheapest(model, exclude, avoided, held, blocks, pinned_ends=pinned_ends)
+            found = self._cheapest(model, exclude, avoided, held, blocks, ways, pinned_ends=pinned_ends)
         if isinstance(found, MissingBlocks):
             self._missing[asked] = found
         return found
@@ -153,6 +156,7 @@ class RouteSearch:
         avoided: Avoided,
         held: Held,
         blocks: BlockRange | None,
+        ways: ClientWays | None,
         *,
         pinned_ends: bool,
     ) -> Route | MissingBlocks:
@@ -161,7 +165,7 @@ class RouteSearch:
         if self._found_in is not state or len(self._found) >= MAX_FOUND:
             self._found.clear()
             self._found_in = state
-        asked = (model.name, exclude, avoided, blocks, pinned_ends, frozenset(held.items()))
+        asked = (model.name, exclude, avoided, blocks, pinned_ends, frozenset(held.items()), ways)
         found = self._found.get(asked)
         if found is None:
             found = self._found[asked] = cheapest_route(
@@ -173,8 +177,19 @@ class RouteSearch:
                 known=self._segments,
                 pinned_ends=pinned_ends,
                 blocks=blocks,
+                ways=ways,
             )
         return found
+
+    def _ways(self, wanted: RouteRequest) -> ClientWays | None:
+        if not wanted.client_legs:
+            return None
+        return client_ways(
+            wanted.client_legs,
+            self._cluster.state.workers,
+            max_tokens=wanted.max_tokens,
+            is_private=wanted.private_blocks is not None,
+        )
 
     def _too_old(self, wanted: RouteRequest) -> tuple[str, frozenset[WorkerId]]:
         """What is asked that some versions haven't got, and the workers of those."""
@@ -187,11 +202,15 @@ class RouteSearch:
             return feature, self._tickets.without_newest_sampling()
         return "", frozenset()
 
-    def _refusal(self, missing: MissingBlocks, exclude: frozenset[WorkerId], why: str) -> ModelUnavailableError:
+    def _refusal(
+        self, missing: MissingBlocks, exclude: frozenset[WorkerId], never: frozenset[WorkerId], why: str
+    ) -> ModelUnavailableError:
+        """`why` the request can't have `never` comes first; alone if there would be a route over these."""
         state = self._cluster.state
         model = state.models.get(missing.model)
         is_for_exclusion = bool(exclude) and model is not None and missing_blocks(state, model) is None
         is_on_its_way = missing.is_on_its_way and not is_for_exclusion
         kind = ModelLoadingError if is_on_its_way else ModelUnavailableError
-        message = "; ".join(filter(None, (missing.message, why)))
+        is_all = bool(why) and is_for_exclusion and exclude == never
+        message = why if is_all else "; ".join(filter(None, (why, missing.message)))
         return kind(message, retry_after_s=RETRY_UNAVAILABLE_S)

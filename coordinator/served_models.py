@@ -13,11 +13,12 @@ from coordinator.signing_files import check_files
 from coordinator.state_folder import StateFolder, read_state_file
 from protocol.author_keys import AuthorKey
 from protocol.author_rest import AuthorList
+from protocol.cluster_rest import ChangeModelRequest, ClusterStatus
 from protocol.errors import ConfigError, NotFoundError, UntrustedFileError
 from protocol.ids import ModelName, Revision
 from protocol.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from protocol.model_signature import MAX_SIGNATURE_BYTES, ModelSignature
-from protocol.rest import ChangeModelRequest, ClusterStatus, ModelInfo
+from protocol.rest import ModelInfo
 
 Check = Callable[[bytes, Revision], ModelSignature]
 """Sees that a trusted author made a signature, for the model of this revision."""

@@ -5,10 +5,10 @@ The decisions are the same, and so are the values written.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from sqlite3 import Connection
 
-from coordinator.generation_rows import QuotaClock, RatesLeft, decisions
+from coordinator.generation_rows import QuotaClock, RatesLeft, begin_generations, decisions, finish_generations
 from coordinator.quota_records import (
     BEGUN_NAMES,
     GENERATIONS,
@@ -19,8 +19,10 @@ from coordinator.quota_records import (
     reservation_values,
 )
 from coordinator.quota_rows import Reserving
+from coordinator.sqlite_reports import finish_generations_plainly
 from coordinator.sqlite_rows import QUOTA_COLUMNS, bound, inserting, places, read, saved_quotas, sent
-from coordinator.stored_rows import NewGeneration
+from coordinator.stored_rows import NewGeneration, ReportedEnd, StoredGeneration
+from coordinator.transactions import Transactions
 from protocol.errors import BrigadeError
 
 _HELD = sent(RESERVATIONS, HELD_NAMES)
@@ -31,6 +33,42 @@ _READ = (
     " (SELECT count(*) FROM reservations WHERE reservations.key_id = quotas.key_id AND is_open IS 1)"
     " FROM quotas WHERE key_id IN ({})"
 )
+
+
+class SqliteRoutes:
+    """Records routes and their ends, as `postgres_routes.PostgresRoutes` does."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def begin(
+        self,
+        due: Callable[[], Sequence[NewGeneration]],
+        quota_clock: QuotaClock | None,
+        left: RatesLeft | None = None,
+    ) -> list[BrigadeError | None]:
+        """As `generation_rows.begin_generations`, of those that are `due` now, in a transaction of its own."""
+        generations = due()
+        if not generations:
+            return []
+        if any(new.continues is not None for new in generations):
+            return await self._transactions.write_rows(
+                lambda rows: begin_generations(rows, generations, quota_clock, left)
+            )
+        return await self._transactions.write_plainly(
+            lambda rows: begin_generations_plainly(rows, generations, quota_clock, left)
+        )
+
+    async def finish(
+        self, ends: Sequence[ReportedEnd], quota_clock: QuotaClock | None
+    ) -> list[StoredGeneration | None]:
+        """As `generation_rows.finish_generations`, in a transaction of its own."""
+        finished = await self._transactions.write_plainly(
+            lambda rows: finish_generations_plainly(rows, ends, quota_clock)
+        )
+        if finished is not None:
+            return finished
+        return await self._transactions.write_rows(lambda rows: finish_generations(rows, ends, quota_clock))
 
 
 def begin_generations_plainly(

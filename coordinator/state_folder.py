@@ -13,10 +13,13 @@ Everything here blocks: call it from a thread where there is an event loop.
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import platformdirs
 
 from protocol.disk import partial_of, storage_errors, write_atomically
 from protocol.errors import ConflictError, StorageError
@@ -118,6 +121,14 @@ class StateFolder:
         for name in _WRITTEN:
             with suppress(OSError):  # each is removed by the next write too, which says what is wrong
                 partial_of(self.path(name)).unlink(missing_ok=True)
+
+
+def default_state(environ: Mapping[str, str] | None = None) -> Path:
+    """The coordinator's state folder where none is named: `BRIGADE_STATE`, else the user's own place for state."""
+    environ = os.environ if environ is None else environ
+    if named := environ.get("BRIGADE_STATE"):
+        return Path(named).expanduser()
+    return Path(platformdirs.user_state_dir("brigade")) / "coordinator"
 
 
 def read_state_file(path: Path) -> str | None:

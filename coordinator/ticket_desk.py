@@ -11,6 +11,7 @@ from functools import partial
 
 from msgspec import Struct
 
+from coordinator.policy import state
 from coordinator.policy.routing import RouteStage
 from coordinator.waiting_room import Asker
 from protocol.compatibility import knows, knows_message, understood_by
@@ -20,7 +21,7 @@ from protocol.messages import PROTOCOL_VERSION, SamplingParams, SharedPrefix, St
 from protocol.rest import RouteHop
 from protocol.tickets import AttachTicket, Returned, Ticket, sign_claims
 
-TICKET_LIFE_S = 3600.0
+TICKET_LIFE_S = state.TICKET_LIFE_S
 """Longer than any generation may take; a ticket is for one session, so it can't be used for another."""
 _LABEL_BYTES = 12
 """Two keys with the same label would share as one: this is long enough for that never to happen."""
@@ -32,6 +33,31 @@ class _Served:
 
     key: bytes = field(repr=False)
     version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionTerms:
+    """What all tickets of a session say alike, whichever way it takes."""
+
+    asker: Asker
+    session_id: SessionId
+    model: ModelName
+    revision: Revision
+    max_positions: int
+    now_s: float
+    continues: SessionId | None = None
+    """Whose cached positions the workers may have, as those of `prefix`."""
+    prefix: SharedPrefix | None = None
+    speculate: bool = True
+    """Whether the head may guess tokens ahead, if all workers of the route know how to go back."""
+    is_private: bool = False
+    """Whether the client has hidden states alone, from which and to which it goes on."""
+    returned: Returned = "tokens"
+
+    @property
+    def expires_at_s(self) -> float:
+        """Until when the tickets are good."""
+        return self.now_s + TICKET_LIFE_S
 
 
 class TicketDesk:
@@ -58,75 +84,48 @@ class TicketDesk:
             if self._served.get(worker_id) is served:
                 del self._served[worker_id]
 
-    def hops(
-        self,
-        stages: Sequence[RouteStage],
-        *,
-        asker: Asker,
-        session_id: SessionId,
-        model: ModelName,
-        revision: Revision,
-        max_positions: int,
-        now_s: float,
-        continues: SessionId | None = None,
-        prefix: SharedPrefix | None = None,
-        speculate: bool = True,
-        is_private: bool = False,
-        returned: Returned = "tokens",
-    ) -> tuple[RouteHop, ...]:
-        """The route as the client gets it; `continues`, `prefix`: whose cached positions its workers may have.
-
-        With `speculate` the head may guess tokens ahead, if all workers of the route know how to go back. A private
-        session gets hidden states alone, from which and to which its client goes on; others get what is `returned`.
+    def hops(self, stages: Sequence[RouteStage], terms: SessionTerms) -> tuple[RouteHop, ...]:
+        """The route as the client gets it.
 
         Raises:
             ModelUnavailableError: a worker's socket closed this very moment.
         """
         common = partial(
             Ticket,
-            expires_at_s=now_s + TICKET_LIFE_S,
-            session_id=session_id,
-            model=model,
-            revision=revision,
+            expires_at_s=terms.expires_at_s,
+            session_id=terms.session_id,
+            model=terms.model,
+            revision=terms.revision,
             head=stages[0].worker_id,
             head_url=stages[0].url,
             tail=stages[-1].worker_id,
-            max_positions=max_positions,
-            continues=continues,
-            prefix=prefix,
+            max_positions=terms.max_positions,
+            continues=terms.continues,
+            prefix=terms.prefix,
             n_hops=len(stages),
-            priority=asker.priority,
-            is_private=is_private,
-            returned=returned,
-            speculates=speculate and all(self._can_speculate(stage.worker_id) for stage in stages),
+            priority=terms.asker.priority,
+            is_private=terms.is_private,
+            returned=terms.returned,
+            speculates=terms.speculate and all(self._can_speculate(stage.worker_id) for stage in stages),
         )
         tickets = (
-            _ticket(partial(common, tenant=self._label(asker.key_id, stage.worker_id)), stages, i)
+            _ticket(partial(common, tenant=self._label(terms.asker.key_id, stage.worker_id)), stages, i)
             for i, stage in enumerate(stages)
         )
         return tuple(_hop(stage, self.signed(ticket)) for stage, ticket in zip(stages, tickets, strict=True))
 
-    def attach_ticket(
-        self,
-        stages: Sequence[RouteStage],
-        *,
-        session_id: SessionId,
-        max_positions: int,
-        now_s: float,
-        gives_states: bool = False,
-    ) -> str:
+    def attach_ticket(self, stages: Sequence[RouteStage], terms: SessionTerms) -> str:
         """What lets the client have the tokens, or hidden states, at the route's tail.
 
         Raises:
             ModelUnavailableError: the tail's socket closed this very moment.
         """
-        tail = stages[-1].worker_id
         ticket = AttachTicket(
-            expires_at_s=now_s + TICKET_LIFE_S,
-            worker_id=tail,
-            session_id=session_id,
-            max_positions=max_positions,
-            gives_states=gives_states,
+            expires_at_s=terms.expires_at_s,
+            worker_id=stages[-1].worker_id,
+            session_id=terms.session_id,
+            max_positions=terms.max_positions,
+            gives_states=terms.is_private or terms.returned != "tokens",
         )
         return self.signed(ticket)
 

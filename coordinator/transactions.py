@@ -22,9 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from coordinator.background import uninterrupted
-from coordinator.database import BUSY_TIMEOUT_MS, READ_ONLY, SameFile, blocking_engine, database_errors
+from coordinator.database import BUSY_TIMEOUT_MS, READ_ONLY, blocking_engine, database_errors
+from coordinator.same_file import SameFile
 from coordinator.tables import LeaseRow
-from protocol.errors import LeaseError, StorageError
+from protocol.coordinator_errors import LeaseError
+from protocol.errors import StorageError
 
 T = TypeVar("T")
 TransactionKind = Literal["writing", "reading"]
@@ -168,7 +170,7 @@ class Transactions:
         Raises:
             StorageError: as `writing`.
         """
-        async with self._native() as native:
+        async with self._native("writing") as native:
             await self.fence.begin(native, locks)
             result = await work(native)
             await native.execute("COMMIT")
@@ -180,12 +182,21 @@ class Transactions:
         Raises:
             StorageError: as `writing`.
         """
-        async with self._native() as native:
+        async with self._native("writing") as native:
+            return await statement(native)
+
+    async def read_at_once(self, statement: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        """As `write_at_once`, of one that only reads.
+
+        Raises:
+            StorageError: the database can't be used.
+        """
+        async with self._native("reading") as native:
             return await statement(native)
 
     @asynccontextmanager
-    async def _native(self) -> AsyncIterator[asyncpg.Connection]:
-        with self._noted("writing"), database_errors(self._engine.url):
+    async def _native(self, what: TransactionKind) -> AsyncIterator[asyncpg.Connection]:
+        with self._noted(what), database_errors(self._engine.url):
             async with self._engine.connect() as connection:
                 native: asyncpg.Connection = (await connection.get_raw_connection()).driver_connection
                 try:

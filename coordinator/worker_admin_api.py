@@ -16,9 +16,9 @@ from coordinator.queries import read_query
 from coordinator.resources import WORKER, named_worker
 from coordinator.route_docs import RouteDoc
 from protocol.admin_rest import RemoveWorkerQuery, WorkerList, WorkerQuery
+from protocol.cluster_rest import WorkerInfo
 from protocol.errors import ConflictError
 from protocol.ids import WorkerId
-from protocol.rest import WorkerInfo
 
 OPERATORS_WISH = "an operator asked for it"
 DRAINING_RETRY_S = 2.0

@@ -20,7 +20,8 @@ async def main(model: str) -> None:
         async def ask(question: str) -> str:
             try:
                 # where a limit of the key is used up, this one waits for its turn
-                result = await client.generate(model, question, max_tokens=32, wait_for_quota=True)
+                messages = [{"role": "user", "content": question}]
+                result = await client.chat(model, messages, max_tokens=32, wait_for_quota=True)
             except BrigadeError as error:  # this one's end, not the others'
                 return f"[{error.code}] {error}"
             return result.text.strip()

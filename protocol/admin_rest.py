@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import msgspec
 
+from protocol.cluster_rest import TrustLevel, WorkerInfo
 from protocol.control_messages import WorkerState
 from protocol.ids import KeyId, ModelName
 from protocol.key_rest import KeyKind
-from protocol.rest import Body, Query, TrustLevel, WorkerInfo
+from protocol.rest import Body, Query
 
 MAX_PAGE = 1000
 MAX_QUERY_CHARS = 200

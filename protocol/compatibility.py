@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from protocol.cluster_rest import AddModelRequest, ChangeModelRequest, ClusterStatus, WorkerInfo
 from protocol.control_messages import (
     Announce,
     DeviceReport,
@@ -25,14 +26,14 @@ from protocol.control_messages import (
     SpanAssignment,
     SpanStatus,
 )
+from protocol.coordinator_errors import DatabaseAwayError, LeaseError
 from protocol.errors import (
     BrigadeError,
     CancelledByOperatorError,
-    DatabaseAwayError,
     InProgressError,
     KeyReusedError,
     KeyRevokedError,
-    LeaseError,
+    ModelFaultError,
     ModelLoadingError,
     OverLimitError,
     PreconditionFailedError,
@@ -40,17 +41,7 @@ from protocol.errors import (
 )
 from protocol.key_rest import CreateKeyRequest, KeyInfo, KeyList
 from protocol.messages import CloseSession, OpenSession, SamplingParams, SessionEnded, SessionOpened, Step, Token
-from protocol.rest import (
-    AddModelRequest,
-    ChangeModelRequest,
-    ClusterStatus,
-    ModelInfo,
-    ModelList,
-    RouteGrant,
-    RouteHop,
-    RouteRequest,
-    WorkerInfo,
-)
+from protocol.rest import ErrorAnswer, ModelInfo, ModelList, RouteGrant, RouteHop, RouteRequest
 from protocol.tickets import AttachTicket, Ticket
 from protocol.worker_rest import JoinRequest
 
@@ -74,9 +65,9 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         Announce: ("leaving",),
         DeviceReport: ("quantization", "quantizations", "is_precision_open", "kv_precision", "runs_encoders"),
         GenerationReport: ("first_token_s", "s_per_token"),
-        Heartbeat: ("hop_p50_s", "hop_p99_s", "links", "longest_sessions"),
+        Heartbeat: ("hop_p50_s", "hop_p99_s", "links", "longest_sessions", "time_s"),
         SpanAssignment: ("quantization",),
-        SpanStatus: ("note", "quantization"),
+        SpanStatus: ("kv_bytes_by_block", "note", "quantization"),
         ClusterStatus: ("audits", "joining", "moving"),
         JoinRequest: ("invite_id",),
         CreateKeyRequest: ("limits", "owner"),
@@ -87,6 +78,7 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         ChangeModelRequest: ("pinned_ends", "signature"),
         ModelInfo: ("kind", "pinned_ends", "refused", "signed"),
         RouteRequest: (
+            "client_legs",
             "min_trust",
             "newest_sampling",
             "pinned_ends",
@@ -96,8 +88,9 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
             "states_after",
         ),
         RouteGrant: ("rates",),
+        ErrorAnswer: ("rates",),
         RouteHop: ("kv_precision", "quantization"),
-        CloseSession: ("finish_reason",),
+        CloseSession: ("error_code", "finish_reason"),
         SessionEnded: ("noticed_by",),
         SessionOpened: ("n_cached",),
         OpenSession: ("traceparent", "wants_timings"),
@@ -114,6 +107,7 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         ),
         Token: ("logprob", "n_drafted", "n_accepted", "timings", "top_logprobs"),
         WorkerInfo: (
+            "clock_offset_s",
             "hop_p50_s",
             "hop_p99_s",
             "kv_precision",
@@ -135,6 +129,7 @@ ADDED_ERRORS: dict[int, tuple[type[BrigadeError], ...]] = {
         DatabaseAwayError,
         InProgressError,
         KeyReusedError,
+        ModelFaultError,
         PreconditionFailedError,
         KeyRevokedError,
         OverLimitError,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from protocol.errors import ErrorBody
-from protocol.ids import BlockRange, FileHash, ModelName, Revision, SessionId, WorkerId
+from protocol.ids import MAX_BLOCKS, BlockRange, FileHash, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import KvPrecision, Precision, Quantization, WeightFormat
 
 HEARTBEAT_S = 1.0
@@ -45,6 +45,8 @@ class SpanStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator should know of a span that is ready, e.g. why its sessions run one at a time."""
     quantization: Quantization | None = None
     """As it was assigned. Since 1.2."""
+    kv_bytes_by_block: Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_BLOCKS)] = ()
+    """Of a span that is ready and whose blocks differ in it: what one position takes in each cache. Since 1.2."""
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -136,6 +138,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     longest_sessions: dict[ModelName, int] = {}
     """Positions that one session over the worker's whole span of a model can have if it has all of the memory for
     caches; a model that isn't named: unknown. Since 1.2."""
+    time_s: float = 0.0
+    """The worker's clock, seconds since 1970, UTC: it may go wrong long after joining. 0.0: unsaid. Since 1.2."""
 
 
 class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="generation"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import protocol.coordinator_errors  # noqa: F401 - a twig of the tree, whose codes come over the wire too
 from protocol.errors import (
     BrigadeError,
     ErrorBody,

@@ -1,16 +1,20 @@
 """The one tree of errors: what can go wrong, its code on the wire, its HTTP status and its exit code.
 
 Two branches: `RequestError` is the caller's to mend, `ServiceError` is ours (or the machine's). A message is a
-sentence with the numbers in it and says what to do; it never holds a secret, a prompt or a token id.
+sentence with the numbers in it and says what to do; it never holds a secret, a prompt or a token id. What only a
+coordinator raises, about its database, is in `coordinator_errors`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
 from protocol import exit_codes
+
+if TYPE_CHECKING:
+    from protocol.key_limits import RateLeft
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -238,6 +242,13 @@ class ModelLoadingError(ModelUnavailableError):
     code = "model_loading"
 
 
+class ModelFaultError(ModelUnavailableError):
+    """The model gives values that aren't finite: its weights are damaged. No worker's failure."""
+
+    code = "model_fault"
+    status = 500
+
+
 class OverloadedError(ServiceError):
     """A bounded queue is full or a wait for memory ran out."""
 
@@ -254,6 +265,8 @@ class QuotaExceededError(OverloadedError):
     exit_code = exit_codes.EXIT_QUOTA
     limit_name: str = ""
     """Which one, where it was refused."""
+    rates: tuple[RateLeft, ...] = ()
+    """What is left of all the key's rates."""
 
 
 class DrainingError(ServiceError):
@@ -278,23 +291,3 @@ class StorageError(ServiceError):
     code = "storage"
     status = 507
     exit_code = exit_codes.EXIT_STORAGE
-
-
-class DatabaseVersionError(StorageError):
-    """The database was written by a newer version of Brigade."""
-
-    code = "database_version"
-
-
-class DatabaseAwayError(StorageError):
-    """Who may use how much can't be looked up or kept just now, so nothing is granted."""
-
-    code = "database_away"
-    status = 503
-
-
-class LeaseError(StorageError):
-    """Another coordinator holds the lease on the database: this one doesn't start, or stops."""
-
-    code = "lease"
-    status = 503

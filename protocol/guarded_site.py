@@ -15,7 +15,9 @@ from typing import Any, cast
 
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import StreamReader
 
 from protocol.codec import encode_json
 from protocol.errors import ErrorBody, InvalidRequestError
@@ -162,6 +164,22 @@ class _GuardedConnection(web.RequestHandler):
             self._address = None
         self._site.forget(self)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Tell who reads a body that it has broken: aiohttp queues that behind the request, which waits on."""
+        super().data_received(data)
+        if not self._messages or isinstance(self._messages[-1][0], RawRequestMessage):
+            return
+        before = self._messages[-2][1] if len(self._messages) > 1 else self._body_read_now()
+        if before is None or before.is_eof():
+            return
+        self._messages.pop()  # the request's own answer says it
+        before.set_exception(web.RequestPayloadError("the body isn't chunked as the headers say"))
+        before.feed_eof()  # so that nobody waits for what follows
+        self.close()  # after that answer: where the next request would begin nobody knows
+
+    def _body_read_now(self) -> StreamReader | None:
+        return None if self._current_request is None else self._current_request.content
 
     def cut(self) -> None:
         """End it without TLS's goodbye."""

@@ -11,7 +11,14 @@ import msgspec
 
 from protocol.codec import MAX_BODY_BYTES
 from protocol.error_forms import error_from_body
-from protocol.errors import BrigadeError, ErrorBody, TooLargeError, UnauthenticatedError, UnreachableError
+from protocol.errors import (
+    BrigadeError,
+    ErrorBody,
+    QuotaExceededError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnreachableError,
+)
 from protocol.rest import ErrorAnswer
 
 _MAX_MESSAGE_CHARS = 2000
@@ -39,15 +46,20 @@ def error_of(response: aiohttp.ClientResponse, body: bytes) -> BrigadeError:
     The text in it may come from a stranger: it is cut, and nothing in it can move a terminal's cursor.
     """
     try:
-        error = msgspec.json.decode(body, type=ErrorAnswer).error
+        answer = msgspec.json.decode(body, type=ErrorAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return UnreachableError(
             f"{response.url.origin()} answers {response.method} {response.url.path} with HTTP status "
             f"{response.status}, not as a Brigade program does: check the address and port, and whether a proxy is "
             "in between"
         )
-    text = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", error.message)[:_MAX_MESSAGE_CHARS]
-    return error_from_body(ErrorBody(code=error.code, message=text, retry_after_s=error.retry_after_s))
+    text = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", answer.error.message)[:_MAX_MESSAGE_CHARS]
+    error = error_from_body(
+        ErrorBody(code=answer.error.code, message=text, retry_after_s=answer.error.retry_after_s)
+    )
+    if isinstance(error, QuotaExceededError):
+        error.rates = answer.rates
+    return error
 
 
 @contextmanager

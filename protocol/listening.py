@@ -10,11 +10,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protocol.errors import ConfigError, PortInUseError
 from protocol.exit_codes import EXIT_CANCELLED
-from protocol.guarded_site import GuardedSite
+
+if TYPE_CHECKING:  # who only reads an address needs no server
+    from protocol.guarded_site import GuardedSite
 
 
 def listen_address_from_text(text: str, *, default_port: int, option: str = "--listen") -> tuple[str, int]:

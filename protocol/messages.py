@@ -224,6 +224,8 @@ class CloseSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Of one that failed: the worker to blame, unless it is the one that sends this. Since 1.1."""
     finish_reason: Literal["stop", "length"] | None = None
     """Of a private one that finished: why, which only its client knows. Since 1.2."""
+    error_code: str = ""
+    """Of one that failed by no worker's fault: `model_fault`. Since 1.2."""
 
 
 # ------------------------------------------------------------------ data plane: back to who opened

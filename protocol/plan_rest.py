@@ -24,7 +24,7 @@ class PlannedSpan(Body, frozen=True, kw_only=True):
     hostname: str
     blocks: BlockRange
     stage_s: float
-    """Seconds that one token would take in all of them."""
+    """Seconds that one token would take in all of them, and after the model's last one."""
     quantization: Quantization | None = None
     """What their weights would be held in, if not as the worker holds weights otherwise."""
     is_pinned: bool = False

@@ -1,4 +1,4 @@
-"""Bodies of the HTTP requests and answers, filed by who asks. JSON on the wire.
+"""Bodies of what clients ask and of the answers, and what bodies of all kinds have in common. JSON on the wire.
 
 What programs say to each other may have fields that this side doesn't know yet: they are passed over. What a person
 may have written by hand (`RequestBody`) may not: there an unknown field is a slip, and to pass it over would be to
@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from protocol.control_messages import LinkReport, SpanStatus, WorkerState
+from protocol.client_legs import ClientLeg, check_client_legs
 from protocol.errors import ErrorBody
 from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, SessionId, WorkerId
 from protocol.key_limits import RateLeft
@@ -20,7 +20,6 @@ from protocol.manifest import ModelKind
 from protocol.messages import KvPrecision, Precision, Quantization, SharedPrefix
 from protocol.model_signature import SignedBy
 
-TrustLevel = Literal["trusted", "probation", "weak", "quarantined", "banned"]
 MAX_ROUTE_WAIT_S = 30.0
 """An answer that waits longer may be taken for lost; ask again."""
 MAX_COUNT = 2**31 - 1  # of tokens, and of blocks
@@ -40,10 +39,12 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Base of query parameters: an unknown one is refused, since passing it over would answer another question."""
 
 
-class ErrorAnswer(Body, frozen=True, kw_only=True):
+class ErrorAnswer(Body, frozen=True, kw_only=True, omit_defaults=True):
     """Body of every answer that is an error."""
 
     error: ErrorBody
+    rates: tuple[RateLeft, ...] = ()
+    """What is left of the key's limits, where one of them is the reason. Since 1.2."""
 
 
 class Hello(Body, frozen=True, kw_only=True):
@@ -144,6 +145,9 @@ class RouteRequest(RequestBody, frozen=True, kw_only=True):
     newest_sampling: bool = False
     """Whether the tail must know what 1.2 added to `SamplingParams`: constraints, log probabilities, biases,
     penalties of what was answered. Since 1.2."""
+    client_legs: tuple[ClientLeg, ...] = ()
+    """How far the client is from workers that it has been connected to; workers that aren't known here are passed
+    over. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse counts that no generation can have. ValueError: msgspec reports it as invalid."""
@@ -159,6 +163,7 @@ class RouteRequest(RequestBody, frozen=True, kw_only=True):
             raise ValueError(f"min_trust is {self.min_trust}; it must be between 0 and 1")
         if self.private_blocks is not None and not 1 <= self.private_blocks <= MAX_COUNT:
             raise ValueError(f"private_blocks is {self.private_blocks}; at least 1 at each end of the model")
+        check_client_legs(self.client_legs)
 
 
 def _check_states(wanted: RouteRequest) -> None:
@@ -193,108 +198,3 @@ class RouteGrant(Body, frozen=True, kw_only=True):
     expires_in_s: float
     rates: tuple[RateLeft, ...] = ()
     """Those that limit the key. Since 1.2."""
-
-
-# ------------------------------------------------------------------ an operator asks
-
-
-class WorkerInfo(Body, frozen=True, kw_only=True):
-    """One worker as `coord status` shows it."""
-
-    worker_id: WorkerId
-    hostname: str
-    url: str
-    state: WorkerState
-    reason: str
-    """Why it isn't ready and what happens next; empty when ready."""
-    device: str
-    precision: str
-    memory_bytes: int
-    spans: tuple[SpanStatus, ...]
-    n_sessions: int
-    free_kv_bytes: int
-    decode_s_per_block: float
-    last_seen_s_ago: float
-    version: str = ""
-    """Of Brigade, as the worker says; empty until it has."""
-    pinned_blocks: BlockRange | None = None
-    pinned: str = ""
-    """How it comes to be pinned to them, in words; empty if it isn't. Since 1.2."""
-    hop_p50_s: float = 0.0
-    """From a token's arrival there to its being handed on: the middle of the latest ones. Since 1.2."""
-    hop_p99_s: float = 0.0
-    round_trips_s: dict[WorkerId, float] = {}
-    """To the workers that it has connections to."""
-    links: dict[WorkerId, LinkReport] = {}
-    kv_precision: KvPrecision | None = None
-    """What its keys and values are kept in, if not in what is computed in."""
-    trust: float = 0.5
-    """Score in [0, 1]; a new worker has 0.5. Since 1.2."""
-    trust_level: TrustLevel = "probation"
-    """What follows from it. Since 1.2."""
-    owner: str | None = None
-    """Whose machine it is, where that was looked up. Since 1.2."""
-
-
-class ClusterStatus(Body, frozen=True, kw_only=True):
-    """`GET /admin/v1/status`."""
-
-    coordinator_id: CoordinatorId
-    version: str
-    url: str
-    database: str
-    """Kind of database (sqlite, postgresql), never its URL."""
-    database_problem: str = ""
-    """Why the database can't be used now; empty while it can."""
-    models: tuple[ModelInfo, ...]
-    workers: tuple[WorkerInfo, ...]
-    moving: str = ""
-    """How far a move to something better is: who, why, what next; empty while there is none. Since 1.2."""
-    audits: str = ""
-    """Why some blocks can't be audited; empty if all can, or audits are off. Since 1.2."""
-    joining: str = ""
-    """How new workers find the coordinator on the local network, and how many invites are open. Since 1.2."""
-
-
-class AddModelRequest(RequestBody, frozen=True, kw_only=True):
-    """`POST /admin/v1/models`: serve the manifest `revision`, already in the coordinator's store, as `name`."""
-
-    name: ModelName
-    revision: Revision
-    n_replicas: int = 1
-    """How many workers are to hold each block."""
-    signature: str | None = None
-    """Of the manifest, by its author (`protocol.model_signature`). Since 1.2."""
-    pinned_ends: bool = False
-    """As in `ModelInfo`. Since 1.2."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no sense. ValueError: msgspec reports it as invalid."""
-        check_replicas(self.n_replicas)
-
-
-class ChangeModelRequest(RequestBody, frozen=True, kw_only=True):
-    """`PATCH /admin/v1/models/{name}`: what is left out stays."""
-
-    n_replicas: int | None = None
-    signature: str | None = None
-    """Takes the place of the one that the model has. Since 1.2."""
-    pinned_ends: bool | None = None
-    """Since 1.2."""
-
-    def __post_init__(self) -> None:
-        """Refuse what changes nothing or makes no sense. ValueError: msgspec reports it as invalid."""
-        if (self.n_replicas, self.signature, self.pinned_ends) == (None, None, None):
-            raise ValueError("nothing is to be changed: give n_replicas, signature or pinned_ends")
-        if self.n_replicas is not None:
-            check_replicas(self.n_replicas)
-
-
-MAX_REPLICAS = 1000
-"""More workers than that nobody has."""
-
-
-def check_replicas(n_replicas: int) -> None:
-    """ValueError unless so many workers can be asked to hold each block."""
-    if not 1 <= n_replicas <= MAX_REPLICAS:
-        raise ValueError(f"{n_replicas} replicas; 1 to {MAX_REPLICAS} can be asked for")

@@ -56,6 +56,11 @@ def bytes_from_tensor(tensor: torch.Tensor) -> tuple[str, memoryview]:
     return _NAMES[tensor.dtype], tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite: by their sum, in one pass, unless that says nothing."""
+    return math.isfinite(float(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+
+
 def check_states(tensor: torch.Tensor) -> None:
     """Refuse what no block of a model puts out.
 

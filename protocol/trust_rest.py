@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from protocol.cluster_rest import TrustLevel
 from protocol.ids import WorkerId
-from protocol.rest import Body, TrustLevel
+from protocol.rest import Body
 
 MAX_TRUST_REASON = 500
 """Characters of why an operator decided."""

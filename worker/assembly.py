@@ -104,7 +104,7 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     """
     spans = await stack.enter_async_context(span_export("worker"))  # first, so that it ends after the last session
     footing = await _footing(around, stack)
-    holdings = Holdings()
+    holdings = Holdings(around.config.wire)
     engine = await stack.enter_async_context(engine_on(around.config, footing.machine, footing.cache.quantised))
     machine = await beside_draft_model(around.config, footing.machine, engine, around.tell)
     footing = replace(footing, machine=machine)
@@ -177,7 +177,7 @@ def _planes(
     config = around.config
     hooks = UplinkHooks(
         announce=lambda: _announce(config, footing.address.url, footing.machine, holdings),
-        heartbeat=lambda: _heartbeat(engine, data_plane, holdings),
+        heartbeat=lambda: _heartbeat(engine, data_plane, holdings, around.clock()),
         renew=footing.renew,
         on_drain=around.on_drain,
         sessions_begun=lambda: data_plane.sessions_begun,
@@ -265,7 +265,7 @@ def _announce(config: WorkerConfig, url: str, machine: Machine, holdings: Holdin
     )
 
 
-def _heartbeat(engine: Engine, data_plane: DataPlane, holdings: Holdings) -> Heartbeat:
+def _heartbeat(engine: Engine, data_plane: DataPlane, holdings: Holdings, now_s: float) -> Heartbeat:
     stats = engine.stats()
     hop_p50_s, hop_p99_s = data_plane.hop_quantiles_s(0.5, 0.99)
     return Heartbeat(
@@ -279,4 +279,5 @@ def _heartbeat(engine: Engine, data_plane: DataPlane, holdings: Holdings) -> Hea
         hop_p99_s=hop_p99_s,
         links=data_plane.links,
         longest_sessions=holdings.longest_sessions(stats.kv_budget_bytes),
+        time_s=now_s,
     )

@@ -25,6 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from worker.kv_cache import BlockKV, KVCache
+from worker.kv_store import write_together
 
 _SESSIONS = "brigade_sessions"
 _ALONE = "brigade_sdpa"
@@ -66,14 +67,10 @@ class BatchCache(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Give each session its share of the new positions."""
-        shares = zip(
-            key_states.split_with_sizes(self.n_tokens, 2),
-            value_states.split_with_sizes(self.n_tokens, 2),
-            strict=True,
-        )
         self._blocks = [cache.blocks[layer_idx] for cache in self._caches]
-        for block, (keys, values) in zip(self._blocks, shares, strict=True):
-            block.write(keys, values)
+        grown = zip(self._blocks, self.n_tokens, strict=True)
+        stores = [block.grow(n_new, key_states, value_states) for block, n_new in grown]
+        write_together(stores, self.starts, self.n_tokens, key_states, value_states)
         if not self._joins_keys:
             return key_states, value_states
         parts = [block.filled() for block in self._blocks]

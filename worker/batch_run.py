@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import structlog
@@ -23,6 +24,8 @@ from protocol.errors import (
     StaleEpochError,
 )
 from worker.kv_cache import KVCache
+from worker.likeliest import likeliest_tokens
+from worker.model_fault import check_handed_on
 from worker.prompt_costs import PromptCosts, RunStep
 from worker.sampling import Sampler
 from worker.stage import Stage, StageInput
@@ -171,8 +174,10 @@ def _run_together(group: Sequence[CheckedStep], measures: Measures) -> list[Step
     if stage.device.type != "cpu":
         torch.accelerator.synchronize(stage.device)  # or sampling would be what waits for the forward
     compute_s = time.perf_counter() - started
+    likeliest = _likeliest(group, tensors)
+    likeliest_s = (time.perf_counter() - started - compute_s) / max(1, len(likeliest))
     results = [
-        _result(one, tensor, n_together=len(group), compute_s=compute_s)
+        _result(one, tensor, likeliest, n_together=len(group), compute_s=compute_s, likeliest_s=likeliest_s)
         for one, tensor in zip(group, tensors, strict=True)
     ]
     if not group[0].session.spec.wants_inputs:
@@ -196,25 +201,44 @@ def _stage_input(one: CheckedStep) -> StageInput:
     )
 
 
+@torch.inference_mode()
+def _likeliest(group: Sequence[CheckedStep], tensors: Sequence[torch.Tensor]) -> dict[int, list[int | None]]:
+    """For the rows of each step that wants nothing but them, by its place in the batch; found all at once."""
+    wanting = {
+        one.index: logits
+        for one, logits in zip(group, tensors, strict=True)
+        if one.step.wants_sample and one.session.sampler is not None and one.session.sampler.wants_likeliest
+    }
+    found = iter(likeliest_tokens(list(wanting.values())))
+    return {index: list(islice(found, len(logits))) for index, logits in wanting.items()}
+
+
 def _result(
-    one: CheckedStep, tensor: torch.Tensor, *, n_together: int, compute_s: float
+    one: CheckedStep,
+    tensor: torch.Tensor,
+    likeliest: dict[int, list[int | None]],
+    *,
+    n_together: int,
+    compute_s: float,
+    likeliest_s: float,
 ) -> StepOutput | BrigadeError:
     step, session = one.step, one.session
     hidden: torch.Tensor | None = None
     tokens: tuple[SampledToken, ...] = ()
     sampling_s = 0.0
-    if step.wants_sample:
-        assert session.sampler is not None
-        began = time.perf_counter()
-        try:
-            tokens = _sampled(tensor, step, session.sampler)
-        except BrigadeError as exc:
-            session.cache.truncate(step.position)
-            return exc
-        sampling_s = time.perf_counter() - began
-    elif session.spec.hands_on or not session.stage.is_last:
-        # whoever keeps it must not keep the others' rows
-        hidden = tensor.cpu() if n_together == 1 else tensor.cpu().clone()
+    try:
+        if step.wants_sample:
+            assert session.sampler is not None
+            began = time.perf_counter()
+            tokens = _sampled(tensor, step, session.sampler, likeliest.get(one.index))
+            sampling_s = time.perf_counter() - began + (likeliest_s if one.index in likeliest else 0.0)
+        elif session.spec.hands_on or not session.stage.is_last:
+            # whoever keeps it must not keep the others' rows
+            hidden = tensor.cpu() if n_together == 1 else tensor.cpu().clone()
+            check_handed_on(hidden, session.stage.blocks, step.position)
+    except BrigadeError as exc:
+        session.cache.truncate(step.position)
+        return exc
     session.n_drafts = step.n_drafts
     return StepOutput(
         session_id=step.session_id,
@@ -226,9 +250,12 @@ def _result(
     )
 
 
-def _sampled(logits: torch.Tensor, step: StepInput, sampler: Sampler) -> tuple[SampledToken, ...]:
+def _sampled(
+    logits: torch.Tensor, step: StepInput, sampler: Sampler, likeliest: Sequence[int | None] | None
+) -> tuple[SampledToken, ...]:
     """The drafts that hold, and the token after them; `logits` (1 + n_drafts, vocab_size) of the last positions."""
     first = step.position + step.n_tokens - step.n_drafts
+    choices = sampler.verify(logits, first, step.drafts, likeliest)
     return tuple(
         SampledToken(
             token_id=choice.token_id,
@@ -237,7 +264,7 @@ def _sampled(logits: torch.Tensor, step: StepInput, sampler: Sampler) -> tuple[S
             logprob=choice.logprob,
             top_logprobs=choice.top_logprobs,
         )
-        for position, choice in enumerate(sampler.verify(logits, first, step.drafts), first)
+        for position, choice in enumerate(choices, first)
     )
 
 

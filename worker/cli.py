@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,17 +12,15 @@ import typer
 from protocol.author_keys import author_key_argument
 from protocol.configured_commands import take_config, taken_from_file
 from protocol.errors import BrigadeError
-from protocol.event_loops import event_loop
 from protocol.exit_codes import EXIT_CANCELLED, EXIT_OK
-from protocol.logs import configure_logs
 from protocol.metrics_address import metrics_address
-from protocol.service_manager import tell_service_manager
 from protocol.version import program_version
 from worker import cli_options as options
 from worker.cli_config import SECTION
 from worker.cli_doctor import doctor
 from worker.config import WorkerConfig, listed_urls, listen_address
 from worker.heap import keep_few_arenas
+from worker.told import printable
 
 app = typer.Typer(
     name="worker",
@@ -101,12 +97,23 @@ def join(
     config = WorkerConfig.from_env(
         secret=secret, secret_file=secret_file, invite=invite, invite_file=invite_file, state=state, **settings
     )
-    configure_logs("worker", is_verbose=verbose)
-    with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_join(config))
+    _serve(config, is_verbose=verbose)
 
 
 take_config(app, SECTION)
+
+
+def _serve(config: WorkerConfig, *, is_verbose: bool) -> None:
+    # these take long to import: not for --help, and not before the settings are known to be good
+    from protocol.event_loops import event_loop
+    from protocol.logs import configure_logs
+
+    configure_logs("worker", is_verbose=is_verbose)
+    keep_few_arenas()
+    from worker.serving import serve_until_stopped  # torch
+
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(serve_until_stopped(config))
 
 
 def _warn_of_arguments(secrets: Mapping[str, str | None], from_file: Container[str]) -> None:
@@ -117,67 +124,6 @@ def _warn_of_arguments(secrets: Mapping[str, str | None], from_file: Container[s
                 f"warning: --{name} shows in `ps`; better set BRIGADE_{name.upper()} or use --{name}-file",
                 file=sys.stderr,
             )
-
-
-async def _join(config: WorkerConfig) -> None:
-    keep_few_arenas()
-    from worker.app import running  # torch takes a second to import: not for --help
-
-    stop = _Stop(asyncio.current_task())
-    with _signals(asyncio.get_running_loop(), stop.on_signal):
-        async with running(config, tell=_say) as worker:
-            stop.joined(worker.departure.ask, worker.departure.hurry)
-            _say(f"joined; {worker.holdings.reason}")
-            tell_service_manager("READY=1")
-            await worker.departure.asked.wait()
-            tell_service_manager("STOPPING=1")
-            _say(f"leaving: {worker.departure.reason}")
-    _say("left")
-
-
-class _Stop:
-    """What a signal does: before the worker has joined, give up; then drain; then, the second time, don't wait."""
-
-    def __init__(self, task: asyncio.Task[Any] | None) -> None:
-        self._task = task
-        self._ask: Callable[[str], None] | None = None
-        self._hurry: Callable[[], None] | None = None
-        self._n_signals = 0
-
-    def joined(self, ask: Callable[[str], None], hurry: Callable[[], None]) -> None:
-        self._ask, self._hurry = ask, hurry
-
-    def on_signal(self) -> None:
-        self._n_signals += 1
-        if self._ask is None or self._hurry is None:
-            if self._task is not None:
-                self._task.cancel()
-        elif self._n_signals == 1:
-            self._ask("the worker was stopped")
-        else:
-            self._hurry()
-
-
-@contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, act)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-def _say(line: str) -> None:
-    """A line for people. What came from elsewhere can't move a terminal's cursor."""
-    with suppress(BrokenPipeError):  # nobody reads it any more: no reason to stop serving
-        print(_printable(line), flush=True)
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -192,6 +138,6 @@ def _exit_code(command: Callable[[], Any]) -> int:
         print("stopped before the worker had joined", file=sys.stderr)
         return EXIT_CANCELLED
     except BrigadeError as exc:
-        print(f"error: {_printable(exc.message)}", file=sys.stderr)
+        print(f"error: {printable(exc.message)}", file=sys.stderr)
         return exc.exit_code
     return EXIT_OK

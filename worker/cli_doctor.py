@@ -47,11 +47,11 @@ def doctor(
     Exit code 0: nothing failed (there may be warnings); 1: a check failed.
     """
     # what a worker that joins needs none of
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from protocol.checks import exit_code_of, report_table  # noqa: PLC0415
-    from worker.doctor import Patient, examine  # noqa: PLC0415
-    from worker.doctor_network import Doorway  # noqa: PLC0415
+    from protocol.checks import exit_code_of, report_table
+    from worker.doctor import Patient, examine
+    from worker.doctor_network import Doorway
 
     host, port = listen_address(listen) if listen is not None else (None, 0)
     if advertise is not None:

@@ -21,6 +21,10 @@ DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 KvPrecisionChoice = Literal["auto", "bfloat16", "int8"]
 
+_NEEDS = {
+    "cuda": "install the torch build for it and its driver",
+    "mps": "that is the GPU of a Mac with Apple silicon",
+}
 _STREAM_BYTES = 128 * 2**20
 """Well over any cache, so that reading it measures memory."""
 _N_SQUARE = 512
@@ -67,8 +71,8 @@ def find_device(choice: DeviceChoice) -> torch.device:
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if (choice == "cuda" and not has_cuda) or (choice == "mps" and not has_mps):
         raise ConfigError(
-            f"--device {choice}: torch {torch.__version__} finds no {choice} device here; install the torch build "
-            "for it and its driver, or say --device cpu"
+            f"--device {choice}: torch {torch.__version__} finds no {choice} device here; {_NEEDS[choice]}, or say "
+            "--device cpu"
         )
     if choice != "auto":
         return torch.device(choice)

@@ -21,6 +21,7 @@ from worker.kv_cache import KVCache
 from worker.loaded_stage import load_stage
 from worker.loading import load_config
 from worker.stage import Stage, StageInput
+from worker.steps import Drafting
 
 MAX_POSITIONS = 4096
 """Of all sessions together: memory for their caches is set aside when the worker starts."""
@@ -48,10 +49,19 @@ class DraftModelInfo:
     name: str
     vocab_size: int
     max_positions: int
-    """The longest text that it knows anything of; longer ones are gone on with without it."""
+    """The longest text that it reads, and there is room for; longer ones are gone on with without it."""
     n_bytes: int
     """Weights, and room for the caches."""
     times: ModelTimes
+
+    def beside(self, vocab_size: int, context_length: int) -> Drafting:
+        """What it can do for a model of such a vocabulary and context."""
+        return Drafting(
+            model=self.name,
+            unfit_because=self.unfit_for(vocab_size),
+            n_positions=self.max_positions,
+            context_length=context_length,
+        )
 
     def unfit_for(self, vocab_size: int) -> str:
         """Why it can't guess for a model of such a vocabulary; empty if it can."""

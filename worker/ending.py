@@ -11,6 +11,7 @@ from protocol.errors import (
     DeadlineExceededError,
     ErrorBody,
     HopLostError,
+    ModelFaultError,
     OverloadedError,
 )
 from protocol.ids import WorkerId
@@ -76,15 +77,27 @@ def ended_by_neighbour(said: SessionEnded, neighbour: WorkerId, source: Party) -
 
 
 def ended_by_close(
-    reason: CloseReason, worker_id: WorkerId, source: Party | None, finish_reason: FinishReason | None = None
+    reason: CloseReason,
+    worker_id: WorkerId,
+    source: Party | None,
+    finish_reason: FinishReason | None = None,
+    error_code: str = "",
 ) -> Ending:
-    """The ending after somebody closed the session; `worker_id` is the worker to blame, if it failed."""
+    """The ending after somebody closed the session; `worker_id` is the worker to blame, if it failed.
+
+    `error_code`: as it came from a neighbour; of all codes only that of a model's fault counts.
+    """
     error: BrigadeError
     match reason:
         case "finished" | "cancelled":
             error = CancelledByClientError("the generation was taken back")
         case "deadline":
             error = DeadlineExceededError("the generation took longer than its deadline")
+        case "failed" if error_code == ModelFaultError.code:
+            error = ModelFaultError(
+                f"blocks of the model at worker {worker_id}, an earlier one of the route, gave values that are NaN "
+                "or infinite: the model's weights are damaged"
+            )
         case "failed" | "lost":
             error = HopLostError("an earlier worker of the route failed or went away: ask for another route")
     body = error.body()
@@ -103,13 +116,18 @@ def blame_to_tell(ending: Ending, teller: WorkerId) -> WorkerId | None:
     return ending.worker_id if is_others else None
 
 
+def error_code_to_tell(ending: Ending) -> str:
+    """What `CloseSession` has to say of the error, so that nobody is blamed for a model's fault."""
+    return ModelFaultError.code if ending.error.code == ModelFaultError.code else ""
+
+
 def keeps_cache(ending: Ending) -> bool:
     """Whether what was computed here may be of use: to the same generation by another route, or to a later one.
 
-    Not if there was no memory for it here.
+    Not if there was no memory for it here, or the blocks here are broken.
     """
     is_own = ending.source is None
-    return not (is_own and ending.error.code == OverloadedError.code)
+    return not (is_own and ending.error.code in (OverloadedError.code, ModelFaultError.code))
 
 
 def parties_to_tell(ending: Ending) -> frozenset[Party]:

@@ -33,6 +33,7 @@ from worker.heap import give_back_free_memory
 from worker.loaded_stage import load_stage
 from worker.quantised_cache import QuantisedCache
 from worker.sampling import Sampler, check_token_ids
+from worker.screening import NO_SCREENING, Screening
 from worker.screening_trial import settle_screening
 from worker.spare_time import SpareTime
 from worker.stage import Stage
@@ -93,7 +94,7 @@ class EngineCore:
         if request.key in self.spans:
             return self.spans[request.key][1]
         started = time.perf_counter()
-        stage, kv_bytes_by_block = self._loaded_stage(request)
+        stage, kv_bytes_by_block, screening = self._loaded_stage(request)
         uncompiled_because = "" if request.compiling is None else _compiled(stage, request.compiling)
         loaded = LoadedSpan(
             key=request.key,
@@ -107,7 +108,8 @@ class EngineCore:
             unconstrained_because=why_unconstrained() if stage.is_last else "",
             unbatched_because=stage.batching.because,
             unpacked_because=stage.unpacked_because,
-            drafting=self._drafting(stage),
+            screening=screening,
+            drafting=self._drafting(stage, request.context_length),
             is_compiled=request.compiling is not None and not uncompiled_because,
             uncompiled_because=uncompiled_because,
             is_encoder=stage.is_encoder,
@@ -122,8 +124,8 @@ class EngineCore:
         """Do some of what serves later steps, for a time when nobody waits; whether there is more of it."""
         return self.spare_time.do_some(self.measures)
 
-    def _loaded_stage(self, request: LoadRequest) -> tuple[Stage, tuple[int, ...]]:
-        """The span, and the bytes that a position takes in the cache of each of its blocks."""
+    def _loaded_stage(self, request: LoadRequest) -> tuple[Stage, tuple[int, ...], Screening]:
+        """The span, the bytes that a position takes in each block's cache, and whether its head screens."""
         blocks = request.key.blocks
         try:
             stage = load_stage(
@@ -137,15 +139,14 @@ class EngineCore:
             )
             kv_bytes_by_block = stage.kv_bytes_by_block(self.kv_precision)
             settle_batching(stage)
-            if request.compiling is None:
-                settle_screening(stage, request.cache_bytes)
+            screening = NO_SCREENING if request.compiling else settle_screening(stage, request.cache_bytes)
         except (MemoryError, torch.OutOfMemoryError) as exc:
             raise OverloadedError(f"blocks {blocks} don't fit into the memory of {self.device}") from exc
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
             if is_device_broken(exc):
                 raise
             raise UntrustedFileError(f"blocks {blocks} of this architecture can't be run: {exc}") from exc
-        return stage, kv_bytes_by_block
+        return stage, kv_bytes_by_block, screening
 
     def unload(self, key: SpanKey) -> None:
         """Drop a span; nothing happens if it isn't loaded.
@@ -255,11 +256,10 @@ class EngineCore:
                 yield index, exc
         yield from run_steps(ready, self.measures)
 
-    def _drafting(self, stage: Stage) -> Drafting | None:
+    def _drafting(self, stage: Stage, context_length: int) -> Drafting | None:
         if self.draft_model is None or not stage.is_first or stage.is_encoder:
             return None
-        info = self.draft_model.info
-        return Drafting(model=info.name, unfit_because=info.unfit_for(stage.vocab_size))
+        return self.draft_model.info.beside(stage.vocab_size, context_length)
 
     def _session(self, session_id: SessionId) -> CoreSession:
         if session_id not in self.sessions:

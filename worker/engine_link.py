@@ -12,7 +12,7 @@ from typing import Any
 from protocol.errors import BrigadeError, DrainingError, InternalError
 from protocol.ids import SessionId
 from worker.engine_core import EngineCore
-from worker.engine_thread import Call, EngineThread, Step, Stop
+from worker.engine_thread import Call, EngineThread, Step, Steps, Stop
 from worker.loop_reply import LoopReply
 from worker.steps import StepInput, StepOutput
 
@@ -36,6 +36,9 @@ class EngineLink:
         )
         self._on_failed = on_failed
         self._outstanding: set[asyncio.Future[Any]] = set()
+        self._arrived: list[Step] = []
+        """Steps that go to the thread when the loop is done with what it has ready: all at once, or a group that
+        came at once would be taken for one that comes bit by bit, and run in parts."""
 
     def start(self) -> None:
         """Begin."""
@@ -83,6 +86,7 @@ class EngineLink:
         With `drops_session`, that session's pending steps fail with `drop_error` before.
         """
         reply = self._new_reply()
+        self._hand_in()
         self._thread.inbox.put(Call(act, reply, drops_session, drop_error))
         return reply.future
 
@@ -91,8 +95,18 @@ class EngineLink:
         reply = self._new_reply()
         self.n_pending_steps += 1
         reply.future.add_done_callback(self._step_done)
-        self._thread.inbox.put(Step(step, reply))
+        if not self._arrived:
+            self._loop.call_soon(self._hand_in)
+        self._arrived.append(Step(step, reply))
         return reply.future
+
+    def _hand_in(self) -> None:
+        """Give the thread what came since."""
+        if len(self._arrived) == 1:
+            self._thread.inbox.put(self._arrived[0])
+        elif self._arrived:
+            self._thread.inbox.put(Steps(tuple(self._arrived)))
+        self._arrived.clear()
 
     def _new_reply(self) -> LoopReply:
         self.check()

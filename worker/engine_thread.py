@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,8 +67,19 @@ class Step:
         return ReadyStep(self.step.session_id, self.step.n_tokens, self.step.n_drafts)
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps that came at once: together they wake the thread once."""
+
+    steps: Sequence[Step]
+
+
 class Stop:
     """Leave the loop; what is pending is not run."""
+
+
+Item = Call | Step | Steps | Stop
+"""What the thread is told."""
 
 
 class EngineThread:
@@ -82,7 +93,7 @@ class EngineThread:
         max_batch_tokens: int,
         on_exit: Callable[[BaseException | None], None],
     ) -> None:
-        self.inbox: queue.SimpleQueue[Call | Step | Stop] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._core = core
         self._n_threads = n_threads
         self._max_batch_tokens = max_batch_tokens
@@ -129,7 +140,7 @@ class EngineThread:
             if not self._take(item):
                 return False
 
-    def _next(self) -> Call | Step | Stop:
+    def _next(self) -> Item:
         """Wait for something to do, and use the time if there is nothing for a while."""
         if not self._is_rested:
             try:
@@ -161,22 +172,28 @@ class EngineThread:
                 until_s = gather_until(began_s, time.monotonic(), group_s, self._decode_step_s)
         return True
 
-    def _take(self, item: Call | Step | Stop) -> bool:
-        """Carry out a call, keep a step for a batch; False if told to stop."""
+    def _take(self, item: Item) -> bool:
+        """Carry out a call, keep steps for a batch; False if told to stop."""
         self._is_rested = False
         match item:
             case Stop():
                 return False
             case Step():
-                self._ready.append(item)
-                session = self._core.sessions.get(item.step.session_id)
-                if session is not None:
-                    self._turns.begun(item.step.session_id, session.spec.tenant)
-                    if item.as_ready().is_decode:
-                        self._decoding[item.step.session_id] = session.spec.n_hops
+                self._keep(item)
+            case Steps():
+                for step in item.steps:
+                    self._keep(step)
             case Call():
                 self._carry_out(item)
         return True
+
+    def _keep(self, item: Step) -> None:
+        self._ready.append(item)
+        session = self._core.sessions.get(item.step.session_id)
+        if session is not None:
+            self._turns.begun(item.step.session_id, session.spec.tenant)
+            if item.as_ready().is_decode:
+                self._decoding[item.step.session_id] = session.spec.n_hops
 
     def _carry_out(self, call: Call) -> None:
         if call.drops_session is not None and call.drop_error is not None:

@@ -10,9 +10,16 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from protocol.control_messages import Assign, SpanAssignment, SpanReport, SpanState, SpanStatus
-from protocol.ids import BlockRange, FileHash, ModelName, Revision
+from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
+from worker.ready_words import exact_line, note_of, ready_lines
 from worker.steps import LoadedSpan, SpanKey
+from worker.wire import WireChoice, why_exact_to
+
+_MAX_EXACT_NEIGHBOURS = 8
+"""Of those that are too old for what was asked, so many are named: the ones met last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +34,9 @@ class HeldSpan:
 class Holdings:
     """Spans wanted and loaded, their states, and the files held."""
 
-    def __init__(self) -> None:
+    def __init__(self, wire: WireChoice = "auto") -> None:
+        """`wire`: how the operator wants hidden states to be handed on."""
+        self._wire = wire
         self.epoch = 0
         """Of the assignment in force; 0 if there is none."""
         self.wanted: tuple[SpanAssignment, ...] = ()
@@ -37,6 +46,8 @@ class Holdings:
         """Model files that peers can have from here."""
         self._held: dict[SpanKey, HeldSpan] = {}
         self._statuses: dict[SpanAssignment, SpanStatus] = {}
+        self._ready_as: dict[SpanAssignment, SpanKey] = {}
+        self._exact_because: dict[WorkerId, str] = {}
         self._unwanted: tuple[SpanAssignment, ...] = ()
         self._version = 0
         self._changed = asyncio.Event()
@@ -95,14 +106,25 @@ class Holdings:
         for span in assignment.spans:
             kept.setdefault(span, _status(span, "downloading", "assigned just now; next: find out what is missing"))
         self._statuses = kept
+        self._ready_as = {span: key for span, key in self._ready_as.items() if span in kept}
         self._touch()
         return True
 
-    def set_status(
-        self, span: SpanAssignment, state: SpanState, reason: str, progress: float = 0.0, note: str = ""
-    ) -> bool:
+    def set_status(self, span: SpanAssignment, state: SpanState, reason: str, progress: float = 0.0) -> bool:
         """Set what is said of a wanted span; whether that changed anything (an unwanted span's doesn't)."""
-        status = _status(span, state, reason, progress, note)
+        return self._set(span, _status(span, state, reason, progress))
+
+    def set_ready(self, span: SpanAssignment, key: SpanKey) -> bool:
+        """Say that a wanted span is loaded, as `key`; whether that is news."""
+        by_block = self._held[key].loaded.kv_bytes_by_block
+        is_uneven = len(set(by_block)) > 1
+        self._ready_as[span] = key
+        status = msgspec.structs.replace(
+            _status(span, "ready", "", 1.0, self.note_of(key)), kv_bytes_by_block=by_block if is_uneven else ()
+        )
+        return self._set(span, status)
+
+    def _set(self, span: SpanAssignment, status: SpanStatus) -> bool:
         if span not in self.wanted or self._statuses[span] == status:
             return False
         self._statuses[span] = status
@@ -128,30 +150,27 @@ class Holdings:
 
     def note_of(self, key: SpanKey) -> str:
         """What operators should know of a span that is held; mostly nothing."""
-        loaded, notes = self._held[key].loaded, []
-        if loaded.unbatched_because:
-            notes.append(f"its sessions run one at a time: {loaded.unbatched_because}")
-        if loaded.unpacked_because:
-            notes.append(f"slower than it might be: {loaded.unpacked_because}")
-        if loaded.is_compiled:
-            notes.append("compiled for single streams")
-        if loaded.uncompiled_because:
-            notes.append(f"isn't compiled: {loaded.uncompiled_because}")
-        if loaded.unconstrained_because:
-            notes.append(f"holds no answer to a constraint: {loaded.unconstrained_because}")
-        if loaded.drafting is not None:
-            model, because = loaded.drafting.model, loaded.drafting.unfit_because
-            notes.append(f"doesn't draft: {because}" if because else f"drafts with {model} where that pays")
-        return "; ".join(notes)
+        return note_of(self._held[key].loaded, self._wire, self._exact_because.values())
 
-    def caches_of(self, key: SpanKey, kv_budget_bytes: int) -> str:
-        """What keys and values of a span that is held are kept in, and for how many positions there is room."""
+    def neighbour_met(self, worker_id: WorkerId, version: str) -> str:
+        """A worker that states go to speaks so; the line to tell people if int8 is asked for and can't be, once."""
+        because = why_exact_to(self._wire, worker_id, version)
+        if because == self._exact_because.get(worker_id, ""):
+            return ""
+        self._exact_because.pop(worker_id, None)
+        if because:
+            self._exact_because[worker_id] = because
+        for stale in list(self._exact_because)[:-_MAX_EXACT_NEIGHBOURS]:
+            del self._exact_because[stale]
+        for span, key in self._ready_as.items():
+            if key in self._held and span in self.wanted and self._statuses[span].state == "ready":
+                self.set_ready(span, key)
+        return exact_line(because) if because else ""
+
+    def ready_lines(self, span: SpanAssignment, key: SpanKey, device: str, kv_budget_bytes: int) -> list[str]:
+        """What is told once a wanted span can be used, and which options do nothing for it."""
         loaded = self._held[key].loaded
-        if loaded.is_encoder:
-            room = kv_budget_bytes // loaded.kv_bytes_per_position(key.blocks, hands_on=True)
-            return f"an encoder, room for texts of {room:,} positions together"
-        room = kv_budget_bytes // loaded.kv_bytes_per_position(key.blocks)
-        return f"caches in {loaded.kv_precision}, room for {room:,} positions"
+        return ready_lines(span, loaded, device=device, wire=self._wire, kv_budget_bytes=kv_budget_bytes)
 
     def longest_sessions(self, kv_budget_bytes: int) -> dict[ModelName, int]:
         """Positions that one session of each model can have here; nothing while spans are loaded, which passes."""

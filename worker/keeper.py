@@ -138,11 +138,10 @@ class Keeper:
             key = self._limits.key(span)
             if key in self._loaded:
                 self._holdings.add_name(key, span.model)
-                note = self._holdings.note_of(key)
-                if self._holdings.set_status(span, "ready", "", 1.0, note):
-                    held = f"blocks {span.blocks} of {span.model} in {key.held_as} on {self._engine.device}"
-                    caches = self._holdings.caches_of(key, self._engine.stats().kv_budget_bytes)
-                    self._tell("; ".join(filter(None, (f"ready: {held}", caches, note))))
+                if self._holdings.set_ready(span, key):
+                    device, n_bytes = str(self._engine.device), self._engine.stats().kv_budget_bytes
+                    for line in self._holdings.ready_lines(span, key, device, n_bytes):
+                        self._tell(line)
 
     async def _attempt(self, duty: FetchManifest | Download | Load) -> None:
         """Do it; a failure is said and dated, and the loop goes on."""

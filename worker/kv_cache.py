@@ -58,14 +58,23 @@ class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
         Raises:
             InternalError: more positions than were reserved.
         """
-        end = self.length + key_states.shape[2]
+        start = self.length
+        self.grow(key_states.shape[2], key_states, value_states).write(start, key_states, value_states)
+
+    def grow(self, n_new: int, key_states: torch.Tensor, value_states: torch.Tensor) -> KVStore:
+        """Count `n_new` positions more; the store that the caller has to write them to. It is for such states.
+
+        Raises:
+            InternalError: more positions than were reserved.
+        """
+        end = self.length + n_new
         if end > self.capacity:
             raise InternalError(f"position {end} of a session that reserved {self.capacity}")
         if self.store is None:
             self.lazy_initialization(key_states, value_states)
         assert self.store is not None
-        self.store.write(self.length, key_states, value_states)
         self.length = end
+        return self.store
 
     def filled(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of all positions written; they may be views, valid until the next write."""

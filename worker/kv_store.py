@@ -14,6 +14,7 @@ import copy
 import math
 import mmap
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -26,6 +27,8 @@ _ALIGNMENT_BYTES = 64
 """Of each tensor: a cache line, and what vector instructions like."""
 _TINY_BYTES = 16 * 1024
 """Of a block of one session: a few pages; the number of mappings that a process may have is limited, too."""
+_KEYS_AND_VALUES = [1, 1]
+"""Of the first dimension of a tensor that holds both."""
 _LEAST = 1e-30
 """Taken for the largest of a group of zeros: they are divided by its scale."""
 
@@ -36,7 +39,7 @@ class KVStore(ABC):
     dtype: torch.dtype
     """What is computed in."""
     tensors: tuple[torch.Tensor, ...]
-    """(1, heads, capacity, ...) each."""
+    """(1 or 2, heads, capacity, ...) each."""
 
     @abstractmethod
     def write(self, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -63,25 +66,38 @@ class KVStore(ABC):
 
 
 class FloatStore(KVStore):
-    """Keys and values in a float type."""
+    """Keys and values in a float type; in one tensor, (2, heads, capacity, width), where their shapes are equal."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, capacity: int, held_as: torch.dtype) -> None:
         """Empty, for keys and values that look like these."""
         self.dtype = keys.dtype
-        shapes = [(*one.shape[:2], capacity, one.shape[3]) for one in (keys, values)]
-        self.tensors = _buffers(keys, *((shape, held_as) for shape in shapes))
+        both = (2, *keys.shape[1:]) if keys.shape == values.shape else None
+        shapes = [both] if both is not None else [keys.shape, values.shape]
+        wanted = [((*shape[:2], capacity, shape[3]), held_as) for shape in shapes]
+        self.tensors = _buffers(keys, *wanted)
+        self.is_joined = both is not None
 
     def write(self, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keep keys and values (1, heads, tokens, width) from position `start` on."""
-        n_new = keys.shape[2]
-        kept_keys, kept_values = self.tensors
-        kept_keys.narrow(2, start, n_new).copy_(keys)
-        kept_values.narrow(2, start, n_new).copy_(values)
+        for place, new in zip(self._parts(start, keys.shape[2]), (keys, values), strict=True):
+            place.copy_(new)
+
+    def place(self, start: int, n_new: int) -> torch.Tensor:
+        """Where both of `n_new` positions from `start` on lie, (2, heads, n_new, width), if they lie together."""
+        return self.tensors[0].narrow(2, start, n_new)
 
     def read(self, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values before position `end`: views, if they are kept in what is computed in."""
-        keys, values = self.tensors
-        return keys.narrow(2, 0, end).to(self.dtype), values.narrow(2, 0, end).to(self.dtype)
+        keys, values = self._parts(0, end)
+        if keys.dtype is self.dtype:
+            return keys, values
+        return keys.to(self.dtype), values.to(self.dtype)
+
+    def _parts(self, start: int, n_positions: int) -> Sequence[torch.Tensor]:
+        """Views of the keys and of the values there, (1, heads, n_positions, width) each."""
+        if self.is_joined:
+            return self.tensors[0].narrow(2, start, n_positions).split_with_sizes(_KEYS_AND_VALUES)
+        return [tensor.narrow(2, start, n_positions) for tensor in self.tensors]
 
 
 class CodeStore(KVStore):
@@ -123,6 +139,25 @@ def new_store(keys: torch.Tensor, values: torch.Tensor, capacity: int, held_as: 
     if held_as == "int8":
         return CodeStore(keys, values, capacity)
     return FloatStore(keys, values, capacity, keys.dtype if held_as is None else getattr(torch, held_as))
+
+
+def write_together(
+    stores: Sequence[KVStore],
+    starts: Sequence[int],
+    n_new: Sequence[int],
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> None:
+    """Keep keys and values (1, heads, sum of `n_new`, width): of each store as many positions from its start on."""
+    joined = [store for store in stores if isinstance(store, FloatStore) and store.is_joined]
+    if len(joined) == len(stores):
+        both = torch.cat((keys, values))  # (2, heads, sum of n_new, width)
+        places = [store.place(start, n) for store, start, n in zip(joined, starts, n_new, strict=True)]
+        torch._foreach_copy_(places, both.split_with_sizes(n_new, 2))
+        return
+    shares = zip(keys.split_with_sizes(n_new, 2), values.split_with_sizes(n_new, 2), strict=True)
+    for store, start, share in zip(stores, starts, shares, strict=True):
+        store.write(start, *share)
 
 
 def _buffers(like: torch.Tensor, *wanted: tuple[tuple[int, ...], torch.dtype]) -> tuple[torch.Tensor, ...]:

@@ -59,12 +59,17 @@ class Machine:
 
 
 def measured(config: WorkerConfig) -> Machine:
-    """Find and measure the device. Blocks, for most of a second."""
+    """Find and measure the device. Blocks, for most of a second.
+
+    Raises:
+        ConfigError: the device isn't there, or can't do what it is to do; the message says what it can.
+    """
     device = find_device(config.device)
     if config.n_threads is not None:
         torch.set_num_threads(config.n_threads)  # this thread's: the engine's sets its own
     profile = measure_device(device)
     memory = config.memory_bytes or duties.default_memory_bytes(profile.free_memory_bytes)
+    _check_cache_memory(config.kv_memory_bytes, memory, "can be used")
     return Machine(
         profile=profile,
         precision=chosen_precision(config.precision, profile),
@@ -90,7 +95,11 @@ def engine_on(config: WorkerConfig, machine: Machine, quantised: QuantisedCache)
 async def beside_draft_model(
     config: WorkerConfig, machine: Machine, engine: Engine, tell: Callable[[str], None]
 ) -> Machine:
-    """The machine with the memory that the draft model leaves, once that is loaded."""
+    """The machine with the memory that the draft model leaves, once that is loaded.
+
+    Raises:
+        ConfigError: it can't be used, or leaves nothing for weights.
+    """
     if config.draft_model is None:
         return machine
     request = DraftModelRequest(
@@ -103,6 +112,7 @@ async def beside_draft_model(
             f"--draft-model {config.draft_model} takes {model.n_bytes / 1e6:,.0f} MB, caches included, of "
             f"{machine.memory_bytes / 1e6:,.0f} MB: name a smaller one, or give more with --memory"
         )
+    _check_cache_memory(config.kv_memory_bytes, left, "the draft model leaves")
     engine.resize_kv_budget(duties.kv_budget_bytes(left, 0, config.kv_memory_bytes))
     tell(
         f"drafts with {model.name} where that pays: {model.n_bytes / 1e6:,.0f} MB, "
@@ -120,3 +130,12 @@ def keeper_limits(config: WorkerConfig, machine: Machine) -> KeeperLimits:
         drain_s=config.drain_s,
         quantization=machine.quantization,
     )
+
+
+def _check_cache_memory(kv_memory_bytes: int | None, memory_bytes: int, which: str) -> None:
+    """Refuse caches that take all of the memory; `which` says what memory that is."""
+    if kv_memory_bytes is not None and kv_memory_bytes >= memory_bytes:
+        raise ConfigError(
+            f"--kv-memory of {kv_memory_bytes / 1e6:,.1f} MB leaves nothing for weights of the "
+            f"{memory_bytes / 1e6:,.1f} MB that {which}: say less, or more with --memory"
+        )

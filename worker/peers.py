@@ -56,12 +56,15 @@ class Peers:
         credentials: CredentialsHolder,
         tasks: asyncio.TaskGroup,
         wire: WireChoice = "auto",
+        met: Callable[[WorkerId, str], None] = lambda _worker_id, _version: None,
     ) -> None:
+        """`met` is told of each worker that was dialled, and the version that it speaks."""
         self.handle: Callable[[Connection, Frame], None] = _refuse_early
         """Takes the frames that come back; set once by the owner, before the first connection."""
         self._credentials = credentials
         self._tasks = tasks
         self._wire = wire
+        self._met = met
         self._slots: dict[WorkerId, _Slot] = {}
         self._open: set[Connection] = set()
         self._is_closed = False
@@ -184,6 +187,7 @@ class Peers:
             socket, peer=worker_id, label=f"worker {worker_id}", version=version, wire=self._wire
         )
         self._open.add(connection)
+        self._met(worker_id, version)
         self._tasks.create_task(self._run(connection), name=f"peer {worker_id}")
         return connection
 

@@ -22,9 +22,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from protocol.errors import InternalError, InvalidRequestError, ProtocolError
+from protocol.errors import InvalidRequestError, ProtocolError
 from protocol.messages import SamplingParams
 from worker.grammar import Grammar
+from worker.likeliest import likeliest_tokens
+from worker.model_fault import logits_fault
 
 _NO_IDS: Any = torch.zeros((1, 0), dtype=torch.long)
 """The warpers are told earlier tokens and don't look at them."""
@@ -75,18 +77,29 @@ class Sampler:
         """Whether the token ends the generation."""
         return token_id in self._stop_token_ids
 
-    def verify(self, logits: torch.Tensor, position: int, drafts: Sequence[int]) -> list[Choice]:
+    def verify(
+        self,
+        logits: torch.Tensor,
+        position: int,
+        drafts: Sequence[int],
+        likeliest: Sequence[int | None] | None = None,
+    ) -> list[Choice]:
         """Choose the tokens from `position` on, as far as the `drafts` for them hold, and the one that follows.
 
         Each is chosen as if the ones before had been run alone, so the answer is the same with drafts and without;
         for a guess that is certain of itself this is the rejection rule of speculative sampling (Leviathan et al.
         2023). A guess that the grammar doesn't allow is never chosen, so it doesn't hold. Ends at a stop token.
         `logits` (1 + len(drafts), vocab_size) are of the positions from the one before `position` on. Raises as
-        `sample` does.
+        `sample` does. `likeliest`: what `likeliest_tokens` gave for them, if that was asked already.
         """
         choices: list[Choice] = []
+        if self.wants_likeliest and likeliest is None:
+            likeliest = likeliest_tokens([logits])
         for index, row in enumerate(logits):
-            choices.append(self.sample(row, position + index))
+            if likeliest is None:
+                choices.append(self.sample(row, position + index))
+            else:
+                choices.append(self._likeliest(likeliest[index], position + index))
             chosen = choices[-1].token_id
             if index == len(drafts) or chosen != drafts[index] or self.is_stop(chosen):
                 break
@@ -100,15 +113,14 @@ class Sampler:
 
         Raises:
             ProtocolError: a penalty or a grammar is wanted and earlier tokens aren't known.
-            InternalError: the logits aren't finite; the weights, or a stage before this one, are broken.
+            ModelFaultError: the logits aren't finite: what came was, so the weights here are broken.
             InvalidRequestError: the grammar allows nothing here, or finding out takes too much.
         """
         if self.wants_likeliest:
-            likeliest = _likeliest(logits.to(torch.float32), position)
-            self._took(likeliest, position)
-            return Choice(token_id=likeliest)
+            return self._likeliest(likeliest_tokens([logits.unsqueeze(0)])[0], position)
         raw: Any = logits.to("cpu", torch.float32).unsqueeze(0)  # (1, vocab)
-        _check_finite(position, is_finite=bool(torch.isfinite(raw.sum())))
+        if not torch.isfinite(raw.sum()):
+            raise logits_fault(position)
         scores = self._changed(raw, position)
         if self.params.temperature == 0.0:
             token_id = int(scores.argmax())
@@ -117,6 +129,12 @@ class Sampler:
             token_id = int(torch.multinomial(probabilities, 1, generator=generator_for(self.params.seed, position)))
         self._took(token_id, position)
         return self._choice(raw[0], token_id)
+
+    def _likeliest(self, token_id: int | None, position: int) -> Choice:
+        if token_id is None:
+            raise logits_fault(position)
+        self._took(token_id, position)
+        return Choice(token_id=token_id)
 
     def _took(self, token_id: int, position: int) -> None:
         del self._token_ids[position:]
@@ -164,18 +182,6 @@ class Sampler:
             logprob=float(logprobs[token_id]),
             top_logprobs=tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
         )
-
-
-def _likeliest(logits: torch.Tensor, position: int) -> int:
-    """The likeliest token by `logits` (vocab_size,), wherever those are: two numbers are copied, at once."""
-    found: list[int] = torch.stack([logits.argmax(), torch.isfinite(logits.sum()).long()]).tolist()
-    _check_finite(position, is_finite=bool(found[1]))
-    return found[0]
-
-
-def _check_finite(position: int, *, is_finite: bool) -> None:
-    if not is_finite:
-        raise InternalError(f"the logits for position {position} are not finite: broken weights or a broken stage")
 
 
 def check_token_ids(params: SamplingParams, prompt_token_ids: Sequence[int], vocab_size: int) -> None:

@@ -31,6 +31,7 @@ from worker.limits import Limits
 from worker.peers import DATA_PATH, Peers
 from worker.session_parts import Shared
 from worker.sessions import Sessions
+from worker.told import say
 from worker.wire import WireChoice
 
 log = structlog.get_logger(__name__)
@@ -77,7 +78,9 @@ class DataPlane:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        self._peers = Peers(credentials=self._credentials, tasks=self._tasks, wire=self._wire)
+        self._peers = Peers(
+            credentials=self._credentials, tasks=self._tasks, wire=self._wire, met=self._neighbour_met
+        )
         self._sessions = Sessions(
             shared=Shared(
                 engine=self._engine,
@@ -155,6 +158,10 @@ class DataPlane:
         except TimeoutError:
             log.warning("drain_cut_short", n_sessions=self.n_sessions, deadline_s=deadline_s)
             await self._stop_sessions(self._sessions)
+
+    def _neighbour_met(self, worker_id: WorkerId, version: str) -> None:
+        if line := self._holdings.neighbour_met(worker_id, version):
+            say(line)
 
     async def _stop_serving(self, _app: web.Application | None = None) -> None:
         """End sessions, tell everybody, close the connections that others opened. Idempotent."""

@@ -32,9 +32,11 @@ from worker.ending import (
     FinishReason,
     Party,
     blame_to_tell,
+    blamed,
     ended_by_close,
     ended_by_error,
     ended_by_neighbour,
+    error_code_to_tell,
     keeps_cache,
     outcome,
     parties_to_tell,
@@ -142,6 +144,11 @@ class Session:
             self._hop.add_credit(message.n_steps)
         except ProtocolError as exc:
             self.fail(exc)
+
+    def take_close(self, close: CloseSession) -> None:
+        """The opener closed the session, and says why."""
+        to_blame = blamed(close, self.opener.peer) or self._worker_id
+        self.stop(ended_by_close(close.reason, to_blame, "opener", close.finish_reason, close.error_code))
 
     def close(
         self,
@@ -262,6 +269,7 @@ class Session:
             reason=ending.reason,
             worker_id=blame_to_tell(ending, self._worker_id),
             finish_reason=ending.finish_reason,
+            error_code=error_code_to_tell(ending),
         )
         connections: dict[Party, Connection | None] = {
             "opener": self.opener,

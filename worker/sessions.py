@@ -246,8 +246,7 @@ class Sessions:
         if session is None:
             return
         if session.opener is connection:
-            blame = blamed(message, connection.peer)
-            session.close(message.reason, "opener", blame=blame, finish_reason=message.finish_reason)
+            session.take_close(message)
         elif session.tail_client is connection:
             is_believed = message.reason == "failed" or (
                 session.ticket.gives_states and message.reason == "finished"

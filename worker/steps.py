@@ -11,6 +11,7 @@ from protocol.ids import BlockRange, Revision, SessionId
 from protocol.messages import KvPrecision, Precision, Quantization, SamplingParams, SharedPrefix, WeightFormat
 from worker.fairness import UNLABELLED, Tenant
 from worker.grammar import TokenizerSource
+from worker.screening import NO_SCREENING, Screening
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,10 @@ class Drafting:
     model: str
     unfit_because: str
     """Why it can't guess for this one; empty if it can."""
+    n_positions: int = 0
+    """The longest text that it reads."""
+    context_length: int = 0
+    """The longest text that the span's model takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,7 @@ class LoadedSpan:
     """Why its sessions run one at a time; empty if they run together."""
     unpacked_because: str = ""
     """Why its codes are unpacked for each product, which takes longer; empty if they aren't."""
+    screening: Screening = NO_SCREENING
     drafting: Drafting | None = None
     """Of a worker with a draft model, if sessions begin here."""
     is_compiled: bool = False
@@ -97,6 +103,11 @@ class LoadedSpan:
     """Where the model's tokenizer is, for sessions that are held to a constraint."""
     unconstrained_because: str = ""
     """Why answers that end here can't be held to one; empty if they can."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Values of one position's hidden states."""
+        return self.hidden_bytes // (4 if self.key.precision == "float32" else 2)
 
     def kv_bytes_per_position(self, blocks: BlockRange, *, hands_on: bool = False) -> int:
         """Bytes that one position in `blocks`, a part of the span, takes: its cache, and what is sent onwards.

@@ -38,6 +38,20 @@ def group_of(choice: WireChoice, states: torch.Tensor, *, version: str, bytes_pe
     return next((group for group in GROUPS if states.shape[1] % group == 0), 0)
 
 
+def why_exact(choice: WireChoice, hidden_size: int) -> str:
+    """Why states of so many values never go as int8, though that was asked for; empty if they do."""
+    if choice != "int8" or any(hidden_size % group == 0 for group in GROUPS):
+        return ""
+    return f"int8 has a scale for each {GROUPS[-1]} values, and this model's hidden size is {hidden_size}"
+
+
+def why_exact_to(choice: WireChoice, peer: str, version: str) -> str:
+    """Why states never go as int8 to this worker, which speaks so old a version; empty if they do."""
+    if choice != "int8" or knows(Step, "group", version):
+        return ""
+    return f"worker {peer} speaks protocol {version}, which has no int8: upgrade it"
+
+
 def packed(states: torch.Tensor, group: int) -> bytes:
     """The codes of all groups, row by row, and then their scales (float32)."""
     groups = states.float().reshape(-1, group)

@@ -15,6 +15,7 @@ from client.gateway.faults import ModelNotFoundError
 from client.gateway.keys import CLIENTS, CONFIG, METRICS
 from client.gateway.metrics import Operation
 from client.gateway.openai_shapes import TokenBytesOf
+from client.gateway.rates import note_rates
 from client.gateway.turns import TurnEvent
 from protocol.error_forms import repeated
 from protocol.errors import InvalidRequestError, NotFoundError
@@ -60,6 +61,7 @@ async def embedded(
     metrics = request.app[METRICS]
     with metrics.timed("embeddings", model):
         found = await client.embed(model, texts, timeout_s=request.app[CONFIG].timeout_s, **options)
+    note_rates(found)
     metrics.used("embeddings", model, n_prompt_tokens=found.n_tokens)
     return found
 

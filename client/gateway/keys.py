@@ -12,7 +12,7 @@ from client.gateway.clients import ClientPool
 from client.gateway.config import GatewayConfig
 from client.gateway.gate import Gate
 from client.gateway.metrics import GatewayMetrics
-from client.gateway.rates import RateHeaders, no_rate_headers
+from client.gateway.rates import RateHeaders
 from protocol.errors import BrigadeError
 
 
@@ -24,7 +24,7 @@ class ErrorShape:
     """Of the paths that are answered so; the longest that fits counts."""
     body: Callable[[BrigadeError], bytes]
     status: Callable[[BrigadeError], int]
-    rate_headers: RateHeaders = no_rate_headers
+    rate_headers: RateHeaders
 
 
 CONFIG = web.AppKey("config", GatewayConfig)

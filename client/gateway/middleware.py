@@ -15,11 +15,18 @@ from client.gateway.body_room import KEPT_BODY
 from client.gateway.callers import caller_key
 from client.gateway.faults import FieldError
 from client.gateway.keys import BODY_ROOM, CONFIG, GATE, METRICS, NAMES, REQUEST_ID, shape_for
-from client.gateway.rates import EXPOSED, add_rate_headers, follow_rates
+from client.gateway.rates import EXPOSED, add_rate_headers, follow_rates, note_rates
 from client.gateway.streams import DEFECT, send_in_pieces
 from client.gateway.traced import TIMING_HEADER, TRACE_HEADER, add_trace_headers, follow_trace
 from protocol.error_forms import error_fields
-from protocol.errors import BrigadeError, CancelledByClientError, ForbiddenError, InternalError, NotFoundError
+from protocol.errors import (
+    BrigadeError,
+    CancelledByClientError,
+    ForbiddenError,
+    InternalError,
+    NotFoundError,
+    QuotaExceededError,
+)
 from protocol.guarded_site import add_security_headers, asked_hosts
 from protocol.host_names import check_host
 
@@ -153,6 +160,8 @@ def error_answer(request: web.Request, error: BrigadeError, *, status: int | Non
     """
     if request.writer.output_size > 0:
         raise ConnectionAbortedError("the answer had begun: no other can be sent") from error
+    if isinstance(error, QuotaExceededError):
+        note_rates(error)
     shape = shape_for(request)
     response = web.Response(
         body=shape.body(error), status=status or shape.status(error), content_type="application/json"

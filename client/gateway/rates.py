@@ -1,6 +1,7 @@
 """What is left of a key's limits, as headers of the answer: programs pace themselves by it.
 
-A generation tells it once it has a route; an answer that begins before says nothing of it.
+A generation tells it once it has a route; an answer that begins before says nothing of it. Ollama's API has no such
+headers of its own: its answers have OpenAI's, which what stands in between (proxies, pools of keys) knows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ RateHeaders: TypeAlias = Callable[[Mapping[Counted, RateLeft], datetime], Mappin
 
 
 class RatesSource(Protocol):
-    """A generation that knows, sooner or later."""
+    """A generation that knows, sooner or later; or vectors, or a refusal, which know."""
 
     @property
     def rates(self) -> tuple[RateLeft, ...]:
@@ -43,7 +44,7 @@ def follow_rates(request: web.Request) -> None:
 
 
 def note_rates(source: RatesSource) -> None:
-    """A generation of this request begins."""
+    """A generation of this request begins, or something else of it says what is left."""
     if (noted := _noted.get()) is not None:
         noted.append(source)
 
@@ -81,11 +82,6 @@ def anthropic_rate_headers(left: Mapping[Counted, RateLeft], now: datetime) -> d
         headers[f"anthropic-ratelimit-{kind}-remaining"] = str(rate.n_left)
         headers[f"anthropic-ratelimit-{kind}-reset"] = f"{full_at:%Y-%m-%dT%H:%M:%SZ}"
     return headers
-
-
-def no_rate_headers(_left: Mapping[Counted, RateLeft], _now: datetime) -> dict[str, str]:
-    """Of an API that has none."""
-    return {}
 
 
 def duration(seconds: float) -> str:

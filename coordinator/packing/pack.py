@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from coordinator.file_store import FileStore, StoredFile
 from coordinator.hash_only_store import HashOnlyStore
+from coordinator.packing.finite_check import FiniteCheck
 from coordinator.packing.layout import Layout, block_file, plan_layout
 from coordinator.packing.model_config import CONFIG_FILE
 from coordinator.packing.opened_source import OpenedSource, open_source
@@ -170,17 +171,20 @@ class _Packing:
             )
 
     def _write_weights(self, name: str, tensors: Sequence[str]) -> ModelFile:
-        """Copy `tensors` into one safetensors file, in order."""
+        """Copy `tensors` into one safetensors file, in order; what isn't finite is refused."""
         infos = [self._tensors[tensor] for tensor in tensors]
         with self._store.writer() as writer:
             writer.write(build_header([info.stored for info in infos]))
             for info in infos:
                 n_before = writer.size_bytes
+                finite = FiniteCheck(info=info)
                 for piece in self._opened.tensors.pieces(info.name):
+                    finite.take(piece)
                     writer.write(piece)
                     self._n_done += len(piece)
                     self._progress("pack", self._n_done, self._n_total)
                 assert writer.size_bytes - n_before == info.n_bytes
+                finite.check()
             stored = self._keep(writer.commit())
         n_parameters = sum(info.n_elements for info in infos)
         return ModelFile(name=name, sha256=stored.sha256, size_bytes=stored.size_bytes, n_parameters=n_parameters)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-
-import msgspec
 
 from coordinator.policy.changes import Change, assign, save_assignment, save_worker
 from coordinator.policy.handover import reported_on
 from coordinator.policy.sizing import capacity_bytes, spans_bytes
+from coordinator.policy.sound import MAX_LABEL, sound_device, sound_files, sound_model, sound_status
 from coordinator.policy.state import Assignment, ClusterState, WorkerRecord
 from coordinator.policy.statuses import span_in
 from coordinator.policy.trust import NEWCOMER, standing
 from protocol.control_messages import Announce, Drain, SpanAssignment, SpanStatus
 from protocol.ids import InviteId, WorkerId
 
-_MAX_HOSTNAME = 255
-_MAX_WORDS = 1000
-"""Characters of what a worker says in words: everybody who asks for the status gets them."""
 _LARGEST_EPOCH = 2**53
 """An announced epoch above this is a lie; it would end up in a column that can't hold many more."""
 
@@ -82,15 +77,17 @@ def _present(old: WorkerRecord, announce: Announce, now_s: float) -> WorkerRecor
         drain_reason=old.drain_reason if is_same_process else None,
         departure=old.departure if is_same_process else None,
         kept_until_s=old.kept_until_s if is_same_process else None,
-        is_doubted=is_same_process and old.kept_until_s is not None and old.is_doubted,
-        hostname=announce.hostname[:_MAX_HOSTNAME],
-        version=announce.version[:_MAX_HOSTNAME],
+        is_doubted=is_same_process and old.is_doubted and (old.kept_until_s is not None or old.takes_no_tickets),
+        hostname=announce.hostname[:MAX_LABEL],
+        version=announce.version[:MAX_LABEL],
         url=announce.url,
-        device=announce.device,
-        announced_model=announce.pinned_model,
+        device=sound_device(announce.device),
+        announced_model=sound_model(announce.pinned_model),
         announced_blocks=announce.pinned_blocks,
-        files=frozenset(announce.files),
+        files=sound_files(announce.files),
         heartbeat=None,
+        block_s=0.0,
+        clock_offset_s=old.clock_offset_s if is_same_process else 0.0,  # whoever is new showed it at the door
     )
 
 
@@ -142,11 +139,4 @@ def _reports_of(assignment: Assignment, announce: Announce) -> tuple[SpanStatus,
     if announce.epoch != assignment.epoch:
         return ()
     latest = {span_in(status): status for status in announce.spans}
-    return tuple(sound(status) for span, status in latest.items() if span in assignment.spans)
-
-
-def sound(status: SpanStatus) -> SpanStatus:
-    """What a worker said, without what isn't a share of work done, or is too long to be shown."""
-    progress = min(max(status.progress, 0.0), 1.0) if math.isfinite(status.progress) else 0.0
-    reason, note = status.reason[:_MAX_WORDS], status.note[:_MAX_WORDS]
-    return msgspec.structs.replace(status, progress=progress, reason=reason, note=note)
+    return tuple(sound_status(status) for span, status in latest.items() if span in assignment.spans)

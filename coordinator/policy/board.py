@@ -12,7 +12,7 @@ from coordinator.policy.coverage import counts, gaps, has_failed, ready_counts, 
 from coordinator.policy.gap_filling import Candidate
 from coordinator.policy.handover import breaks_a_route
 from coordinator.policy.measures import Measures
-from coordinator.policy.sizing import capacity_bytes, decode_s_per_block
+from coordinator.policy.sizing import capacity_bytes, decode_times
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, ModelName, WorkerId
@@ -217,11 +217,11 @@ class Board:
             room_bytes -= self._making_way_bytes(worker, model)
         if not can_run(worker, model):
             room_bytes = 0
+        times = decode_times(worker, model.manifest, has_other_models=is_mixed, quantization=quantization)
         return Candidate(
             worker_id=worker.worker_id,
-            seconds_per_block=decode_s_per_block(
-                worker, model.manifest, has_other_models=is_mixed, quantization=quantization
-            ),
+            seconds_per_block=times.block_s,
+            after_s=times.after_s if self.state.settings.counts_head else 0.0,
             room_bytes=room_bytes,
             block_bytes=sizes.largest_bytes,
             before_bytes=sizes.before_bytes,

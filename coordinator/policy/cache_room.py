@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from coordinator.policy.coverage import counts, has_failed, spans_of
 from coordinator.policy.routing import Route
-from coordinator.policy.state import ClusterState
-from protocol.ids import ModelName, WorkerId
+from coordinator.policy.state import ClusterState, WorkerRecord
+from protocol.control_messages import SpanAssignment
+from protocol.ids import BlockRange, ModelName, WorkerId
 
 _MAX_NAMES = 4
 
@@ -25,11 +26,24 @@ def without_room(state: ClusterState, route: Route, n_positions: int) -> frozens
     for hop in route.hops:
         worker = state.workers[hop.worker_id]
         spans = spans_of(state.models[route.model], worker.served)
-        n_held = max((len(span.blocks) for span in spans if span.blocks.contains(hop.blocks)), default=0)
+        holding = [span for span in spans if span.blocks.contains(hop.blocks)]
         room = None if worker.heartbeat is None else worker.heartbeat.longest_sessions.get(route.model)
-        if room is not None and n_positions * len(hop.blocks) > room * n_held:
+        if room is None:
+            continue
+        span = max(holding, key=lambda span: len(span.blocks), default=None)
+        used, held = _cached(worker, span, hop.blocks) if span is not None else (1, 0)
+        if n_positions * used > room * held:
             found.append(hop.worker_id)
     return frozenset(found)
+
+
+def _cached(worker: WorkerRecord, span: SpanAssignment, blocks: BlockRange) -> tuple[int, int]:
+    """What a position takes in the caches of these blocks, and of the span: bytes, or blocks of the same size."""
+    status = worker.status_of(span)
+    by_block = status.kv_bytes_by_block if status is not None else ()
+    if not by_block:
+        return len(blocks), len(span.blocks)
+    return sum(by_block[blocks.start - span.blocks.start : blocks.end - span.blocks.start]), sum(by_block)
 
 
 def others_come(state: ClusterState, name: ModelName, without: frozenset[WorkerId]) -> bool:

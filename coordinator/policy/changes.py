@@ -12,6 +12,7 @@ from coordinator.policy.effects import (
     SaveAssignment,
     SaveModel,
     SaveMoveAsked,
+    SaveMoving,
     SaveWorker,
     SendToWorker,
     WorkerStatus,
@@ -20,6 +21,7 @@ from coordinator.policy.effects import (
 from coordinator.policy.handover import handed_over
 from coordinator.policy.state import Assignment, ClusterState, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import status_as
+from coordinator.policy.under_way import Moving
 from protocol.control_messages import Assign, CoordinatorToWorker, SpanAssignment, SpanStatus
 from protocol.ids import ModelName, WorkerId
 
@@ -57,11 +59,17 @@ class Change:
         )
 
     def stopped_moving(self, why: str) -> Self:
-        """The same with nobody being moved to something better any more. Who loads something goes on with that."""
-        if self.state.moving is None:
+        """The same with nobody being moved to something better any more. Who loads something goes on with that.
+
+        A move that a restart cut short is kept: that all come back is what it waits for.
+        """
+        if self.state.moving is None or self.state.moving.is_cut:
             return self
-        change = replace(self, state=replace(self.state, moving=None)).audited("moving_ended", "cluster", why)
-        return change.with_move_asked(is_asked=False)
+        return self.with_moving(None).audited("moving_ended", "cluster", why).with_move_asked(is_asked=False)
+
+    def with_moving(self, moving: Moving | None) -> Self:
+        """The same with this being moved to, and kept."""
+        return replace(self, state=replace(self.state, moving=moving)).then(SaveMoving(moving=moving))
 
     def with_move_asked(self, *, is_asked: bool) -> Self:
         """The same with it kept whether an operator's wish to have blocks placed anew is still to be done."""

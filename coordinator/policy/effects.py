@@ -14,6 +14,7 @@ from coordinator.policy.authors import Author
 from coordinator.policy.evidence_weights import EvidenceKind
 from coordinator.policy.pins import Pin
 from coordinator.policy.trust import Reporter, TrustRecord
+from coordinator.policy.under_way import Moving
 from protocol.author_keys import AuthorKey
 from protocol.control_messages import CoordinatorToWorker, DeviceReport, SpanAssignment
 from protocol.ids import ModelName, Revision, WorkerId
@@ -225,6 +226,13 @@ class SaveMoveAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SaveMoving:
+    """Keep what is being moved, for a coordinator that comes after this one; None: nothing is."""
+
+    moving: Moving | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteSetting:
     """Delete it: what was given at the start counts again, else the default."""
 
@@ -249,5 +257,6 @@ Persistent = (
     | SaveSetting
     | DeleteSetting
     | SaveMoveAsked
+    | SaveMoving
 )
 Effect = SendToWorker | Persistent

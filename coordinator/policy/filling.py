@@ -14,10 +14,14 @@ class Stage:
     seconds_per_block: float
     cap: int
     """Most blocks that it can be given now."""
-    n_held: int = 0
-    """Blocks that it runs already and keeps; they count towards its time, not towards `cap`."""
+    fixed_s: float = 0.0
+    """What it takes beside the blocks that it is given: blocks that it runs already, and the model's end."""
     must_take_part: bool = True
     """Whether it gets a block at least, if there are as many blocks as stages."""
+
+    def time_s(self, n_given: int) -> float:
+        """Seconds for one token with so many blocks given."""
+        return self.fixed_s + n_given * self.seconds_per_block
 
 
 def water_filled(n_blocks: int, stages: Sequence[Stage]) -> tuple[int, ...]:
@@ -29,11 +33,11 @@ def water_filled(n_blocks: int, stages: Sequence[Stage]) -> tuple[int, ...]:
     given = [0] * len(stages)
     takers = [i for i, stage in enumerate(stages) if stage.must_take_part and stage.cap > 0]
     # with more stages than blocks, the fastest take part
-    takers.sort(key=lambda i: ((stages[i].n_held + 1) * stages[i].seconds_per_block, i))
+    takers.sort(key=lambda i: (stages[i].time_s(1), i))
     for i in takers[:n_blocks]:
         given[i] = 1
     _fill_up_to_level(n_blocks, stages, given)
-    heap = [(_time_with_one_more(stage, given[i]), i) for i, stage in enumerate(stages) if given[i] < stage.cap]
+    heap = [(stage.time_s(given[i] + 1), i) for i, stage in enumerate(stages) if given[i] < stage.cap]
     heapq.heapify(heap)
     for _ in range(n_blocks - sum(given)):
         if not heap:
@@ -41,7 +45,7 @@ def water_filled(n_blocks: int, stages: Sequence[Stage]) -> tuple[int, ...]:
         _, i = heapq.heappop(heap)
         given[i] += 1
         if given[i] < stages[i].cap:
-            heapq.heappush(heap, (_time_with_one_more(stages[i], given[i]), i))
+            heapq.heappush(heap, (stages[i].time_s(given[i] + 1), i))
     return tuple(given)
 
 
@@ -59,11 +63,7 @@ def _fill_up_to_level(n_blocks: int, stages: Sequence[Stage], given: list[int]) 
             return
         level_s += rest / sum(1 / stages[i].seconds_per_block for i in unfilled)
         for i in unfilled:
-            n_done = int(level_s / stages[i].seconds_per_block) - stages[i].n_held
+            n_done = int((level_s - stages[i].fixed_s) / stages[i].seconds_per_block)
             given[i] = max(given[i], min(stages[i].cap, n_done))
         if n_blocks - sum(given) - len(unfilled) >= rest:
             return
-
-
-def _time_with_one_more(stage: Stage, n_given: int) -> float:
-    return (stage.n_held + n_given + 1) * stage.seconds_per_block

@@ -30,6 +30,8 @@ class Candidate:
     after_bytes: int
     both_bytes: int
     """What comes before the first and after the last block together; tied embeddings count once."""
+    after_s: float = 0.0
+    """Seconds that one token takes after the last block, if it holds that."""
     held: BlockRange | None = None
     """Of a grower: the range that it holds and keeps."""
 
@@ -37,6 +39,10 @@ class Candidate:
         """Most blocks that it has room for, if its range holds the model's first or last block."""
         ends = {(True, True): self.both_bytes, (True, False): self.before_bytes, (False, True): self.after_bytes}
         return max(0, (self.room_bytes - ends.get((is_first, is_last), 0)) // self.block_bytes)
+
+    def stage_s(self, blocks: BlockRange, n_blocks: int) -> float:
+        """Seconds that one token takes in these blocks of so many, and after the last of all."""
+        return len(blocks) * self.seconds_per_block + (self.after_s if blocks.end == n_blocks else 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +71,8 @@ def filled(
     """The best way found to give `gap` to these: `left` may grow up into it, `right` down, `free` share the middle.
 
     Since it can depend on who is first or last (and so needs room for embeddings or head) whether all fits, the
-    roomiest are tried at the ends too. If it can't all be held, as much as possible is, from the first block on.
+    roomiest are tried at the ends too; and last who runs the head quickest. If it can't all be held, as much as
+    possible is, from the first block on.
     """
     free = _quick(free, gap)
     orders = [list(free)]
@@ -73,6 +80,8 @@ def filled(
         roomiest = sorted(free, key=lambda c: (-c.room_bytes, c.worker_id))[:2]
         middle = [c for c in free if c not in roomiest]
         orders += [[roomiest[0], *middle, roomiest[1]], [roomiest[1], *middle, roomiest[0]]]
+        quickest = min(free, key=lambda c: (c.after_s, c.worker_id))
+        orders.append([*(c for c in free if c is not quickest), quickest])
     return min((_in_order(gap, n_blocks, order, left, right) for order in orders), key=lambda f: f.rank)
 
 
@@ -104,16 +113,25 @@ def _shared(
 ) -> Filling:
     """Water-fill `gap` in this order; who has no room at its end of the model is left out."""
     free, caps = _free_caps(gap, n_blocks, free)
-    stages = [Stage(seconds_per_block=c.seconds_per_block, cap=n) for c, n in zip(free, caps, strict=True)]
+    stages = [
+        Stage(
+            seconds_per_block=c.seconds_per_block,
+            cap=n,
+            fixed_s=c.after_s if c is free[-1] and gap.end == n_blocks else 0.0,
+        )
+        for c, n in zip(free, caps, strict=True)
+    ]
     order = list(free)
     if left is not None:
         order.insert(0, left)
-        stages.insert(0, _grower(left, gap, touches_end=gap.end == n_blocks))
+        becomes_last = gap.end == n_blocks and not free
+        stages.insert(0, _grower(left, gap, touches_end=gap.end == n_blocks, is_last=becomes_last))
     if right is not None:
         order.append(right)
-        stages.append(_grower(right, gap, touches_end=gap.start == 0))
+        is_last = right.held is not None and right.held.end == n_blocks
+        stages.append(_grower(right, gap, touches_end=gap.start == 0, is_last=is_last))
     given = water_filled(len(gap), stages)
-    times = [(stage.n_held + n) * stage.seconds_per_block for stage, n in zip(stages, given, strict=True) if n > 0]
+    times = [stage.time_s(n) for stage, n in zip(stages, given, strict=True) if n > 0]
     return Filling(
         given=_laid_out(gap, order, given, right),
         n_missing=len(gap) - sum(given),
@@ -141,7 +159,7 @@ def _free_caps(gap: BlockRange, n_blocks: int, free: list[Candidate]) -> tuple[l
     return [], []
 
 
-def _grower(candidate: Candidate, gap: BlockRange, *, touches_end: bool) -> Stage:
+def _grower(candidate: Candidate, gap: BlockRange, *, touches_end: bool, is_last: bool) -> Stage:
     """The stage of a worker whose range grows; only taking the whole run may make it own an end of the model."""
     assert candidate.held is not None
     cap = min(candidate.cap(), len(gap))
@@ -151,7 +169,7 @@ def _grower(candidate: Candidate, gap: BlockRange, *, touches_end: bool) -> Stag
     return Stage(
         seconds_per_block=candidate.seconds_per_block,
         cap=cap,
-        n_held=len(candidate.held),
+        fixed_s=len(candidate.held) * candidate.seconds_per_block + (candidate.after_s if is_last else 0.0),
         must_take_part=False,
     )
 

@@ -9,10 +9,11 @@ from coordinator.policy.changes import Change
 from coordinator.policy.events import ImprovementFound, PlacementFound
 from coordinator.policy.handover import Spans
 from coordinator.policy.looking import next_look_s, still_holds
-from coordinator.policy.moving import is_at_rest, next_step, pending
+from coordinator.policy.moving import can_go_on, is_at_rest, next_step, pending
 from coordinator.policy.placement import Placed
 from coordinator.policy.sizing import capacity_bytes
-from coordinator.policy.state import Assignment, Moving
+from coordinator.policy.state import Assignment
+from coordinator.policy.under_way import Moving
 from protocol.ids import WorkerId
 
 
@@ -39,9 +40,9 @@ def improvement_found(change: Change, event: ImprovementFound) -> Change:
         change = replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s)))
         return change.with_move_asked(is_asked=False) if not found.is_worth_it and state.moving is None else change
     moving = Moving(target=found.moves, reason=found.reason, step_s=change.now_s)
-    state = replace(state, moving=moving, n_moves=0 if event.is_asked else state.n_moves + 1)
+    state = replace(state, n_moves=0 if event.is_asked else state.n_moves + 1)
     # should the move be ended, nothing begins another one at once
-    change = replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s)))
+    change = replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s))).with_moving(moving)
     who = "an operator asked" if event.is_asked else "by itself"
     if state.is_move_asked:
         who = "goes on after a restart, as an operator asked"
@@ -61,6 +62,8 @@ def moved_on(change: Change) -> Change:
     state, moving = change.state, change.state.moving
     if moving is None:
         return change
+    if moving.is_cut:
+        return _gone_on(change, moving)
     if not is_at_rest(state):
         if change.now_s - moving.step_s <= state.settings.longest_step_s:
             return change
@@ -77,6 +80,19 @@ def moved_on(change: Change) -> Change:
         )
     change = replace(change, state=replace(state, moving=replace(moving, step_s=change.now_s)))
     return all_placed(change, {w: Placed(spans=spans, reason=_words(spans, moving)) for w, spans in step.items()})
+
+
+def _gone_on(change: Change, moving: Moving) -> Change:
+    """The move that a restart cut short, with its next step; or its end, if it isn't possible any more."""
+    if not can_go_on(change.state):
+        why = "a restart of the coordinator cut it short, and a worker or model of it has changed since"
+        return change.with_moving(None).audited("moving_ended", "cluster", why)
+    going_on = replace(moving, is_cut=False, step_s=change.now_s)
+    # what else is to be placed comes after the move, as ever
+    change = replace(change, state=replace(change.state, changed_s=None, moving=going_on))
+    n_left = len(pending(change.state, moving.target))
+    words = f"goes on after a restart, {n_left} of {len(moving.target)} workers left: {moving.reason}"
+    return moved_on(change.audited("replanned", "cluster", words))
 
 
 def _view(held: Mapping[WorkerId, Spans]) -> dict[str, list[str]]:

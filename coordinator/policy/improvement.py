@@ -47,11 +47,22 @@ def improvement(state: ClusterState, *, is_asked: bool = False) -> Improvement:
     """What to move to; `is_asked`: for any gain, not only for one over the margin."""
     if why := _why_not_now(state):
         return Improvement(gain=1.0, reason=why)
+    margin = _LEAST_GAIN if is_asked else state.settings.replan_margin
+    best = _towards(state, margin, counts_head=True)
+    if best.is_worth_it or best.gain < margin:
+        return best
+    # It can't be reached. Where anybody may be the last one, more workers can stay as they are.
+    nearer = _towards(state, margin, counts_head=False)
+    return nearer if nearer.is_worth_it else best
+
+
+def _towards(state: ClusterState, margin: float, *, counts_head: bool) -> Improvement:
     held = _held(state)
-    target = {w: spans for w, spans in planned_spans(state, state.settings.placement).items() if spans != held[w]}
+    planned = planned_spans(state, state.settings.placement, counts_head=counts_head)
+    target = {w: spans for w, spans in planned.items() if spans != held[w]}
     if loses_bits(chain.from_iterable(held.values()), chain.from_iterable(target.values())):
         return Improvement(gain=1.0, reason="what the planner would choose holds blocks in fewer bits than now")
-    return _judged(state, held, target, _LEAST_GAIN if is_asked else state.settings.replan_margin)
+    return _judged(state, held, target, margin)
 
 
 def _why_not_now(state: ClusterState) -> str:
@@ -60,7 +71,8 @@ def _why_not_now(state: ClusterState) -> str:
     if state.settings.placement == "spread":
         return "the coordinator places to spread, which isn't for speed"
     if state.moving is not None:
-        return f"workers are being moved already: {state.moving.reason}"
+        cut = ", and go on once all are back after a restart" if state.moving.is_cut else ""
+        return f"workers are being moved already{cut}: {state.moving.reason}"
     if state.changed_s is not None:
         return f"somebody came or went, or a model changed, and {state.settings.settle_s:g} s of quiet come first"
     if not is_at_rest(state):

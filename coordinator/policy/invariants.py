@@ -49,7 +49,8 @@ def check_worker(worker: WorkerRecord) -> None:
     """Assert what must hold of a worker by itself."""
     assert worker.presence != "here" or worker.is_connected
     assert worker.presence != "gone" or not worker.is_connected
-    assert not worker.is_doubted or worker.presence == "suspect" or worker.kept_until_s is not None
+    is_away = worker.presence == "suspect" or worker.kept_until_s is not None
+    assert not worker.is_doubted or is_away or worker.takes_no_tickets
     assert worker.kept_until_s is None or (worker.has_said_leaving and worker.presence not in ("lost", "gone"))
     assert worker.departure is None or not worker.departure.is_own_wish or worker.has_said_leaving
     assert worker.departure is None or (not worker.is_draining and worker.presence not in ("lost", "gone"))

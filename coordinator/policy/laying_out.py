@@ -12,12 +12,15 @@ from coordinator.policy.gap_filling import Candidate
 from coordinator.policy.least_served import Ranges, least_served
 from coordinator.policy.links import LINK_S, links_among
 from coordinator.policy.modelled import speed_of
-from coordinator.policy.pipelines import Objective, Pipeline, Rank, Task, rank
+from coordinator.policy.pipelines import Objective, Pipeline, Rank, Task, pipelines_of, rank
 from coordinator.policy.planning import MAX_WORKERS, best_pipelines
 from coordinator.policy.ring_order import ring_s
 from coordinator.policy.segments import Segment
 from coordinator.policy.state import ClusterState, ModelRecord
 from protocol.ids import BlockRange, WorkerId
+
+_MAX_SLOWER = 0.02
+"""Of a pipeline, for what needn't be fetched then; a plan gives up as much for workers that stay as they are."""
 
 
 def laid_out(
@@ -72,6 +75,7 @@ def segments_of(task: Task, ranges: Ranges) -> list[Segment]:
             worker_id=names[i],
             blocks=blocks,
             seconds_per_block=task.candidates[i].seconds_per_block,
+            after_s=task.candidates[i].after_s,
             link_s={names[k]: task.links[i][k] for k in ranges if task.links[i][k] != LINK_S and k != i},
         )
         for i, blocks in ranges.items()
@@ -100,30 +104,41 @@ def _bytes_on_disk(state: ClusterState, model: ModelRecord, worker_id: WorkerId)
 
 
 def _turned(task: Task, pipeline: Pipeline, on_disk: Sequence[Sequence[int]]) -> Ranges:
-    """The pipeline from that place in its ring, and in that direction, in which the least has to be fetched."""
-    stages = list(zip(pipeline.members, pipeline.shares.given, strict=True))
-    best, most_bytes = _ranges(stages), -1
-    for ring in (stages, stages[::-1]):
-        if ring_s(task.links, [member for member, _ in ring]) > pipeline.ring_s * (1 + 1e-9):
+    """The pipeline from that place in its ring, and in that direction, in which the least has to be fetched.
+
+    Who is last has the model's end to run, and so shares are made anew; hardly slower is near enough.
+    """
+    best, most_bytes = _ranges(pipeline), -1
+    for order in (pipeline.members, pipeline.members[::-1]):
+        if ring_s(task.links, order) > pipeline.ring_s * (1 + 1e-9):
             continue
-        for i in range(len(ring)):
-            ranges = _ranges(ring[i:] + ring[:i])
+        for i in range(len(order)):
+            turned = pipeline if order[i:] + order[:i] == pipeline.members else _as_good(task, pipeline, order, i)
+            if turned is None:
+                continue
+            ranges = _ranges(turned)
             n_bytes = sum(sum(on_disk[member][blocks.start : blocks.end]) for member, blocks in ranges.items())
-            if n_bytes > most_bytes and _fits(task, ranges):
+            if n_bytes > most_bytes:
                 best, most_bytes = ranges, n_bytes
     return best
 
 
-def _ranges(stages: Sequence[tuple[int, int]]) -> Ranges:
+def _as_good(task: Task, pipeline: Pipeline, order: tuple[int, ...], first: int) -> Pipeline | None:
+    """A pipeline of this ring, begun at its place `first`, that is hardly slower, if there is one."""
+    most = 1 + _MAX_SLOWER
+    return next(
+        (
+            found
+            for found in pipelines_of(task, order[first:] + order[:first])
+            if found.step_s <= pipeline.step_s * most and found.slowest_s <= pipeline.slowest_s * most
+        ),
+        None,
+    )
+
+
+def _ranges(pipeline: Pipeline) -> Ranges:
     ranges, start = {}, 0
-    for member, n in stages:
+    for member, n in zip(pipeline.members, pipeline.shares.given, strict=True):
         ranges[member] = BlockRange(start, start + n)
         start += n
     return ranges
-
-
-def _fits(task: Task, ranges: Ranges) -> bool:
-    return all(
-        len(blocks) <= task.candidates[i].cap(is_first=blocks.start == 0, is_last=blocks.end == task.n_blocks)
-        for i, blocks in ranges.items()
-    )

@@ -14,7 +14,7 @@ from coordinator.policy.coverage import spans_of
 from coordinator.policy.handover import Spans
 from coordinator.policy.links import known_links
 from coordinator.policy.modelled import ModelledSpeed, segment_of, speed_of
-from coordinator.policy.sizing import decode_s_per_block
+from coordinator.policy.sizing import decode_times
 from coordinator.policy.state import ClusterState, ModelRecord
 from protocol.ids import ModelName, WorkerId
 
@@ -73,10 +73,11 @@ class Layout:
             for worker_id, own in spans.items():
                 for span in spans_of(model, own):
                     worker = self.state.workers[worker_id]
-                    block_s = decode_s_per_block(worker, model.manifest, quantization=span.quantization)
+                    times = decode_times(worker, model.manifest, quantization=span.quantization)
+                    range_s = times.of_range(span.blocks, model.manifest.n_blocks)
                     for i in range(span.blocks.start, span.blocks.end):
                         n_holders[i] += n
-                        rates[i] += n / (len(span.blocks) * block_s)
+                        rates[i] += n / range_s
         is_lost = any(worker_id in served.way for worker_id in old)
         return Served(n_holders=n_holders, rates=rates, speed=None if is_lost else served.speed)
 

@@ -18,14 +18,14 @@ def least_served(n_blocks: int, candidates: Sequence[Candidate], ranges: Ranges,
     """These ranges and one for each of the workers in turn, as long as it has room for."""
     per_s, found = [0.0] * n_blocks, dict(ranges)
     for worker, blocks in ranges.items():
-        _add(per_s, candidates[worker], blocks)
+        _add(per_s, candidates[worker], blocks, n_blocks)
     for worker in workers:
         fitting = list(ranges_that_fit(candidates[worker], n_blocks))
         if not fitting:
             continue
         n = min(len(blocks) for blocks in fitting)
         found[worker] = min(fitting, key=lambda b: (sorted(per_s[b.start : b.end])[:n], -len(b)))
-        _add(per_s, candidates[worker], found[worker])
+        _add(per_s, candidates[worker], found[worker], n_blocks)
     return found
 
 
@@ -42,6 +42,7 @@ def ranges_that_fit(candidate: Candidate, n_blocks: int) -> Iterator[BlockRange]
         yield BlockRange(n_blocks - n, n_blocks)
 
 
-def _add(per_s: list[float], candidate: Candidate, blocks: BlockRange) -> None:
+def _add(per_s: list[float], candidate: Candidate, blocks: BlockRange, n_blocks: int) -> None:
+    stage_s = candidate.stage_s(blocks, n_blocks)
     for block in range(blocks.start, blocks.end):
-        per_s[block] += 1 / (len(blocks) * candidate.seconds_per_block)
+        per_s[block] += 1 / stage_s

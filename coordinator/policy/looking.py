@@ -14,7 +14,7 @@ import msgspec
 
 from coordinator.policy.events import Found, ImprovementFound, MoveStepEnded, PlacementFound
 from coordinator.policy.improvement import improvement
-from coordinator.policy.moving import is_at_rest
+from coordinator.policy.moving import is_at_rest, is_awaited
 from coordinator.policy.placement import placement
 from coordinator.policy.state import ClusterState, WorkerRecord
 from protocol.ids import WorkerId
@@ -27,9 +27,14 @@ MAX_DOUBLINGS = 6
 
 def sought(state: ClusterState, now_s: float) -> Sought | None:
     """What is to be looked for now, if anything."""
+    is_cut = state.moving is not None and state.moving.is_cut
     if state.changed_s is not None:
+        if now_s - state.changed_s < state.settings.settle_s or is_awaited(state, now_s):
+            return None
         # what changes while workers are moved ends that; what they say of their own steps is no such change
-        return "placement" if now_s - state.changed_s >= state.settings.settle_s else None
+        return "next step" if is_cut else "placement"
+    if is_cut:
+        return None if is_awaited(state, now_s) else "next step"
     if state.moving is not None:
         is_late = now_s - state.moving.step_s > state.settings.longest_step_s
         return "next step" if is_late or is_at_rest(state) else None

@@ -10,6 +10,7 @@ from coordinator.policy.quantising import usual_format, what_would_hold
 from coordinator.policy.sizing import KV_TARGETS, span_bytes
 from coordinator.policy.standing import named, span_words
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
+from coordinator.policy.worker_clocks import clock_words
 from protocol.ids import BlockRange, ModelName, WorkerId
 
 _MAX_RUNS_IN_WORDS = 4
@@ -42,7 +43,8 @@ def missing_blocks(
         for span in spans_of(model, worker.assignment.spans)
     ]
     held = [(worker, span.blocks) for worker, span in assigned]
-    coming = counts((s.blocks for w, s in assigned if not has_failed(w, s)), model.manifest.n_blocks)
+    hopeful = ((w, s) for w, s in assigned if not has_failed(w, s) and not w.takes_no_tickets)
+    coming = counts((s.blocks for _, s in hopeful), model.manifest.n_blocks)
     sentences = []
     for run in runs:
         nobodys = gaps([sum(b.start <= i < b.end for _, b in held) for i in range(run.start, run.end)])
@@ -66,6 +68,8 @@ def _unready(model: ModelRecord, run: BlockRange, worker: WorkerRecord, exclude:
         return f"{what}, which the request excludes"
     if worker.kept_until_s is not None:
         return f"{what}, which was stopped; if it isn't started again within seconds, others get them"
+    if worker.presence == "here" and worker.takes_no_tickets:
+        return f"{what}, which lets nobody in: {clock_words(worker)}"
     if not worker.is_routable:
         return f"{what}, which is not heard of at the moment; wait, or look after it"
     ready = ready_spans(worker, model)

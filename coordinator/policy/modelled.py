@@ -13,7 +13,7 @@ from coordinator.policy.coverage import gaps
 from coordinator.policy.links import LINK_S, known_links
 from coordinator.policy.segments import Segment
 from coordinator.policy.shortest_path import cheapest_legs
-from coordinator.policy.sizing import decode_s_per_block
+from coordinator.policy.sizing import decode_times
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, WorkerId
@@ -45,10 +45,12 @@ def segment_of(
     worker: WorkerRecord, model: ModelRecord, span: SpanAssignment, link_s: Mapping[WorkerId, float]
 ) -> Segment:
     """The span as a way could lead over it if nobody else were served."""
+    times = decode_times(worker, model.manifest, quantization=span.quantization)
     return Segment(
         worker_id=worker.worker_id,
         blocks=span.blocks,
-        seconds_per_block=decode_s_per_block(worker, model.manifest, quantization=span.quantization),
+        seconds_per_block=times.block_s,
+        after_s=times.after_s,
         link_s=link_s,
     )
 
@@ -57,8 +59,10 @@ def speed_of(segments: Sequence[Segment], n_blocks: int) -> ModelledSpeed | None
     """Of these ranges; None if they leave blocks out."""
     rates = [0.0] * n_blocks
     for segment in segments:
+        range_s = len(segment.blocks) * segment.seconds_per_block
+        range_s += segment.after_s if segment.blocks.end == n_blocks else 0.0
         for i in range(segment.blocks.start, segment.blocks.end):
-            rates[i] += 1 / (len(segment.blocks) * segment.seconds_per_block)
+            rates[i] += 1 / range_s
     if gaps([int(rate > 0) for rate in rates]):
         return None
     cost_s, legs = cheapest_legs(segments, n_blocks)

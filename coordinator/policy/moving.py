@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
-from coordinator.policy.coverage import ready_counts, spans_of
+from coordinator.policy.coverage import has_failed, ready_counts, spans_of
 from coordinator.policy.handover import Spans, handed_over
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import status_as
@@ -20,13 +20,20 @@ from protocol.ids import BlockRange, ModelName, WorkerId
 LEAST_AT_ONCE = 4
 SHARE_AT_ONCE = 0.1
 """Workers that change in one step, of all: they load and serve at once, and who fails delays the others."""
+TRIES_AGAIN_S = 60.0
+"""What failed to load while the coordinator was away has so long to be loaded after all."""
 
 Target = Mapping[WorkerId, Spans]
 
 
 def is_at_rest(state: ClusterState) -> bool:
     """Whether everybody who holds something is here, is to stay, and has all of it ready."""
-    return state.changed_s is None and all(
+    return state.changed_s is None and has_all_ready(state)
+
+
+def has_all_ready(state: ClusterState) -> bool:
+    """The same, whatever there is to be placed besides."""
+    return all(
         worker.is_routable and worker.departure is None and len(worker.ready) == len(worker.assignment.spans)
         for worker in state.workers.values()
         if worker.assignment.spans and worker.presence not in ("lost", "gone") and not worker.trust.is_barred
@@ -36,7 +43,7 @@ def is_at_rest(state: ClusterState) -> bool:
 def pending(state: ClusterState, target: Target) -> dict[WorkerId, Spans]:
     """Those who don't hold yet what they are to; the ones that lose nothing by it first."""
     workers = state.workers
-    left = {w: spans for w, spans in target.items() if workers[w].assignment.spans != spans}
+    left = {w: spans for w, spans in target.items() if w in workers and workers[w].assignment.spans != spans}
     return dict(sorted(left.items(), key=lambda item: (bool(_lost(workers[item[0]], item[1])), item[0])))
 
 
@@ -73,6 +80,31 @@ def reachable(state: ClusterState, target: Target) -> dict[WorkerId, Spans]:
     return reached
 
 
+def can_go_on(state: ClusterState) -> bool:
+    """Whether a move that a restart cut short is still possible: all of it, and now."""
+    is_wanted = state.is_move_asked or state.settings.replan == "auto"
+    if state.moving is None or not is_wanted or not has_all_ready(state) or _has_lost_any(state):
+        return False
+    target = state.moving.target
+    return all(_may_hold(state, w, spans) for w, spans in target.items()) and reachable(state, target) == dict(
+        pending(state, target)
+    )
+
+
+def is_awaited(state: ClusterState, now_s: float) -> bool:
+    """Whether a move that a restart cut short may go on once workers are back, or have loaded what they hold."""
+    moving = state.moving
+    if moving is None or not moving.is_cut or now_s - moving.step_s > state.settings.longest_step_s:
+        return False
+    tries_again = now_s - moving.step_s <= TRIES_AGAIN_S
+    return not _has_lost_any(state) and any(
+        worker.presence in ("expected", "suspect")
+        or (worker.is_routable and _loads(worker, tries_again=tries_again))
+        for worker in state.workers.values()
+        if worker.assignment.spans
+    )
+
+
 def all_ready(state: ClusterState, changes: Target) -> ClusterState:
     """The state once these workers hold and serve this, and nothing else."""
     workers = dict(state.workers)
@@ -82,6 +114,24 @@ def all_ready(state: ClusterState, changes: Target) -> ClusterState:
         reported = tuple(status_as(span, "ready", "") for span in spans)
         workers[worker_id] = replace(worker, assignment=assignment, reported=reported)
     return replace(state, workers=workers)
+
+
+def _may_hold(state: ClusterState, worker_id: WorkerId, spans: Spans) -> bool:
+    worker = state.workers.get(worker_id)
+    if worker is None or not worker.can_be_assigned or worker.pinned_blocks is not None:
+        return False
+    models = [state.models.get(span.model) for span in spans]
+    return all(m is not None and m.revision == s.revision for m, s in zip(models, spans, strict=True))
+
+
+def _has_lost_any(state: ClusterState) -> bool:
+    """Whether blocks are to be given to others first, since who holds them is away for good."""
+    return any(worker.presence == "lost" and worker.assignment.spans for worker in state.workers.values())
+
+
+def _loads(worker: WorkerRecord, *, tries_again: bool) -> bool:
+    unready = [span for span in worker.assignment.spans if span not in worker.ready]
+    return any(tries_again or not has_failed(worker, span) for span in unready)
 
 
 def _lost(worker: WorkerRecord, spans: Spans) -> list[SpanAssignment]:

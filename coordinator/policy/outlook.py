@@ -26,9 +26,12 @@ def moving_words(state: ClusterState) -> str:
         return ""
     target, workers = state.moving.target, state.workers
     left = pending(state, target)
-    loading = {w: s for w, s in target.items() if w not in left and len(workers[w].ready) < len(s)}
-    n_done = len(target) - len(left) - len(loading)
+    here = {w: s for w, s in target.items() if w in workers and w not in left}
+    loading = {w: s for w, s in here.items() if len(workers[w].ready) < len(s)}
+    n_done = len(here) - len(loading)
     parts = [f"Placed anew, {n_done} of {len(target)} workers done: {state.moving.reason}"]
+    if state.moving.is_cut:
+        parts.insert(0, "The coordinator was restarted and goes on once all who hold blocks have them ready again")
     if loading:
         parts.append(f"now {_workers_words(loading)}")
     if left:

@@ -65,15 +65,15 @@ def _front(task: Task, members: int) -> list[Pipeline]:
 
 
 def _worthwhile_orders(task: Task, inside: Sequence[int]) -> list[tuple[int, ...]]:
-    """Of orders that leave everybody the same room (it hangs on who is at the ends) the one with the least way."""
-    shortest: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {}
+    """Of orders with the same room and time for everybody (they hang on the ends) the one with the least way."""
+    shortest: dict[tuple[int, tuple[int, ...]], tuple[float, tuple[int, ...]]] = {}
     caps = {i: [task.candidates[i].cap(is_first=first, is_last=last) for first, last in _ENDS] for i in inside}
     for order in permutations(inside) if inside else ():
         room = [caps[i][0] for i in inside]
         room[inside.index(order[0])] = caps[order[0]][1]
         room[inside.index(order[-1])] = caps[order[-1]][2 if len(order) > 1 else 3]
         found = ring_s(task.links, order), order
-        key = tuple(room)
+        key = order[-1], tuple(room)
         if key not in shortest or found < shortest[key]:
             shortest[key] = found
     return [order for _, order in shortest.values()]
@@ -135,13 +135,21 @@ def _runs(task: Task, line: Sequence[int]) -> list[_Run]:
             room += caps[end - 1]
             if room < task.n_blocks:
                 continue
-            pipeline = evenest_pipeline(task, line[start:end])
+            members = line[start:end]
+            turned = _quickest_last(task, members)
+            pipeline = evenest_pipeline(task, turned) or evenest_pipeline(task, members)
             if pipeline is not None:
                 runs.append((start, end, pipeline))
             n_longer += 1
             if n_longer > _LONGER_RUNS:
                 break
     return runs
+
+
+def _quickest_last(task: Task, members: Sequence[int]) -> Sequence[int]:
+    """The same ring, begun behind who takes least time after the last block."""
+    behind = 1 + min(range(len(members)), key=lambda i: task.candidates[members[i]].after_s)
+    return [*members[behind:], *members[:behind]]
 
 
 def _best_before(runs: Sequence[_Run], n_places: int) -> list[_Best]:

@@ -7,6 +7,7 @@ through the quickest of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -70,12 +71,16 @@ def rank_of(objective: Objective, pipelines: Sequence[Pipeline]) -> Rank:
 
 
 def stages_of(task: Task, members: Sequence[int]) -> list[Stage]:
-    """The members as stages in this order, the first and the last with room for the model's ends."""
+    """The members as stages in this order, the first and the last with room for the model's ends.
+
+    The last also takes the time of what comes after the blocks.
+    """
     last = len(members) - 1
     return [
         Stage(
             seconds_per_block=task.candidates[member].seconds_per_block,
             cap=task.candidates[member].cap(is_first=i == 0, is_last=i == last),
+            fixed_s=task.candidates[member].after_s if i == last else 0.0,
         )
         for i, member in enumerate(members)
     ]
@@ -97,13 +102,15 @@ def evenest_pipeline(task: Task, members: Sequence[int]) -> Pipeline | None:
 
 
 def turned_to_fit(task: Task, ring: Sequence[int]) -> tuple[int, ...] | None:
-    """The ring from where its ends have room for the model's; None if there is no such place.
+    """The ring from where its ends have room for the model's, and the slowest stage is fastest; None if nowhere.
 
     Where links take as long in both directions, as round trips have it, either direction is as good.
     """
+    best_s, best = math.inf, None
     for order in (tuple(ring), tuple(reversed(ring))):
         for i in range(len(order)):
             turned = order[i:] + order[:i]
-            if evenest(task.n_blocks, stages_of(task, turned)) is not None:
-                return turned
-    return None
+            shares = evenest(task.n_blocks, stages_of(task, turned))
+            if shares is not None and shares.slowest_s < best_s * (1 - 1e-9):
+                best_s, best = shares.slowest_s, turned
+    return best

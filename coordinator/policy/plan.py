@@ -13,7 +13,7 @@ from coordinator.policy.pipelines import Task, pipelines_of
 from coordinator.policy.placement import Placed, placement
 from coordinator.policy.planning import one_more
 from coordinator.policy.quantising import what_would_hold, why_quantised
-from coordinator.policy.sizing import KV_TARGETS, decode_s_per_block
+from coordinator.policy.sizing import KV_TARGETS, decode_times
 from coordinator.policy.standing import standing
 from coordinator.policy.state import Assignment, ClusterState, ModelRecord, Placement, WorkerRecord
 from protocol.control_messages import SpanAssignment
@@ -28,7 +28,7 @@ class PlannedSpan:
     worker_id: WorkerId
     blocks: BlockRange
     stage_s: float
-    """Seconds for one token in all of these blocks."""
+    """Seconds for one token in all of these blocks, and after the model's last one."""
     quantization: Quantization | None = None
     """What they would be held in, if not as the worker holds weights otherwise."""
 
@@ -79,9 +79,12 @@ def plan(state: ClusterState, wanted: Placement, now_s: float) -> Plan:
     return Plan(placement=wanted, models=models, left_out=tuple(left_out))
 
 
-def planned_spans(state: ClusterState, wanted: Placement) -> dict[WorkerId, tuple[SpanAssignment, ...]]:
+def planned_spans(
+    state: ClusterState, wanted: Placement, *, counts_head: bool = True
+) -> dict[WorkerId, tuple[SpanAssignment, ...]]:
     """What each worker that could be given something would hold if nothing were placed yet."""
     empty = _emptied(state, wanted)
+    empty = replace(empty, settings=replace(empty.settings, counts_head=counts_head))
     return _spans(empty, placement(empty))
 
 
@@ -136,11 +139,11 @@ def _model_plan(state: ClusterState, model: ModelRecord, board: Board) -> ModelP
 
 
 def _planned_span(worker: WorkerRecord, model: ModelRecord, span: SpanAssignment) -> PlannedSpan:
-    block_s = decode_s_per_block(worker, model.manifest, quantization=span.quantization)
+    times = decode_times(worker, model.manifest, quantization=span.quantization)
     return PlannedSpan(
         worker_id=worker.worker_id,
         blocks=span.blocks,
-        stage_s=len(span.blocks) * block_s,
+        stage_s=times.of_range(span.blocks, model.manifest.n_blocks),
         quantization=span.quantization,
     )
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from coordinator.policy.routing import Held
+from coordinator.policy.segments import ANSWER_TOKENS
 from coordinator.policy.sizing import MAX_DECODE_S
 from coordinator.policy.state import ClusterState, WorkerRecord
 from protocol.ids import BlockRange, WorkerId
 from protocol.manifest import Manifest
-
-ANSWER_TOKENS = 128
-"""Over how many tokens what is saved once is spread, if more are asked for: answers mostly stop by themselves."""
 
 
 def held_stages(

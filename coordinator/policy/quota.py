@@ -255,6 +255,7 @@ def refused_again(error: QuotaExceededError, wait_s: float) -> QuotaExceededErro
     """The same refusal as it is some time later, when `wait_s` are left."""
     before = _until(error.retry_after_s or 0.0)
     again = QuotaExceededError(error.message.replace(before, _until(wait_s)), retry_after_s=wait_s)
+    again.rates = error.rates
     return by_limit(error.limit_name, again)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from coordinator.policy.coverage import ready_spans
 from coordinator.policy.links import measured_links
 from coordinator.policy.segments import Segment
-from coordinator.policy.sizing import decode_s_per_block
+from coordinator.policy.sizing import decode_times
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from coordinator.policy.trust import penalty_s
 from protocol.ids import ModelName, WorkerId
@@ -45,13 +45,14 @@ def _segments(worker: WorkerRecord, model: ModelRecord) -> tuple[Segment, ...]:
     if not spans:
         return ()
     has_others = any(span.model != model.name for span in worker.assignment.spans)
-    seconds_per_block = decode_s_per_block(worker, model.manifest, has_other_models=has_others) * _load(worker)
+    times, load = decode_times(worker, model.manifest, has_other_models=has_others), _load(worker)
     links, entry_s = measured_links(worker), penalty_s(worker.trust)
     return tuple(
         Segment(
             worker_id=worker.worker_id,
             blocks=span.blocks,
-            seconds_per_block=seconds_per_block,
+            seconds_per_block=times.block_s * load,
+            after_s=times.after_s * load,
             link_s=links,
             entry_s=entry_s,
         )

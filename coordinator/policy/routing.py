@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from coordinator.policy.client_ways import ClientWays, cheapest_for
 from coordinator.policy.coverage import counts, gaps, ready_spans
 from coordinator.policy.links import LINK_S
 from coordinator.policy.missing import MissingBlocks, missing_blocks
 from coordinator.policy.pinned_ends import missing_ends, with_pinned_ends
 from coordinator.policy.ready_segments import ReadySegments
 from coordinator.policy.segments import Leg, Segment
-from coordinator.policy.shortest_path import cheapest_legs
 from coordinator.policy.state import ClusterState, ModelRecord
 from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange, ModelName, Revision, WorkerId
@@ -51,7 +51,7 @@ class Route:
     revision: Revision
     hops: tuple[RouteStage, ...]
     cost_s: float
-    """Estimated seconds for one token: the client's own way, all hops, and back to the first."""
+    """Estimated seconds for one token: the client's own way, as a near one, all hops, and back to the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +82,13 @@ def cheapest_route(
     *,
     pinned_ends: bool = False,
     blocks: BlockRange | None = None,
+    ways: ClientWays | None = None,
 ) -> Route | MissingBlocks:
     """The route for one generation, or which blocks are missing for one without `exclude`, and why.
 
     `known`: what the caller keeps from one route to the next, so that a large fleet isn't gone through each time.
     `pinned_ends`: whether its first and last workers must be ones whose trust an operator pinned. `blocks`: those
-    that it has to cover, if not all, since the rest is a private client's.
+    that it has to cover, if not all, since the rest is a private client's. `ways`: how far the client is from whom.
     """
     model = state.models.get(model_name)
     if model is None:
@@ -106,13 +107,13 @@ def cheapest_route(
             missing = missing_ends(state, model, covered, exclude)
         assert missing is not None, "segments are what is ready"
         return missing
-    _, legs = cheapest_legs(segments, len(covered))
+    parted, legs = cheapest_for(segments, len(covered), ways)
     ranges = [(i, BlockRange(covered.start + start, covered.start + end)) for i, start, end in legs]
     return Route(
         model=model.name,
         revision=model.revision,
-        hops=tuple(_stage(state, model, segments[i].worker_id, one) for i, one in ranges),
-        cost_s=_seconds_per_token(segments, legs),
+        hops=tuple(_stage(state, model, parted[i].worker_id, one) for i, one in ranges),
+        cost_s=_seconds_per_token(parted, legs),
     )
 
 
@@ -157,7 +158,7 @@ def _kept(segment: Segment, held: Held) -> list[Segment]:
 
 
 def _seconds_per_token(segments: Sequence[Segment], legs: Sequence[Leg]) -> float:
-    """What work and links cost: nothing that is added for trust or taken off for what is saved."""
+    """What work and links cost: nothing that is added for trust or the client, or taken off for what is saved."""
     cost_s = 0.0
     links: Mapping[WorkerId, float] = {}
     for i, start, end in legs:
@@ -165,6 +166,7 @@ def _seconds_per_token(segments: Sequence[Segment], legs: Sequence[Leg]) -> floa
         cost_s += (end - start) * segments[i].seconds_per_block
         links = segments[i].link_s
     first, last = segments[legs[0][0]].worker_id, segments[legs[-1][0]].worker_id
+    cost_s += segments[legs[-1][0]].after_s
     return cost_s if first == last else cost_s + links.get(first, LINK_S) % AVOIDED_S
 
 
@@ -183,9 +185,9 @@ def _weighed(segments: list[Segment], exclude: frozenset[WorkerId], avoided: Avo
 
 
 def _within(segments: Sequence[Segment], blocks: BlockRange) -> list[Segment]:
-    """What segments have of `blocks`, counted from the first of these."""
+    """What segments have of `blocks`, counted from the first of these; nobody is asked for tokens after them."""
     within = [segment for segment in segments if segment.blocks.overlaps(blocks)]
-    return [replace(segment, blocks=_shifted(segment.blocks, blocks)) for segment in within]
+    return [replace(segment, blocks=_shifted(segment.blocks, blocks), after_s=0.0) for segment in within]
 
 
 def _shifted(held: BlockRange, blocks: BlockRange) -> BlockRange:

@@ -32,7 +32,7 @@ def evenest(n_blocks: int, stages: Sequence[Stage]) -> Shares | None:
     if not _can_hold(n_blocks, stages):
         return None
     given = water_filled(n_blocks, stages)
-    slowest_s = max(n * stage.seconds_per_block for n, stage in zip(given, stages, strict=True))
+    slowest_s = max(stage.time_s(n) for n, stage in zip(given, stages, strict=True))
     return _within(n_blocks, stages, slowest_s)
 
 
@@ -40,7 +40,7 @@ def quickest(n_blocks: int, stages: Sequence[Stage]) -> Shares | None:
     """The shares that one token gets through fastest; None if the stages can't hold it all, each a block."""
     if not _can_hold(n_blocks, stages):
         return None
-    return _within(n_blocks, stages, n_blocks * max(stage.seconds_per_block for stage in stages))
+    return _within(n_blocks, stages, max(stage.time_s(n_blocks) for stage in stages))
 
 
 def worthwhile(n_blocks: int, stages: Sequence[Stage]) -> Iterator[Shares]:
@@ -51,7 +51,7 @@ def worthwhile(n_blocks: int, stages: Sequence[Stage]) -> Iterator[Shares]:
     yield even
     limits = sorted(
         limit_s
-        for limit_s in {n * s.seconds_per_block for s in stages for n in range(1, min(s.cap, n_blocks) + 1)}
+        for limit_s in {s.time_s(n) for s in stages for n in range(1, min(s.cap, n_blocks) + 1)}
         if even.slowest_s < limit_s <= quick.slowest_s
     )
     best_s = even.sum_s
@@ -75,9 +75,9 @@ def _within(n_blocks: int, stages: Sequence[Stage], limit_s: float) -> Shares:
         if rest == 0:
             break
         stage = stages[i]
-        most = min(stage.cap, int(limit_s / stage.seconds_per_block * (1 + 1e-9)))
+        most = min(stage.cap, int((limit_s * (1 + 1e-9) - stage.fixed_s) / stage.seconds_per_block))
         more = min(rest, max(0, most - 1))
         given[i] += more
         rest -= more
-    times = [n * stage.seconds_per_block for n, stage in zip(given, stages, strict=True)]
+    times = [stage.time_s(n) for n, stage in zip(given, stages, strict=True)]
     return Shares(given=tuple(given), sum_s=sum(times), slowest_s=max(times))

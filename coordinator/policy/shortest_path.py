@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from coordinator.policy.links import LINK_S
-from coordinator.policy.segments import Leg, Segment, back_s
+from coordinator.policy.segments import CLIENT, Leg, Segment, back_s
 from coordinator.policy.shortlist import MAX_SHORTLIST, Found, cheapest_of_many
 from protocol.ids import WorkerId
 
@@ -36,6 +36,19 @@ class _Label(NamedTuple):
     """Cost up to where the last leg begins, its link included: a leg is multiplied out, not summed up by block."""
 
 
+class _ToGo(NamedTuple):
+    """At least what it costs from a boundary to the end, without the way back."""
+
+    cost_s: float
+    tail: WorkerId | None
+    """Who is last on that way, the client aside; None if it isn't told."""
+    other_s: float
+    """What it costs if anybody else is last; as much, if it isn't told."""
+
+
+_NOWHERE = _ToGo(math.inf, None, math.inf)
+
+
 class _CostsToGo:
     """For each boundary and each segment that ends or goes on there: at least what it costs from there on."""
 
@@ -44,31 +57,35 @@ class _CostsToGo:
         self._segments, self._n_blocks = segments, n_blocks
         self._back: dict[tuple[int, bool], float] = {}
         self._longer_back: dict[tuple[int, int], float] = {}
-        self.onwards: dict[int, list[tuple[float, int]]] = {}
+        self.onwards: dict[int, list[tuple[float, int, _ToGo]]] = {}
         """At each boundary the segments that run what comes next: cost to the end with entering, cheapest first."""
-        self._staying: dict[tuple[int, int], float] = {}
-        self._from: dict[tuple[int, int], float] = {}
+        self._staying: dict[tuple[int, int], _ToGo] = {}
+        self._from: dict[tuple[int, int], _ToGo] = {}
+        # where ends cost something of their own, who is cheap as both would seem to be one end of others' ways
+        tells_tails = any(segment.is_head or segment.is_tail for segment in segments)
+        self._shortest_s = [min((s for _, s in segment.short_links), default=LINK_S) for segment in segments]
+        self._n_run = min((s.blocks.start for s in segments if s.worker_id == CLIENT), default=n_blocks)
         for i, segment in enumerate(segments):
             if segment.blocks.end == n_blocks:
-                self._from[n_blocks, i] = 0.0
+                tail, other_s = (segment.worker_id, math.inf) if tells_tails else (None, segment.after_s)
+                self._from[n_blocks, i] = _ToGo(segment.after_s, tail, other_s)
         for cut, after in reversed(list(zip(self.cuts, self.cuts[1:], strict=False))):
             self._settle(segments, cut, after)
-
-    def after(self, cut: int, i: int) -> float:
-        """From `cut`, to which segment `i` has run, without the way back."""
-        return self._from[cut, i]
 
     def round(self, cut: int, i: int, first: int, *, only_once: bool) -> float:
         """From `cut`, to which segment `i` has run, and back to segment `first`."""
         if cut == self._n_blocks:
-            return back_s(self._segments[i], self._segments[first])
+            return self._segments[i].after_s + back_s(self._segments[i], self._segments[first])
         if (first, only_once) not in self._back:
             self._back[first, only_once] = self._least_back_s(self._segments[first], only_once=only_once)
-        around_s = self._from[cut, i] + self._back[first, only_once]
-        # who goes on to the end alone has no way back
-        alone = (self._n_blocks - cut) * self._segments[i].seconds_per_block
-        can_end_alone = i == first and self._segments[i].blocks.end == self._n_blocks
-        return min(around_s, alone) if can_end_alone else around_s
+        to_go, segment = self._from[cut, i], self._segments[i]
+        comes_twice = only_once and to_go.tail == self._segments[first].worker_id
+        around_s = (to_go.other_s if comes_twice else to_go.cost_s) + self._back[first, only_once]
+        if i != first or segment.blocks.end != self._n_run:
+            return around_s
+        alone_s = (self._n_run - cut) * segment.seconds_per_block + self._from[self._n_run, i].cost_s
+        # who goes on to the end alone has no way back, but for a client that is a stage itself
+        return min(around_s, alone_s if self._n_run == self._n_blocks else alone_s + self._back[first, only_once])
 
     def longer_back_s(self, first: int, other: int) -> float:
         """By how much at most the way back to segment `first` is longer than that to `other`, whoever is last."""
@@ -93,26 +110,34 @@ class _CostsToGo:
         entering = []
         for i, segment in enumerate(segments):
             if segment.blocks.start <= cut < segment.blocks.end:
-                run_s = (after - cut) * segment.seconds_per_block + self._from[after, i]
-                self._staying[cut, i] = run_s
+                (to_go_s, tail, other_s), run_s = self._from[after, i], (after - cut) * segment.seconds_per_block
+                self._staying[cut, i] = _ToGo(run_s + to_go_s, tail, run_s + other_s)
                 if segment.can_be_entered(cut):
-                    entering.append((run_s + segment.entry_s, i))
+                    entering.append((run_s + to_go_s + segment.entry_s, i, self._staying[cut, i]))
         entering.sort()
         self.onwards[cut] = entering
         for i, segment in enumerate(segments):
             if segment.blocks.start < cut <= segment.blocks.end:
                 self._from[cut, i] = self._cheapest_from(segments, cut, i)
 
-    def _cheapest_from(self, segments: Sequence[Segment], cut: int, i: int) -> float:
-        best = self._staying.get((cut, i), math.inf)
+    def _cheapest_from(self, segments: Sequence[Segment], cut: int, i: int) -> _ToGo:
+        least_s, tail, other_s = best = self._staying.get((cut, i), _NOWHERE)
         if not segments[i].can_be_left(cut):
             return best
         links = segments[i].link_s
-        for enter_s, k in self.onwards[cut]:
-            if enter_s >= best:
-                break  # no link is less than nothing; so it ends before the segment itself, too
-            best = min(best, enter_s + links.get(segments[k].worker_id, LINK_S))
-        return best
+        for enter_s, k, onwards in self.onwards[cut]:
+            if enter_s + self._shortest_s[i] >= other_s:
+                break  # before the segment itself, too: no link is less than nothing
+            to = segments[k]
+            way_s = enter_s + (link_s := links.get(to.worker_id, LINK_S))
+            way_tail = onwards.tail if to.worker_id != CLIENT else segments[i].worker_id
+            if way_tail != tail and way_s >= least_s:
+                other_s = min(other_s, way_s)
+                continue
+            way_other_s = to.entry_s + link_s + onwards.other_s
+            other_s = min(other_s if way_tail == tail else least_s, way_other_s)
+            least_s, tail = min(least_s, way_s), way_tail
+        return _ToGo(least_s, tail, other_s)
 
 
 def cheapest_legs(segments: Sequence[Segment], n_blocks: int) -> tuple[float, list[Leg]]:
@@ -121,23 +146,30 @@ def cheapest_legs(segments: Sequence[Segment], n_blocks: int) -> tuple[float, li
     The way from the client to its first worker counts too, as one that nobody measured. No worker comes twice,
     unless there is no other way (or finding one would take too long).
     """
-    if len(segments) > MAX_SHORTLIST:
-
-        def search(numbers: list[int], limit_s: float, *, is_rough: bool) -> Found | None:
-            few = [segments[i] for i in numbers]
-            cuts = _ends(few) if is_rough else _cuts(few, n_blocks)
-            found = _search(few, n_blocks, _CostsToGo(few, n_blocks, cuts), only_once=True, limit_s=limit_s)
-            return None if found is None else (found.estimate_s, [(numbers[i], a, b) for i, a, b in found.legs])
-
-        among_few = cheapest_of_many(segments, n_blocks, search)
-        if among_few is not None:
-            return among_few
+    found = cheapest_once(segments, n_blocks, MAX_STEPS)
+    if found is not None:
+        return found
     costs = _CostsToGo(segments, n_blocks, _cuts(segments, n_blocks))
-    found = _search(segments, n_blocks, costs, only_once=True) or _search(
-        segments, n_blocks, costs, only_once=False
-    )
-    assert found is not None, "the blocks are covered, so there is a way"
-    return found.estimate_s, list(found.legs)
+    label = None
+    if len(segments) > MAX_SHORTLIST:
+        label = _search(segments, n_blocks, costs, only_once=True, max_steps=MAX_STEPS)
+    label = label or _search(segments, n_blocks, costs, only_once=False)
+    assert label is not None, "the blocks are covered, so there is a way"
+    return label.estimate_s, list(label.legs)
+
+
+def cheapest_once(segments: Sequence[Segment], n_blocks: int, max_steps: int) -> Found | None:
+    """The cheapest way on which no worker comes twice; None if none was found in so many steps."""
+
+    def search(numbers: list[int], limit_s: float, *, is_rough: bool) -> Found | None:
+        few = [segments[i] for i in numbers]
+        costs = _CostsToGo(few, n_blocks, _ends(few) if is_rough else _cuts(few, n_blocks))
+        found = _search(few, n_blocks, costs, only_once=True, limit_s=limit_s, max_steps=max_steps)
+        return None if found is None else (found.estimate_s, [(numbers[i], a, b) for i, a, b in found.legs])
+
+    if len(segments) > MAX_SHORTLIST:
+        return cheapest_of_many(segments, n_blocks, search)
+    return search(list(range(len(segments))), math.inf, is_rough=False)
 
 
 def _search(
@@ -147,15 +179,16 @@ def _search(
     *,
     only_once: bool,
     limit_s: float = math.inf,
+    max_steps: float = math.inf,
 ) -> _Label | None:
-    """A* over boundary and segment; with `only_once` over sets of used workers too, within `MAX_STEPS`.
+    """A* over boundary and segment; with `only_once` over sets of used workers too, which may take long.
 
-    None too if each way costs more than `limit_s`.
+    None too if each way costs more than `limit_s`, or after `max_steps`.
     """
     heap = [_Label(0.0, 0, (), 0.0, 0.0)]
     settled: dict[tuple[int, int], list[tuple[frozenset[WorkerId], float, int]]] = {}
     n_steps = 0
-    while heap and not (only_once and n_steps > MAX_STEPS):
+    while heap and n_steps <= max_steps:
         label = heapq.heappop(heap)
         used: frozenset[WorkerId] = frozenset()
         if label.legs:
@@ -218,7 +251,7 @@ def _longer(
         go(last, (*label.legs[:-1], (last, begun, cut)), label.entered_s, label.n_hops)
     if last is None or segments[last].can_be_left(start):
         links = segments[last].link_s if last is not None else {}
-        for onwards_s, i in costs.onwards[start]:
+        for onwards_s, i, _ in costs.onwards[start]:
             if label.cost_s + onwards_s > limit_s:
                 break
             worker_id = segments[i].worker_id

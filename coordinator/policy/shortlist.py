@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, repeat
 from operator import add, sub
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from coordinator.policy.links import LINK_S
 from coordinator.policy.segments import Leg, Segment, cost_s
@@ -25,7 +25,7 @@ MAX_SHORTLIST = 40
 _FASTEST = 8
 """Workers that are looked at first, with those of the way that would be cheapest over the shortest links."""
 
-_ROUNDING = 1 + 1e-9
+_ROUNDING = 1e-9
 
 Found = tuple[float, list[Leg]]
 """What a way costs, and the way."""
@@ -51,26 +51,31 @@ def cheapest_of_many(segments: Sequence[Segment], n_blocks: int, search: Search)
     onwards, legs = _to_go(segments, by_speed, entries, [segment.blocks for segment in segments])
     least_s = LINK_S + onwards[0]
     limit_s, known = min((cost_s(segments, way), way) for way in (legs, *_alone(segments, by_speed, n_blocks)))
-    if limit_s <= least_s * _ROUNDING:
+    if limit_s <= _rounded_up(least_s):
         return limit_s, known
     few = {*by_speed[:_FASTEST], *(i for i, _, _ in (*legs, *known))}
-    found = search(sorted(few), limit_s * _ROUNDING, is_rough=True)
-    if found is not None and found[0] <= least_s * _ROUNDING:
+    found = search(sorted(few), _rounded_up(limit_s), is_rough=True)
+    if found is not None and found[0] <= _rounded_up(least_s):
         return found
     mirrored = [BlockRange(n_blocks - s.blocks.end, n_blocks - s.blocks.start) for s in segments]
-    before = _to_go(segments, by_speed, entries, mirrored)[0][::-1]
-    limit_s = math.inf if found is None else found[0] * _ROUNDING
+    before = _to_go(segments, by_speed, entries, mirrored, is_mirrored=True)[0][::-1]
+    limit_s = math.inf if found is None else _rounded_up(found[0])
     n_quick = bisect_right(
         by_speed,
-        limit_s - LINK_S - min(entries),
+        limit_s - LINK_S - min((entries[i] for i in by_speed if not segments[i].is_bound), default=0.0),
         key=lambda i: _least_through(segments[i].seconds_per_block, 0, n_blocks, before, onwards),
     )
     # who is too slow for any range is of use only for what it saves
-    promising = [*by_speed[:n_quick], *(i for i in by_speed[n_quick:] if segments[i].is_whole)]
+    promising = [*by_speed[:n_quick], *(i for i in by_speed[n_quick:] if segments[i].is_bound)]
     through = [(LINK_S + entries[i] + _through(segments[i], before, onwards), i) for i in promising]
     best = {i for _, i in sorted(bound for bound in through if bound[0] <= limit_s)[:MAX_SHORTLIST]}
     best.update(i for i, _, _ in (legs if found is None else found[1]))
     return search(sorted(best), limit_s, is_rough=False)
+
+
+def _rounded_up(seconds: float) -> float:
+    """Costs may be less than nothing: for what a way saves."""
+    return seconds + abs(seconds) * _ROUNDING
 
 
 def _entries(segments: Sequence[Segment]) -> list[float]:
@@ -86,27 +91,36 @@ def _entries(segments: Sequence[Segment]) -> list[float]:
 def _alone(segments: Sequence[Segment], by_speed: Sequence[int], n_blocks: int) -> list[list[Leg]]:
     """The cheapest way over one worker that has all blocks, if anybody has."""
     whole = [i for i in by_speed if len(segments[i].blocks) == n_blocks]
-    whole.sort(key=lambda i: segments[i].entry_s + n_blocks * segments[i].seconds_per_block)
+    whole.sort(key=lambda i: segments[i].entry_s + n_blocks * segments[i].seconds_per_block + segments[i].after_s)
     return [[(i, 0, n_blocks)] for i in whole[:1]]
 
 
 def _to_go(
-    segments: Sequence[Segment], by_speed: Sequence[int], entries: Sequence[float], ranges: Sequence[BlockRange]
+    segments: Sequence[Segment],
+    by_speed: Sequence[int],
+    entries: Sequence[float],
+    ranges: Sequence[BlockRange],
+    *,
+    is_mirrored: bool = False,
 ) -> tuple[list[float], list[Leg]]:
-    """From each boundary at least what it costs to the end, entering included; and the legs from the beginning."""
+    """From each boundary at least what it costs to the end, entering included; and the legs from the beginning.
+
+    `is_mirrored`: the ranges are counted from the model's end, so that a segment's beginning is where it is left.
+    """
     n_blocks = max(blocks.end for blocks in ranges)
-    to_go = [math.inf] * n_blocks + [0.0]
+    ends_s = (segment.after_s for segment in segments if not is_mirrored and segment.blocks.end == n_blocks)
+    to_go = [math.inf] * n_blocks + [min(ends_s, default=0.0)]
     first: list[Leg] = [(0, 0, 0)] * n_blocks
-    loose = [(i, ranges[i].start, ranges[i].end) for i in by_speed if not segments[i].is_whole]
-    whole = [(i, ranges[i].start, ranges[i].end) for i in by_speed if segments[i].is_whole]
+    loose = [(i, ranges[i].start, ranges[i].end) for i in by_speed if not segments[i].is_bound]
+    bound = [_bound(segments[i], i, ranges[i], is_mirrored=is_mirrored) for i in by_speed if segments[i].is_bound]
     least_entry_s = min((entries[i] for i, _, _ in loose), default=0.0)
     reach = _reach(ranges, n_blocks)
     for cut in range(n_blocks - 1, -1, -1):
-        for i, start, end in whole:
-            if start == cut:
-                whole_s = entries[i] + (end - start) * segments[i].seconds_per_block + to_go[end]
-                if whole_s < to_go[cut]:
-                    to_go[cut], first[cut] = whole_s, (i, cut, end)
+        for one in bound:
+            if one.start <= cut < one.latest:
+                run_s, to = _run_s(segments[one.i].seconds_per_block, to_go, cut, one.end, one.earliest)
+                if entries[one.i] + run_s < to_go[cut]:
+                    to_go[cut], first[cut] = entries[one.i] + run_s, (one.i, cut, to)
         for i, start, end in loose:
             if not start <= cut < end:
                 continue
@@ -123,8 +137,34 @@ def _to_go(
     return to_go, _followed(first)
 
 
-def _run_s(seconds_per_block: float, to_go: list[float], start: int, end: int) -> tuple[float, int]:
-    """The least from `start` on if a worker of this speed runs up to `end` at most; and where it stops then."""
+class _Bound(NamedTuple):
+    """A segment that can't be entered, or left, just anywhere."""
+
+    i: int
+    start: int
+    latest: int
+    """It is entered before this block."""
+    earliest: int
+    """It is left here or later."""
+    end: int
+
+
+def _bound(segment: Segment, i: int, blocks: BlockRange, *, is_mirrored: bool) -> _Bound:
+    is_head, is_tail = segment.is_whole or segment.is_head, segment.is_whole or segment.is_tail
+    enters_at_start, leaves_at_end = (is_tail, is_head) if is_mirrored else (is_head, is_tail)
+    start, end = blocks.start, blocks.end
+    return _Bound(i, start, start + 1 if enters_at_start else end, end if leaves_at_end else start + 1, end)
+
+
+def _run_s(
+    seconds_per_block: float, to_go: list[float], start: int, end: int, earliest: int = 0
+) -> tuple[float, int]:
+    """The least from `start` on if a worker of this speed runs up to `end` at most; and where it stops then.
+
+    `earliest`: it has to run up to there.
+    """
+    if earliest == end:
+        return (end - start) * seconds_per_block + to_go[end], end
     steps = accumulate([seconds_per_block] * (end - start))
     costs = list(map(add, to_go[start + 1 : end + 1], steps))
     least_s = min(costs)
@@ -150,8 +190,12 @@ def _followed(first: Sequence[Leg]) -> list[Leg]:
 def _through(segment: Segment, before: Sequence[float], onwards: Sequence[float]) -> float:
     """The least that a way costs which leads over this segment for a block at least, but for entering it."""
     start, end, seconds = segment.blocks.start, segment.blocks.end, segment.seconds_per_block
-    if segment.is_whole:
+    if segment.is_whole or (segment.is_head and segment.is_tail):
         return before[start] + (end - start) * seconds + onwards[end]
+    if segment.is_head:
+        return before[start] + min(n * seconds + onwards[start + n] for n in range(1, end - start + 1))
+    if segment.is_tail:
+        return min(before[end - n] + n * seconds for n in range(1, end - start + 1)) + onwards[end]
     return _least_through(seconds, start, end, before, onwards)
 
 

@@ -13,6 +13,7 @@ from coordinator.policy.authors import Authors
 from coordinator.policy.pins import Pin
 from coordinator.policy.statuses import span_in
 from coordinator.policy.trust import NEWCOMER, Standing, TrustRecord
+from coordinator.policy.under_way import Moving
 from protocol.control_messages import DeviceReport, Heartbeat, SpanAssignment, SpanStatus
 from protocol.errors import ConfigError
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
@@ -56,17 +57,22 @@ def checked_replan(text: str, name: str) -> Replan:
     raise ConfigError(f"{name} {text[:40]!r} isn't one of {', '.join(get_args(Replan))}")
 
 
+TICKET_LIFE_S = 3600.0
+NO_TICKETS_FROM_S = TICKET_LIFE_S - 600.0
+"""A worker whose clock is so far ahead leaves a ticket ten minutes at most, which an answer may take."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySettings:
     """What decisions depend on beside what happens."""
 
     placement: Placement = "balance"
+    counts_head: bool = True
+    """Whether plans count what the last stage runs besides its blocks."""
     auto_quantize: bool = True
     """Whether workers that leave their precision open hold blocks in fewer bits where nothing else fits."""
-
     require_signed_models: bool = False
     """Whether generations begin only with models that a trusted author signed."""
-
     gateway_url: str = ""
     """Origin of the gateway that the dashboard's chat page talks to; empty: there is none."""
 
@@ -148,7 +154,7 @@ class WorkerRecord:
     kept_until_s: float | None = None
     """Set when it was stopped where it runs: its blocks are kept for it until then, in case that was a restart."""
     is_doubted: bool = False
-    """Whether it has been away for so long that others are given its blocks too. It keeps them if it comes back."""
+    """Whether it was away, or let nobody in, so long that others get its blocks too; once back it keeps them."""
     hostname: str = ""
     version: str = ""
     """Of Brigade, as it says."""
@@ -165,6 +171,10 @@ class WorkerRecord:
     """Of spans of the current epoch only."""
     files: frozenset[FileHash] = frozenset()
     heartbeat: Heartbeat | None = None
+    block_s: float = 0.0
+    """What a token takes in a block, by its heartbeats (`measured`); 0.0 until measured."""
+    clock_offset_s: float = 0.0
+    """How far its clock is ahead of ours, below 0 behind it; 0.0 while it is right enough to join."""
     trust: Standing = NEWCOMER
     """How far it is trusted, as of the latest review; worked out of its `TrustRecord`."""
 
@@ -191,7 +201,12 @@ class WorkerRecord:
     @property
     def is_routable(self) -> bool:
         """Whether new sessions may go there, as far as the worker itself is concerned."""
-        return self.presence == "here" and not self.is_draining and not self.trust.is_barred
+        return self.presence == "here" and not (self.is_draining or self.trust.is_barred or self.takes_no_tickets)
+
+    @property
+    def takes_no_tickets(self) -> bool:
+        """Whether tickets for it have expired by its clock, or will in a moment."""
+        return self.clock_offset_s > NO_TICKETS_FROM_S
 
     @property
     def counts_as_holder(self) -> bool:
@@ -234,18 +249,6 @@ class ModelRecord:
     """Who vouches for it; verified, but whether that author is trusted is another question (`signing`)."""
     pinned_ends: bool = False
     """Whether the first and last worker of every route must be ones whose trust an operator pinned."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moving:
-    """That what is served is being placed anew, a few workers at a time."""
-
-    target: Mapping[WorkerId, tuple[SpanAssignment, ...]]
-    """What those who change are to hold in the end."""
-    reason: str
-    """What it is for, in words."""
-    step_s: float
-    """When the last step was begun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

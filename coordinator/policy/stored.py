@@ -6,7 +6,7 @@ Times are seconds since 1970, UTC.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coordinator.policy.authors import Author
 from coordinator.policy.effects import WorkerStatus
@@ -14,6 +14,7 @@ from coordinator.policy.pins import Pin
 from coordinator.policy.settings import SettingValue
 from coordinator.policy.state import Assignment, ClusterState, Departure, ModelRecord, PolicySettings, WorkerRecord
 from coordinator.policy.trust import NEWCOMER, TrustRecord, standing
+from coordinator.policy.under_way import Moving
 from protocol.control_messages import DeviceReport, SpanAssignment
 from protocol.ids import WorkerId
 
@@ -46,6 +47,8 @@ class StoredState:
     """Settings that were changed while a coordinator ran, by name."""
     is_move_asked: bool = False
     """Whether an operator asked for blocks to be placed anew, and that wasn't over."""
+    moving: Moving | None = None
+    """What was being moved."""
 
 
 _ASKED_BEFORE = "an operator asked for it before the coordinator was restarted"
@@ -87,4 +90,5 @@ def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> Clu
         pins=dict(stored.pins),
         stored_settings=dict(stored.settings),
         is_move_asked=stored.is_move_asked,
+        moving=None if stored.moving is None else replace(stored.moving, step_s=now_s, is_cut=True),
     )

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import msgspec
 
-from coordinator.policy.arrival import connected, joined, sound
+from coordinator.policy.arrival import connected, joined
 from coordinator.policy.changes import Change, model_view, save_model, save_worker
 from coordinator.policy.coverage import has_failed
 from coordinator.policy.effects import AuditAction, DeleteModel, Effect
@@ -47,13 +47,16 @@ from coordinator.policy.events import (
 )
 from coordinator.policy.giving_out import improvement_found, moved_on, placement_found
 from coordinator.policy.handover import reported_on
+from coordinator.policy.measured import with_beat
 from coordinator.policy.operator_changes import finished_moves, operator_decided
 from coordinator.policy.passing import departed, gone, kept, let_go, removed, time_passed, to_depart
 from coordinator.policy.signing import author_changed, model_signed, pinned_ends_asked
+from coordinator.policy.sound import sound_beat, sound_files, sound_status
 from coordinator.policy.state import ClusterState, Departure, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import span_in
 from coordinator.policy.trust_changes import is_banned, refused, reviewed_some, trust_changed
 from coordinator.policy.trust_events import EvidenceSeen, TrustPinned, TrustUnpinned, WorkerBanned, WorkerPardoned
+from coordinator.policy.worker_clocks import clock_said
 from protocol.control_messages import Drain, SpanReport
 from protocol.ids import ModelName
 
@@ -124,9 +127,10 @@ def _worker_changed(change: Change, worker: WorkerRecord, event: WorkerEvent) ->
         case SpansReported():
             return _spans_reported(change, _heard(change, worker), event.report)
         case WorkerBeat():
-            return change.with_worker(replace(_heard(change, worker), heartbeat=event.heartbeat))
+            heard = with_beat(change.state, _heard(change, worker), sound_beat(change.state, event.heartbeat))
+            return clock_said(change.with_worker(heard), heard)
         case FilesChanged():
-            return change.with_worker(replace(_heard(change, worker), files=frozenset(event.files)))
+            return change.with_worker(replace(_heard(change, worker), files=sound_files(event.files)))
         case WorkerLeft():
             return _left(change, _heard(change, worker), event)
         case SocketLost():
@@ -144,7 +148,7 @@ def _heard(change: Change, worker: WorkerRecord) -> WorkerRecord:
     if not worker.is_connected:
         return worker
     # one that was stopped and finishes what runs is on its way out, however much is heard of it
-    is_doubted = worker.is_doubted and worker.kept_until_s is not None
+    is_doubted = worker.is_doubted and (worker.kept_until_s is not None or worker.takes_no_tickets)
     return replace(worker, presence="here", seen_s=change.now_s, is_doubted=is_doubted)
 
 
@@ -152,7 +156,7 @@ def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) ->
     if report.epoch != worker.assignment.epoch:
         return change.with_worker(worker)
     latest = {span_in(status): status for status in report.spans}
-    reported = tuple(sound(status) for span, status in latest.items() if span in worker.assignment.spans)
+    reported = tuple(sound_status(status) for span, status in latest.items() if span in worker.assignment.spans)
     if worker.heartbeat is not None and reported != worker.reported:
         # for what it held then; the next one says it anew
         worker = replace(worker, heartbeat=msgspec.structs.replace(worker.heartbeat, longest_sessions={}))

@@ -20,11 +20,13 @@ from coordinator.policy.standing import standing
 from coordinator.policy.state import ClusterState, ModelRecord, Placement, WorkerRecord
 from coordinator.policy.statuses import status_as
 from coordinator.policy.trust_words import trust_note, unbacked
+from coordinator.policy.worker_clocks import clock_note
+from protocol.cluster_rest import WorkerInfo
 from protocol.control_messages import LinkReport, SpanStatus
 from protocol.ids import BlockRange, FileHash, ModelName, WorkerId
 from protocol.model_signature import SignedBy
 from protocol.plan_rest import LeftOut, ModelledSpeed, ModelPlan, PlanInfo, PlannedSpan
-from protocol.rest import BlockCoverage, ModelInfo, ModelState, WorkerInfo
+from protocol.rest import BlockCoverage, ModelInfo, ModelState
 from protocol.worker_rest import Source
 
 MAX_SOURCES = 8
@@ -156,13 +158,15 @@ def worker_info(state: ClusterState, worker_id: WorkerId, now_s: float) -> Worke
         kv_precision=device.kv_precision if device is not None else None,
         trust=worker.trust.score,
         trust_level=worker.trust.level,
+        clock_offset_s=worker.clock_offset_s,
     )
 
 
 def explained_worker(state: ClusterState, worker_id: WorkerId, now_s: float, note: str) -> WorkerInfo:
     """The same with all that speaks against it: `note` beside what the state says."""
     info = worker_info(state, worker_id, now_s)
-    reasons = (info.reason, note, trust_note(state, state.workers[worker_id], now_s))
+    worker = state.workers[worker_id]
+    reasons = (info.reason, note, clock_note(state, worker), trust_note(state, worker, now_s))
     return msgspec.structs.replace(info, reason="; ".join(filter(None, reasons)))
 
 

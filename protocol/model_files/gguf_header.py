@@ -160,7 +160,10 @@ class _Reader:
         sizes = [self._integer("<Q", what) for _ in range(n_dimensions)]
         encoding, offset = self._integer("<I", what), self._integer("<Q", what)
         if encoding not in block_sizes:
-            raise self._lie(f"{what} has the unknown encoding {encoding}")
+            raise self._lie(
+                f"{what} has the unknown encoding {encoding}, or one that came after the installed `gguf` package; "
+                f"known are {', '.join(type_name[kind] for kind in sorted(block_sizes))}"
+            )
         elements = block_sizes[encoding][0]
         if min(sizes) < 1 or math.prod(sizes) >= 2**62 or sizes[0] % elements:
             raise self._lie(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.cli_serve import exposure
 from coordinator.config import CoordinatorConfig
+from coordinator.serving import exposure
 from protocol.guarded_site import SECURITY_HEADERS
 from tests.support.coordinators import http_session, key_of, running_coordinator
 from tests.support.listening import worker_door

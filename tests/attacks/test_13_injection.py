@@ -19,9 +19,9 @@ from client.output import printable as shown_by_client
 from coordinator.app import RunningCoordinator
 from coordinator.cli_output import model_table, worker_table
 from coordinator.keys import MODELS_LOOK
+from protocol.cluster_rest import ClusterStatus
 from protocol.control_messages import Leaving
 from protocol.logs import configure_logs
-from protocol.rest import ClusterStatus
 from tests.support.coordinators import (
     Http,
     add_model,
@@ -32,7 +32,7 @@ from tests.support.coordinators import (
     key_of,
     running_coordinator,
 )
-from worker.cli import _say
+from worker.told import say
 
 QUOTES = ("x' OR '1'='1", "x'; DROP TABLE api_keys;--", 'x" OR ""="', "%", "x\\", "1); DELETE FROM workers;--")
 OBEYED = ("\x1b[31mred", "\x1b]0;title\x07", "a\nFAKE level=info", "a\rb", "\x9b31m", "a\u202eb", "\x00")
@@ -130,7 +130,7 @@ async def test_what_a_worker_says_of_itself_is_shown_as_text(
     assert out.getvalue().replace("\n", "").isprintable()
     assert "FAKE level=info" not in [line.strip() for line in out.getvalue().splitlines()]
     capsys.readouterr()
-    _say(words)
+    say(words)
     said = capsys.readouterr().out
     assert said.removesuffix("\n").isprintable()
     assert not set(shown_by_client(words)) & set("\x1b\x07\r\x9b")

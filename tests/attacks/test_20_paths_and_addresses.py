@@ -15,11 +15,12 @@ from coordinator.app import RunningCoordinator
 from coordinator.file_store import FileStore
 from coordinator.packing.pack import pack_model
 from protocol.api_key import api_key_from_text
+from protocol.cluster_rest import AddModelRequest
 from protocol.errors import BrigadeError, UnreachableError, UntrustedFileError
 from protocol.ids import FileHash, ModelName, Revision
 from protocol.manifest import Manifest, ModelFile, decode_manifest, encode_manifest, revision_of
 from protocol.pinned_http import pinned_session
-from protocol.rest import AddModelRequest, ModelList
+from protocol.rest import ModelList
 from protocol.tls import COORDINATOR_NAME, client_context, server_context
 from tests.coordinator.packing_support import llama_tensors, no_progress, write_model, write_safetensors
 from tests.support.coordinators import (

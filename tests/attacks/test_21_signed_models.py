@@ -17,9 +17,10 @@ from coordinator.app import RunningCoordinator
 from coordinator.file_store import FileStore
 from protocol.author_keys import AuthorKey, author_key_of
 from protocol.author_rest import AddAuthorRequest, AuthorList
+from protocol.cluster_rest import AddModelRequest, ChangeModelRequest
 from protocol.ids import Revision
 from protocol.model_signature import sign
-from protocol.rest import AddModelRequest, ChangeModelRequest, ErrorAnswer, ModelInfo, RouteRequest
+from protocol.rest import ErrorAnswer, ModelInfo, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
 from tests.support.coordinators import (
     Answer,

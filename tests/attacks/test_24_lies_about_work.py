@@ -19,12 +19,12 @@ from coordinator.policy.events import SettingsChanged
 from coordinator.policy.trust import TrustRecord
 from coordinator.policy.trust_events import TrustPinned, WorkerBanned
 from protocol.audit_rest import AuditInfo, AuditList
+from protocol.cluster_rest import ClusterStatus
 from protocol.compatibility import VERSION_HEADER
 from protocol.errors import InternalError
 from protocol.frames import encode_frame
 from protocol.ids import BlockRange, ModelName, SessionId
 from protocol.messages import PROTOCOL_VERSION, OpenSession
-from protocol.rest import ClusterStatus
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
 from tests.support.cheating import change_weights, cheat, garbage_on
 from tests.support.coordinators import eventually, http_session, key_of

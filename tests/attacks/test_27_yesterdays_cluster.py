@@ -9,7 +9,8 @@ import pytest
 
 from coordinator.policy.state import WorkerRecord
 from protocol.control_messages import Assign, SpanReport, SpanStatus
-from protocol.errors import BrigadeError, LeaseError
+from protocol.coordinator_errors import LeaseError
+from protocol.errors import BrigadeError
 from protocol.ids import BlockRange, ModelName, Revision
 from tests.coordinator.test_lease import side
 from tests.support.coordinators import (

@@ -31,6 +31,7 @@ from protocol.errors import (
 from protocol.frames import encode_frame
 from protocol.ids import SessionId
 from protocol.messages import CloseSession, SharedPrefix
+from tests.support.coordinators import eventually
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
 from tests.support.tiny_tokenizer import ids_of, tiny_files
 
@@ -458,3 +459,15 @@ async def test_a_whole_generation_loads_no_torch(cluster: ScriptedCluster, tmp_p
     out, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")
     assert b'"done"' in out
+
+
+async def test_a_route_is_asked_for_with_how_far_the_workers_were_that_were_used_before(
+    cluster: ScriptedCluster, client: Client
+) -> None:
+    await client.generate("tiny", "x", max_tokens=9)
+    await eventually(lambda: len(client._connected()[1].legs()) == len(cluster.workers))
+    await client.generate("tiny", "x", max_tokens=9)
+    first, second = (request.client_legs for request in cluster.route_requests)
+    assert first == ()
+    assert {leg.worker_id for leg in second} == {worker_id for worker_id, _ in cluster.workers}
+    assert all(leg.is_connected and leg.round_trip_s > 0 for leg in second)

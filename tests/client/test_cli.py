@@ -151,8 +151,10 @@ async def test_what_openais_clients_ask_reaches_the_tail(
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("BRIGADE_URL", "https://127.0.0.1:1")
+    monkeypatch.setenv("BRIGADE_API_KEY", new_api_key("client", "0" * 64).text())
     assert main(["generate", "x", *arguments]) == 2
     assert words in capsys.readouterr().err
 

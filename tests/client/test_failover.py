@@ -37,6 +37,7 @@ from protocol.errors import (
     HopLostError,
     InternalError,
     InvalidRequestError,
+    ModelFaultError,
     ModelLoadingError,
     ModelUnavailableError,
     NotFoundError,
@@ -139,6 +140,13 @@ def test_a_token_begins_a_new_budget() -> None:
     assert isinstance(error, HopLostError)
     assert error.message.count(f"hop_lost of {A}") == MAX_FRUITLESS_ATTEMPTS
     assert error.message.endswith("the last: gone")
+
+
+def test_a_fault_of_the_model_is_believed_when_it_is_said_twice() -> None:
+    failed = lost(error=ModelFaultError("the model's weights are damaged"))
+    assert final_error(known_after(failed), failed) is None, "it may be one machine's memory"
+    assert final_error(known_after(failed, lost(B), failed), failed) is failed.error
+    assert final_error(known_after(failed, lost(B)), lost(B)) is None
 
 
 @pytest.mark.parametrize("kind", [InvalidRequestError, ContextExceededError, TooLargeError])

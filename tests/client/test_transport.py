@@ -17,6 +17,7 @@ from protocol.errors import (
 )
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import CloseSession, OpenSession, SessionOpened, Token
+from tests.support.coordinators import eventually
 from tests.support.pki import TestAuthority
 from tests.support.scripted_cluster import ScriptedCluster, SeenSession, scripted_cluster
 
@@ -71,6 +72,20 @@ async def test_whoever_waits_learns_that_the_connection_is_lost(
     with connection.delivering_to(late):
         assert isinstance((await late.get())[1], ConnectionLost)
     assert await pool.connection(*cluster.workers[0]) is not connection
+
+
+async def test_how_far_a_worker_is_is_known_once_it_is_connected_to(
+    pool: ConnectionPool, cluster: ScriptedCluster
+) -> None:
+    assert pool.legs() == ()
+    connection = await pool.connection(*cluster.workers[0])
+    (leg,) = await eventually(pool.legs)
+    assert (leg.worker_id, leg.is_connected) == (connection.worker_id, True)
+    assert 0.0 < leg.round_trip_s < DEADLINE_S
+    assert not pool.legs(takes_states=True)[0].is_connected, "private sessions have connections of their own"
+    await connection.close()
+    (leg,) = pool.legs()
+    assert not leg.is_connected
 
 
 async def test_connections_that_ended_are_not_kept(pool: ConnectionPool, cluster: ScriptedCluster) -> None:

@@ -11,20 +11,13 @@ from coordinator.app import RunningCoordinator
 from coordinator.file_store import FileStore
 from coordinator.resources import named_worker
 from protocol.api_key import api_key_from_text
+from protocol.cluster_rest import AddModelRequest, ChangeModelRequest, ClusterStatus, WorkerInfo
 from protocol.control_messages import Assign, Drain
 from protocol.errors import ConfigError, InvalidRequestError
 from protocol.ids import ModelName, Revision, WorkerId
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyList
 from protocol.plan_rest import PlanInfo
-from protocol.rest import (
-    AddModelRequest,
-    ChangeModelRequest,
-    ClusterStatus,
-    ErrorAnswer,
-    ModelInfo,
-    ModelList,
-    WorkerInfo,
-)
+from protocol.rest import ErrorAnswer, ModelInfo, ModelList
 from tests.support.coordinators import Http, add_model, http_session, joined_worker, key_of, running_coordinator
 
 

@@ -13,10 +13,11 @@ import aiohttp
 import pytest
 from blockbuster import blockbuster_ctx
 
+from protocol.cluster_rest import ClusterStatus
 from protocol.control_messages import Assign
 from protocol.errors import ConfigError, ConflictError, PortInUseError, StorageError
 from protocol.ids import ModelName
-from protocol.rest import ClusterStatus, ModelList, RouteRequest
+from protocol.rest import ModelList, RouteRequest
 from tests.support.coordinators import (
     WorkerKey,
     add_model,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from coordinator.audit_asking import Answer
-from coordinator.audit_comparing import Comparer
+from coordinator.audit_comparing import MAX_SILENCES, Comparer
 from coordinator.audit_found import Found
 from coordinator.audit_session import NoAnswerError
 from coordinator.audit_store import AuditStore, RecordedAnswer
@@ -24,7 +24,7 @@ from protocol.ids import BlockRange, ModelName, Revision, WorkerId
 from tests.support.scripted_cluster import scripted_manifest
 
 BLOCKS, REVISION, HELD = BlockRange(0, 4), Revision("r" * 64), Held(weights="float32")
-TARGET, PARTNER, THIRD = WorkerId("target"), WorkerId("partner"), WorkerId("third")
+TARGET, PARTNER, THIRD, FOURTH = map(WorkerId, ("target", "partner", "third", "fourth"))
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
@@ -118,6 +118,39 @@ async def test_who_falls_silent_when_asked_again_has_given_no_answer(store: Audi
     assert len(workers.seeds) == 2
     workers = Workers({TARGET: {0, 1, 2}}, {PARTNER: {1}})  # a partner that falls silent clears nobody
     assert (await found(workers, store, PARTNER, THIRD)).outcome == "failed"
+
+
+async def test_others_stand_in_for_a_partner_that_stays_silent(store: AuditStore) -> None:
+    """It would be waited for once a probe, and could keep its accomplice from failing."""
+    silent = {PARTNER: set(range(1, 100))}
+    audit = await found(Workers({TARGET: {0, 2}}, silent), store, PARTNER, THIRD, FOURTH)
+    assert (audit.outcome, audit.partner_outcome) == ("failed", "passed")
+    assert audit.n_asked[PARTNER] == 2
+    assert audit.comparisons[-1].other == FOURTH
+
+
+@pytest.mark.parametrize("is_target", [True, False])
+async def test_an_audit_gives_up_where_nobody_is_left_to_confirm_it(store: AuditStore, is_target: bool) -> None:
+    one, other = (TARGET, PARTNER) if is_target else (PARTNER, TARGET)
+    workers = Workers({one: set(range(100))}, {other: set(range(1, 100)), THIRD: set(range(1, 100))})
+    audit = await found(workers, store, PARTNER, THIRD)
+    outcomes = {TARGET: audit.outcome, PARTNER: audit.partner_outcome}
+    assert (outcomes[one], outcomes[other]) == ("suspected", "passed")
+    assert audit.n_asked[other] == 1 + MAX_SILENCES
+    assert audit.words == (
+        f"asked again, {other} gave no answer: nothing came; so nobody could show it of {one} again"
+    )
+
+
+@pytest.mark.parametrize("n_silent", [1, MAX_SILENCES])
+async def test_an_audit_waits_as_seldom_for_who_is_to_decide(store: AuditStore, n_silent: int) -> None:
+    workers = Workers({TARGET: set(range(100))}, {THIRD: set(range(1, 1 + n_silent))})
+    audit = await found(workers, store, PARTNER, THIRD)
+    is_shown = n_silent < MAX_SILENCES
+    assert (audit.outcome, audit.partner_outcome) == ("failed" if is_shown else "suspected", "passed")
+    assert audit.n_asked[THIRD] == 1 + MAX_SILENCES
+    words = f"asked again, {THIRD} gave no answer: nothing came; so nobody could show it of {TARGET} again"
+    assert audit.words == ("" if is_shown else words)
 
 
 async def test_a_kept_answer_decides_between_two_that_differ(store: AuditStore) -> None:

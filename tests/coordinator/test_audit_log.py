@@ -18,6 +18,7 @@ from protocol.api_key import api_key_from_text
 from protocol.assignment_rest import MoveRequest, PinRequest
 from protocol.author_keys import author_key_of
 from protocol.author_rest import AddAuthorRequest
+from protocol.cluster_rest import AddModelRequest, ChangeModelRequest, WorkerInfo
 from protocol.control_messages import Assign
 from protocol.errors import StorageError
 from protocol.ids import ModelName
@@ -25,7 +26,7 @@ from protocol.invite_rest import CreatedInvite, CreateInviteRequest
 from protocol.key_limits import LimitsChange
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.quota_rest import OwnerRequest
-from protocol.rest import AddModelRequest, ChangeModelRequest, RouteGrant, RouteRequest, WorkerInfo
+from protocol.rest import RouteGrant, RouteRequest
 from protocol.secret_rest import RotateSecretRequest
 from protocol.settings_rest import ChangeSettingsRequest
 from protocol.trust_rest import TrustRequest

@@ -15,10 +15,11 @@ from coordinator.cli_output import (
     printable,
     worker_table,
 )
+from protocol.cluster_rest import ClusterStatus, WorkerInfo
 from protocol.control_messages import SpanStatus
 from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, WorkerId
 from protocol.plan_rest import LeftOut, ModelledSpeed, ModelPlan, PlanInfo, PlannedSpan
-from protocol.rest import BlockCoverage, ClusterStatus, ModelInfo, WorkerInfo
+from protocol.rest import BlockCoverage, ModelInfo
 
 COVERAGE = (
     BlockCoverage(blocks=BlockRange(0, 10), n_workers=2),

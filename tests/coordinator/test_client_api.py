@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coordinator.app import RunningCoordinator
 from protocol.api_key import api_key_from_text
+from protocol.client_legs import ClientLeg
 from protocol.control_messages import Assign
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
 from protocol.messages import SharedPrefix
@@ -214,6 +216,28 @@ async def test_an_excluded_worker_is_not_used(coordinator: RunningCoordinator, h
         assert (await http.ask("POST", "/v1/routes", route_request(exclude=both))).status == 503
     many = tuple(WorkerId(str(i)) for i in range(1001))
     assert (await http.ask("POST", "/v1/routes", route_request(exclude=many))).status == 400
+
+
+async def test_who_is_far_from_the_client_gives_way_and_unknown_workers_are_passed_over(
+    coordinator: RunningCoordinator, http: Http
+) -> None:
+    await add_model(coordinator)
+    async with pinned_workers(coordinator, (0, 4), (0, 4)) as workers:
+        for far, near in (workers, workers[::-1]):
+            legs = (
+                ClientLeg(worker_id=far.worker_id, round_trip_s=0.05, is_connected=True),
+                ClientLeg(worker_id=WorkerId("w-gone"), round_trip_s=0.0),
+            )
+            for private_blocks in (None, 1):
+                wanted = route_request(client_legs=legs, private_blocks=private_blocks)
+                grant = (await http.ask("POST", "/v1/routes", wanted)).read(RouteGrant)
+                assert [hop.worker_id for hop in grant.hops] == [near.worker_id]
+    body = {"model": "tiny", "n_prompt_tokens": 1, "max_tokens": 1}
+    for bad in (-1.0, 61.0):
+        legs_said = [{"worker_id": "w", "round_trip_s": bad}]
+        answer = await http.ask("POST", "/v1/routes", msgspec.json.encode(body | {"client_legs": legs_said}))
+        assert answer.status == 400
+        assert f"round_trip_s is {bad}; it must be between 0 and 60" in answer.read(ErrorAnswer).error.message
 
 
 async def test_more_than_the_context_is_refused_with_the_numbers(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.config import CoordinatorConfig, checked_database_url, default_state
+from coordinator.config import CoordinatorConfig, checked_database_url
+from coordinator.state_folder import default_state
 from protocol.errors import ConfigError
 from protocol.exit_codes import EXIT_USAGE
 

@@ -18,11 +18,12 @@ import pytest
 
 from coordinator.file_store import FileStore
 from coordinator.state_folder import StateFolder
+from protocol.cluster_rest import AddModelRequest, ClusterStatus
 from protocol.control_messages import GenerationReport, Heartbeat
 from protocol.exit_codes import EXIT_STORAGE
 from protocol.ids import ModelName
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
-from protocol.rest import AddModelRequest, ClusterStatus, ErrorAnswer, ModelList, RouteGrant, RouteRequest
+from protocol.rest import ErrorAnswer, ModelList, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
 from tests.support.coord_process import ROOT, STOP_DEADLINE_S, Served, environ, forked, serve_command
 from tests.support.coordinators import (

@@ -139,6 +139,7 @@ async def test_both_databases_keep_the_same_of_whatever_happens(
     async with opened(sqlite) as one, opened(postgres_server.new_database()) as other:
         repositories = Repository(one), Repository(other)
         for repository in repositories:
+            repository.transactions.fence.epoch = 0  # of a coordinator: PostgreSQL has its shortest ways then
             for key_id, limits in KEYS.items():
                 await repository.add_api_key(key_id, "n", "client", "h", NOW, limits=limits)
         history = History(repositories, random.Random(seed))

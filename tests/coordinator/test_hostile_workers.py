@@ -7,8 +7,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from coordinator.app import RunningCoordinator
+from protocol.cluster_rest import ClusterStatus
 from protocol.control_messages import (
     Assign,
     FilesHeld,
@@ -21,7 +23,7 @@ from protocol.control_messages import (
     SpanStatus,
 )
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, SessionId, WorkerId
-from protocol.rest import ClusterStatus, RouteGrant, RouteRequest
+from protocol.rest import RouteGrant, RouteRequest
 from tests.support.coordinators import (
     ScriptedWorker,
     add_model,
@@ -43,6 +45,8 @@ ODD_TEXTS = (
     "%s {0}",
 )
 HUGE, LEAST = 2**64 - 1, -(2**63)
+LONGEST_LINE = 5000
+"""Characters of a line of the log."""
 
 
 def odd_messages(worker_id: WorkerId) -> list[object]:
@@ -56,6 +60,7 @@ def odd_messages(worker_id: WorkerId) -> list[object]:
             state="failed",
             reason=text,
             note=text,
+            kv_bytes_by_block=(LEAST, HUGE),
         )
         said += [
             GenerationReport(
@@ -78,6 +83,8 @@ def odd_messages(worker_id: WorkerId) -> list[object]:
                 hop_p50_s=number,
                 hop_p99_s=number,
                 links={WorkerId("\x00"): LinkReport(n_bytes_sent=HUGE, bytes_per_s=number)},
+                longest_sessions={ModelName("tiny"): HUGE, ModelName("\x00"): LEAST},
+                time_s=number,
             )
         )
     return said
@@ -110,6 +117,12 @@ async def reports_are_kept(coordinator: RunningCoordinator, worker: ScriptedWork
 
 @pytest.mark.timeout(120)
 async def test_what_no_database_keeps_stands_in_nobody_s_way(tmp_path: Path, database_url: str) -> None:
+    with capture_logs() as logged:
+        await stands_in_nobody_s_way(tmp_path, database_url)
+    assert not [line for line in logged if len(repr(line)) > LONGEST_LINE]
+
+
+async def stands_in_nobody_s_way(tmp_path: Path, database_url: str) -> None:
     async with running_coordinator(tmp_path, database_url=database_url) as coordinator:
         await add_model(coordinator)
         async with joined_worker(coordinator) as honest:

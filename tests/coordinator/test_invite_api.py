@@ -6,10 +6,10 @@ import pytest
 
 from coordinator.app import utc_now_s
 from protocol.admin_rest import AuditPage
+from protocol.cluster_rest import ClusterStatus
 from protocol.errors import ForbiddenError
 from protocol.invite_rest import CreatedInvite, CreateInviteRequest, InviteInfo, InviteList
 from protocol.invites import invite_from_text
-from protocol.rest import ClusterStatus
 from protocol.secret_rest import RotateSecretRequest, SecretsInfo
 from tests.support.coordinators import http_session, key_of, running_coordinator
 from worker.enrolment import enrol

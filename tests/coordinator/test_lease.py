@@ -13,7 +13,7 @@ from sqlalchemy import text
 from coordinator.database import opened
 from coordinator.lease import LEASE_S, NOBODY, LeaseTable
 from coordinator.repository import Repository
-from protocol.errors import LeaseError
+from protocol.coordinator_errors import LeaseError
 from protocol.exit_codes import EXIT_STORAGE
 from protocol.ids import KeyId
 

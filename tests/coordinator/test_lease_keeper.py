@@ -15,7 +15,8 @@ from coordinator.lease import NOBODY, Lease, LeaseTable
 from coordinator.lease_keeper import LeaseKeeper, LeaseTimes, holder_of
 from coordinator.repository import Repository
 from coordinator.state_folder import StateFolder
-from protocol.errors import LeaseError, StorageError
+from protocol.coordinator_errors import LeaseError
+from protocol.errors import StorageError
 from protocol.ids import CoordinatorId
 from tests.support.coordinators import eventually_answered
 

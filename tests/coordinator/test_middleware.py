@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,11 +15,19 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from coordinator.app import RunningCoordinator
 from coordinator.keys import ACCESS, KNOWN_NAMES
-from coordinator.middleware import add_route, add_security_headers, answer_errors, check_caller
+from coordinator.middleware import (
+    BODY_TIMEOUT_S,
+    add_route,
+    add_security_headers,
+    answer_errors,
+    check_caller,
+    read_body,
+)
 from protocol.codec import MAX_BODY_BYTES
 from protocol.errors import OverloadedError
+from protocol.guarded_site import GuardedSite
 from protocol.rest import ErrorAnswer
-from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.coordinators import Http, eventually, http_session, key_of, running_coordinator
 
 
 @pytest.fixture
@@ -170,3 +179,42 @@ async def test_plain_http_gets_nothing(coordinator: RunningCoordinator) -> None:
         assert b"HTTP" not in await reader.read()
     writer.close()
     await writer.wait_closed()
+
+
+@pytest.mark.parametrize("piece", [b"zz\r\n", b"5\r\nabcdeXX\r\n"])
+@pytest.mark.parametrize("when", ["in one piece", "before it is read", "while it is read"])
+async def test_a_body_that_breaks_is_answered_at_once(
+    piece: bytes, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and the connection ends with it: where a next request would begin nobody knows. No fault of ours."""
+    begun = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+    is_reading = asyncio.Event()
+
+    async def reads(request: web.Request) -> web.Response:
+        is_reading.set()
+        return web.Response(body=await read_body(request))
+
+    app = web.Application(middlewares=[answer_errors])
+    app.router.add_post("/", reads)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = GuardedSite(runner, None, host="127.0.0.1", port=0)
+    await site.start()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
+        await eventually(lambda: bool(site._connections))
+        (connection,) = site._connections
+        if when == "in one piece":
+            connection.data_received(begun + piece)
+        else:
+            connection.data_received(begun)
+            if when == "while it is read":
+                await is_reading.wait()
+            connection.data_received(piece)
+        async with asyncio.timeout(BODY_TIMEOUT_S / 3):
+            answer = await reader.read()
+        assert (answer.split()[1], answer.count(b"HTTP/1.")) == (b"400", 1)
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+        writer.transport.abort()
+    finally:
+        await runner.cleanup()

@@ -18,7 +18,8 @@ from coordinator.policy.stored import StoredState
 from coordinator.secret_files import Rotation
 from coordinator.table_copy import all_rows
 from protocol.api_key import api_key_from_text, secret_hash
-from protocol.errors import ConflictError, LeaseError
+from protocol.coordinator_errors import LeaseError
+from protocol.errors import ConflictError
 from tests.support.coordinators import eventually
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

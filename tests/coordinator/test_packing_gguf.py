@@ -168,6 +168,13 @@ def test_a_gguf_that_lies_is_refused(what: str, tmp_path: Path) -> None:
         read_gguf(path)
 
 
+def test_an_unknown_encoding_is_told_which_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(LIES["an unknown encoding"])
+    with pytest.raises(UntrustedFileError, match=r"unknown encoding 1000, .* known are F32, F16, Q4_0, .*Q8_0"):
+        read_gguf(path)
+
+
 def test_the_truth_is_read(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(header(tensors=tensor(), n_tensors=1))

@@ -16,11 +16,10 @@ from coordinator.generation_rows import RatesLeft
 from coordinator.quota_desk import MAX_LINE, QuotaDesk
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
+from protocol.coordinator_errors import DatabaseAwayError, LeaseError
 from protocol.errors import (
     BrigadeError,
-    DatabaseAwayError,
     InternalError,
-    LeaseError,
     OverloadedError,
     QuotaExceededError,
 )
@@ -42,15 +41,16 @@ class SlowRepository(Repository):
         self.error: Exception | None = None
         self.refusal: QuotaExceededError | None = None
 
-    async def record_generations(
+    async def record_due(
         self,
-        generations: Sequence[NewGeneration],
+        due: Callable[[], Sequence[NewGeneration]],
         quota_clock: Callable[[], float] | None = None,
         left: RatesLeft | None = None,
     ) -> list[BrigadeError | None]:
         await self.may_write.wait()
         if self.error is not None:
             raise self.error
+        generations = due()
         self.written += [new.session_id for new in generations]
         return [self.refusal] * len(generations)
 
@@ -95,7 +95,7 @@ async def test_more_than_may_wait_are_sent_away_and_who_is_gone_is_not_written(r
         await asyncio.sleep(0)
         tasks.create_task(_refused(desk, "gone"))
         cancelled = tasks.create_task(record(desk, "cancelled"))
-        for i in range(MAX_LINE - 2):
+        for i in range(MAX_LINE - 3):
             tasks.create_task(record(desk, f"s{i}"))
         for _ in range(3):
             await asyncio.sleep(0)
@@ -104,7 +104,7 @@ async def test_more_than_may_wait_are_sent_away_and_who_is_gone_is_not_written(r
         assert caught.value.retry_after_s
         cancelled.cancel()
         repository.may_write.set()
-    assert sorted(repository.written) == sorted(["first", *(f"s{i}" for i in range(MAX_LINE - 2))])
+    assert sorted(repository.written) == sorted(["first", *(f"s{i}" for i in range(MAX_LINE - 3))])
 
 
 async def _refused(desk: QuotaDesk, name: str) -> None:

@@ -14,11 +14,13 @@ from coordinator.policy.effects import (
     SaveAssignment,
     SaveModel,
     SaveMoveAsked,
+    SaveMoving,
     SaveWorker,
     SendToWorker,
     WriteAudit,
 )
 from coordinator.policy.stored import StoredState
+from coordinator.policy.under_way import Moving
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
 from protocol.control_messages import DeviceReport, Drain, GenerationReport, SpanAssignment
@@ -266,3 +268,16 @@ async def test_that_a_move_was_asked_for_is_kept_until_it_is_over(repository: Re
     for is_asked in (True, True, False, False):
         await repository.apply([SaveMoveAsked(is_asked=is_asked)])
         assert (await repository.load_state()).is_move_asked == is_asked
+
+
+async def test_what_is_being_moved_is_kept_until_it_is_over(repository: Repository, database_url: str) -> None:
+    blocks = SpanAssignment(model=ModelName("m"), revision=Revision("a" * 64), blocks=BlockRange(0, 4))
+    moving = Moving(target={WorkerId("w1"): (blocks,), WorkerId("w2"): ()}, reason="gain 12 %", step_s=7.0)
+    for kept in (moving, replace(moving, target={WorkerId("w1"): ()}), None, None):
+        await repository.apply([SaveMoving(moving=kept)])
+        assert (await repository.load_state()).moving == kept
+    async with opened(database_url) as engine:
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("INSERT INTO settings (key, value) VALUES ('moving', '{')")
+        with pytest.raises(StorageError, match="what was being moved is damaged"):
+            await Repository(engine).load_state()

@@ -11,16 +11,17 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from coordinator import route_desk, waiting_room
+from coordinator import earlier_sessions, route_desk, waiting_room
 from coordinator.app import RunningCoordinator
 from coordinator.policy.breakers import FIRST_OPEN_S
 from coordinator.ticket_desk import TICKET_LIFE_S
+from protocol.cluster_rest import ClusterStatus
 from protocol.control_messages import Assign, GenerationReport
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
 from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.messages import SharedPrefix
-from protocol.rest import ClusterStatus, ErrorAnswer, HopFailure, RouteGrant, RouteRequest
+from protocol.rest import ErrorAnswer, HopFailure, RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
 from tests.coordinator.test_client_api import pinned_workers, ready
 from tests.support.clocks import Clock
@@ -381,7 +382,7 @@ async def test_after_a_stall_the_silent_are_left_out(tmp_path: Path) -> None:
             silent, lively = sorted(workers, key=lambda worker: worker.worker_id)
             grant = await granted(http, exclude=(lively.worker_id,))
             for _ in range(2):  # each a step that is no clock that was set
-                clock.now_s += route_desk.SILENT_S / 2 + 0.1
+                clock.now_s += earlier_sessions.SILENT_S / 2 + 0.1
                 await eventually(lambda: coordinator.cluster.state.looked_s == clock.now_s)
             seen = coordinator.cluster.state.workers[lively.worker_id].seen_s
             await lively.beat()

@@ -11,6 +11,7 @@ from coordinator.app import RunningCoordinator
 from coordinator.keys import TICKET_DESK
 from coordinator.policy.routing import NOTHING_AVOIDED, NOTHING_HELD, Avoided, Route
 from coordinator.route_search import RouteSearch
+from protocol.client_legs import ClientLeg
 from protocol.control_messages import Heartbeat, SpanReport, SpanState
 from protocol.errors import ContextExceededError, ModelLoadingError, ModelUnavailableError
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
@@ -51,6 +52,29 @@ async def test_a_route_is_looked_for_once_in_a_state_and_for_one_question(tmp_pa
                 await worker.send(beat)
             await eventually(lambda: found().hops[0].worker_id != first)
             assert cluster.state is not state
+
+
+async def test_a_route_for_who_is_far_is_remembered_for_who_is_as_far(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        cluster = coordinator.cluster
+        async with pinned_workers(coordinator, (0, 4), (0, 4)):
+            search = RouteSearch(cluster, coordinator.application[TICKET_DESK])
+            model = cluster.state.models[ModelName("tiny")]
+
+            def found(**round_trips_s: float) -> Route:
+                legs = tuple(ClientLeg(worker_id=WorkerId(w), round_trip_s=s) for w, s in round_trips_s.items())
+                wanted = replace(WANTED, client_legs=legs)
+                return search.found(model, frozenset(), NOTHING_AVOIDED, NOTHING_HELD, wanted)
+
+            anywhere = found()
+            (first,) = (hop.worker_id for hop in anywhere.hops)
+            assert found(**{first: 0.001}) is anywhere, "near is as if nothing was said"
+            assert found(**{"w-gone": 0.5}) is anywhere
+            elsewhere = found(**{first: 0.040})
+            assert first not in {hop.worker_id for hop in elsewhere.hops}
+            assert found(**{"w-gone": 0.5, first: 0.041}) is elsewhere
+            assert found() is anywhere
 
 
 def wanting(n_tokens: int, **fields: object) -> RouteRequest:
@@ -107,6 +131,30 @@ async def test_routes_go_round_workers_that_a_session_is_too_long_for(tmp_path: 
                 route(wanting(7), large.worker_id)
             with pytest.raises(ModelUnavailableError, match="1,000 positions"):
                 route(wanting(1000, continues=SessionId("0" * 32)))
+
+
+async def test_a_floor_of_trust_that_nobody_reaches_is_the_reason_and_nothing_before_it(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        cluster = coordinator.cluster
+        async with pinned_workers(coordinator, (0, 4)) as (only,):
+            search = RouteSearch(cluster, coordinator.application[TICKET_DESK])
+            model = cluster.state.models[ModelName("tiny")]
+
+            def refusal(exclude: frozenset[WorkerId] = frozenset()) -> str:
+                with pytest.raises(ModelUnavailableError) as caught:
+                    search.found(model, exclude, NOTHING_AVOIDED, NOTHING_HELD, wanting(4, min_trust=0.9))
+                return caught.value.message
+
+            score = cluster.state.workers[only.worker_id].trust.score
+            asked = "the request, or the limits of its API key, ask for a trust of 0.90, which leaves out 1 of"
+            assert refusal().startswith(asked)
+            assert f"{only.worker_id} has {score:.2f}" in refusal()
+            assert "ask for less, or have an operator pin" in refusal()
+            assert "excludes" not in refusal(), "it would have had a route"
+            await only.send(SpanReport(epoch=1, spans=()))
+            await eventually(lambda: not cluster.state.workers[only.worker_id].ready)
+            assert "blocks 0:4 of tiny" in refusal(), "that is missing for everybody"
 
 
 async def test_where_the_cheapest_way_through_part_of_a_worker_is_too_narrow_another_one_is_tried(

@@ -11,7 +11,8 @@ import pytest
 
 from coordinator.app import RunningCoordinator, utc_now_s
 from coordinator.keys import CONTROL_SOCKETS
-from protocol.rest import ClusterStatus, ErrorAnswer
+from protocol.cluster_rest import ClusterStatus
+from protocol.rest import ErrorAnswer
 from protocol.secret_rest import RotatedSecret, RotateSecretRequest, SecretsInfo
 from protocol.worker_rest import JoinGrant, SourcesAnswer, SourcesRequest
 from tests.support.coordinators import (

@@ -13,7 +13,8 @@ from coordinator.database import opened
 from coordinator.generation_rows import finish_generations
 from coordinator.repository import Repository
 from coordinator.sqlite_reports import finish_generations_plainly
-from protocol.errors import LeaseError, StorageError
+from protocol.coordinator_errors import LeaseError
+from protocol.errors import StorageError
 from protocol.ids import SessionId
 from protocol.key_limits import UNLIMITED, KeyLimits
 from tests.coordinator.test_lease import side

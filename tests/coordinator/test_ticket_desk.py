@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from coordinator.policy.routing import RouteStage
-from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
+from coordinator.ticket_desk import TICKET_LIFE_S, SessionTerms, TicketDesk
 from coordinator.waiting_room import Asker
 from protocol.errors import ModelUnavailableError, UnauthenticatedError
 from protocol.ids import BlockRange, KeyId, ModelName, Revision, SessionId, WorkerId
@@ -27,20 +29,15 @@ def stage(worker_id: WorkerId, start: int, end: int) -> RouteStage:
     )
 
 
+def terms(**given: Any) -> SessionTerms:
+    common = {"session_id": SessionId("s"), "model": ModelName("m"), "revision": Revision("r")}
+    return SessionTerms(**{"asker": ASKER, "max_positions": 9, "now_s": 100.0} | common | given)
+
+
 def hops(
     desk: TicketDesk, *stages: RouteStage, speculate: bool = True, asker: Asker = ASKER, is_private: bool = False
 ) -> tuple[RouteHop, ...]:
-    return desk.hops(
-        stages,
-        asker=asker,
-        session_id=SessionId("s"),
-        model=ModelName("m"),
-        revision=Revision("r"),
-        max_positions=9,
-        now_s=100.0,
-        speculate=speculate,
-        is_private=is_private,
-    )
+    return desk.hops(stages, terms(asker=asker, speculate=speculate, is_private=is_private))
 
 
 def test_each_hop_has_a_ticket_that_only_its_worker_can_verify() -> None:
@@ -101,7 +98,7 @@ def test_only_the_tail_can_verify_the_attach_ticket() -> None:
     desk = TicketDesk()
     route = (stage(A, 0, 2), stage(B, 2, 4))
     with desk.serving(A, b"key of a"), desk.serving(B, b"key of b"):
-        text = desk.attach_ticket(route, session_id=SessionId("s"), max_positions=9, now_s=100.0)
+        text = desk.attach_ticket(route, terms())
     ticket = verified_claims(text, AttachTicket, (b"key of b",), 100.0)
     assert (ticket.worker_id, ticket.session_id, ticket.max_positions) == (B, "s", 9)
     assert ticket.expires_at_s == 100.0 + TICKET_LIFE_S
@@ -110,7 +107,7 @@ def test_only_the_tail_can_verify_the_attach_ticket() -> None:
     with pytest.raises(UnauthenticatedError):
         verified_claims(text, Ticket, (b"key of b",), 100.0)
     with pytest.raises(ModelUnavailableError):
-        desk.attach_ticket(route, session_id=SessionId("s"), max_positions=9, now_s=100.0)
+        desk.attach_ticket(route, terms())
 
 
 def test_the_newest_socket_counts_and_the_older_ones_end_takes_nothing_away() -> None:
@@ -138,6 +135,6 @@ def test_private_sessions_are_signed_as_such_and_older_workers_are_none_for_them
         assert desk.without_private() == {B}
         assert desk.without_newest_sampling() == {B}
         (hop,) = hops(desk, *route, is_private=True)
-        text = desk.attach_ticket(route, session_id=SessionId("s"), max_positions=9, now_s=100.0, gives_states=True)
+        text = desk.attach_ticket(route, terms(is_private=True))
     assert verified_claims(hop.ticket, Ticket, (b"key of a",), 100.0).is_private
     assert verified_claims(text, AttachTicket, (b"key of a",), 100.0).gives_states

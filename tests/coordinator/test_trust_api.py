@@ -9,11 +9,12 @@ import aiohttp
 import pytest
 
 from coordinator.app import RunningCoordinator
+from protocol.cluster_rest import ChangeModelRequest, ClusterStatus
 from protocol.control_messages import Assign, Dismiss
 from protocol.ids import ModelName, WorkerId
 from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest
-from protocol.rest import ChangeModelRequest, ClusterStatus, ErrorAnswer, RouteGrant, RouteRequest
+from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.trust_rest import TrustHistory, TrustInfo, TrustList, TrustRequest
 from protocol.worker_rest import SourcesRequest
 from tests.coordinator.test_client_api import pinned_workers

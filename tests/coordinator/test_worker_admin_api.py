@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from coordinator.app import RunningCoordinator
+from protocol.cluster_rest import WorkerInfo
 from protocol.control_messages import Assign, Drain, Leaving
-from protocol.rest import ErrorAnswer, WorkerInfo
+from protocol.rest import ErrorAnswer
 from tests.support.coordinators import (
     Http,
     eventually_answered,

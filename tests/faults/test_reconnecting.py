@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from benchmarks.relay import Relay
 from protocol.api_key import api_key_from_text
+from protocol.cluster_rest import ClusterStatus
 from protocol.ids import WorkerId
 from protocol.pinned_http import pinned_session
-from protocol.rest import ClusterStatus
 from tests.support.coord_process import Served, forked
 from tests.support.coordinators import eventually, running_coordinator
 from tests.support.fleet import fleet_of

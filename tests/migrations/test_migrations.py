@@ -17,7 +17,8 @@ from sqlalchemy import Connection, inspect, make_url, text
 
 from coordinator.database import alembic_config, create_engine, migrate, opened
 from coordinator.table_base import Base
-from protocol.errors import DatabaseVersionError, StorageError
+from protocol.coordinator_errors import DatabaseVersionError
+from protocol.errors import StorageError
 
 ROOT = Path(__file__).parents[2]
 

@@ -93,7 +93,7 @@ DATA_PATH = (
     Mutation(
         attack=17,
         what="a session is its key's",
-        file="coordinator/route_desk.py",
+        file="coordinator/earlier_sessions.py",
         before="        if found is None or found.key_id != key_id or ",
         after="        if found is None or ",
         tests=(

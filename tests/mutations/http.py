@@ -158,6 +158,14 @@ HTTP = (
     ),
     Mutation(
         attack=12,
+        what="a heartbeat that fills the memory with workers that there aren't",
+        file="coordinator/policy/sound.py",
+        before="        round_trips_s={to: s for to, s in beat.round_trips_s.items() if to in workers},\n",
+        after="        round_trips_s=beat.round_trips_s,\n",
+        tests=("tests/coordinator/policy/test_sound.py::test_a_heartbeat_speaks_of_those_who_are_known",),
+    ),
+    Mutation(
+        attack=12,
         what="the length that a body is said to have",
         file="coordinator/middleware.py",
         before="    if (request.content_length or 0) > MAX_BODY_BYTES:\n",

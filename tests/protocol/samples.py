@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from protocol.cluster_rest import AddModelRequest, ClusterStatus, WorkerInfo
 from protocol.control_messages import (
     Announce,
     Assign,
@@ -39,9 +40,7 @@ from protocol.messages import (
     Token,
 )
 from protocol.rest import (
-    AddModelRequest,
     BlockCoverage,
-    ClusterStatus,
     ErrorAnswer,
     Hello,
     ModelInfo,
@@ -49,7 +48,6 @@ from protocol.rest import (
     RouteGrant,
     RouteHop,
     RouteRequest,
-    WorkerInfo,
 )
 from protocol.tickets import AttachTicket, SessionToken, Ticket
 from protocol.worker_rest import (

@@ -11,18 +11,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from protocol.cluster_rest import ChangeModelRequest, ClusterStatus, WorkerInfo
 from protocol.errors import ErrorBody
 from protocol.ids import FileHash, WorkerId
 from protocol.messages import CloseSession
-from protocol.rest import (
-    ChangeModelRequest,
-    ClusterStatus,
-    ErrorAnswer,
-    HopFailure,
-    ModelInfo,
-    RouteRequest,
-    WorkerInfo,
-)
+from protocol.rest import ErrorAnswer, HopFailure, ModelInfo, RouteRequest
 from protocol.worker_rest import BadSource
 from tests.protocol import samples
 from tests.protocol.samples import HASH, ONE, OTHER, SESSION, Samples

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.cluster_rest import AddModelRequest
 from protocol.codec import check_version, decode_json, decode_message, encode_json, encode_message
 from protocol.control_messages import WorkerToCoordinator
 from protocol.errors import InvalidRequestError, ProtocolError, ProtocolVersionError, TooLargeError
 from protocol.key_limits import LimitsChange
 from protocol.key_rest import CreateKeyRequest
 from protocol.messages import MAX_DRAFTS, PROTOCOL_VERSION, DataMessage, SamplingParams, SessionOpened
-from protocol.rest import AddModelRequest, Hello, RouteRequest
+from protocol.rest import Hello, RouteRequest
 from tests.protocol.strategies import data_messages
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from protocol import control_messages, key_rest, messages, plan_rest, rest, tickets, worker_rest
+from protocol import cluster_rest, control_messages, key_rest, messages, plan_rest, rest, tickets, worker_rest
 from protocol.codec import decode_json, decode_message
 from protocol.compatibility import (
     ADDED,
@@ -119,7 +119,7 @@ V1_1 = Older(
     errors=ERRORS_1_0 | ERRORS_OF_1_1,
 )
 OLDER = (V1_0, V1_1)
-NEW = structs(messages, control_messages, tickets, rest, key_rest, plan_rest, worker_rest)
+NEW = structs(messages, control_messages, tickets, rest, cluster_rest, key_rest, plan_rest, worker_rest)
 SOCKET_MESSAGES = (*get_args(DataMessage), *get_args(CoordinatorToWorker))
 """Said in the version of the worker that gets them; what coordinators are told is passed over where it is new."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from protocol import errors, exit_codes
+from protocol import coordinator_errors, errors, exit_codes
 from protocol.error_forms import error_fields, error_from_body
 from protocol.errors import BrigadeError, ErrorBody, InternalError, ServiceError
 
@@ -12,7 +15,7 @@ from protocol.errors import BrigadeError, ErrorBody, InternalError, ServiceError
 def all_classes(root: type[BrigadeError] = BrigadeError) -> list[type[BrigadeError]]:
     """Those that travel: a program's own kinds, made of these, don't."""
     found = [c for child in root.__subclasses__() for c in (child, *all_classes(child))]
-    return [c for c in found if c.__module__ == errors.__name__]
+    return [c for c in found if c.__module__ in (errors.__name__, coordinator_errors.__name__)]
 
 
 @pytest.mark.parametrize("cls", all_classes(), ids=lambda c: c.__name__)
@@ -40,3 +43,13 @@ def test_an_unknown_code_is_an_internal_error() -> None:
 
 def test_log_fields_are_the_code_and_the_sentence() -> None:
     assert error_fields(InternalError("x")) == {"error_code": "internal", "error_message": "x"}
+
+
+def test_who_reads_errors_off_the_wire_knows_those_of_coordinators_too() -> None:
+    """Where nothing else imports them, as in a client."""
+    program = (
+        "from protocol.error_forms import error_from_body; from protocol.errors import ErrorBody\n"
+        "print(error_from_body(ErrorBody(code='database_away', message='x')).status)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout.strip() == "503"

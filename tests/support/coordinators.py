@@ -26,6 +26,7 @@ from coordinator.app import RunningCoordinator, running, utc_now_s
 from coordinator.config import CoordinatorConfig
 from coordinator.file_store import FileStore
 from coordinator.state_folder import StateFolder
+from protocol.cluster_rest import AddModelRequest
 from protocol.codec import decode_json, decode_message, encode_json, encode_message
 from protocol.compatibility import VERSION_HEADER
 from protocol.control_messages import (
@@ -42,7 +43,6 @@ from protocol.ids import ModelName, Revision, WorkerId
 from protocol.manifest import FORMAT_VERSION, Manifest, ModelFile, encode_manifest, revision_of
 from protocol.messages import PROTOCOL_VERSION
 from protocol.private_keys import key_to_pem, new_key, public_key_der
-from protocol.rest import AddModelRequest
 from protocol.tls import COORDINATOR_NAME, client_context, fingerprint, first_contact_context, worker_id_of_key
 from protocol.worker_rest import Challenge, ChallengeRequest, JoinGrant, JoinRequest
 

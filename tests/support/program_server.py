@@ -29,8 +29,9 @@ from worker import machine
 MAX_MESSAGE_BYTES = 2**18
 PROGRAMS = {"coord": "coordinator.cli", "worker": "worker.cli", "client": "client.cli"}
 IMPORTED = (
-    *("coordinator.app", "coordinator.cli_admin", "coordinator.packing.pack"),
-    *("worker.app", "client.api", "client.options"),
+    *("coordinator.serving", "coordinator.doctor", "coordinator.state_copy", "coordinator.packing.pack"),
+    *("worker.serving", "client.api", "client.gateway.app", "client.terminal.chat"),
+    *("protocol.event_loops", "protocol.logs", "protocol.pinned_http"),
     *("transformers.models.llama.modeling_llama", "transformers.modeling_gguf_pytorch_utils"),
 )
 

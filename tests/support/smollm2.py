@@ -22,9 +22,10 @@ from coordinator.file_store import FileStore
 from coordinator.packing.pack import pack_model
 from demo.local_cluster import LocalCluster, smollm2_gguf
 from protocol.api_key import api_key_from_text
+from protocol.cluster_rest import AddModelRequest
 from protocol.ids import ModelName
 from protocol.pinned_http import pinned_session
-from protocol.rest import AddModelRequest, ModelInfo
+from protocol.rest import ModelInfo
 from tests.support.whole_cluster import Packed, greedy_ids
 
 NAME = "smollm2"

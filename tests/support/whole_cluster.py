@@ -42,7 +42,7 @@ from tests.support.coordinators import (
 )
 from tests.support.measured_once import measure_once
 from tests.support.tiny_models import TINY_CONFIGS, TINY_ENCODERS, save_tiny_model
-from worker.app import RunningWorker, running
+from worker.app import RunningWorker, running, utc_now_s
 from worker.config import WorkerConfig
 
 READY_WITHIN_S = 40.0
@@ -89,6 +89,7 @@ class Member:
     def __init__(self, name: str, config: WorkerConfig) -> None:
         self.name, self.config = name, config
         self.lines: list[str] = []
+        self.clock_ahead_s = 0.0
         self.task: asyncio.Task[None] | None = None
         self.refusal: ForbiddenError | None = None
         """Why the coordinator would have it no more."""
@@ -106,12 +107,15 @@ class Member:
 
     async def run(self) -> None:
         try:
-            async with running(self.config, tell=self.lines.append) as worker:
+            async with running(self.config, tell=self.lines.append, clock=self._now_s) as worker:
                 self._worker = worker
                 self._is_up.set()
                 await worker.departure.asked.wait()
         except ForbiddenError as error:
             self.refusal = error
+
+    def _now_s(self) -> float:
+        return utc_now_s() + self.clock_ahead_s
 
     async def until_up(self) -> None:
         async with asyncio.timeout(READY_WITHIN_S):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from client.api import Client
+from protocol.cluster_rest import WorkerInfo
 from protocol.ids import WorkerId
-from protocol.rest import WorkerInfo
 from tests.support.coordinators import eventually, http_session, key_of
 from tests.support.whole_cluster import Member, WholeCluster, hop_ranges, packed_tiny, whole_cluster
 

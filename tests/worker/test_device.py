@@ -104,6 +104,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         find_device("cuda")
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one here")
+def test_an_apple_gpu_that_is_asked_for_elsewhere_is_said_to_be_one() -> None:
+    with pytest.raises(ConfigError, match=r"finds no mps device here; that is the GPU of a Mac .*--device cpu"):
+        find_device("mps")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_a_gpu_is_found_and_measured() -> None:

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import CancelledByClientError, DeadlineExceededError, ErrorBody, HopLostError, OverloadedError
+from protocol.errors import (
+    CancelledByClientError,
+    DeadlineExceededError,
+    ErrorBody,
+    HopLostError,
+    ModelFaultError,
+    OverloadedError,
+)
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import CloseSession, SessionEnded
 from worker.ending import (
@@ -19,6 +26,7 @@ from worker.ending import (
     ended_by_close,
     ended_by_error,
     ended_by_neighbour,
+    error_code_to_tell,
     keeps_cache,
     outcome,
     parties_to_tell,
@@ -126,3 +134,13 @@ def test_outcomes() -> None:
         "deadline": "deadline",
         "lost": "failed",
     }
+
+
+def test_a_fault_of_the_model_is_passed_on_as_one_and_no_other_code_is() -> None:
+    fault = ended_by_error(ModelFaultError("x"), OTHER)
+    assert error_code_to_tell(fault) == "model_fault"
+    assert ended_by_close("failed", OTHER, "opener", error_code="model_fault").error.code == "model_fault"
+    assert not keeps_cache(ended_by_error(ModelFaultError("x"), ME))
+    assert error_code_to_tell(ended_by_error(HopLostError("gone"), ME)) == ""
+    for reason, code in (("failed", "draining"), ("lost", "model_fault")):
+        assert ended_by_close(reason, OTHER, "opener", error_code=code).error.code == "hop_lost"

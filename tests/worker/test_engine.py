@@ -15,6 +15,7 @@ from protocol.errors import (
     DrainingError,
     InternalError,
     InvalidRequestError,
+    ModelFaultError,
     NotFoundError,
     OverloadedError,
     ProtocolError,
@@ -312,7 +313,7 @@ async def test_broken_weights_are_told(engine: Engine, llama: TinyCheckpoint) ->
             core.spans[loaded.key][0]._model.get_output_embeddings().weight[3] = float("nan")
 
     await engine._link.post(spoil)
-    with pytest.raises(InternalError, match="not finite"):
+    with pytest.raises(ModelFaultError, match="not finite"):
         await engine.run(tokens(0, 5, wants_sample=True))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from worker.engine_core import EngineCore
 from worker.engine_link import EngineLink
 from worker.steps import StepInput
 
+WITHIN_S = 30.0
 STEP = StepInput(session_id=SessionId("s"), position=0, n_tokens=1, payload=torch.tensor([5]))
 
 
@@ -59,6 +61,32 @@ async def test_a_sessions_pending_steps_are_dropped_with_the_error_given() -> No
     assert it.n_pending_steps == 0
     with pytest.raises(NotFoundError):
         await it.run(STEP)
+    await it.stop()
+
+
+async def test_steps_that_come_at_once_wake_the_thread_once_and_before_what_is_posted_after_them() -> None:
+    it = link([])
+    it.start()
+    is_held, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold(_core: EngineCore) -> None:
+        loop.call_soon_threadsafe(is_held.set)
+        go_on.wait(WITHIN_S)
+
+    holding = it.post(hold)
+    await is_held.wait()
+    steps = [it.run(STEP) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert it._thread.inbox.qsize() == 1
+    steps.append(it.run(STEP))
+    dropping = it.post(
+        lambda _core: None, drops_session=SessionId("s"), drop_error=CancelledByClientError("dropped")
+    )
+    go_on.set()
+    await asyncio.gather(holding, dropping)
+    found = await asyncio.gather(*steps, return_exceptions=True)
+    assert [type(error) for error in found] == [CancelledByClientError] * 4
     await it.stop()
 
 

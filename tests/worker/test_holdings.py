@@ -3,9 +3,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from protocol.control_messages import Assign, SpanAssignment
-from protocol.ids import BlockRange, FileHash, ModelName, Revision
+from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
+from protocol.messages import PROTOCOL_VERSION
 from worker.holdings import Holdings
+from worker.screening import Screening
 from worker.steps import LoadedSpan, SpanKey
 
 MODEL, REVISION = ModelName("m"), Revision("r" * 64)
@@ -38,12 +42,6 @@ async def test_the_smallest_span_that_contains_the_blocks_is_used() -> None:
     assert holdings.span_for(MODEL, REVISION, BlockRange(1, 9)) is None
     assert holdings.span_for(ModelName("other"), REVISION, BlockRange(3, 5)) is None
     assert holdings.span_for(MODEL, Revision("0" * 64), BlockRange(3, 5)) is None
-
-
-async def test_it_says_what_caches_are_kept_in_and_how_much_fits() -> None:
-    holdings = Holdings()
-    holdings.add(MODEL, loaded(0, 4))
-    assert holdings.caches_of(loaded(0, 4).key, 7001) == "caches in int8, room for 1,400 positions"
 
 
 async def test_it_says_how_long_a_session_can_be_once_all_is_loaded() -> None:
@@ -129,12 +127,33 @@ async def test_a_span_whose_sessions_run_one_at_a_time_says_so() -> None:
         holdings.add(MODEL, span)
     assert holdings.note_of(loaded(0, 2).key) == ""
     assert holdings.note_of(bare.key) == "holds no answer to a constraint: llguidance isn't installed there"
+    on, off = Screening(is_on=True), Screening(off_because="it isn't quicker here")
+    for end, screening, said in (
+        (7, on, "its head looks closely at few tokens"),
+        (6, off, "its head computes every token's logit: it isn't quicker here"),
+    ):
+        span = replace(loaded(5, end), screening=screening)
+        holdings.add(MODEL, span)
+        assert holdings.note_of(span.key) == said
     note = holdings.note_of(loaded(2, 4).key)
     assert note == "its sessions run one at a time: it attends by code of its own"
     wanted = assignment(1, BlockRange(2, 4))
     holdings.assign(wanted)
-    holdings.set_status(wanted.spans[0], "ready", "", 1.0, note)
+    holdings.set_ready(wanted.spans[0], loaded(2, 4).key)
     assert holdings.statuses[0].note == note
+
+
+@pytest.mark.parametrize(("by_block", "said"), [((8, 8), ()), ((8, 24), (8, 24))])
+async def test_what_a_position_takes_is_said_of_blocks_that_differ_in_it(
+    by_block: tuple[int, ...], said: tuple[int, ...]
+) -> None:
+    holdings, span = Holdings(), replace(loaded(2, 4), kv_bytes_by_block=by_block)
+    holdings.assign(assignment(1, BlockRange(2, 4)))
+    holdings.add(MODEL, span)
+    assert holdings.set_ready(holdings.wanted[0], span.key)
+    assert not holdings.set_ready(holdings.wanted[0], span.key), "no news"
+    (status,) = holdings.statuses
+    assert (status.state, status.progress, status.kv_bytes_by_block) == ("ready", 1.0, said)
 
 
 async def test_what_is_wanted_no_longer_is_said_to_be_leaving_until_it_is_retired() -> None:
@@ -147,3 +166,36 @@ async def test_what_is_wanted_no_longer_is_said_to_be_leaving_until_it_is_retire
     assert holdings.leaving == old.spans
     holdings.retire(loaded(0, 4).key)
     assert holdings.leaving == ()
+
+
+async def test_int8_that_a_neighbour_is_too_old_for_is_said_once_and_stands_in_the_status_until_it_isnt() -> None:
+    holdings, old = Holdings("int8"), WorkerId("w-old")
+    holdings.assign(assignment(1, BlockRange(0, 4), BlockRange(4, 8)))
+    for span, held in zip(holdings.wanted, (loaded(0, 4), loaded(4, 8)), strict=True):
+        holdings.add(MODEL, replace(held, hidden_bytes=64 * 4))
+        holdings.set_ready(span, held.key)
+    assert holdings.neighbour_met(old, PROTOCOL_VERSION) == ""
+    version = holdings.version
+
+    line = holdings.neighbour_met(old, "1.1")
+    assert line.startswith(
+        "WARNING: --wire int8 does nothing towards a neighbour: worker w-old speaks protocol 1.1"
+    )
+    assert holdings.version > version, "the coordinator is told"
+    first, last = holdings.statuses
+    assert first.note == "sends some hidden states as computed: " + line.split("neighbour: ")[1]
+    assert (first.state, last.note) == ("ready", ""), "the last blocks hand nothing on"
+    assert holdings.neighbour_met(old, "1.1") == ""
+
+    assert holdings.neighbour_met(old, PROTOCOL_VERSION) == ""
+    assert holdings.statuses[0].note == ""
+    assert Holdings("auto").neighbour_met(old, "1.1") == "", "nobody asked for it"
+
+
+async def test_of_many_old_neighbours_the_latest_are_named() -> None:
+    holdings = Holdings("int8")
+    holdings.add(MODEL, replace(loaded(0, 4), hidden_bytes=64 * 4))
+    for index in range(20):
+        assert holdings.neighbour_met(WorkerId(f"w{index}"), "1.1")
+    note = holdings.note_of(loaded(0, 4).key)
+    assert (note.count("upgrade it"), "w19" in note, "w11 " in note) == (8, True, False)

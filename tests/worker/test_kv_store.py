@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.messages import KvPrecision
-from worker.kv_store import CodeStore, new_store
+from worker.kv_store import CodeStore, new_store, write_together
 
 N_TOKENS = 5
 
@@ -65,3 +65,25 @@ def test_codes_take_a_little_more_than_a_byte() -> None:
     store = new_store(keys, keys, N_TOKENS, "int8")
     assert isinstance(store, CodeStore)
     assert store.n_bytes == 2 * keys.numel() * 34 // 32
+
+
+@pytest.mark.parametrize("value_width", [64, 32])
+@pytest.mark.parametrize("held_as", [None, "bfloat16", "int8"])
+def test_what_is_written_together_is_kept_as_if_it_were_written_alone(
+    held_as: KvPrecision | None, value_width: int
+) -> None:
+    n_new, starts = [2, 1, 3], [0, 4, 1]
+    keys, values = (torch.randn(1, 6, 3, width).transpose(1, 2) for width in (64, value_width))
+    together, alone = ([new_store(keys, values, N_TOKENS, held_as) for _ in n_new] for _ in range(2))
+    write_together(together, starts, n_new, keys, values)
+    shares = zip(keys.split_with_sizes(n_new, 2), values.split_with_sizes(n_new, 2), strict=True)
+    for store, other, start, n, share in zip(alone, together, starts, n_new, shares, strict=True):
+        store.write(start, *share)
+        for mine, others in zip(store.read(start + n), other.read(start + n), strict=True):
+            assert torch.equal(mine[:, :, start:], others[:, :, start:])
+
+
+@pytest.mark.parametrize("value_width", [64, 32])
+def test_floats_take_what_their_type_takes(value_width: int) -> None:
+    keys, values = torch.randn(1, 3, N_TOKENS, 64), torch.randn(1, 3, N_TOKENS, value_width)
+    assert new_store(keys, values, N_TOKENS, "bfloat16").n_bytes == 2 * (keys.numel() + values.numel())

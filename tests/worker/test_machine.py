@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.support.whole_cluster import packed_tiny
 from worker.config import WorkerConfig
 from worker.device import DeviceProfile, PrecisionSpeed
 from worker.engine import Engine
-from worker.machine import Machine, beside_draft_model
+from worker.machine import Machine, beside_draft_model, measured
 
 
 async def test_a_draft_model_is_taken_out_of_the_memory_and_must_leave_some(tmp_path: Path) -> None:
@@ -33,6 +34,24 @@ async def test_a_draft_model_is_taken_out_of_the_memory_and_must_leave_some(tmp_
         small = Machine(profile=PROFILE, precision="float32", memory_bytes=10**6)
         with pytest.raises(ConfigError, match=r"--draft-model .* MB, caches included, of 1 MB: .* --memory"):
             await beside_draft_model(config, small, engine, said.append)
+        greedy = replace(config, kv_memory_bytes=beside.memory_bytes)
+        with pytest.raises(ConfigError, match=r"--kv-memory of .* MB that the draft model leaves: .* --memory"):
+            await beside_draft_model(greedy, machine, engine, said.append)
+
+
+def test_caches_that_leave_nothing_for_weights_are_refused(tmp_path: Path) -> None:
+    config = WorkerConfig(
+        coordinator_urls=("https://127.0.0.1:1",),
+        secret="s" * 44,
+        state=tmp_path,
+        device="cpu",
+        memory_bytes=10**9,
+        kv_memory_bytes=10**9,
+    )
+    with pytest.raises(
+        ConfigError, match=r"--kv-memory of 1,000\.0 MB leaves nothing .* of the 1,000\.0 MB .* --memory"
+    ):
+        measured(config)
 
 
 def test_the_coordinator_is_told_what_caches_are_kept_in() -> None:

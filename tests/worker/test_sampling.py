@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, SequenceBiasLogitsProcessor
 
-from protocol.errors import InternalError, InvalidRequestError, ProtocolError
+from protocol.errors import InvalidRequestError, ModelFaultError, ProtocolError
 from protocol.messages import SamplingParams
 from worker.sampling import Sampler, check_token_ids, generator_for
 
@@ -165,7 +165,7 @@ def test_the_penalty_needs_the_tokens_before() -> None:
 def test_logits_that_are_not_finite_are_an_error(value: float, temperature: float) -> None:
     scores = logits(1)
     scores[4] = value
-    with pytest.raises(InternalError, match="position 7 are not finite"):
+    with pytest.raises(ModelFaultError, match="position 7 are not finite"):
         Sampler(params(temperature=temperature), ()).sample(scores, 7)
 
 

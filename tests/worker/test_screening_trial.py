@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,12 +9,14 @@ import pytest
 import torch
 
 from protocol.ids import BlockRange
-from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
+from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, VOCAB_SIZE
 from worker import screening_trial
 from worker.batching_trial import settle_batching
 from worker.column_linear import ColumnLinear
+from worker.engine_core import EngineCore
 from worker.screened_head import ScreenedHead
+from worker.screening import NO_SCREENING
 from worker.screening_trial import keeps_order, screen, settle_screening
 from worker.stage import Stage, StageInput
 
@@ -23,7 +26,7 @@ Checkpoints = Callable[[str], TinyCheckpoint]
 def screening(stage: Stage) -> ScreenedHead:
     assert isinstance(stage.head, ColumnLinear)
     screened = screen(stage, stage.head)
-    assert screened is not None
+    assert isinstance(screened, ScreenedHead)
     screened.max_rows = 4
     return screened
 
@@ -100,7 +103,7 @@ def test_a_model_that_moves_one_logit_past_another_keeps_its_head(
     monkeypatch.setattr(model, "forward", forward)
     head = stage.head
     assert isinstance(head, ColumnLinear)
-    assert screen(stage, head) is None
+    assert screen(stage, head) == "the model moves one token's logit past another's"
     assert stage.head is head
 
 
@@ -119,17 +122,34 @@ def test_codes_take_little_of_what_caches_have(
     stage = checkpoint("llama").load(WHOLE)
     assert isinstance(stage.head, ColumnLinear)
     head, n_before = stage.head, stage.n_weight_bytes()
-    settle_screening(stage, None if share is None else share * head.weight.numel())
-    assert isinstance(stage.head, ScreenedHead) == is_screened
+    found = settle_screening(stage, None if share is None else share * head.weight.numel())
+    assert isinstance(stage.head, ScreenedHead) == is_screened == found.is_on
+    assert is_screened or "its codes take 0 MB, and caches have 0 MB in all" in found.off_because
     assert (stage.n_weight_bytes() - n_before >= head.weight.numel()) == is_screened
+
+
+@pytest.mark.parametrize(
+    ("worth", "said"), [(0.0, ""), (float("inf"), "it isn't quicker here: .* ms a token with")]
+)
+def test_it_is_kept_where_it_is_quicker_and_the_span_says_which(
+    checkpoint: Checkpoints, worth: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screening_trial, "MIN_WEIGHTS", 1)
+    monkeypatch.setattr(screening_trial, "_WORTH", worth)
+    core = EngineCore(CPU)
+    found = core.load(checkpoint("llama").request(WHOLE)).screening
+    ((stage, _),) = core.spans.values()
+    assert isinstance(stage.head, ScreenedHead) == found.is_on == (worth == 0.0)
+    assert re.match(said, found.off_because)
+    assert bool(found.off_because) == bool(said)
 
 
 def test_broken_weights_and_small_heads_are_left_alone(checkpoint: Checkpoints) -> None:
     stage = checkpoint("llama").load(WHOLE)
     head = stage.head
     assert isinstance(head, ColumnLinear)
-    settle_screening(stage)
+    assert settle_screening(stage) == NO_SCREENING, "nothing is to be gained"
     assert stage.head is head
     head.weight.data[3, 3] = torch.nan
-    assert screen(stage, head) is None
+    assert screen(stage, head) == "its weights aren't all finite"
     assert stage.head is head

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import ProtocolError
 from protocol.messages import MAX_DRAFTS, PROTOCOL_VERSION
-from worker.wire import GROUPS, SLOW_S, WireChoice, group_of, packed, unpacked
+from worker.wire import GROUPS, SLOW_S, WireChoice, group_of, packed, unpacked, why_exact
 
 CHUNK = torch.zeros(128, 64, dtype=torch.bfloat16)
 SLOW = CHUNK.nbytes / (2 * SLOW_S)
@@ -31,6 +31,15 @@ def test_what_comes_back_is_off_by_half_a_code_of_its_group(
     off = (back.float() - states.float()).reshape(-1, group).abs()
     rounding = torch.finfo(dtype).eps * most
     assert bool((off <= most / 127 / 2 * 1.01 + rounding).all())
+
+
+@pytest.mark.parametrize(
+    ("choice", "hidden_size", "is_in_vain"), [("int8", 100, True), ("int8", 80, False), ("auto", 100, False)]
+)
+def test_widths_that_int8_cannot_take_are_said(choice: WireChoice, hidden_size: int, *, is_in_vain: bool) -> None:
+    assert bool(why_exact(choice, hidden_size)) is is_in_vain
+    group = group_of(choice, torch.zeros(2, hidden_size), version=PROTOCOL_VERSION, bytes_per_s=None)
+    assert (group == 0) is (is_in_vain or choice == "auto")
 
 
 def test_rows_of_zeros_stay_so_and_what_is_not_finite_stays_so() -> None:

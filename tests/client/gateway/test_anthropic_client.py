@@ -69,6 +69,21 @@ async def test_headers_say_what_is_left_of_the_keys_limits(served: ServedGateway
     assert not [name for name in headers if name.startswith("x-ratelimit")]
 
 
+async def test_headers_say_it_where_a_limit_is_used_up(served: ServedGateway) -> None:
+    key = await served.cluster.new_key(KeyLimits(requests_per_min=1, tokens_per_min=6_000))
+    asked: Any = {"model": "tiny", "max_tokens": 4, "messages": HI, "extra_body": GREEDY}
+    async with anthropic.AsyncAnthropic(
+        base_url=served.gateway.url, api_key=key.key, max_retries=0, timeout=30.0
+    ) as limited:
+        await limited.messages.create(**asked)
+        with pytest.raises(anthropic.RateLimitError) as raised:
+            await limited.messages.create(**asked)
+    headers = raised.value.response.headers
+    assert headers["anthropic-ratelimit-requests-remaining"] == "0"
+    assert 5_800 < int(headers["anthropic-ratelimit-tokens-remaining"]) <= 6_000
+    assert headers["anthropic-ratelimit-tokens-reset"].endswith("Z")
+
+
 async def test_a_message_whole_and_streamed_is_the_same(client: anthropic.AsyncAnthropic) -> None:
     asked: Any = {"model": "tiny", "max_tokens": 12, "messages": HI, "system": "Be brief.", "extra_body": GREEDY}
     whole = await client.messages.create(**asked)

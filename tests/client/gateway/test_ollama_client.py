@@ -144,6 +144,19 @@ async def test_keys_that_dont_count_and_limits_are_raised_as_ollamas_own(served:
                 assert raised.value.status_code == status
 
 
+async def test_headers_say_what_is_left_of_the_keys_limits(served: ServedGateway) -> None:
+    """Those of OpenAI's API: Ollama's has none."""
+    key = await served.cluster.new_key(KeyLimits(requests_per_min=2))
+    asked: dict[str, Any] = {"model": "tiny", "messages": HI, "options": SHORT, "stream": False}
+    for path, body, status, n_left in (
+        ("/api/chat", asked, 200, "1"),
+        ("/api/embed", {"model": "tiny", "input": "the inn"}, 200, "0"),
+        ("/api/chat", asked, 429, "0"),
+    ):
+        answer = await served.post(path, body, headers=bearer(key.key))
+        assert (answer.status, answer.headers["x-ratelimit-remaining-requests"]) == (status, n_left), path
+
+
 async def test_ollamas_program_finds_somebody_there(served: ServedGateway) -> None:
     assert (await served.ask("HEAD", "/")).status == 200
     assert (await served.ask("GET", "/api/version")).json().keys() == {"version"}

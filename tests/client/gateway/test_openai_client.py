@@ -189,6 +189,27 @@ async def test_headers_say_what_is_left_of_the_keys_limits(served: ServedGateway
                 assert [chunk async for chunk in answer.parse()]
 
 
+async def test_headers_say_it_where_a_limit_is_used_up_and_of_vectors(served: ServedGateway) -> None:
+    key = await served.cluster.new_key(KeyLimits(requests_per_min=2, tokens_per_min=10_000))
+    async with openai.AsyncOpenAI(**options_of(served, api_key=key.key)) as limited:
+        vectors = await limited.embeddings.with_raw_response.create(model="tiny", input=["the inn", "in the"])
+        assert vectors.headers["x-ratelimit-remaining-requests"] == "0"
+        assert 9_900 < int(vectors.headers["x-ratelimit-remaining-tokens"]) < 10_000
+        for ask in (
+            limited.chat.completions.create(**CHAT),
+            limited.chat.completions.create(**CHAT, stream=True),
+            limited.embeddings.create(model="tiny", input="the inn"),
+        ):
+            with pytest.raises(openai.RateLimitError) as raised:
+                await ask
+            headers = raised.value.response.headers
+            assert headers["x-ratelimit-limit-requests"] == "2"
+            assert headers["x-ratelimit-remaining-requests"] == "0"
+            assert headers["x-ratelimit-limit-tokens"] == "10000"
+            assert headers["x-ratelimit-reset-requests"].endswith("s")
+            assert int(headers["Retry-After"]) <= 60
+
+
 async def test_a_key_without_limits_has_no_such_headers(client: openai.AsyncOpenAI) -> None:
     answer = await client.chat.completions.with_raw_response.create(**CHAT)
     assert not [name for name in answer.headers if name.startswith("x-ratelimit")]

@@ -9,7 +9,7 @@ from coordinator.policy.pipelines import Objective, Task
 from protocol.ids import WorkerId
 
 
-def candidate(name: str, seconds_per_block: float, cap: int, *, end: int = 0) -> Candidate:
+def candidate(name: str, seconds_per_block: float, cap: int, *, end: int = 0, after_s: float = 0.0) -> Candidate:
     """Room for `cap` blocks, of which an end of the model takes `end` tenths of one."""
     return Candidate(
         worker_id=WorkerId(name),
@@ -19,6 +19,7 @@ def candidate(name: str, seconds_per_block: float, cap: int, *, end: int = 0) ->
         before_bytes=end,
         after_bytes=end,
         both_bytes=2 * end,
+        after_s=after_s,
     )
 
 
@@ -38,8 +39,9 @@ def random_task(seed: int, n_workers: int, n_blocks: int, objective: Objective =
     for a in range(n_workers):
         for b in range(a):
             links[a][b] = links[b][a] = rng.uniform(0.1, 0.5) if sites[a] == sites[b] else rng.uniform(2.0, 9.0)
-    candidates = [
-        candidate(f"w{i:03}", 10 ** rng.uniform(-0.5, 0.5), rng.randint(1, n_blocks), end=rng.randrange(12))
-        for i in range(n_workers)
-    ]
+    head_in_blocks = rng.choice((0.0, 0.4, 2.5))
+    candidates = []
+    for i in range(n_workers):
+        block_s, cap, end = 10 ** rng.uniform(-0.5, 0.5), rng.randint(1, n_blocks), rng.randrange(12)
+        candidates.append(candidate(f"w{i:03}", block_s, cap, end=end, after_s=head_in_blocks * block_s))
     return Task(n_blocks=n_blocks, candidates=candidates, links=links, objective=objective)

@@ -12,7 +12,7 @@ stages = st.lists(
         Stage,
         seconds_per_block=st.sampled_from([0.5, 1.0, 1.5, 2.0, 7.0]),
         cap=st.integers(0, 8),
-        n_held=st.integers(0, 3),
+        fixed_s=st.sampled_from([0.0, 0.5, 2.0, 7.5]),
         must_take_part=st.booleans(),
     ),
     min_size=1,
@@ -21,7 +21,7 @@ stages = st.lists(
 
 
 def bottleneck(stages: list[Stage], given: tuple[int, ...]) -> float:
-    return max(((s.n_held + n) * s.seconds_per_block for s, n in zip(stages, given, strict=True) if n), default=0.0)
+    return max((s.fixed_s + n * s.seconds_per_block for s, n in zip(stages, given, strict=True) if n), default=0.0)
 
 
 @given(n_blocks=st.integers(1, 8), stages=stages)
@@ -46,6 +46,12 @@ def test_equal_stages_share_equally() -> None:
     stage = Stage(seconds_per_block=1.0, cap=30)
 
     assert water_filled(30, [stage, stage, stage]) == (10, 10, 10)
+
+
+def test_a_stage_with_the_models_head_gets_fewer_blocks() -> None:
+    stages = [Stage(seconds_per_block=1.0, cap=30), Stage(seconds_per_block=1.0, cap=30, fixed_s=8.0)]
+
+    assert water_filled(30, stages) == (19, 11)
 
 
 def test_a_slow_stage_still_takes_part() -> None:

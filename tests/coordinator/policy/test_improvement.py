@@ -47,10 +47,10 @@ def coverage(fleet: Fleet) -> list[int]:
     return [n for m in fleet.state.models.values() for n in ready_counts(fleet.state.workers.values(), m)]
 
 
-def fast_newcomer(**options: object) -> Fleet:
+def fast_newcomer(end_parameters: int = 0, **options: object) -> Fleet:
     """a and b share the model; c came later, is ten times as fast, and holds what was left for it: a replica."""
     fleet = planned(**options)  # type: ignore[arg-type]
-    fleet.do(added())
+    fleet.do(added(end_parameters=end_parameters))
     for name in "ab":
         fleet.join(name, memory=memory_for(7, ends=2))
     settle(fleet, 2)
@@ -76,6 +76,13 @@ def test_a_fast_worker_that_came_later_changes_what_the_others_hold() -> None:
     settle(fleet)
     assert fleet.blocks() == {"a": "7:8", "b": "4:8", "c": "0:7"}
     assert moving_words(fleet.state) == ""
+
+
+def test_where_the_best_cant_be_reached_a_slower_one_that_can_is_moved_to() -> None:
+    """c is full: it could run the head as well, but not hold other blocks beside those that it serves."""
+    fleet = fast_newcomer(end_parameters=400)
+    settle(fleet)
+    assert fleet.blocks() == {"a": "7:8", "b": "4:8", "c": "0:7"}
 
 
 def test_somebody_who_joins_ends_a_move_and_it_is_decided_again() -> None:
@@ -134,7 +141,7 @@ def test_a_gain_under_the_margin_is_taken_only_if_asked_for() -> None:
 
 def test_where_nothing_fits_beside_what_is_served_nothing_moves_and_it_says_so() -> None:
     fleet = planned()
-    fleet.do(added())
+    fleet.do(added(end_parameters=0))
     for name in "ab":
         fleet.join(name, memory=memory_for(7, ends=2))
     settle(fleet, 2)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from coordinator.policy.events import FilesChanged, WorkerBeat
-from coordinator.policy.state import ClusterState, PolicySettings
+from coordinator.policy.state import ClusterState, Placement, PolicySettings
 from protocol.ids import BlockRange, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, file_hash, heartbeat, memory_for
 
@@ -70,3 +72,33 @@ def test_what_comes_later_moves_nothing() -> None:
     fleet.wait(3)
 
     assert fleet.blocks() == {**before, "c": str(BlockRange(0, 8))}
+
+
+def small_with_a_wide_head(placement: Placement) -> Fleet:
+    """Two equal workers, neither with room for all 30 blocks; the head has the weights of eight."""
+    fleet = Fleet(ClusterState(settings=PolicySettings(placement=placement)))
+    fleet.do(added(n_blocks=30, end_parameters=8000))
+    for name in "ab":
+        fleet.join(name, memory=memory_for(38, ends=1))
+    fleet.wait(2)
+    return fleet
+
+
+@pytest.mark.parametrize("placement", ["many-streams", "spread"])
+def test_the_last_of_two_equal_workers_gets_fewer_blocks_for_the_head_that_it_runs(placement: Placement) -> None:
+    fleet = small_with_a_wide_head(placement)
+
+    assert sorted(fleet.blocks().values()) == ["0:17", "17:30"]
+
+
+def test_who_has_the_files_of_the_head_stays_last_and_shares_are_made_anew_for_it() -> None:
+    fleet = Fleet(ClusterState(settings=PolicySettings(placement="many-streams")))
+    fleet.do(added(n_blocks=30, end_parameters=8000))
+    for name in "ab":
+        fleet.join(name, memory=memory_for(38, ends=1))
+    last = tuple(file_hash(f"m-{i}") for i in range(20, 30))
+    for name, files in (("a", last), ("b", ())):
+        fleet.do(FilesChanged(worker_id=WorkerId(name), files=files))
+    fleet.wait(2)
+
+    assert fleet.blocks() == {"a": "17:30", "b": "0:17"}

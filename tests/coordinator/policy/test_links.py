@@ -14,7 +14,7 @@ def test_a_link_is_taken_from_either_end_and_what_cant_be_isnt() -> None:
     fleet.do(WorkerBeat(worker_id=WorkerId("a"), heartbeat=heartbeat(round_trips_s=trips)))
     workers = [fleet.state.workers[WorkerId(name)] for name in "abc"]
 
-    assert measured_links(workers[0]) == {"b": 0.01, "gone": 0.05}
+    assert measured_links(workers[0]) == {"b": 0.01}, "who isn't known isn't kept"
     links = links_among(workers)
     assert (links[0][1], links[1][0]) == (0.01, 0.01)
     assert (links[0][2], links[2][1]) == (LINK_S, LINK_S)

@@ -21,6 +21,7 @@ def every_pipeline(task: Task, members: tuple[int, ...]) -> Iterator[Point]:
         for shares in product(*(range(1, cap + 1) for cap in caps)):
             if sum(shares) == task.n_blocks:
                 times = [n * task.candidates[m].seconds_per_block for n, m in zip(shares, order, strict=True)]
+                times[-1] += task.candidates[order[-1]].after_s
                 yield sum(times) + ring_s(task.links, order), max(times)
 
 

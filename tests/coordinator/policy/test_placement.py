@@ -156,7 +156,7 @@ def test_a_worker_that_failed_is_replaced_and_not_asked_again() -> None:
 
 def test_a_layout_that_cant_be_mended_is_made_anew() -> None:
     fleet = Fleet()
-    fleet.do(added(n_blocks=8))
+    fleet.do(added(n_blocks=8, end_parameters=0))
     for name in "abcd":
         fleet.join(name, memory=memory_for(2, ends=1))
     fleet.wait(2)

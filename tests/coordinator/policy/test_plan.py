@@ -15,7 +15,7 @@ def planned(fleet: Fleet) -> Plan:
 
 def test_a_plan_shows_what_would_be_faster_and_changes_nothing() -> None:
     fleet = Fleet()  # spreads
-    fleet.do(added())
+    fleet.do(added(end_parameters=0))
     for name in "ab":
         fleet.join(name, memory=memory_for(8, ends=2))
     fleet.wait(2)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from coordinator.policy.events import WorkerBeat
-from coordinator.policy.prefixes import ANSWER_TOKENS, held_stages
+from coordinator.policy.prefixes import held_stages
 from coordinator.policy.routing import Route, cheapest_route
+from coordinator.policy.segments import ANSWER_TOKENS
 from protocol.control_messages import Heartbeat
 from protocol.ids import BlockRange, ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, heartbeat

@@ -10,7 +10,7 @@ M = ModelName("m")
 
 def test_what_is_kept_is_what_would_be_found_anew() -> None:
     fleet, known = Fleet(), ReadySegments()
-    fleet.do(added(n_blocks=4))
+    fleet.do(added(n_blocks=4, end_parameters=0))
     for name in "ab":
         fleet.join(name, pinned_blocks=BlockRange(0, 4))
     fleet.wait(2)

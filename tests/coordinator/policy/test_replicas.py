@@ -93,9 +93,9 @@ def test_a_worker_with_another_model_takes_a_replica_before_anybody_grows() -> N
 
 def test_the_faster_of_two_grows_first_and_only_as_far_as_both_ranges_fit_for_a_while() -> None:
     fleet = Fleet()
-    fleet.do(added())
-    fleet.join("a", memory=memory_for(11, ends=2), speed=1.01)
-    fleet.join("b", memory=memory_for(10, ends=2))
+    fleet.do(added(end_parameters=0))
+    fleet.join("a", memory=memory_for(11), speed=1.01)
+    fleet.join("b", memory=memory_for(10))
     fleet.wait(2)
     fleet.all_ready()
     assert fleet.blocks() == {"a": "0:4", "b": "4:8"}

@@ -10,7 +10,12 @@ from coordinator.policy.filling import Stage
 from coordinator.policy.shares import evenest, quickest, worthwhile
 
 stages = st.lists(
-    st.builds(Stage, seconds_per_block=st.sampled_from([0.5, 1.0, 1.7, 7.0]), cap=st.integers(0, 7)),
+    st.builds(
+        Stage,
+        seconds_per_block=st.sampled_from([0.5, 1.0, 1.7, 7.0]),
+        cap=st.integers(0, 7),
+        fixed_s=st.sampled_from([0.0, 0.3, 4.0]),
+    ),
     min_size=1,
     max_size=4,
 )
@@ -19,7 +24,7 @@ stages = st.lists(
 @given(n_blocks=st.integers(1, 9), stages=stages)
 def test_no_other_shares_are_better_for_one_stream_for_many_or_for_both(n_blocks: int, stages: list[Stage]) -> None:
     every = [
-        [n * s.seconds_per_block for n, s in zip(given_blocks, stages, strict=True)]
+        [s.fixed_s + n * s.seconds_per_block for n, s in zip(given_blocks, stages, strict=True)]
         for given_blocks in product(*(range(1, s.cap + 1) for s in stages))
         if sum(given_blocks) == n_blocks
     ]

@@ -26,8 +26,10 @@ def segment_lists(draw: st.DrawFn) -> list[Segment]:
         end = draw(st.integers(start + 1, N_BLOCKS))
         links = draw(st.dictionaries(st.sampled_from(names), st.sampled_from([0.0, 0.001, 5.0]), max_size=3))
         speed = draw(st.sampled_from([0.001, 0.002, 0.01, 1.0]))
+        after_s = draw(st.sampled_from([0.0, 0.003, 2.0]))
+        blocks = BlockRange(start, end)
         segments.append(
-            Segment(worker_id=name, blocks=BlockRange(start, end), seconds_per_block=speed, link_s=links)
+            Segment(worker_id=name, blocks=blocks, seconds_per_block=speed, link_s=links, after_s=after_s)
         )
     return segments
 
@@ -45,7 +47,7 @@ def brute_force(segments: list[Segment], ends: Collection[WorkerId] | None = Non
             return
         if at == N_BLOCKS:
             back = order[i - 1].link_s.get(order[0].worker_id, LINK_S) if i > 1 else 0.0
-            best = min(best, cost + back)
+            best = min(best, cost + back + order[i - 1].after_s)
             return
         if i == len(order) or not order[i].blocks.start <= at < order[i].blocks.end:
             return

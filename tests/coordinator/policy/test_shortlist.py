@@ -28,6 +28,7 @@ def large_fleet(seed: int) -> list[Segment]:
                 seconds_per_block=0.001 * rng.uniform(1.0, spread),
                 link_s={other: rng.uniform(0.0001, 0.002) for other in rng.sample(ids, rng.choice([0, 8]))},
                 entry_s=rng.choice([0.0] * 20 + [1e6]),
+                after_s=0.001 * rng.uniform(1.0, spread) * (seed % 3),
             )
         )
     whole = [
@@ -37,6 +38,7 @@ def large_fleet(seed: int) -> list[Segment]:
             seconds_per_block=segment.seconds_per_block,
             link_s=segment.link_s,
             entry_s=-0.002,
+            after_s=segment.after_s,
             is_whole=True,
         )
         for segment in segments[:3]

@@ -4,7 +4,7 @@ import pytest
 
 from coordinator.policy.coverage import gaps, runs
 from coordinator.policy.events import WorkerBeat
-from coordinator.policy.sizing import capacity_bytes, decode_s_per_block, end_bytes, span_bytes
+from coordinator.policy.sizing import BLOCK_START_S, HEAD_SHARE, capacity_bytes, decode_times, end_bytes, span_bytes
 from protocol.ids import BlockRange, WorkerId
 from tests.coordinator.policy.fleet import Fleet, announce, heartbeat, manifest
 
@@ -38,7 +38,7 @@ def test_what_cant_have_been_measured_is_estimated(measured: float) -> None:
     fleet.do(WorkerBeat(worker_id=WorkerId("a"), heartbeat=heartbeat(decode_s_per_block=measured)))
 
     worker = fleet.state.workers[WorkerId("a")]
-    assert decode_s_per_block(worker, manifest()) == pytest.approx(4000 / 1e6 + 2000 / 1e6)
+    assert decode_times(worker, manifest()).block_s == pytest.approx(4000 / 1e6 + 2000 / 1e6)
 
 
 def test_what_was_measured_with_other_models_says_nothing_of_this_one() -> None:
@@ -47,8 +47,19 @@ def test_what_was_measured_with_other_models_says_nothing_of_this_one() -> None:
     fleet.do(WorkerBeat(worker_id=WorkerId("a"), heartbeat=heartbeat(decode_s_per_block=0.5)))
 
     worker = fleet.state.workers[WorkerId("a")]
-    assert decode_s_per_block(worker, manifest()) == 0.5
-    assert decode_s_per_block(worker, manifest(), has_other_models=True) == pytest.approx(0.006)
+    assert decode_times(worker, manifest()).block_s == 0.5
+    assert decode_times(worker, manifest(), has_other_models=True).block_s == pytest.approx(0.006)
+
+
+def test_the_head_takes_as_many_blocks_time_as_its_weights_say() -> None:
+    fleet = Fleet()
+    fleet.join("a")
+    fleet.do(WorkerBeat(worker_id=WorkerId("a"), heartbeat=heartbeat(decode_s_per_block=0.5)))
+
+    times = decode_times(fleet.state.workers[WorkerId("a")], manifest(8, end_parameters=4000))
+    assert times.after_s == pytest.approx(HEAD_SHARE * 0.5 * 0.024 / (0.006 + BLOCK_START_S))
+    assert times.of_range(BlockRange(0, 4), 8) == pytest.approx(4 * 0.5)
+    assert times.of_range(BlockRange(4, 8), 8) == pytest.approx(4 * 0.5 + times.after_s)
 
 
 def test_runs_and_gaps_cover_every_block_once() -> None:

@@ -9,10 +9,10 @@ from coordinator.policy.events import SocketLost, SpansReported, WorkerBeat, Wor
 from coordinator.policy.standing import standing, state_word
 from coordinator.policy.state import Departure, WorkerRecord
 from coordinator.policy.views import model_info, worker_info
+from protocol.cluster_rest import WorkerInfo
 from protocol.codec import decode_json, encode_json
 from protocol.control_messages import SpanReport, SpanStatus
 from protocol.ids import BlockRange, ModelName, WorkerId
-from protocol.rest import WorkerInfo
 from tests.coordinator.policy.fleet import Fleet, added, announce, heartbeat, memory_for
 
 A = WorkerId("a")

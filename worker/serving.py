@@ -1,0 +1,63 @@
+"""A worker that joins and serves until it is told to stop, and says so line by line."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from protocol.service_manager import tell_service_manager
+from worker.app import running
+from worker.config import WorkerConfig
+from worker.told import say
+
+
+async def serve_until_stopped(config: WorkerConfig) -> None:
+    """Join and serve until SIGINT or SIGTERM, and tell people and the service manager how it goes."""
+    stop = _Stop(asyncio.current_task())
+    with _signals(asyncio.get_running_loop(), stop.on_signal):
+        async with running(config, tell=say) as worker:
+            stop.joined(worker.departure.ask, worker.departure.hurry)
+            say(f"joined; {worker.holdings.reason}")
+            tell_service_manager("READY=1")
+            await worker.departure.asked.wait()
+            tell_service_manager("STOPPING=1")
+            say(f"leaving: {worker.departure.reason}")
+    say("left")
+
+
+class _Stop:
+    """What a signal does: before the worker has joined, give up; then drain; then, the second time, don't wait."""
+
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        self._task = task
+        self._ask: Callable[[str], None] | None = None
+        self._hurry: Callable[[], None] | None = None
+        self._n_signals = 0
+
+    def joined(self, ask: Callable[[str], None], hurry: Callable[[], None]) -> None:
+        self._ask, self._hurry = ask, hurry
+
+    def on_signal(self) -> None:
+        self._n_signals += 1
+        if self._ask is None or self._hurry is None:
+            if self._task is not None:
+                self._task.cancel()
+        elif self._n_signals == 1:
+            self._ask("the worker was stopped")
+        else:
+            self._hurry()
+
+
+@contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, act)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
