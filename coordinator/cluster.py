@@ -238,4 +238,4 @@ def _may_route_otherwise(before: ClusterState, after: ClusterState) -> bool:
 
 def _unmeasured(worker: WorkerRecord) -> WorkerRecord:
     trust = replace(worker.trust, score=0.0)  # its level says what follows
-    return replace(worker, seen_s=0.0, heartbeat=None, files=frozenset(), trust=trust)
+    return replace(worker, seen_s=0.0, heartbeat=None, block_s=0.0, files=frozenset(), trust=trust)

@@ -20,7 +20,7 @@ from coordinator.policy.breakers import WEIGHTS
 from coordinator.policy.evidence_weights import WEIGHINGS, EvidenceKind
 from coordinator.policy.trust import Evidence, Reporter, repeated
 from coordinator.policy.trust_events import EvidenceSeen, Seen
-from protocol.errors import OverloadedError, ProtocolError, StorageError
+from protocol.errors import ModelFaultError, OverloadedError, ProtocolError, StorageError
 from protocol.ids import FileHash, KeyId, SessionId, WorkerId
 from protocol.rest import STALLED, HopFailure
 
@@ -68,7 +68,8 @@ class TrustReports:
     ) -> None:
         """A client says how a session of its key failed: once a session, and of workers on its route only."""
         blamed = [failure.worker_id] if failure.worker_id in route else []
-        weight, kind = WEIGHTS.get(failure.code, 0.0), _KIND_BY_CODE.get(failure.code, "hop_failed")
+        weight = 0.0 if failure.code == ModelFaultError.code else WEIGHTS.get(failure.code, 0.0)
+        kind = _KIND_BY_CODE.get(failure.code, "hop_failed")
         if failure.code == STALLED:
             kind, weight = "stalled", WEIGHINGS["stalled"].weight
             blamed = blamed if failure.worker_id is not None else list(route)

@@ -14,8 +14,8 @@ import torch
 
 from protocol.errors import (
     ContextExceededError,
-    InternalError,
     InvalidRequestError,
+    ModelFaultError,
     NotFoundError,
     ProtocolError,
 )
@@ -122,7 +122,7 @@ class Ends:
             return None
         try:
             choice = text.sampler.sample(result[-1], end)
-        except InternalError as exc:
+        except ModelFaultError as exc:
             raise ProtocolError(f"hidden states that lead nowhere: {exc.message}") from exc
         is_stop = text.sampler.is_stop(choice.token_id)
         goes_on = not is_stop and end + 1 < text.n_positions

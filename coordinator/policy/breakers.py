@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from coordinator.policy.routing import Avoided
-from protocol.errors import HopLostError, InternalError, OverloadedError, ProtocolError, UnreachableError
+from protocol.errors import (
+    HopLostError,
+    InternalError,
+    ModelFaultError,
+    OverloadedError,
+    ProtocolError,
+    UnreachableError,
+)
 from protocol.ids import SessionId, WorkerId
 
 WEIGHTS: Mapping[str, float] = {
@@ -20,6 +27,7 @@ WEIGHTS: Mapping[str, float] = {
     UnreachableError.code: 1.0,
     InternalError.code: 1.0,
     ProtocolError.code: 1.0,
+    ModelFaultError.code: 1.0,  # the worker's memory may be what is broken, and others may have sound weights
     OverloadedError.code: 0.25,
 }
 """How much a failure counts by its code; others are no worker's fault, or nobody knows whose."""

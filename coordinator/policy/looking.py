@@ -95,4 +95,6 @@ def _unmeasured(worker: WorkerRecord) -> WorkerRecord:
         for status in worker.reported
     )
     trust = replace(worker.trust, score=0.0)
-    return replace(worker, seen_s=0.0, heartbeat=None, files=frozenset(), reported=reported, trust=trust)
+    return replace(
+        worker, seen_s=0.0, heartbeat=None, block_s=0.0, files=frozenset(), reported=reported, trust=trust
+    )

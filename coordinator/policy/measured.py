@@ -25,8 +25,8 @@ def with_beat(state: ClusterState, worker: WorkerRecord, beat: Heartbeat) -> Wor
 
 def _end_share(state: ClusterState, worker: WorkerRecord) -> float:
     """What comes after a model's last block, by the time of the blocks that the worker runs before it."""
-    ready = [status for status in worker.reported if status.state == "ready"]
-    model = state.models.get(ready[0].model) if len(ready) == 1 else None
-    if model is None or worker.device is None or not model.manifest.is_last(ready[0].blocks):
+    served = worker.served
+    model = state.models.get(served[0].model) if len(served) == 1 else None
+    if model is None or worker.device is None or not model.manifest.is_last(served[0].blocks):
         return 0.0
-    return end_in_blocks(worker.device, model.manifest, ready[0].quantization) / len(ready[0].blocks)
+    return end_in_blocks(worker.device, model.manifest, served[0].quantization) / len(served[0].blocks)

@@ -12,6 +12,7 @@ from typing import Self
 
 from coordinator.policy.coverage import has_failed, ready_counts, spans_of
 from coordinator.policy.handover import Spans, handed_over
+from coordinator.policy.sizing import capacity_bytes, spans_bytes
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import status_as
 from protocol.control_messages import SpanAssignment
@@ -121,7 +122,14 @@ def _may_hold(state: ClusterState, worker_id: WorkerId, spans: Spans) -> bool:
     if worker is None or not worker.can_be_assigned or worker.pinned_blocks is not None:
         return False
     models = [state.models.get(span.model) for span in spans]
-    return all(m is not None and m.revision == s.revision for m, s in zip(models, spans, strict=True))
+    is_there = all(m is not None and m.revision == s.revision for m, s in zip(models, spans, strict=True))
+    return is_there and (worker.assignment.spans == spans or _fits(state, worker, spans))
+
+
+def _fits(state: ClusterState, worker: WorkerRecord, spans: Spans) -> bool:
+    """Whether there is memory for it: the worker may have been started again with less."""
+    assert worker.device is not None
+    return spans_bytes(state, spans, worker.device.held_as, 0) <= capacity_bytes(worker.device)
 
 
 def _has_lost_any(state: ClusterState) -> bool:

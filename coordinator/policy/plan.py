@@ -28,7 +28,7 @@ class PlannedSpan:
     worker_id: WorkerId
     blocks: BlockRange
     stage_s: float
-    """Seconds for one token in all of these blocks, and after the model's last one."""
+    """Seconds for one token in all of these blocks, and after the model's last one as far as that counts."""
     quantization: Quantization | None = None
     """What they would be held in, if not as the worker holds weights otherwise."""
 

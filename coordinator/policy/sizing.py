@@ -105,7 +105,7 @@ def decode_times(
     has_other_models: bool = False,
     quantization: Quantization | None = None,
 ) -> DecodeTimes:
-    """As measured, else weights over bandwidth plus products over speed; the model's end as in `end_in_blocks`.
+    """As measured, else weights over bandwidth plus products over speed; of the model's end `HEAD_SHARE` counts.
 
     What a worker measured is of the models that it runs; `has_other_models`: so it says little of this one.
     `quantization`: of the weights, if they aren't as the worker holds them otherwise.

@@ -195,3 +195,11 @@ async def test_a_slow_database_makes_nobody_silent(cluster: Cluster, engine: Asy
         time.now_s += 20.0
         await busy.rollback()
     assert "worker_lost" not in [line.action for line in await Repository(engine).audit_lines()]
+
+
+async def test_what_workers_measure_wakes_nobody_who_waits_for_a_route(cluster: Cluster, time: Time) -> None:
+    await with_worker(cluster, time)
+    changed = cluster.routes_changed
+    await cluster.handle(WorkerBeat(worker_id=A, heartbeat=heartbeat(decode_s_per_block=0.0123)))
+
+    assert not changed.is_set()

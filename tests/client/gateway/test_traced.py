@@ -35,7 +35,10 @@ async def test_an_answer_names_its_trace_and_where_the_time_went(served: ServedG
     took = figures(answer.headers[TIMING_HEADER])
     phases = sum(took[name] for name in ("prepare", "route", "open", "prefill", "decode"))
     assert phases == pytest.approx(took["total"], abs=0.5)  # each is rounded to a tenth
-    assert took["stage1"] + took["stage2"] + took["wire"] == pytest.approx(took["decode"], abs=0.5)
+    in_stages = (
+        took["stage1"] + took["stage2"]
+    )  # longer than decoding where the tail's clock ran beside the client's
+    assert took["wire"] == pytest.approx(max(0.0, took["decode"] - in_stages), abs=0.5)
     ended = [line for line in logs if line["event"] == "session_ended"]
     assert [line["trace_id"] for line in ended] == [trace.trace_id] * len(ended)
 

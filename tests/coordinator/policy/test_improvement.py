@@ -229,3 +229,14 @@ def test_a_move_that_an_operator_asked_for_goes_on_after_a_restart() -> None:
     assert again.blocks() != before
     assert (again.state.moving, again.state.is_move_asked) == (None, False)
     assert settle(again, 10) == 0
+
+
+def test_what_was_found_holds_though_workers_measured_anew_meanwhile() -> None:
+    fleet = fast_newcomer(replan="off")
+    basis, better = fleet.state, improvement(fleet.state, is_asked=True)
+    for name in "abc":
+        beat = heartbeat(decode_s_per_block=0.0123)
+        fleet.do(WorkerBeat(worker_id=WorkerId(name), heartbeat=beat))
+    fleet.do(ImprovementFound(basis=basis, improvement=better, is_asked=True))
+
+    assert fleet.state.moving is not None

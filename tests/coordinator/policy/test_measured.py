@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 
 from coordinator.policy.events import SocketLost, WorkerBeat, WorkerConnected
 from coordinator.policy.sizing import BLOCK_START_S
+from coordinator.policy.state import Assignment
 from protocol.ids import BlockRange, WorkerId
-from tests.coordinator.policy.fleet import Fleet, added, announce, heartbeat
+from tests.coordinator.policy.fleet import Fleet, added, announce, heartbeat, memory_for
 
 HEAD_IN_BLOCKS = 0.024 / (0.006 + BLOCK_START_S)
 """Of four blocks' weights, on a device as the fleet's are."""
@@ -59,3 +63,19 @@ def test_who_comes_back_has_measured_nothing_yet() -> None:
     fleet.do(WorkerConnected(worker_id=WorkerId("head"), announce=again))
 
     assert fleet.state.workers[WorkerId("head")].block_s == 0.0
+
+
+def test_what_is_measured_while_other_blocks_are_on_their_way_is_of_those_that_are_served_still() -> None:
+    fleet = Fleet()
+    fleet.do(added(end_parameters=4000))
+    fleet.join("tail", memory=memory_for(20, ends=12))
+    fleet.wait(2)
+    fleet.all_ready()
+    tail = fleet.state.workers[WorkerId("tail")]
+    (old,) = tail.assignment.spans
+    half = msgspec.structs.replace(old, blocks=BlockRange(0, 4))
+    moving = Assignment(epoch=tail.assignment.epoch + 1, spans=(half,), leaving=(old,))
+    workers = {**fleet.state.workers, tail.worker_id: replace(tail, assignment=moving, reported=())}
+    fleet.state = replace(fleet.state, workers=workers)
+
+    assert said(fleet, "tail", 0.01 * (8 + HEAD_IN_BLOCKS) / 8) == pytest.approx(0.01)

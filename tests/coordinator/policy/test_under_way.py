@@ -11,7 +11,7 @@ import pytest
 from coordinator.policy.effects import Effect, SaveMoving, WriteAudit
 from coordinator.policy.events import ImprovementFound, ModelRemoved, TimePassed, WorkerBeat, WorkerConnected
 from coordinator.policy.improvement import improvement
-from coordinator.policy.moving import TRIES_AGAIN_S
+from coordinator.policy.moving import TRIES_AGAIN_S, pending
 from coordinator.policy.outlook import moving_words
 from coordinator.policy.state import ClusterState, PolicySettings, Replan
 from coordinator.policy.statuses import status_as
@@ -19,7 +19,7 @@ from coordinator.policy.stored import StoredState, StoredWorker, restored
 from coordinator.policy.under_way import Moving
 from protocol.control_messages import SpanAssignment
 from protocol.ids import ModelName, WorkerId
-from tests.coordinator.policy.fleet import Fleet, added, announce, heartbeat, memory_for
+from tests.coordinator.policy.fleet import Fleet, added, announce, fits, heartbeat, memory_for
 
 SEEDS = (2, 15, 59)
 """Of fleets whose move has more than one step."""
@@ -178,3 +178,14 @@ def test_who_fails_to_load_what_it_held_doesnt_keep_others_waiting() -> None:
     assert again.state.moving is None
     again.wait(2)
     assert again.state.changed_s is None, "placement has answered"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_who_comes_back_with_less_memory_than_it_would_need_ends_it(seed: int) -> None:
+    fleet = cut_after(seed, 1)
+    for worker_id in pending(fleet.state, target_of(fleet)):
+        again = restarted(fleet)
+        again.do(WorkerConnected(worker_id=worker_id, announce=announce(worker_id, memory=memory_for(1))))
+        settled(again, 20)
+        assert fits(again.state, worker_id, 0), again.blocks()
+        assert again.state.moving is None
