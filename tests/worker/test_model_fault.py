@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 
-from coordinator.policy.breakers import WEIGHTS
 from protocol.errors import ModelFaultError
 from protocol.ids import BlockRange
-from worker.model_fault import check_handed_on, logits_fault
+from worker.model_fault import check_handed_on
 
 BLOCKS = BlockRange(2, 4)
 
@@ -26,7 +25,3 @@ def test_what_is_not_finite_is_said_with_its_blocks_and_counts(value: float, dty
 def test_values_whose_sum_overflows_and_zeros_are_finite() -> None:
     check_handed_on(torch.full((2, 8), 3e38), BLOCKS, 0)
     check_handed_on(torch.zeros(2, 8), BLOCKS, 0)
-
-
-def test_it_weighs_nothing_against_workers() -> None:
-    assert logits_fault(3).code not in WEIGHTS
