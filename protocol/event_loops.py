@@ -10,6 +10,10 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
+_CLOSED = "the handler is closed"
+"""In uvloop's words, where it doesn't say of which transport any more."""
+
+
 def event_loop() -> asyncio.AbstractEventLoop:
     """For `asyncio.Runner`. Uvloop wakes sooner for what other threads bring (docs/decisions/0006)."""
     try:
@@ -30,7 +34,8 @@ def _unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
     """
     exception, transport = context.get("exception"), context.get("transport")
     what = str(context.get("message") or "an error that nobody handled")
-    if isinstance(exception, (OSError, RuntimeError)) and transport is not None and transport.is_closing():
+    is_over = _CLOSED in str(exception) if transport is None else transport.is_closing()
+    if isinstance(exception, (OSError, RuntimeError)) and is_over:
         log.debug("connection_ended_twice", what=what, error=str(exception))
         return
     log.error("loop_error", what=what, exc_info=exception)

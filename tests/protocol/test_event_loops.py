@@ -46,3 +46,14 @@ def test_a_connection_that_ends_twice_is_no_error(closes: bool) -> None:
     with capture_logs() as lines, asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(main())
     assert [line["log_level"] for line in lines] == ["debug" if closes else "error"]
+
+
+def test_nor_is_one_whose_transport_is_forgotten_already() -> None:
+    async def main() -> None:
+        error = RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+        context = {"message": "Fatal error on SSL protocol", "exception": error, "transport": None}
+        asyncio.get_running_loop().call_exception_handler(context)
+
+    with capture_logs() as lines, asyncio.Runner(loop_factory=event_loop) as runner:
+        runner.run(main())
+    assert [line["log_level"] for line in lines] == ["debug"]
