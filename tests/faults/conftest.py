@@ -108,6 +108,9 @@ def running_cluster(scratch: Path, smollm2: Packed) -> Iterator[Faulty]:
 
 @pytest.fixture
 async def cluster(running_cluster: Faulty) -> Faulty:
-    """The cluster with everybody there."""
+    """The cluster with everybody there, and what it answers while nothing is broken known."""
     await running_cluster.made_whole()
+    async with asyncio.timeout(WITHIN_S), running_cluster.client() as client:
+        for ask in (GREEDY, SAMPLED):
+            await running_cluster.unbroken(client, ask)
     return running_cluster
