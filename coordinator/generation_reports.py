@@ -74,7 +74,8 @@ class GenerationReports:
                 await asyncio.sleep(retry_s)
             for _ in entries:
                 self._queue.task_done()
-            await asyncio.sleep(GATHER_S)
+            if self._queue.qsize() < MAX_TOGETHER:
+                await asyncio.sleep(GATHER_S)
 
     async def saved(self, timeout_s: float) -> None:
         """Wait until all that was taken is saved, at most so long. What isn't then, is lost, and logged."""

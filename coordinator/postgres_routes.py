@@ -9,8 +9,8 @@ would count what ran before. Refusals are always decided so: more may seem to ru
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from coordinator.quota_records import (
 )
 from coordinator.quota_rows import Reserving
 from coordinator.remembered_quotas import Known, KnownQuota, RememberedQuotas
+from coordinator.routes_first import RoutesFirst
 from coordinator.stored_rows import NewGeneration, ReportedEnd, StoredGeneration
 from coordinator.transactions import Transactions
 from protocol.errors import BrigadeError
@@ -84,10 +85,14 @@ class PostgresRoutes:
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
         self._remembered = RememberedQuotas()
-        self._turn = asyncio.Lock()
+        self._turn = RoutesFirst()
         """Two at once would remember what one of them left, and that needn't be the last. Who waits here while ends
         are written finds the quotas as they were left; who waits for the keys' rows would find them changed, and
         have to read them."""
+
+    def coming(self) -> AbstractContextManager[None]:
+        """While it lasts, routes are to be recorded: reports wait for them, but not for ever."""
+        return self._turn.coming()
 
     async def begin(
         self,
@@ -99,7 +104,7 @@ class PostgresRoutes:
 
         Of those that are `due` when its turn has come: who came while others were written waits no second time.
         """
-        async with self._turn:
+        async with self._turn.of_routes():
             generations = due()
             if not generations:
                 return []
@@ -144,7 +149,7 @@ class PostgresRoutes:
             if not read.done or await self._saved_as_read(read, quota_clock):
                 return read.finished
         left: list[LockedQuota] = []
-        async with self._turn:
+        async with self._turn.of_reports():
             finished = await self._transactions.write_rows(
                 lambda rows: finish_generations(rows, ends, quota_clock, left)
             )
@@ -153,7 +158,7 @@ class PostgresRoutes:
 
     async def _saved_as_read(self, read: ReadReports, quota_clock: QuotaClock | None) -> bool:
         """Whether it is written, as nothing that was read has changed meanwhile but what is remembered."""
-        async with self._turn:
+        async with self._turn.of_reports():
             epoch, remembered = self._transactions.fence.epoch, self._remembered.taken(read.known)
             if epoch is None:
                 return False

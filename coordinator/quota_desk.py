@@ -143,11 +143,8 @@ class QuotaDesk:
         )
         self._line.append(waiting)
         try:
-            async with self._turn:
-                if not waiting.written.done():
-                    await asyncio.sleep(0)  # whose requests came at the same moment are written together
-                while not waiting.written.done() and self._line:
-                    await uninterrupted(self._write())
+            with self._repository.route_comes():
+                await self._written(waiting)
         finally:
             if waiting in self._line:  # cancelled before its turn
                 self._line.remove(waiting)
@@ -155,6 +152,14 @@ class QuotaDesk:
         if isinstance(outcome, Exception):
             raise outcome
         return structs.replace(grant, rates=outcome)
+
+    async def _written(self, waiting: _Waiting) -> None:
+        """Write those in line until this one is."""
+        async with self._turn:
+            if not waiting.written.done():
+                await asyncio.sleep(0)  # whose requests came at the same moment are written together
+            while not waiting.written.done() and self._line:
+                await uninterrupted(self._write())
 
     def _next_together(self) -> list[_Waiting]:
         """Those at the head of the line who are to be written; who waited in vain before them is sent away."""

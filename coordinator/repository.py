@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 
 from sqlalchemy import Select, select
@@ -207,6 +208,10 @@ class Repository:
         `left`: takes what is left of their keys' rates then.
         """
         return await self.record_due(lambda: generations, quota_clock, left)
+
+    def route_comes(self) -> AbstractContextManager[None]:
+        """While it lasts, a route is to be recorded."""
+        return self._routes.coming()
 
     async def record_due(
         self,

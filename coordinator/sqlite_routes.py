@@ -6,6 +6,7 @@ The decisions are the same, and so are the values written.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from sqlite3 import Connection
 
 from coordinator.generation_rows import QuotaClock, RatesLeft, begin_generations, decisions, finish_generations
@@ -40,6 +41,10 @@ class SqliteRoutes:
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
+
+    def coming(self) -> AbstractContextManager[None]:
+        """As there."""
+        return nullcontext()
 
     async def begin(
         self,

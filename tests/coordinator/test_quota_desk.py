@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
@@ -40,6 +41,16 @@ class SlowRepository(Repository):
         self.written: list[str] = []
         self.error: Exception | None = None
         self.refusal: QuotaExceededError | None = None
+        self.n_coming = 0
+
+    @contextmanager
+    def route_comes(self) -> Iterator[None]:
+        self.n_coming += 1
+        try:
+            with super().route_comes():
+                yield
+        finally:
+            self.n_coming -= 1
 
     async def record_due(
         self,
@@ -99,12 +110,14 @@ async def test_more_than_may_wait_are_sent_away_and_who_is_gone_is_not_written(r
             tasks.create_task(record(desk, f"s{i}"))
         for _ in range(3):
             await asyncio.sleep(0)
+        assert repository.n_coming == MAX_LINE  # so reports let them go first
         with pytest.raises(OverloadedError, match=f"{MAX_LINE}") as caught:
             await record(desk, "too many")
         assert caught.value.retry_after_s
         cancelled.cancel()
         repository.may_write.set()
     assert sorted(repository.written) == sorted(["first", *(f"s{i}" for i in range(MAX_LINE - 3))])
+    assert repository.n_coming == 0
 
 
 async def _refused(desk: QuotaDesk, name: str) -> None:
