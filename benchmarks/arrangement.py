@@ -18,7 +18,7 @@ from benchmarks.replicated import POLL_S, free_port
 from client.api import Client
 from client.config import ClientConfig
 from coordinator.policy.filling import Stage, water_filled
-from coordinator.policy.sizing import HEAD_SHARE, end_in_blocks
+from coordinator.policy.sizing import counted_end_in_blocks
 from demo.local_cluster import READY_WITHIN_S, ClusterError, LocalCluster
 from protocol.api_key import api_key_from_text
 from protocol.cluster_rest import ClusterStatus
@@ -85,7 +85,7 @@ async def arranged(cluster: LocalCluster, arrangement: Arrangement) -> AsyncIter
     (model,) = (await _status(cluster)).models
     manifest = await _manifest(cluster, model.revision)
     device = await asyncio.to_thread(_device, arrangement.precision)
-    blocks = split(model.n_blocks, arrangement.n_workers, HEAD_SHARE * end_in_blocks(device, manifest))
+    blocks = split(model.n_blocks, arrangement.n_workers, counted_end_in_blocks(device, manifest))
     names = [f"{arrangement.name}-{i}" for i in range(arrangement.n_workers)]
     async with AsyncExitStack() as stack:
         relays: list[Relay] = []

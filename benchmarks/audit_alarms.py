@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.audit_answers import RANGES, WHOLE, TinyFiles, inputs_of, states_of, tiny_files
 from coordinator.policy.audit_probe import N_SUMS, Probe, projection_signs
-from coordinator.policy.audit_rules import N_STRAY, Held, Tolerance, allowed_difference, is_dense
+from coordinator.policy.audit_rules import Held, Tolerance, allowed_difference, is_dense
 from protocol.ids import BlockRange
 from protocol.messages import WeightFormat
 from worker.stage import Stage
@@ -102,7 +102,7 @@ def measured(n_inputs: int, architectures: Collection[str], models: Collection[i
                 n_each = n_inputs if is_dense(files.architecture) else MORE_WITH_EXPERTS * n_inputs
                 for blocks in RANGES:
                     stages = {machine: stage.view(blocks) for machine, stage in whole.items()}
-                    _audit_range(alarms, Cell(architecture, seed, blocks, 0), files.architecture, stages, n_each)
+                    audit_range(alarms, Cell(architecture, seed, blocks, 0), files.architecture, stages, n_each)
     return alarms
 
 
@@ -116,7 +116,8 @@ def _stages(files: TinyFiles) -> dict[Machine, Stage]:
     return found
 
 
-def _audit_range(alarms: Alarms, cell: Cell, class_name: str, stages: dict[Machine, Stage], n_inputs: int) -> None:
+def audit_range(alarms: Alarms, cell: Cell, class_name: str, stages: dict[Machine, Stage], n_inputs: int) -> None:
+    """So many inputs through blocks of one model of this class, on every machine; kept in `alarms`."""
     dense = is_dense(class_name)
     if dense:
         alarms.dense.add(cell.architecture)
@@ -145,7 +146,7 @@ def _audit(stages: dict[Machine, Stage], seeds: Sequence[str], *, is_dense: bool
         )
         if allowed is not None:
             n_both = min(len(answers[one]), len(answers[other]))
-            yield number, ratios(answers[one][:n_both], answers[other][:n_both], allowed, is_dense=is_dense)
+            yield number, ratios(answers[one][:n_both], answers[other][:n_both], allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +178,11 @@ def projections(stage: Stage, given: Asked, n_probes: int | None = None) -> Floa
     return found
 
 
-def ratios(one: Floats, other: Floats, allowed: Tolerance, *, is_dense: bool) -> Floats:
+def ratios(one: Floats, other: Floats, allowed: Tolerance) -> Floats:
     """Of each audit what `coordinator.policy.audit_rules.compared` finds, as a share of what is allowed."""
     longest = np.maximum(np.linalg.norm(one, axis=2), np.linalg.norm(other, axis=2))
     apart = np.linalg.norm(one - other, axis=2) / np.where(longest > 0.0, longest, 1.0)
     apart = np.sort(np.where(np.isfinite(apart), apart, 2.0), axis=1)[:, ::-1]
-    middle, stray = apart[:, apart.shape[1] // 2], apart[:, 0 if is_dense else N_STRAY]
+    middle, stray = apart[:, apart.shape[1] // 2], apart[:, allowed.n_stray]
     found: Floats = np.maximum(middle / allowed.middle, stray / allowed.stray).astype(np.float32)
     return found

@@ -63,9 +63,9 @@ def _measure(honest: Honest, files: TinyFiles, blocks: BlockRange, n_audits: int
         comparisons = {}
         for (one, other), tolerance in allowed.items():
             if one in given and other in given:
-                cells[one, other][1].append(measures(given[one], given[other], is_dense=dense))
+                cells[one, other][1].append(measures(given[one], given[other], tolerance.n_stray))
                 comparisons[frozenset((str(one), str(other)))] = compared(
-                    (str(one), given[one]), (str(other), given[other]), tolerance, is_dense=dense
+                    (str(one), given[one]), (str(other), given[other]), tolerance
                 )
         _rule(honest, [str(held) for held in given], comparisons)
     for pair, cell in cells.items():

@@ -61,7 +61,7 @@ class Case:
         for a, b in itertools.combinations(given, 2):
             allowed = allowed_difference(held[a], held[b], len(WHOLE), is_dense=self.is_dense)
             assert allowed is not None
-            found[frozenset((a, b))] = compared((a, given[a]), (b, given[b]), allowed, is_dense=self.is_dense)
+            found[frozenset((a, b))] = compared((a, given[a]), (b, given[b]), allowed)
         return found
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.audits differences [--audits N]   how far honest workers differ
     python -m benchmarks.audits alarms [--inputs N]        how likely false quarantines are, by very many inputs
+    python -m benchmarks.audits real [--inputs N]          likewise with SmolLM2-135M instead of tiny random models
     python -m benchmarks.audits attacks [--audits N]       attack x audits that it takes to find it
     python -m benchmarks.audits simulation [--trials N]    wrong on 10 % of the steps: audits until quarantine
 
@@ -20,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import audit_alarms, audit_honest, audit_tails
+from benchmarks import audit_alarms, audit_honest, audit_real, audit_tails
 from benchmarks import audit_answers as answers
 from benchmarks.audit_answers import WHOLE, TinyFiles, answer, tiny_files
 from benchmarks.audit_simulation import simulation
@@ -36,13 +37,13 @@ WITH_EXPERTS = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("differences", "alarms", "attacks", "simulation"))
+    parser.add_argument("what", choices=("differences", "alarms", "real", "attacks", "simulation"))
     parser.add_argument("--audits", type=_at_least(2), default=12, help="Audits of each kind.")
     parser.add_argument(
         "--inputs",
         type=_at_least(200),
         default=768,
-        help="Of `alarms`, in each range of a model; with experts four times as many.",
+        help="Of `alarms` and `real`, in each range of a model; with experts four times as many.",
     )
     parser.add_argument("--random", type=_at_least(1), default=1, help="Random models an architecture of `alarms`.")
     parser.add_argument("--trials", type=_at_least(1), default=5000, help="Workers of `simulation`.")
@@ -57,8 +58,12 @@ def main() -> None:
             honest = audit_honest.measured(arguments.audits, arguments.models)
             Console().print(audit_honest.table(honest))
             print(audit_honest.words(honest))
-        case "alarms":
-            alarms = audit_alarms.measured(arguments.inputs, arguments.models, range(arguments.random))
+        case "alarms" | "real":
+            alarms = (
+                audit_real.measured(arguments.inputs)
+                if arguments.what == "real"
+                else audit_alarms.measured(arguments.inputs, arguments.models, range(arguments.random))
+            )
             Console(width=170).print(audit_tails.table(alarms))
             print(audit_tails.words(alarms))
             raise SystemExit(0 if audit_tails.is_reached(alarms) else 1)
@@ -137,7 +142,7 @@ def _attacked(
         for number in range(n_audits):
             seed = f"seed {number}"
             one, other = answer(honest, said, seed), answer(cheating, really or said, seed)
-            yield not compared(("one", one), ("other", other), allowed, is_dense=dense).agrees
+            yield not compared(("one", one), ("other", other), allowed).agrees
 
 
 def _audits_needed(share: float) -> str:

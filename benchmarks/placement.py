@@ -29,7 +29,7 @@ from coordinator.policy.placement import placement
 from coordinator.policy.planning import best_pipelines
 from coordinator.policy.segments import Segment
 from coordinator.policy.shortest_path import cheapest_legs
-from coordinator.policy.sizing import CACHE_FLOOR_SHARE, HEAD_SHARE, end_in_blocks
+from coordinator.policy.sizing import CACHE_FLOOR_SHARE, counted_end_in_blocks
 from coordinator.policy.state import ClusterState, ModelRecord, PolicySettings, WorkerRecord
 from protocol.control_messages import DeviceReport, Heartbeat
 from protocol.ids import BlockRange, FileHash, ModelName, WorkerId
@@ -65,7 +65,7 @@ def random_fleet(rng: random.Random, n_workers: int, n_blocks: int, *, objective
     scale = max(1.1, rng.uniform(1.0, 4.0)) * n_blocks / sum(shares)
     caps = [max(2, min(n_blocks, round(share * scale))) for share in shares]
     speeds = [10 ** rng.uniform(-4.0, -3.0) * 2 for _ in range(n_workers)]
-    head_in_blocks = HEAD_SHARE * end_in_blocks(DEVICE, manifest_of(1))
+    head_in_blocks = counted_end_in_blocks(DEVICE, manifest_of(1))
     candidates = [
         Candidate(
             worker_id=WorkerId(f"w-{i:03d}"),
@@ -87,7 +87,12 @@ def random_fleet(rng: random.Random, n_workers: int, n_blocks: int, *, objective
 
 def ours(task: Task) -> Ranges:
     """What the coordinator decides when all of them are there at once."""
-    placed = placement(cluster_of(task))
+    return placed_in(cluster_of(task), task)
+
+
+def placed_in(state: ClusterState, task: Task) -> Ranges:
+    """Likewise of the fleet as `cluster_of` has it, by other settings."""
+    placed = placement(state)
     numbers = {candidate.worker_id: i for i, candidate in enumerate(task.candidates)}
     return {numbers[worker_id]: span.blocks for worker_id, what in placed.items() for span in what.spans}
 

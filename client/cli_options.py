@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client.command import MinTrust, PinnedEnds
+from client.command import MinTrust, PinnedEnds, tell
 from client.options import DEFAULT_MAX_TOKENS, DEFAULT_PRIVATE_BLOCKS, DEFAULT_TIMEOUT_S, GenerationOptions
 from protocol.errors import InvalidRequestError
 from protocol.messages import MAX_BIASES, MAX_CONSTRAINT_BYTES, MAX_LOGPROBS
@@ -66,7 +66,11 @@ IsChat = Annotated[
     ),
 ]
 Speculate = Annotated[
-    bool, typer.Option(help="Let the workers guess tokens ahead where that pays; the text is the same.")
+    bool | None,
+    typer.Option(
+        "--speculate/--no-speculate",
+        help="Let the workers guess tokens ahead where that pays; the text is the same. \\[default: speculate]",
+    ),
 ]
 Private = Annotated[
     bool,
@@ -129,7 +133,7 @@ CONSTRAINTS = {
     "grammar": (Grammar, None),
 }
 WAY = {
-    "speculate": (Speculate, True),
+    "speculate": (Speculate, None),
     "private": (Private, False),
     "private_blocks": (PrivateBlocks, None),
     "wait_for_quota": (WaitForQuota, False),
@@ -146,9 +150,11 @@ def generation_options(
     logit_bias: Sequence[str] | None = None,
     json_schema: Path | None = None,
     grammar: Path | None = None,
+    speculate: bool | None = None,
+    private: bool = False,
     **as_they_are: Any,
 ) -> GenerationOptions:
-    """What the options say, each by its name.
+    """What the options say, each by its name. Of one that another makes useless, people are told.
 
     Raises:
         InvalidRequestError: one can't be read, or can't be done.
@@ -159,9 +165,13 @@ def generation_options(
         logit_bias=biases(logit_bias),
         json_schema=text_of(json_schema, "--json-schema"),
         grammar=text_of(grammar, "--grammar"),
+        speculate=speculate is not False,
+        private=private,
         **as_they_are,
     )
     options.check()
+    if speculate and private:
+        tell("--speculate does nothing with --private: workers that see no tokens can't guess any")
     return options
 
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import aiohttp
 
-from protocol.errors import DrainingError, HopLostError, ProtocolVersionError, UnauthenticatedError
+from protocol.errors import DrainingError, HopLostError, ProtocolVersionError
+from protocol.http_answers import mistrusted
 from protocol.ids import WorkerId
 from protocol.messages import PROTOCOL_VERSION
 
@@ -21,10 +22,7 @@ def dial_errors(worker_id: WorkerId, url: str) -> Iterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as exc:
-        raise UnauthenticatedError(
-            f"the certificate shown at {url} is not that of worker {worker_id} ({exc.certificate_error}): "
-            "somebody may be in between"
-        ) from exc
+        raise mistrusted(url, f"is not that of worker {worker_id}", exc.certificate_error) from exc
     except aiohttp.WSServerHandshakeError as exc:
         if exc.status == ProtocolVersionError.status:
             raise ProtocolVersionError(

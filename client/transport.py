@@ -17,7 +17,8 @@ import aiohttp
 from aiohttp import ClientWebSocketResponse, ClientWSTimeout, WSMsgType
 
 from client.dial_errors import CONNECT_TIMEOUT_S, dial_errors, reason_of
-from client.legs import Legs
+from client.legs import Ends, Legs
+from client.own_address import own_address
 from client.pings import Pings
 from protocol.client_legs import ClientLeg
 from protocol.compatibility import VERSION_HEADER, spoken_version, understood_by
@@ -227,13 +228,14 @@ class ConnectionPool:
             connection = Connection(worker_id, dialled, self._legs)
             self._connections[key] = connection
             self._readers.create_task(self._read(key, connection), name=f"read {worker_id}")
-            self._legs.begin(worker_id)
+            self._legs.begin(worker_id, asyncio.get_running_loop().time(), _ends(dialled))
             await connection.measure()
             return connection
 
     def legs(self, *, takes_states: bool = False) -> tuple[ClientLeg, ...]:
         """How far workers are, for who asks for a route. Connections that weren't measured lately now are."""
         now_s = asyncio.get_running_loop().time()
+        self._legs.leave(own_address)
         kept = [one for (_, _, kind), one in self._connections.items() if kind == takes_states and one.is_usable]
         for connection in kept:
             if self._legs.is_due(connection.worker_id, now_s):
@@ -267,6 +269,11 @@ class ConnectionPool:
                     max_msg_size=_MAX_MESSAGE_BYTES + (MAX_CLIENT_PAYLOAD_BYTES if takes_states else 0),
                     timeout=ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
                 )
+
+
+def _ends(websocket: ClientWebSocketResponse) -> Ends | None:
+    own, peer = websocket.get_extra_info("sockname"), websocket.get_extra_info("peername")
+    return Ends(own=own[0], peer=peer[0]) if own and peer else None
 
 
 @asynccontextmanager

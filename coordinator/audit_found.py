@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from coordinator.audit_asking import Answer
 from coordinator.audit_session import NoAnswerError
 from coordinator.policy.audit_probe import Projection
-from coordinator.policy.audit_rules import Comparison, Held, Ruling, compared, is_dense, unconfirmed
+from coordinator.policy.audit_rules import Comparison, Held, Ruling, compared, summed_up, unconfirmed
 from coordinator.policy.audit_schedule import AuditPlan, Candidate
 from protocol.audit_rest import AuditInfo, AuditOutcome
 from protocol.ids import WorkerId
@@ -56,8 +56,8 @@ class Found:
         )
 
     def _reason(self) -> str:
-        said = [c.words() for c in self.comparisons] + ([self.words] if self.words else [])
-        return f"audit of blocks {self.plan.blocks} of {self.plan.model.name}: {'; '.join(said)}"
+        said = "; ".join(words for words in (summed_up(self.comparisons), self.words) if words)
+        return f"audit of blocks {self.plan.blocks} of {self.plan.model.name}: {said}"
 
 
 Said = tuple[str, Held, Projection]
@@ -69,8 +69,7 @@ def comparison(plan: AuditPlan, one: Said, other: Said) -> Comparison | None:
     allowed = plan.allowed(one[1], other[1])
     if allowed is None:
         return None
-    dense = is_dense(plan.model.manifest.architecture)
-    return compared((one[0], one[2]), (other[0], other[2]), allowed, is_dense=dense)
+    return compared((one[0], one[2]), (other[0], other[2]), allowed)
 
 
 def compare_all(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -39,8 +38,9 @@ from coordinator.policy.effects import (
     WriteTrustEvent,
 )
 from coordinator.policy.events import Event
+from coordinator.policy.measured import unmeasured
 from coordinator.policy.settings import with_stored
-from coordinator.policy.state import ClusterState, PolicySettings, WorkerRecord
+from coordinator.policy.state import ClusterState, PolicySettings
 from coordinator.policy.stored import StoredState, restored
 from coordinator.policy.transition import apply
 from coordinator.policy.trust import NO_RECORD
@@ -129,7 +129,17 @@ class Cluster:
             settings, unusable = with_stored(self._settings, stored.settings, self._given)
             for why in unusable:
                 log.warning("stored_setting_unusable", reason=why)
-            self._state = restored(stored, settings, self._clock())
+            now_s = self._clock()
+            if stored.moving_damage:
+                await self._drop_move(stored.moving_damage, now_s)
+            self._state = restored(stored, settings, now_s)
+
+    async def _drop_move(self, damage: str, now_s: float) -> None:
+        """Forget what was being moved, which can't be read: what to move is decided anew anyway."""
+        log.warning("stored_move_unreadable", reason=damage, next_step="blocks stay; what to move is decided anew")
+        details = f"what was being moved can't be read and is forgotten: {damage}; it is decided anew"
+        told = WriteAudit(at_s=now_s, action="moving_ended", subject="cluster", details=details)
+        await self._repository.apply([SaveMoving(moving=None), told])
 
     async def handle(self, event: Event) -> None:
         """Decide, save, publish, tell; one event at a time. On return all of it is done.
@@ -233,9 +243,4 @@ def _may_route_otherwise(before: ClusterState, after: ClusterState) -> bool:
     if before.workers.keys() != after.workers.keys():
         return True
     pairs = ((before.workers[worker_id], worker) for worker_id, worker in after.workers.items())
-    return any(old is not new and _unmeasured(old) != _unmeasured(new) for old, new in pairs)
-
-
-def _unmeasured(worker: WorkerRecord) -> WorkerRecord:
-    trust = replace(worker.trust, score=0.0)  # its level says what follows
-    return replace(worker, seen_s=0.0, heartbeat=None, block_s=0.0, files=frozenset(), trust=trust)
+    return any(old is not new and unmeasured(old) != unmeasured(new) for old, new in pairs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import suppress
-from typing import Any
 
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -40,8 +39,15 @@ log = structlog.get_logger(__name__)
 ANNOUNCE_TIMEOUT_S = 10.0
 SEND_TIMEOUT_S = 10.0
 """A worker that takes no bytes for so long is gone."""
+INBOX_SIZE = 64
+"""Messages of one worker that may wait for the cluster, which may wait for the database: a minute of heartbeats."""
+LARGE_BYTES = 2**16
+"""Behind a message of more, the hashes of a thousand files, nothing is read until the cluster has taken it: or each
+worker could have 64 times 4 MiB kept."""
 
 Outbox = asyncio.Queue[CoordinatorToWorker]
+Inbox = asyncio.Queue[WorkerToCoordinator | None]
+"""None: the worker says nothing any more."""
 
 
 class _SocketOverError(Exception):
@@ -98,9 +104,10 @@ class ControlSocket:
     async def _announcement(self) -> Announce:
         try:
             async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
-                message = await self._receive()
+                data = await self._receive()
         except TimeoutError as exc:
             raise DeadlineExceededError(f"no Announce within {ANNOUNCE_TIMEOUT_S:.0f} s") from exc
+        message = None if data is None else _decoded(data)
         if not isinstance(message, Announce):
             raise ProtocolError(f"the first message is {_named(message)}; it must be Announce")
         _check_device(message.device)
@@ -108,14 +115,14 @@ class ControlSocket:
         return message
 
     async def _serve(self, announce: Announce) -> None:
+        self._cluster.check_admitted(self._worker_id)
         outbox: Outbox | None = None
+        inbox: Inbox = asyncio.Queue(INBOX_SIZE)
         try:
             with self._cluster.connected(self._worker_id) as outbox:
-                await self._cluster.handle(events.WorkerConnected(worker_id=self._worker_id, announce=announce))
-                await self._ends.catch_up(self._worker_id)
-                log.info("worker_connected", url=announce.url, device=announce.device.device[:MAX_LABEL])
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._read(), name=f"control-read-{self._worker_id}")
+                    tasks.create_task(self._read(inbox), name=f"control-read-{self._worker_id}")
+                    tasks.create_task(self._heed(announce, inbox), name=f"control-heed-{self._worker_id}")
                     tasks.create_task(self._write(outbox), name=f"control-write-{self._worker_id}")
         except BaseExceptionGroup as group:
             raise _telling(group) from group
@@ -125,9 +132,31 @@ class ControlSocket:
             if outbox is not None and self._cluster.is_current(self._worker_id, outbox):
                 await self._cluster.handle(events.SocketLost(worker_id=self._worker_id))
 
-    async def _read(self) -> None:
-        while (message := await self._receive()) is not None:
+    async def _read(self, inbox: Inbox) -> None:
+        """Read without waiting for the cluster: reading answers the worker's pings, else it hangs up.
+
+        What would be lost with the socket is taken here.
+        """
+        while (data := await self._receive()) is not None:
+            match _decoded(data):
+                case GenerationReport() as report:
+                    self._reports.take(report, self._worker_id)
+                case SessionsBegun() as begun:
+                    self._openings.take(begun, self._worker_id)
+                case message:
+                    await inbox.put(message)
+                    if len(data) > LARGE_BYTES:
+                        await inbox.join()
+        await inbox.put(None)
+
+    async def _heed(self, announce: Announce, inbox: Inbox) -> None:
+        """Hand on what the worker says, in order."""
+        await self._cluster.handle(events.WorkerConnected(worker_id=self._worker_id, announce=announce))
+        await self._ends.catch_up(self._worker_id)
+        log.info("worker_connected", url=announce.url, device=announce.device.device[:MAX_LABEL])
+        while (message := await inbox.get()) is not None:
             await self._take(message)
+            inbox.task_done()
         raise _SocketOverError
 
     async def _write(self, outbox: Outbox) -> None:
@@ -137,14 +166,15 @@ class ControlSocket:
             if isinstance(message, Dismiss):
                 raise _SocketOverError(message)
 
-    async def _receive(self) -> Any:
-        """The next message; None once the socket is closed."""
+    async def _receive(self) -> bytes | None:
+        """The next message's bytes; None once the socket is closed."""
         try:
             frame = await self._socket.receive()  # ends without a timeout of its own: the pings see to that
         except ConnectionError:  # pinged at the moment when the connection broke
             return None
         if frame.type is WSMsgType.BINARY:
-            return decode_message(frame.data, WorkerToCoordinator, max_bytes=MAX_CONTROL_BYTES)
+            data: bytes = frame.data
+            return data
         if frame.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
             return None
         raise ProtocolError(f"a {frame.type.name.lower()} message; this socket takes binary ones")
@@ -164,10 +194,8 @@ class ControlSocket:
             case Leaving(reason=reason, serves_on_s=serves_on_s):
                 left = events.WorkerLeft(worker_id=worker_id, reason=reason, serves_on_s=serves_on_s)
                 await self._cluster.handle(left)
-            case GenerationReport():
-                self._reports.take(message, worker_id)
-            case SessionsBegun():
-                self._openings.take(message, worker_id)
+            case GenerationReport() | SessionsBegun():
+                pass  # taken when they were read
 
     async def _send(self, message: CoordinatorToWorker) -> None:
         try:
@@ -189,6 +217,11 @@ class ControlSocket:
                 await self._socket.close(code=WSCloseCode.POLICY_VIOLATION, message=message.error.code.encode())
         except (TimeoutError, ConnectionError):
             log.info("dismissed_worker_deaf", error_code=message.error.code)
+
+
+def _decoded(data: bytes) -> WorkerToCoordinator:
+    message: WorkerToCoordinator = decode_message(data, WorkerToCoordinator, max_bytes=MAX_CONTROL_BYTES)
+    return message
 
 
 def _check_device(device: DeviceReport) -> None:

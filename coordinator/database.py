@@ -48,6 +48,7 @@ and whoever takes over waits for what it has locked: TCP alone lets go after two
 PING_AFTER_S = 1.0
 """A connection that rested for longer is asked whether it is still there."""
 _USED_S = "brigade_used_s"
+SQLITE_LOCKED = "database is locked"
 LEASE_SCHEMA = "0003"
 """The first schema with a lease (`coordinator.lease`), which then decides who may go further: until a coordinator
 holds it, another one may work on the tables as they are."""
@@ -157,14 +158,13 @@ def database_errors(url: URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as exc:
-        raise StorageError(
-            f"{_described(url)} can't be used: {_first_line(exc.orig or exc)}{_advice(url)}"
-        ) from exc
+        reason = _first_line(exc.orig or exc)
+        raise StorageError(f"{_described(url)} can't be used: {reason}{_advice(url, reason)}") from exc
     except SQLAlchemyError as exc:
         raise StorageError(f"{_described(url)} can't be used ({type(exc).__name__}){_advice(url)}") from exc
     except (sqlite3.Error, OSError, *_ASYNCPG_ERRORS) as exc:
         reason = "it doesn't answer in time" if isinstance(exc, TimeoutError) else _first_line(exc)
-        raise StorageError(f"{_described(url)} can't be used: {reason}{_advice(url)}") from exc
+        raise StorageError(f"{_described(url)} can't be used: {reason}{_advice(url, reason)}") from exc
 
 
 async def _migrate(url: URL, revision: str) -> None:
@@ -202,8 +202,15 @@ def _run_alembic(connection: Connection, url: URL, revision: str) -> None:
 
 
 def _create_privately(url: URL) -> None:
-    """Make a missing SQLite file, readable by us alone; its journals take over its permissions."""
-    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
+    """Make a missing SQLite file, readable by us alone; its journals take over its permissions.
+
+    One that is there isn't even opened: to close it would undo all locks that this process has on it, those of
+    SQLite's connections too (POSIX). Whoever looks into it then takes himself for its last user, and takes the
+    write-ahead log away from under us.
+    """
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return
+    if not Path(url.database).exists():
         os.close(os.open(url.database, os.O_RDWR | os.O_CREAT, 0o600))
 
 
@@ -261,11 +268,15 @@ def _answers(dialect: Dialect, connection: Any) -> bool:
 def _described(url: URL) -> str:
     if url.get_backend_name() == "sqlite":
         return f"the database {url.database}"
-    return f"the PostgreSQL database {url.database or ''} at {url.host or 'localhost'}:{url.port or 5432}"
+    host = url.host or url.query.get("host") or "localhost"  # a folder with its socket stands in the query
+    hosts = host if isinstance(host, str) else ", ".join(host)
+    return f"the PostgreSQL database {url.database or ''} at {hosts}:{url.port or 5432}"
 
 
-def _advice(url: URL) -> str:
+def _advice(url: URL, reason: str = "") -> str:
     if url.get_backend_name() == "sqlite":
+        if reason == SQLITE_LOCKED:
+            return f" for {BUSY_TIMEOUT_MS / 1000:g} s: try again, and see which other program holds it"
         return "; check that it is a Brigade database, its permissions, and that the disk has room"
     return "; check --database-url, and that the server runs and lets this user in"
 

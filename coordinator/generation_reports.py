@@ -21,6 +21,8 @@ MAX_REPORTS = 10_000
 """That may wait; what comes beyond is lost, and logged."""
 MAX_TOGETHER = 32
 """Of one transaction: routes wait meanwhile for the loop and the database."""
+MAX_TOGETHER_BEHIND = 256
+"""Where more come than are saved so: routes wait for longer then, else reports would be lost in the end."""
 GATHER_S = 0.05
 """What comes so soon after others is saved together: nobody waits for it, and routes want the database."""
 RETRY_S = 1.0
@@ -46,6 +48,8 @@ class GenerationReports:
         self._quota_clock = quota_clock
         self._on_finished = on_finished
         self._queue: asyncio.Queue[ReportedEnd] = asyncio.Queue(MAX_REPORTS)
+        self._n_in_hand = 0
+        """Taken out of the queue, and not saved yet."""
 
     def take(self, report: GenerationReport, reported_by: WorkerId) -> None:
         """Have it saved; only the tail of the session's own route is believed."""
@@ -66,12 +70,15 @@ class GenerationReports:
         """Save what is taken, in order, until cancelled; while the database can't be used, try again."""
         while True:
             entries = [await self._queue.get()]
-            while len(entries) < MAX_TOGETHER and not self._queue.empty():
+            n_together = _n_together(self._queue.qsize())
+            while len(entries) < n_together and not self._queue.empty():
                 entries.append(self._queue.get_nowait())
+            self._n_in_hand = len(entries)
             while True:
                 if await uninterrupted(self._are_saved(entries)):
                     break
                 await asyncio.sleep(retry_s)
+            self._n_in_hand = 0
             for _ in entries:
                 self._queue.task_done()
             if self._queue.qsize() < MAX_TOGETHER:
@@ -83,7 +90,7 @@ class GenerationReports:
             async with asyncio.timeout(timeout_s):
                 await self._queue.join()
         except TimeoutError:
-            log.warning("generation_reports_lost", n_waiting=self._queue.qsize() + 1)
+            log.warning("generation_reports_lost", n_waiting=self._queue.qsize() + self._n_in_hand)
 
     async def _are_saved(self, entries: Sequence[ReportedEnd]) -> bool:
         try:
@@ -98,3 +105,8 @@ class GenerationReports:
                 self._on_finished(generation, entry.report)
             await asyncio.sleep(0)  # routes don't wait for all of them
         return True
+
+
+def _n_together(n_waiting: int) -> int:
+    """At most so many in the next transaction: the more wait, the more, so that the line finds its length."""
+    return max(MAX_TOGETHER, min(MAX_TOGETHER_BEHIND, n_waiting // 8))

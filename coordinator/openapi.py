@@ -213,7 +213,7 @@ def _errors(route: DescribedRoute) -> Iterable[type[BrigadeError]]:
 
 def _tag(route: DescribedRoute) -> str:
     """The last fixed part but the version: `keys`, `workers`."""
-    parts = [part for part in route.path.strip("/").split("/") if not part.startswith("{")]
+    parts = [part for part in route.path.split("/") if part and not part.startswith("{")]
     is_admin = parts[:1] == ["admin"]
     named = [part for part in parts if part not in ("admin", "v1")]
     return f"{'admin: ' if is_admin else ''}{named[0] if named else 'other'}"

@@ -52,17 +52,13 @@ async def is_move_asked(session: AsyncSession) -> bool:
     return await session.get(SettingRow, MOVE_ASKED) is not None
 
 
-async def load_moving(session: AsyncSession) -> Moving | None:
-    """What was being moved when the coordinator before this one stopped.
-
-    Raises:
-        StorageError: it can't be read.
-    """
+async def load_moving(session: AsyncSession) -> tuple[Moving | None, str]:
+    """What was being moved when the coordinator before this one stopped, and why that can't be read if it can't."""
     row = await session.get(SettingRow, MOVING)
     try:
-        return None if row is None else msgspec.json.decode(row.value, type=Moving)
+        return (None if row is None else msgspec.json.decode(row.value, type=Moving)), ""
     except msgspec.DecodeError as exc:
-        raise StorageError(f"what was being moved is damaged: delete the row {MOVING} in `settings`") from exc
+        return None, str(exc)
 
 
 async def load_pins(session: AsyncSession) -> dict[WorkerId, Pin]:

@@ -121,6 +121,7 @@ async def load_stored_state(session: AsyncSession) -> StoredState:
         _worker(row, tuple(spans[row.worker_id]))
         for row in await session.scalars(select(WorkerRow).order_by(WorkerRow.worker_id))
     ]
+    moving, moving_damage = await load_moving(session)
     return StoredState(
         workers=tuple(workers),
         models=await load_models(session),
@@ -129,7 +130,8 @@ async def load_stored_state(session: AsyncSession) -> StoredState:
         pins=await load_pins(session),
         settings=await load_settings(session),
         is_move_asked=await is_move_asked(session),
-        moving=await load_moving(session),
+        moving=moving,
+        moving_damage=moving_damage,
     )
 
 

@@ -38,7 +38,12 @@ def named_worker(name: str, workers: Collection[WorkerId]) -> WorkerId:
     """The worker of this id, or the only one whose id begins so."""
     if name in workers:
         return WorkerId(name)
-    found = [worker_id for worker_id in workers if len(name) >= MIN_ID_CHARS and worker_id.startswith(name)]
+    found = [worker_id for worker_id in workers if worker_id.startswith(name)]
+    if found and len(name) < MIN_ID_CHARS:
+        raise InvalidRequestError(
+            f"{repeated(name)} is {len(name)} characters of a worker's id, and it takes at least {MIN_ID_CHARS} to "
+            "name one; `coord status` shows more"
+        )
     if len(found) > 1:
         raise InvalidRequestError(f"{len(found)} workers' ids begin with {repeated(name)}; give more of it")
     if not found:

@@ -6,6 +6,7 @@ Knows who can't be on a route by version and by trust. Many may wait for the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 from coordinator.cluster import Cluster
 from coordinator.policy.cache_room import others_come, too_long_words, too_small, without_room
@@ -28,6 +29,25 @@ MAX_FOUND = 256
 """Routes that are remembered, of the cluster as it is."""
 MAX_CRAMPED = 4
 """Routes over parts of workers whose caches are small that are looked at for one with room."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """What a route is wanted for, whoever is left out."""
+
+    model: ModelName
+    avoided: Avoided
+    held: Held
+    pinned_ends: bool
+    blocks: BlockRange | None
+    """Those that it has to cover; None: all."""
+    ways: ClientWays | None
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for questions that have the same answer."""
+        held = frozenset(self.held.items())
+        return self.model, self.avoided, held, self.pinned_ends, self.blocks, self.ways
 
 
 class RouteSearch:
@@ -65,11 +85,17 @@ class RouteSearch:
         feature, old = self._too_old(wanted)
         never = untrusted | old
         exclude = never.union(exclude.intersection(self._cluster.state.workers))
-        blocks = wanted_blocks(model, wanted.private_blocks, wanted.states_after)
-        ways = self._ways(wanted)
+        question = _Question(
+            model=model.name,
+            avoided=avoided,
+            held=held,
+            pinned_ends=wanted.pinned_ends,
+            blocks=wanted_blocks(model, wanted.private_blocks, wanted.states_after),
+            ways=self._ways(wanted),
+        )
 
         def look(without: frozenset[WorkerId]) -> Route | MissingBlocks:
-            return self._looked_for(model, without, avoided, held, blocks, ways, pinned_ends=wanted.pinned_ends)
+            return self._looked_for(question, without)
 
         found = self._with_room(model.name, wanted, exclude, never, look)
         if isinstance(found, Route):
@@ -95,19 +121,24 @@ class RouteSearch:
         state, n_positions = self._cluster.state, wanted.n_prompt_tokens + wanted.max_tokens
         small = too_small(state, name, n_positions)
         found = look(exclude | small)
-        if isinstance(found, Route) or small <= exclude:
+        is_excluded = small <= exclude
+        if isinstance(found, Route) or small <= never:
             return found
-        cramped = exclude
+        if is_excluded and isinstance(look(never | small), Route):
+            return found
+        # whom the request goes round it may come back to; not to those without room
+        way: Route | MissingBlocks = found
+        cramped = left_out = never if is_excluded else exclude
         for _ in range(MAX_CRAMPED):
-            found = look(cramped)
-            if isinstance(found, MissingBlocks):
+            way = look(cramped)
+            if isinstance(way, MissingBlocks):
                 break
-            too_narrow = without_room(state, found, n_positions)
+            too_narrow = without_room(state, way, n_positions)
             if not too_narrow:
-                return found
+                return found if is_excluded else way
             cramped |= too_narrow
-        if cramped == exclude:
-            return found
+        if cramped == left_out:
+            return found if is_excluded else way
         raise self._too_long(name, wanted, small, never, look)
 
     def _too_long(
@@ -121,63 +152,43 @@ class RouteSearch:
         """What to say where all that is left are workers that are too `small`: whether waiting helps."""
         state = self._cluster.state
         words = too_long_words(state, name, wanted.n_prompt_tokens + wanted.max_tokens, small)
-        # what was begun elsewhere may go on there, once those workers are back
-        if wanted.continues is not None or isinstance(look(never | small), Route):
+        if isinstance(look(never | small), Route):
             return ModelUnavailableError(words, retry_after_s=RETRY_UNAVAILABLE_S)
-        if others_come(state, name, never | small):
+        # what was begun elsewhere may go on there, once those workers are back
+        if others_come(state, name, never | small, awaits_lost=wanted.continues is not None):
             words = f"{words}; or wait: others that hold it aren't ready yet, and may have room"
             return ModelLoadingError(words, retry_after_s=RETRY_UNAVAILABLE_S)
         return ContextExceededError(words)
 
-    def _looked_for(
-        self,
-        model: ModelRecord,
-        exclude: frozenset[WorkerId],
-        avoided: Avoided,
-        held: Held,
-        blocks: BlockRange | None,
-        ways: ClientWays | None,
-        *,
-        pinned_ends: bool,
-    ) -> Route | MissingBlocks:
+    def _looked_for(self, question: _Question, exclude: frozenset[WorkerId]) -> Route | MissingBlocks:
         """As it is remembered, or looked for."""
-        asked = (model.name, exclude, pinned_ends, blocks)
+        asked = (question.model, exclude, question.pinned_ends, question.blocks)
         found: Route | MissingBlocks | None = self._missing.get(asked)
         if found is None:
-            found = self._cheapest(model, exclude, avoided, held, blocks, ways, pinned_ends=pinned_ends)
+            found = self._cheapest(question, exclude)
         if isinstance(found, MissingBlocks):
             self._missing[asked] = found
         return found
 
-    def _cheapest(
-        self,
-        model: ModelRecord,
-        exclude: frozenset[WorkerId],
-        avoided: Avoided,
-        held: Held,
-        blocks: BlockRange | None,
-        ways: ClientWays | None,
-        *,
-        pinned_ends: bool,
-    ) -> Route | MissingBlocks:
+    def _cheapest(self, question: _Question, exclude: frozenset[WorkerId]) -> Route | MissingBlocks:
         """Looked for once in a state: it never changes, and many ask the same of it before the next one."""
         state = self._cluster.state
         if self._found_in is not state or len(self._found) >= MAX_FOUND:
             self._found.clear()
             self._found_in = state
-        asked = (model.name, exclude, avoided, blocks, pinned_ends, frozenset(held.items()), ways)
+        asked = (exclude, question.key)
         found = self._found.get(asked)
         if found is None:
             found = self._found[asked] = cheapest_route(
                 state,
-                model.name,
+                question.model,
                 exclude,
-                avoided,
-                held,
+                question.avoided,
+                question.held,
                 known=self._segments,
-                pinned_ends=pinned_ends,
-                blocks=blocks,
-                ways=ways,
+                pinned_ends=question.pinned_ends,
+                blocks=question.blocks,
+                ways=question.ways,
             )
         return found
 

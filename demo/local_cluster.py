@@ -23,6 +23,7 @@ from typing import IO, Any, Self
 BIN = Path(sys.executable).parent
 READY_WITHIN_S = 240.0
 STOP_WITHIN_S = 20.0
+ORDERLY_WITHIN_S = 5.0
 COMMAND_WITHIN_S = 300.0
 
 
@@ -63,7 +64,10 @@ class LocalCluster:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 process.send_signal(signal.SIGCONT)  # one that is paused takes no signal but this
-        for _, process in running:
+        for name, process in running:
+            if name == "coordinator":  # it lets go of its database, unless that takes long
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(ORDERLY_WITHIN_S)
             stop_process(process)  # the second signal says "at once": to hand blocks over takes workers 10 s
         self._stack.close()
 

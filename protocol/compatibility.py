@@ -30,6 +30,7 @@ from protocol.coordinator_errors import DatabaseAwayError, LeaseError
 from protocol.errors import (
     BrigadeError,
     CancelledByOperatorError,
+    ErrorBody,
     InProgressError,
     KeyReusedError,
     KeyRevokedError,
@@ -65,7 +66,7 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         Announce: ("leaving",),
         DeviceReport: ("quantization", "quantizations", "is_precision_open", "kv_precision", "runs_encoders"),
         GenerationReport: ("first_token_s", "s_per_token"),
-        Heartbeat: ("hop_p50_s", "hop_p99_s", "links", "longest_sessions", "time_s"),
+        Heartbeat: ("ends_per_block", "hop_p50_s", "hop_p99_s", "links", "longest_sessions", "time_s"),
         SpanAssignment: ("quantization",),
         SpanStatus: ("kv_bytes_by_block", "note", "quantization"),
         ClusterStatus: ("audits", "joining", "moving"),
@@ -138,6 +139,8 @@ ADDED_ERRORS: dict[int, tuple[type[BrigadeError], ...]] = {
 }
 """By minor version: the errors that it added, each a kind of an older one."""
 
+_ADDED_CODES = {kind.code: kind for kinds in ADDED_ERRORS.values() for kind in kinds}
+
 ADDED_MESSAGES: dict[int, tuple[type[msgspec.Struct], ...]] = {2: (EndSessions, SessionsBegun)}
 """By minor version: the messages of the control socket that it added. Who doesn't know one isn't sent it."""
 
@@ -172,6 +175,8 @@ def _without_newer(message: S, version: str) -> S:
 
 def _known(value: Any, version: str) -> Any:
     match value:
+        case ErrorBody():
+            return msgspec.structs.replace(value, code=_older_code(value.code, version))
         case msgspec.Struct():
             return _without_newer(value, version)
         case tuple() if value and isinstance(value[0], msgspec.Struct):
@@ -209,10 +214,21 @@ def has_field(version: str, kind: type[msgspec.Struct], name: str) -> bool:
 
 def error_understood_by(error: BrigadeError, version: str) -> BrigadeError:
     """The error or, where `version` doesn't have it, the older one that it is a kind of."""
-    minor, kind = _minor(version), type(error)
+    kind = _older_kind(type(error), version)
+    return error if kind is type(error) else kind(error.message, retry_after_s=error.retry_after_s)
+
+
+def _older_kind(kind: type[BrigadeError], version: str) -> type[BrigadeError]:
+    minor = _minor(version)
     while any(kind in kinds for added, kinds in ADDED_ERRORS.items() if added > minor):
         kind = kind.__bases__[0]
-    return error if kind is type(error) else kind(error.message, retry_after_s=error.retry_after_s)
+    return kind
+
+
+def _older_code(code: str, version: str) -> str:
+    """The same of an error that a message says. Of a code that nobody knows, and of an old one, it is itself."""
+    kind = _ADDED_CODES.get(code)
+    return code if kind is None else _older_kind(kind, version).code
 
 
 def knows(kind: type[msgspec.Struct], field: str, version: str) -> bool:

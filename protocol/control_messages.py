@@ -127,7 +127,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     n_queued: int
     free_kv_bytes: int
     decode_s_per_block: float
-    """Measured seconds that one token takes in one block."""
+    """Measured seconds that one token takes in one block, the model's end spread over the blocks run before it;
+    begun anew when other blocks are loaded."""
     prefill_s_per_token_block: float
     round_trips_s: dict[WorkerId, float] = {}
     hop_p50_s: float = 0.0
@@ -138,6 +139,9 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     longest_sessions: dict[ModelName, int] = {}
     """Positions that one session over the worker's whole span of a model can have if it has all of the memory for
     caches; a model that isn't named: unknown. Since 1.2."""
+    ends_per_block: float | None = None
+    """How often the model's end (final norm and head) was run for each block, averaged as `decode_s_per_block` is;
+    None: unsaid. Since 1.2."""
     time_s: float = 0.0
     """The worker's clock, seconds since 1970, UTC: it may go wrong long after joining. 0.0: unsaid. Since 1.2."""
 

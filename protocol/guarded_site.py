@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
 from typing import Any, cast
 
@@ -166,20 +166,31 @@ class _GuardedConnection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Tell who reads a body that it has broken: aiohttp queues that behind the request, which waits on."""
+        """Tell who reads a body that it has broken: aiohttp queues that behind the request, which waits on.
+
+        There is no public way to either: `_broken_body` goes by private names, and without them a body that breaks
+        is answered once its reader's own deadline is over, as aiohttp has it.
+        """
         super().data_received(data)
-        if not self._messages or isinstance(self._messages[-1][0], RawRequestMessage):
-            return
-        before = self._messages[-2][1] if len(self._messages) > 1 else self._body_read_now()
-        if before is None or before.is_eof():
+        body = self._broken_body()
+        if body is None:
             return
         self._messages.pop()  # the request's own answer says it
-        before.set_exception(web.RequestPayloadError("the body isn't chunked as the headers say"))
-        before.feed_eof()  # so that nobody waits for what follows
+        body.set_exception(web.RequestPayloadError("the body isn't chunked as the headers say"))
+        body.feed_eof()  # so that nobody waits for what follows
         self.close()  # after that answer: where the next request would begin nobody knows
 
-    def _body_read_now(self) -> StreamReader | None:
-        return None if self._current_request is None else self._current_request.content
+    def _broken_body(self) -> StreamReader | None:
+        """The body that isn't whole while the error that broke it is the last in the queue; None if there is none.
+
+        In the queue are pairs of a message and its body: of a request, or of an error, which is no request.
+        """
+        queue = getattr(self, "_messages", None)
+        if not isinstance(queue, deque) or not queue or isinstance(queue[-1][0], RawRequestMessage):
+            return None
+        read_now = getattr(getattr(self, "_current_request", None), "content", None)
+        body = queue[-2][1] if len(queue) > 1 else read_now
+        return body if isinstance(body, StreamReader) and not body.is_eof() else None
 
     def cut(self) -> None:
         """End it without TLS's goodbye."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import aiohttp
 import msgspec
@@ -22,6 +23,8 @@ from protocol.errors import (
 from protocol.rest import ErrorAnswer
 
 _MAX_MESSAGE_CHARS = 2000
+_NOT_NOW = (9, 10)
+"""OpenSSL's codes of certificates that aren't good yet, and of those that were (X509_V_ERR_CERT_...)."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -68,10 +71,7 @@ def connection_errors(url: str) -> Iterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as exc:
-        raise UnauthenticatedError(
-            f"the certificate that {url} shows is not the one of this cluster's coordinator "
-            f"({exc.certificate_error}): somebody may be in between"
-        ) from exc
+        raise mistrusted(url, "is not the one of this cluster's coordinator", exc.certificate_error) from exc
     except aiohttp.ClientSSLError as exc:
         raise UnreachableError(
             f"{url} answers, but not with TLS 1.3 as a Brigade coordinator does: check the address and port"
@@ -86,3 +86,15 @@ def connection_errors(url: str) -> Iterator[None]:
             f"no coordinator answers at {url} ({reason}): check that `coord serve` runs there and that the "
             "address and the port are right"
         ) from exc
+
+
+def mistrusted(url: str, is_anothers: str, why: Exception) -> UnauthenticatedError:
+    """What is wrong with a certificate that wasn't taken: in these words another's, or not good at this time."""
+    if getattr(why, "verify_code", None) in _NOT_NOW:
+        return UnauthenticatedError(
+            f"the certificate that {url} shows isn't good at this time ({why}), which is by this machine's "
+            f"clock {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: set the clock that is wrong, here or there"
+        )
+    return UnauthenticatedError(
+        f"the certificate that {url} shows {is_anothers} ({why}): somebody may be in between"
+    )

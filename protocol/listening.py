@@ -68,18 +68,36 @@ async def start_listening(site: GuardedSite, host: str, port: int, *, option: st
         PortInUseError: another program listens there.
         ConfigError: not an address of this machine.
     """
-    address = f"{host}:{port}"
     try:
         await site.start()
-    except socket.gaierror as exc:
-        raise ConfigError(f"{host!r} is no address of this machine ({exc.strerror})") from exc
     except OSError as exc:
-        if exc.errno == errno.EADDRINUSE:
-            raise PortInUseError(
-                f"another program listens on {address}: stop it, or choose another port ({option})"
-            ) from exc
-        why = os.strerror(exc.errno) if exc.errno else exc
-        raise ConfigError(f"can't listen on {address} ({why}); choose another address or port ({option})") from exc
+        raise _unusable(exc, host, port, option) from exc
+
+
+def check_can_listen(host: str, port: int, *, option: str) -> None:
+    """See that one can listen there, before much is done for it. Blocks: it may look up a name.
+
+    Raises:
+        PortInUseError: another program listens there.
+        ConfigError: not an address of this machine.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as exc:
+        raise _unusable(exc, host, port, option) from exc
+
+
+def _unusable(exc: OSError, host: str, port: int, option: str) -> ConfigError | PortInUseError:
+    if isinstance(exc, socket.gaierror):
+        return ConfigError(f"{option}: {host!r} is no address of this machine ({exc.strerror})")
+    address = f"{host}:{port}"
+    if exc.errno == errno.EADDRINUSE:
+        return PortInUseError(f"another program listens on {address}: stop it, or choose another port ({option})")
+    why = os.strerror(exc.errno) if exc.errno else exc
+    return ConfigError(f"can't listen on {address} ({why}); choose another address or port ({option})")
 
 
 @contextmanager

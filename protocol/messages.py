@@ -225,7 +225,7 @@ class CloseSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     finish_reason: Literal["stop", "length"] | None = None
     """Of a private one that finished: why, which only its client knows. Since 1.2."""
     error_code: str = ""
-    """Of one that failed by no worker's fault: `model_fault`. Since 1.2."""
+    """Of one that failed by no worker's fault: `model_fault` or `key_revoked`. Since 1.2."""
 
 
 # ------------------------------------------------------------------ data plane: back to who opened

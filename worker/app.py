@@ -130,7 +130,7 @@ async def running(
             async with asyncio.TaskGroup() as tasks:
                 loops = [
                     tasks.create_task(parts.engine.watch(), name="engine-watch"),
-                    tasks.create_task(parts.keeper.run(), name="keeper"),
+                    tasks.create_task(parts.keep(), name="keeper"),
                     tasks.create_task(parts.uplink.run(), name="uplink"),
                 ]
                 try:

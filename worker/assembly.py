@@ -5,26 +5,28 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from protocol.control_messages import Announce, Heartbeat
 from protocol.guarded_application import guarded_application
 from protocol.host_names import own_names
+from protocol.listening import check_can_listen
+from protocol.metrics_address import OPTION as METRICS_OPTION
 from protocol.metrics_address import metrics_notice
 from protocol.span_export import span_export
 from protocol.spans import SpanSink
-from protocol.version import program_version
 from worker.authorship import Authorship
 from worker.config import WorkerConfig
-from worker.device import fallback_warning
+from worker.device import unused_accelerator
 from worker.downloads import Downloader
 from worker.draft_model import check_draft_model
+from worker.draft_start import DraftStart
 from worker.engine import Engine
 from worker.enrolment import Credentials, CredentialsHolder, enrol, waited_for
 from worker.fetching import Fetching
@@ -33,8 +35,10 @@ from worker.files import FileCache
 from worker.holdings import Holdings
 from worker.identity import Identity, load_identity, opened_state
 from worker.keeper import Keeper
-from worker.machine import Machine, beside_draft_model, engine_on, keeper_limits, measured
+from worker.machine import Machine, before_draft_model, engine_on, keeper_limits, measured
 from worker.model_folders import ModelFolders
+from worker.ready_words import cpu_line
+from worker.self_report import announcement, heartbeat
 from worker.server import DataPlane
 from worker.site import Site, bound_socket, facing_address, url_of
 from worker.sources import Sources
@@ -75,21 +79,26 @@ class Footing:
     cache: FileCache
     address: Address
     machine: Machine
+    expected: Machine
+    """What of it is expected to be left beside the draft model."""
     renew: Callable[[], Awaitable[Credentials]]
     """Enrol anew."""
     credentials: CredentialsHolder
+    on_cpu_because: str = ""
+    """Why an accelerator of this machine isn't used; empty if none is left unused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """A worker, enrolled and listening; but without its loops: `engine.watch`, `keeper.run`, `uplink.run`."""
+    """A worker, enrolled and listening; but without its loops: `engine.watch`, `keep`, `uplink.run`."""
 
     identity: Identity
     address: Address
     engine: Engine
     holdings: Holdings
     data_plane: DataPlane
-    keeper: Keeper
+    keep: Callable[[], Coroutine[Any, Any, None]]
+    """Load the draft model, then hold what is assigned, for ever."""
     uplink: Uplink
     metrics_url: str | None
     """Where Prometheus reads its metrics."""
@@ -104,11 +113,10 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     """
     spans = await stack.enter_async_context(span_export("worker"))  # first, so that it ends after the last session
     footing = await _footing(around, stack)
-    holdings = Holdings(around.config.wire)
+    holdings = Holdings(around.config.wire, on_cpu_because=footing.on_cpu_because)
     engine = await stack.enter_async_context(engine_on(around.config, footing.machine, footing.cache.quantised))
-    machine = await beside_draft_model(around.config, footing.machine, engine, around.tell)
-    footing = replace(footing, machine=machine)
-    data_plane, uplink = _planes(around, footing, engine, holdings, spans)
+    draft = DraftStart(around.config, whole=footing.machine, expected=footing.expected, holdings=holdings)
+    data_plane, uplink = _planes(around, footing, draft, engine, holdings, spans)
     await stack.enter_async_context(data_plane)
     application = _application(around.config, footing.address.url, data_plane, footing.cache)
     await stack.enter_async_context(Site(application, footing.address.bound, footing.credentials))
@@ -117,13 +125,18 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     if line := metrics_notice(metrics_url, listen):
         around.tell(line)
     http = await stack.enter_async_context(_file_session())
+
+    async def keep() -> None:
+        machine = await draft.loaded(engine, around.tell)
+        await _keeper(around, footing, machine, engine, holdings, http).run()
+
     return Parts(
         identity=footing.identity,
         address=footing.address,
         engine=engine,
         holdings=holdings,
         data_plane=data_plane,
-        keeper=_keeper(around, footing, engine, holdings, http),
+        keep=keep,
         uplink=uplink,
         metrics_url=metrics_url,
     )
@@ -132,6 +145,8 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
 async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     if around.config.draft_model is not None:
         await asyncio.to_thread(check_draft_model, around.config.draft_model)
+    if around.config.metrics_listen is not None:
+        await asyncio.to_thread(check_can_listen, *around.config.metrics_listen, option=METRICS_OPTION)
     stack.enter_context(opened_state(around.config.state))
     identity = await asyncio.to_thread(load_identity, around.config.state)
     around = await _directed(around, identity)
@@ -139,15 +154,24 @@ async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     cache = await asyncio.to_thread(FileCache, config.state / "cache", limit_bytes=config.cache_bytes)
     address = await _address(around, stack)
     machine = await asyncio.to_thread(measured, config)
-    if warning := await asyncio.to_thread(fallback_warning, config.device):
-        around.tell(warning)
+    expected = await asyncio.to_thread(before_draft_model, config, machine)
+    unused = await asyncio.to_thread(unused_accelerator, config.device)
+    if unused is not None:
+        around.tell(cpu_line(*unused))
     around.tell(f"worker {identity.worker_id}: enrolling at {', '.join(config.coordinator_urls)}")
     renew = partial(_enrolled, around, identity)
     first = await waited_for(renew, at_most_s=config.join_timeout_s, tell=around.tell)
     credentials = CredentialsHolder(first, config.coordinator_urls)
     around.tell(f"enrolled at {credentials.current.coordinator_url}; others reach this worker at {address.url}")
     return Footing(
-        identity=identity, cache=cache, address=address, machine=machine, renew=renew, credentials=credentials
+        identity=identity,
+        cache=cache,
+        address=address,
+        machine=machine,
+        expected=expected,
+        renew=renew,
+        credentials=credentials,
+        on_cpu_because=unused[0] if unused else "",
     )
 
 
@@ -171,13 +195,18 @@ async def _enrolled(around: Surroundings, identity: Identity) -> Credentials:
 
 
 def _planes(
-    around: Surroundings, footing: Footing, engine: Engine, holdings: Holdings, spans: SpanSink
+    around: Surroundings,
+    footing: Footing,
+    draft: DraftStart,
+    engine: Engine,
+    holdings: Holdings,
+    spans: SpanSink,
 ) -> tuple[DataPlane, Uplink]:
     """Each needs the other: one reports what the other served, which tells with each heartbeat how busy it is."""
     config = around.config
     hooks = UplinkHooks(
-        announce=lambda: _announce(config, footing.address.url, footing.machine, holdings),
-        heartbeat=lambda: _heartbeat(engine, data_plane, holdings, around.clock()),
+        announce=lambda: announcement(config, footing.address.url, draft.machine, holdings),
+        heartbeat=lambda: heartbeat(engine, data_plane, holdings, around.clock()),
         renew=footing.renew,
         on_drain=around.on_drain,
         sessions_begun=lambda: data_plane.sessions_begun,
@@ -200,7 +229,12 @@ def _planes(
 
 
 def _keeper(
-    around: Surroundings, footing: Footing, engine: Engine, holdings: Holdings, http: aiohttp.ClientSession
+    around: Surroundings,
+    footing: Footing,
+    machine: Machine,
+    engine: Engine,
+    holdings: Holdings,
+    http: aiohttp.ClientSession,
 ) -> Keeper:
     rng = random.SystemRandom()
     folders = ModelFolders(around.config.state / "models", footing.cache)
@@ -216,7 +250,7 @@ def _keeper(
             clock=around.clock,
         ),
         authorship=Authorship(around.config.trusted_authors, folders, sources.signature),
-        limits=keeper_limits(around.config, footing.machine),
+        limits=keeper_limits(around.config, machine),
         rng=rng,
         tell=around.tell,
         compile_folder=around.config.state / "compiled" if around.config.compiles else None,
@@ -248,36 +282,3 @@ def _application(config: WorkerConfig, url: str, data_plane: DataPlane, cache: F
 def _file_session() -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=_MAX_FILE_CONNECTIONS)
     return aiohttp.ClientSession(connector=connector, auto_decompress=False, trust_env=False)
-
-
-def _announce(config: WorkerConfig, url: str, machine: Machine, holdings: Holdings) -> Announce:
-    return Announce(
-        url=url,
-        hostname=socket.gethostname(),
-        version=program_version(),
-        device=machine.report(),
-        epoch=holdings.epoch,
-        spans=holdings.statuses,
-        files=holdings.files,
-        pinned_model=config.pinned_model,
-        pinned_blocks=config.pinned_blocks,
-        leaving=holdings.leaving,
-    )
-
-
-def _heartbeat(engine: Engine, data_plane: DataPlane, holdings: Holdings, now_s: float) -> Heartbeat:
-    stats = engine.stats()
-    hop_p50_s, hop_p99_s = data_plane.hop_quantiles_s(0.5, 0.99)
-    return Heartbeat(
-        n_sessions=stats.n_sessions,
-        n_queued=stats.n_waiting_sessions,
-        free_kv_bytes=max(0, stats.kv_free_bytes),
-        decode_s_per_block=stats.decode_s_per_block,
-        prefill_s_per_token_block=stats.prefill_s_per_token_per_block,
-        round_trips_s=data_plane.round_trips_s,
-        hop_p50_s=hop_p50_s,
-        hop_p99_s=hop_p99_s,
-        links=data_plane.links,
-        longest_sessions=holdings.longest_sessions(stats.kv_budget_bytes),
-        time_s=now_s,
-    )

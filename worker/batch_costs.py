@@ -42,3 +42,18 @@ class BatchCosts:
         above = next((i for i, (size, _) in enumerate(points) if size >= n_tokens), len(points) - 1)
         (size, low_s), (next_size, high_s) = points[max(1, above) - 1], points[max(1, above)]
         return max(low_s, low_s + (high_s - low_s) / (next_size - size) * (n_tokens - size))
+
+    def seconds_at_most(self, n_tokens: int) -> float:
+        """What a batch takes; of less than was ever measured: what the least that was measured takes."""
+        if not self.points:
+            return 0.0
+        least_tokens, least_s = self.points[min(self.points)]
+        return least_s if n_tokens < least_tokens else self.seconds(n_tokens)
+
+    def n_within(self, longest_s: float, most: int) -> int:
+        """The largest batch, of `most` tokens, that takes no longer; one token at least."""
+        low, high = 1, max(1, most)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.seconds(middle) <= longest_s else (low, middle - 1)
+        return low

@@ -7,10 +7,9 @@ steps run again one by one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import structlog
 import torch
@@ -25,16 +24,13 @@ from protocol.errors import (
 )
 from worker.kv_cache import KVCache
 from worker.likeliest import likeliest_tokens
+from worker.measures import Measures
 from worker.model_fault import check_handed_on
-from worker.prompt_costs import PromptCosts, RunStep
 from worker.sampling import Sampler
 from worker.stage import Stage, StageInput
-from worker.steps import SampledToken, SessionSpec, SpanKey, StepInput, StepOutput
+from worker.steps import SampledToken, SessionSpec, StepInput, StepOutput
 
 log = structlog.get_logger(__name__)
-
-_AVERAGE_WEIGHT = 0.1
-"""Of a new measurement in the running averages: the last twenty or so steps count."""
 
 
 @dataclass(slots=True)
@@ -61,65 +57,6 @@ class CheckedStep:
     index: int
     step: StepInput
     session: CoreSession
-
-
-@dataclass(slots=True)
-class Average:
-    """A running average; 0 until something was measured."""
-
-    value: float = 0.0
-
-    def add(self, measured: float) -> None:
-        """Take a measurement in."""
-        self.value += (measured - self.value) * (_AVERAGE_WEIGHT if self.value else 1.0)
-
-
-ForwardKind = Literal["decode", "verify", "prefill"]
-"""One token of each session; those and guesses of what follows; among others a piece of a prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Steps of one stage that ran together."""
-
-    kind: ForwardKind
-    n_steps: int
-    n_tokens: int
-    seconds: float
-
-
-@dataclass(slots=True)
-class Measures:
-    """What steps have cost so far."""
-
-    observe: Callable[[Forward], None] = lambda _forward: None
-    """Told of each forward, in the thread that runs it."""
-
-    decode_s_per_block: Average = field(default_factory=Average)
-    """Of a forward of decode steps alone, however many: what each of those who read along waits for."""
-    prefill_s_per_token_per_block: Average = field(default_factory=Average)
-    n_positions_run: int = 0
-    prompt_costs: dict[SpanKey, PromptCosts] = field(default_factory=dict)
-    """Of each block of a span."""
-
-    def note(self, steps: Sequence[StepInput], compute_s: float, n_blocks: int) -> None:
-        """Take in what one forward of these steps took."""
-        n_tokens = sum(step.n_tokens for step in steps)
-        self.n_positions_run += n_tokens
-        kind: ForwardKind = "prefill"
-        if n_tokens == len(steps):
-            kind = "decode"
-            self.decode_s_per_block.add(compute_s / n_blocks)
-        elif any(step.drafts for step in steps):
-            kind = "verify"
-        else:
-            self.prefill_s_per_token_per_block.add(compute_s / n_blocks / n_tokens)
-        self.observe(Forward(kind, len(steps), n_tokens, compute_s))
-
-    def note_alone(self, span: SpanKey, step: StepInput, compute_s: float, n_blocks: int) -> None:
-        """Take in what a step took that ran through so many blocks of a span without any other."""
-        run = RunStep(step.n_tokens, step.position, compute_s / n_blocks)
-        self.prompt_costs[span] = self.prompt_costs.get(span, PromptCosts()).with_step(run)
 
 
 def checked(index: int, step: StepInput, session: CoreSession) -> CheckedStep:
@@ -182,7 +119,8 @@ def _run_together(group: Sequence[CheckedStep], measures: Measures) -> list[Step
     ]
     if not group[0].session.spec.wants_inputs:
         took_s = time.perf_counter() - started
-        measures.note([one.step for one in group], took_s, len(stage.blocks))
+        runs_end = stage.is_last and any(one.step.wants_sample for one in group)
+        measures.note([one.step for one in group], took_s, n_blocks=len(stage.blocks), runs_end=runs_end)
         if len(group) == 1:
             measures.note_alone(group[0].session.spec.span, group[0].step, took_s, len(stage.blocks))
     return results

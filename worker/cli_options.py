@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, InvalidRequestError
 from protocol.ids import BlockRange, ModelName, block_range_from_text, checked_model_name
 from worker.config import size_from_text
+
+T = TypeVar("T")
 
 
 def _one_of(option: str, *choices: str) -> Callable[[str], str]:
@@ -24,6 +26,18 @@ def _one_of(option: str, *choices: str) -> Callable[[str], str]:
 
 def _size_of(option: str) -> Callable[[str], int]:
     return lambda text: size_from_text(text, option)
+
+
+def _named(option: str, read: Callable[[str], T]) -> Callable[[str], T]:
+    """`read`, whose errors say which option they are of."""
+
+    def named(text: str) -> T:
+        try:
+            return read(text)
+        except InvalidRequestError as exc:
+            raise ConfigError(f"{option}: {exc.message}") from exc
+
+    return named
 
 
 Urls = Annotated[
@@ -107,7 +121,11 @@ Precision = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="CPU threads for the model. Else torch's choice.", show_default=False)
+    int | None,
+    typer.Option(
+        help="CPU threads for the model, as many as the machine has CPUs at most. Else torch's choice.",
+        show_default=False,
+    ),
 ]
 Memory = Annotated[
     int | None,
@@ -150,7 +168,10 @@ CacheSize = Annotated[
 Model = Annotated[
     ModelName | None,
     typer.Option(
-        help="Hold blocks of this model only.", parser=checked_model_name, metavar="NAME", show_default=False
+        help="Hold blocks of this model only.",
+        parser=_named("--model", checked_model_name),
+        metavar="NAME",
+        show_default=False,
     ),
 ]
 Blocks = Annotated[
@@ -158,7 +179,7 @@ Blocks = Annotated[
     typer.Option(
         help="Hold exactly these blocks: start:end, counted from 0, end not included. Else the coordinator "
         "chooses.",
-        parser=block_range_from_text,
+        parser=_named("--blocks", block_range_from_text),
         metavar="START:END",
         show_default=False,
     ),
@@ -176,8 +197,9 @@ Wire = Annotated[
 ChunkTokens = Annotated[
     int | None,
     typer.Option(
-        help="Most prompt tokens that are run at a time. Without it, as many as make the prompt done soonest, by "
-        "what steps were measured to take here: 32 to 512, and 128 at most where others wait for their tokens.",
+        help="Most prompt tokens that are run at a time, of generations that begin here. Without it, as many as "
+        "make the prompt done soonest, by what steps were measured to take here: 32 to 512, and 128 at most where "
+        "others wait for their tokens.",
         show_default=False,
     ),
 ]

@@ -19,6 +19,7 @@ from worker.batching_trial import TOLERANCES, difference, trial_payload
 from worker.compiled_pieces import Pieces, as_they_are, compile_pieces
 from worker.compiled_recording import Recording, UncompilableError, record
 from worker.stage import Stage, StageInput
+from worker.steps import Compiling
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +56,18 @@ class RecordedStep:
         last = pieces.pieces[-1]
         given = last.run(*[values[number] for number in last.takes], *last.weights)
         return given[last.gives.index(pieces.result)]
+
+
+def compile_if_idle(stage: Stage, compiling: Compiling) -> str:
+    """`compile_stage`, unless sessions would have to wait for it; why it wasn't done, empty if it was."""
+    if stage.is_encoder:
+        return "an encoder takes no tokens one by one"
+    if compiling.n_sessions:
+        return (
+            f"{compiling.n_sessions} sessions were running here when it was loaded, and compiling would have "
+            "stopped them, for up to a minute"
+        )
+    return compile_stage(stage, compiling.folder)
 
 
 def compile_stage(stage: Stage, folder: Path) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from worker.batch_run import Measures
+from worker.fairness import UNLABELLED, Tenant
 from worker.flow import chunks
+from worker.measures import Measures
 from worker.prompt_costs import PieceBounds, StepCost, done_s, soonest_pieces
 from worker.steps import SpanKey
 
@@ -56,13 +57,16 @@ class PromptCutter:
         """The same, whatever was measured: for a part of a prompt that its client has cut."""
         return chunks(positions.start, len(positions), self._chunk_tokens or UNMEASURED_TOKENS)
 
-    def as_others_come(self, pieces: Iterable[range], n_others: Callable[[], int]) -> Iterator[range]:
+    def as_others_come(
+        self, pieces: Iterable[range], n_others: Callable[[], int], tenant: Tenant = UNLABELLED
+    ) -> Iterator[range]:
         """The pieces, longer ones in several: if there are others by the time that their turn comes.
 
-        For a prompt may take minutes, and not all that runs here was cut here.
+        For a prompt may take minutes, and not all that runs here was cut here. `tenant`: whose they are; others'
+        streams have them cut as short as they can bear.
         """
-        most = _AMONG_OTHERS.most_tokens
         for piece in pieces:
+            most = self._measures.bounds.piece_tokens(tenant, _AMONG_OTHERS.most_tokens)
             if len(piece) > most and self._chunk_tokens is None and n_others():
                 yield from chunks(piece.start, len(piece), most)
             else:

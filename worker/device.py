@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter, thread_time
 from typing import Literal
 
 import psutil
@@ -29,8 +30,8 @@ _STREAM_BYTES = 128 * 2**20
 """Well over any cache, so that reading it measures memory."""
 _N_SQUARE = 512
 _MEASURE_S = 0.03
+"""At least, for each of the measurements: 33 of a CPU with two precisions."""
 _N_ROUNDS = 4
-"""For each of the measurements; all of them together stay well under a second."""
 _CLEARLY = 1.3
 """Times as fast. Without instructions for bfloat16 float32 is several times as fast in prefill."""
 
@@ -90,26 +91,25 @@ def torch_build() -> TorchBuild:
         cuda_version=torch.version.cuda,
         has_cuda=torch.cuda.is_available(),
         has_mps=torch.backends.mps.is_available(),
+        rocm_version=torch.version.hip,
     )
 
 
-def fallback_warning(
+def unused_accelerator(
     choice: DeviceChoice, look: Callable[[], Accelerator | None] = installed_accelerator
-) -> str | None:
-    """What to tell people, loudly, if `auto` leaves an accelerator of this machine unused; None if it doesn't."""
+) -> tuple[str, str] | None:
+    """Why `auto` leaves an accelerator here unused, and the mend; None if it doesn't. May take seconds."""
     unused = unused_because(look(), torch_build()) if choice == "auto" else None
-    if unused is None:
-        return None
-    reason, mend = unused
-    log.warning("accelerator_unused", reason=reason, mend=mend)
-    return f"WARNING: running on the CPU, many times slower than it could be: {reason}. Mend it: {mend}"
+    if unused is not None:
+        log.warning("accelerator_unused", reason=unused[0], mend=unused[1])
+    return unused
 
 
 def measure_device(device: torch.device) -> DeviceProfile:
-    """Measure memory and matrix products, in well under a second. Blocks: call it in a thread."""
+    """Measure memory and matrix products: in two seconds, in ten on a busy machine. Blocks: call it in a thread."""
     return DeviceProfile(
         device=device,
-        name=_name(device),
+        name=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         n_threads=torch.get_num_threads(),
         free_memory_bytes=free_memory_bytes(device),
         memory_bytes_per_s=_memory_bytes_per_s(device),
@@ -197,30 +197,42 @@ def free_memory_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)  # MPS shares the machine's memory
 
 
+def total_memory_bytes(device: torch.device) -> int:
+    """Memory that the device has, free or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return int(psutil.virtual_memory().total)
+
+
 def _relative_time(precision: Precision, speed: PrecisionSpeed, reference: PrecisionSpeed) -> float:
     prefill = reference.prefill_flops_per_s / speed.prefill_flops_per_s
     decode = reference.decode_elements_per_s("float32") / speed.decode_elements_per_s(precision)
     return prefill + 4 * decode
 
 
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def _memory_bytes_per_s(device: torch.device) -> float:
     data = torch.ones(_STREAM_BYTES // 4, device=device)
-    return data.nbytes / _seconds_of(data.sum, device)
+    return data.nbytes / _seconds_of(data.sum, device, perf_counter)
 
 
 def _speeds(device: torch.device) -> dict[Precision, PrecisionSpeed]:
-    """Measured in turns, so that what else the machine does slows all precisions alike."""
+    """Measured in turns, so that what else the machine does slows all precisions alike.
+
+    Threads that wait for each other are a hundred times as slow beside others' work, such as another worker that
+    starts or measures. One thread's own time hardly rises then, and all of them are at least as fast as one.
+    """
     trials = {precision: _Trial(device, _dtype(precision)) for precision in usable_precisions(device)}
     prefill_s = dict.fromkeys(trials, float("inf"))
     decode_s = dict.fromkeys(trials, float("inf"))
     for _ in range(_N_ROUNDS):
         for precision, trial in trials.items():
-            prefill_s[precision] = min(prefill_s[precision], _seconds_of(trial.prefill, device))
-            decode_s[precision] = min(decode_s[precision], _seconds_of(trial.decode, device))
+            prefill_s[precision] = min(prefill_s[precision], _seconds_of(trial.prefill, device, perf_counter))
+            decode_s[precision] = min(decode_s[precision], _seconds_of(trial.decode, device, perf_counter))
+    if device.type == "cpu":
+        with _one_thread():
+            for precision, trial in trials.items():
+                prefill_s[precision] = min(prefill_s[precision], _seconds_of(trial.prefill, device, thread_time))
+                decode_s[precision] = min(decode_s[precision], _seconds_of(trial.decode, device, thread_time))
     return {
         precision: PrecisionSpeed(
             prefill_flops_per_s=2 * _N_SQUARE**3 / prefill_s[precision],
@@ -251,16 +263,26 @@ class _Trial:
             torch.nn.functional.linear(self._token, weight)
 
 
-def _seconds_of(act: Callable[[], object], device: torch.device) -> float:
-    """Shortest time of one call: what the device can do when nothing disturbs it."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _seconds_of(act: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+    """Shortest time of one call, by `clock`: what the device can do when nothing disturbs it."""
     act()
-    best, end = float("inf"), time.perf_counter() + _MEASURE_S
-    while time.perf_counter() < end or best == float("inf"):
+    best, end = float("inf"), perf_counter() + _MEASURE_S
+    while perf_counter() < end or best == float("inf"):
         _synchronize(device)
-        started = time.perf_counter()
+        started = clock()
         act()
         _synchronize(device)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return best
 
 

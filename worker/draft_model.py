@@ -29,7 +29,7 @@ _N_TRIED = 64
 """Tokens of the text by which its speed is measured."""
 _N_TIMED = 3
 _CAN_BE = "name a .gguf file, or a transformers folder (config.json and safetensors)"
-_OTHERWISE = "name another model, or leave it out"
+OTHERWISE = "name another model, or leave it out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +54,11 @@ class DraftModelInfo:
     """Weights, and room for the caches."""
     times: ModelTimes
 
-    def beside(self, vocab_size: int, context_length: int) -> Drafting:
-        """What it can do for a model of such a vocabulary and context."""
+    def beside(self, stage: Stage, context_length: int) -> Drafting:
+        """What it can do for sessions of such a stage, and a model of such a context."""
         return Drafting(
             model=self.name,
-            unfit_because=self.unfit_for(vocab_size),
+            unfit_because=_undrafted_because(stage) or self.unfit_for(stage.vocab_size),
             n_positions=self.max_positions,
             context_length=context_length,
         )
@@ -71,6 +71,13 @@ class DraftModelInfo:
             f"the draft model {self.name} has {self.vocab_size} tokens and this model {vocab_size}: "
             "start the worker with a --draft-model of the same vocabulary"
         )
+
+
+def _undrafted_because(stage: Stage) -> str:
+    """Why nobody asks for guesses there, whatever the draft model; empty if they do."""
+    if stage.is_encoder:
+        return "an encoder generates nothing"
+    return "" if stage.is_first else "generations begin in block 0, which this worker doesn't hold"
 
 
 class DraftModel:
@@ -146,7 +153,7 @@ def load_draft_model(request: DraftModelRequest, device: torch.device) -> DraftM
     check_draft_model(path)
     try:
         source = GgufFile(path) if is_gguf(path) else path
-        files = (source,) if isinstance(source, GgufFile) else _weight_files(path)
+        files = (source,) if isinstance(source, GgufFile) else weight_files(path)
         config = load_config(source)
         stage = load_stage(
             source,
@@ -159,11 +166,11 @@ def load_draft_model(request: DraftModelRequest, device: torch.device) -> DraftM
         longest = getattr(config, "max_position_embeddings", None) or MAX_POSITIONS
         return DraftModel(stage, path.resolve().name, min(longest, MAX_POSITIONS))
     except BrigadeError as exc:
-        raise ConfigError(f"--draft-model {path}: {exc.message}; {_OTHERWISE}") from exc
+        raise ConfigError(f"--draft-model {path}: {exc.message}; {OTHERWISE}") from exc
     except (MemoryError, torch.OutOfMemoryError) as exc:
         raise ConfigError(f"--draft-model {path} doesn't fit into the memory of {device}: leave it out") from exc
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
-        raise ConfigError(f"--draft-model {path} can't be run: {exc}; {_OTHERWISE}") from exc
+        raise ConfigError(f"--draft-model {path} can't be run: {exc}; {OTHERWISE}") from exc
 
 
 def check_draft_model(path: Path) -> None:
@@ -177,7 +184,7 @@ def check_draft_model(path: Path) -> None:
     if not path.is_dir():
         what = "is a file, and no .gguf" if path.exists() else "isn't there"
         raise ConfigError(f"--draft-model {path} {what}: {_CAN_BE}")
-    files = _weight_files(path)
+    files = weight_files(path)
     if not files or not (path / "config.json").is_file():
         missing = "config.json" if files else "safetensors file"
         ggufs = sorted(file.name for file in path.iterdir() if is_gguf(file))
@@ -185,5 +192,6 @@ def check_draft_model(path: Path) -> None:
         raise ConfigError(f"--draft-model {path} has no {missing}: {instead}")
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files of its weights, in order of their names."""
     return tuple(sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors")))

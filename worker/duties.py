@@ -12,6 +12,7 @@ from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, FileHash, Revision
 from protocol.manifest import Manifest, ModelFile
 from protocol.messages import QUANTISED_PRECISION, Precision, Quantization
+from worker.byte_sizes import size_text
 from worker.steps import SpanKey
 
 RETIRE_AFTER_S = 3.0
@@ -31,6 +32,7 @@ class KeeperLimits:
     kv_memory_bytes: int | None
     drain_s: float
     quantization: Quantization | None = None
+    draft_bytes: int = 0  # of a draft model, beside `memory_bytes`
 
     def key(self, span: SpanAssignment) -> SpanKey:
         """What the engine calls an assigned span."""
@@ -72,6 +74,7 @@ class Situation:
     now_s: float
     drain_s: float
     quantization: Quantization | None = None
+    draft_bytes: int = 0
     retry_at_s: Mapping[SpanAssignment, float] = field(default_factory=dict)
     """Of spans that failed: when to try again."""
 
@@ -286,13 +289,12 @@ def _free_bytes(situation: Situation, used_bytes: int) -> int:
 
 
 def _too_big(wanted: WantedSpan, situation: Situation, kept_bytes: int) -> str:
-    def mb(n_bytes: int) -> str:
-        return f"{n_bytes / 1e6:,.0f} MB"
-
     free = max(0, _free_bytes(situation, kept_bytes))
-    held_as = _key(wanted.span, situation).held_as
+    held_as, draft_bytes = _key(wanted.span, situation).held_as, situation.draft_bytes
+    drafts = f"{size_text(draft_bytes)} of --draft-model, " if draft_bytes else ""
     return (
-        f"blocks {wanted.span.blocks} in {held_as} need {mb(wanted.weight_bytes)} of memory and "
-        f"{mb(free)} can be used ({mb(situation.memory_bytes)} in all, less {mb(kept_bytes)} of other wanted "
-        "blocks and room for sessions); next: the coordinator assigns fewer blocks, or give it more with --memory"
+        f"blocks {wanted.span.blocks} in {held_as} need {size_text(wanted.weight_bytes)} of memory and "
+        f"{size_text(free)} can be used ({size_text(situation.memory_bytes + draft_bytes)} in all, less {drafts}"
+        f"{size_text(kept_bytes)} of other wanted blocks and room for sessions); next: the coordinator assigns "
+        "fewer blocks, or give it more with --memory"
     )

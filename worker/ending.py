@@ -11,6 +11,7 @@ from protocol.errors import (
     DeadlineExceededError,
     ErrorBody,
     HopLostError,
+    KeyRevokedError,
     ModelFaultError,
     OverloadedError,
 )
@@ -21,6 +22,8 @@ from protocol.tls import is_worker_id
 MAX_RELAYED_CHARS = 2000
 """Of a neighbour's message, when it is passed on: with it a frame stays far below its limit."""
 _MAX_CODE_CHARS = 64
+_TOLD_CODES = (ModelFaultError.code, KeyRevokedError.code)
+"""Of errors that another route doesn't mend: the tail may hear of them from the hop before it first."""
 
 CloseReason = Literal["finished", "cancelled", "failed", "deadline", "lost"]
 Party = Literal["opener", "next", "ring", "client"]
@@ -85,7 +88,7 @@ def ended_by_close(
 ) -> Ending:
     """The ending after somebody closed the session; `worker_id` is the worker to blame, if it failed.
 
-    `error_code`: as it came from a neighbour; of all codes only that of a model's fault counts.
+    `error_code`: as it came from a neighbour; of all codes only those of `_TOLD_CODES` count.
     """
     error: BrigadeError
     match reason:
@@ -98,6 +101,8 @@ def ended_by_close(
                 f"blocks of the model at worker {worker_id}, an earlier one of the route, gave values that are NaN "
                 "or infinite: the model's weights are damaged"
             )
+        case "failed" if error_code == KeyRevokedError.code:
+            error = KeyRevokedError("the API key was revoked; ask whoever gave it to you for another")
         case "failed" | "lost":
             error = HopLostError("an earlier worker of the route failed or went away: ask for another route")
     body = error.body()
@@ -117,8 +122,8 @@ def blame_to_tell(ending: Ending, teller: WorkerId) -> WorkerId | None:
 
 
 def error_code_to_tell(ending: Ending) -> str:
-    """What `CloseSession` has to say of the error, so that nobody is blamed for a model's fault."""
-    return ModelFaultError.code if ending.error.code == ModelFaultError.code else ""
+    """What `CloseSession` has to say of the error, so that nobody is blamed for what isn't a worker's doing."""
+    return ending.error.code if ending.error.code in _TOLD_CODES else ""
 
 
 def keeps_cache(ending: Ending) -> bool:

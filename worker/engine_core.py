@@ -24,20 +24,21 @@ from protocol.errors import (
 )
 from protocol.ids import SessionId
 from protocol.messages import KvPrecision, SamplingParams
-from worker.batch_run import CoreSession, Measures, checked, is_device_broken, run_steps
+from worker.batch_run import CoreSession, checked, is_device_broken, run_steps
 from worker.batching_trial import settle_batching
-from worker.compiled import compile_stage
+from worker.compiled import compile_if_idle
 from worker.draft_model import DraftModel, DraftModelInfo, DraftModelRequest, load_draft_model
 from worker.grammar import Grammar, TokenizerSource, why_unconstrained
 from worker.heap import give_back_free_memory
 from worker.loaded_stage import load_stage
+from worker.measures import Measures
 from worker.quantised_cache import QuantisedCache
 from worker.sampling import Sampler, check_token_ids
 from worker.screening import NO_SCREENING, Screening
 from worker.screening_trial import settle_screening
 from worker.spare_time import SpareTime
 from worker.stage import Stage
-from worker.steps import Compiling, Drafting, LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
+from worker.steps import Drafting, LoadedSpan, LoadRequest, SessionSpec, SpanKey, StepInput, StepOutput
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +96,7 @@ class EngineCore:
             return self.spans[request.key][1]
         started = time.perf_counter()
         stage, kv_bytes_by_block, screening = self._loaded_stage(request)
-        uncompiled_because = "" if request.compiling is None else _compiled(stage, request.compiling)
+        uncompiled_because = "" if request.compiling is None else compile_if_idle(stage, request.compiling)
         loaded = LoadedSpan(
             key=request.key,
             n_blocks=stage.n_blocks,
@@ -114,8 +115,10 @@ class EngineCore:
             uncompiled_because=uncompiled_because,
             is_encoder=stage.is_encoder,
             working_bytes=stage.working_bytes,
+            context_length=request.context_length,
         )
         self.spans[request.key] = (stage, loaded)
+        self.measures.begin_anew()
         self.spare_time.stage_loaded(stage, loaded, request.context_length)
         give_back_free_memory()
         return loaded
@@ -159,7 +162,7 @@ class EngineCore:
             raise ConflictError(f"{n_open} sessions still run on blocks {key.blocks}; close them first")
         self.spans.pop(key, None)
         self.spare_time.forget(key)
-        self.measures.prompt_costs.pop(key, None)
+        self.measures.forget(key)
 
     def open(self, spec: SessionSpec) -> None:
         """Begin a session whose memory is reserved.
@@ -257,9 +260,7 @@ class EngineCore:
         yield from run_steps(ready, self.measures)
 
     def _drafting(self, stage: Stage, context_length: int) -> Drafting | None:
-        if self.draft_model is None or not stage.is_first or stage.is_encoder:
-            return None
-        return self.draft_model.info.beside(stage.vocab_size, context_length)
+        return None if self.draft_model is None else self.draft_model.info.beside(stage, context_length)
 
     def _session(self, session_id: SessionId) -> CoreSession:
         if session_id not in self.sessions:
@@ -275,17 +276,6 @@ def _memory_errors(purpose: str) -> Iterator[None]:
         if is_device_broken(exc):
             raise
         raise OverloadedError(f"no memory left {purpose}") from exc
-
-
-def _compiled(stage: Stage, compiling: Compiling) -> str:
-    if stage.is_encoder:
-        return "an encoder takes no tokens one by one"
-    if compiling.n_sessions:
-        return (
-            f"{compiling.n_sessions} sessions were running here when it was loaded, and compiling would have "
-            "stopped them, for up to a minute"
-        )
-    return compile_stage(stage, compiling.folder)
 
 
 def _view(stage: Stage, spec: SessionSpec) -> Stage:

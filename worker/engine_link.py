@@ -39,6 +39,8 @@ class EngineLink:
         self._arrived: list[Step] = []
         """Steps that go to the thread when the loop is done with what it has ready: all at once, or a group that
         came at once would be taken for one that comes bit by bit, and run in parts."""
+        self._handing_in: asyncio.Handle | None = None
+        """That they will be; None while there are none."""
 
     def start(self) -> None:
         """Begin."""
@@ -95,13 +97,16 @@ class EngineLink:
         reply = self._new_reply()
         self.n_pending_steps += 1
         reply.future.add_done_callback(self._step_done)
-        if not self._arrived:
-            self._loop.call_soon(self._hand_in)
+        if self._handing_in is None:
+            self._handing_in = self._loop.call_soon(self._hand_in)
         self._arrived.append(Step(step, reply))
         return reply.future
 
     def _hand_in(self) -> None:
-        """Give the thread what came since."""
+        """Give the thread what came since, once: what comes after this is handed in by itself, and not in parts."""
+        if self._handing_in is not None:
+            self._handing_in.cancel()
+            self._handing_in = None
         if len(self._arrived) == 1:
             self._thread.inbox.put(self._arrived[0])
         elif self._arrived:

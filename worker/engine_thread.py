@@ -19,7 +19,7 @@ import torch
 
 from protocol.errors import BrigadeError
 from protocol.ids import SessionId
-from worker.batching import GroupSize, ReadyStep, gather_s, gather_until, group_size
+from worker.batching import ReadyStep, gather_s, gather_until
 from worker.engine_core import EngineCore
 from worker.spare_time import SpareTime
 from worker.steps import StepInput, StepOutput
@@ -99,8 +99,6 @@ class EngineThread:
         self._max_batch_tokens = max_batch_tokens
         self._on_exit = on_exit
         self._ready: list[Step] = []
-        self._decoding: dict[SessionId, int] = {}
-        """The sessions that decode, and the hops of their routes; until they are closed, parked or rolled back."""
         self._decode_step_s = 0.0
         """What the last batch of decode steps alone took."""
         self._is_rested = True
@@ -154,9 +152,10 @@ class EngineThread:
 
     def _gather(self) -> bool:
         """Wait a moment for the other steps of a group, and for who is behind; False if told to stop."""
-        if len(self._decoding) < 2 and not self._turns.is_shared:  # one stream waits for nobody
+        if self._turns.n_decoding < 2 and not self._turns.is_shared:  # one stream waits for nobody
             return True
-        ready, size = self._ready_steps(), self._group_size()
+        ready = self._ready_steps()
+        size = self._turns.group_size(ready)
         group_s, began_s = gather_s(ready, size, self._decode_step_s), time.monotonic()
         until_s = began_s + (group_s or self._turns.wait_s(ready, self._max_batch_tokens, size))
         while (left_s := until_s - time.monotonic()) > 0 and (
@@ -193,7 +192,7 @@ class EngineThread:
         if session is not None:
             self._turns.begun(item.step.session_id, session.spec.tenant)
             if item.as_ready().is_decode:
-                self._decoding[item.step.session_id] = session.spec.n_hops
+                self._turns.decodes(item.step.session_id, session.spec.n_hops)
 
     def _carry_out(self, call: Call) -> None:
         if call.drops_session is not None and call.drop_error is not None:
@@ -210,20 +209,18 @@ class EngineThread:
             if item.step.session_id == session_id:
                 item.reply.fail(error)
         self._ready = [item for item in self._ready if item.step.session_id != session_id]
-        self._decoding.pop(session_id, None)
         self._turns.ended(session_id)
+        self._core.measures.bounds = self._turns.bounds
 
     def _ready_steps(self) -> list[ReadyStep]:
         return [item.as_ready() for item in self._ready]
-
-    def _group_size(self) -> GroupSize:
-        return group_size(self._decoding.values())
 
     def _run_batch(self) -> None:
         self._ready = [item for item in self._ready if not item.reply.is_cancelled()]
         if not self._ready:
             return
-        turn = self._turns.next(self._ready_steps(), self._max_batch_tokens, self._group_size())
+        ready = self._ready_steps()
+        turn = self._turns.next(ready, self._max_batch_tokens, self._turns.group_size(ready))
         batch = [self._ready[index] for index in turn.chosen]
         taken = set(turn.chosen)
         self._ready = [item for index, item in enumerate(self._ready) if index not in taken]
@@ -236,5 +233,6 @@ class EngineThread:
                     batch[index].reply.fail(result)
         took_s = time.monotonic() - started_s
         self._turns.ran(turn, sum(item.step.n_tokens for item in batch), took_s)
+        self._core.measures.bounds = self._turns.bounds
         if all(item.as_ready().is_decode for item in batch):
             self._decode_step_s = took_s

@@ -1,4 +1,7 @@
-"""Getting all files of a span: room for them first, a few at a time, with a running account of it for people."""
+"""Getting all files of a span: what is on the disk is checked, room made for the rest, a few at a time downloaded.
+
+With a running account of it for people.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from protocol.errors import StorageError
 from protocol.ids import FileHash, Revision
 from protocol.manifest import ModelFile
+from worker.byte_sizes import size_text
 from worker.downloads import Downloader, FileSource
 from worker.files import FileCache
 from worker.sources import Sources
@@ -19,11 +23,13 @@ N_DOWNLOADS = 4
 
 Progressed = Callable[[str, float], None]
 """Called with a sentence for people, and the share that is done."""
+Tell = Callable[[str], None]
+"""Called with what begins now, for people."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Account:
-    """How far the download of a span has come."""
+    """How far the files of a span have come. What was there already counts as done."""
 
     n_files: int
     n_done: int
@@ -43,11 +49,20 @@ class _Account:
 
     def say(self) -> None:
         names = ", ".join(self.sources)
-        self.progressed(
-            f"downloading {self.n_done} of {self.n_files} files, {self.n_bytes_done / 1e6:,.1f} of "
-            f"{self.n_bytes / 1e6:,.1f} MB{', from ' + names if names else ''}; next: load",
-            min(1.0, self.n_bytes_done / self.n_bytes) if self.n_bytes else 0.0,
+        self._say(
+            f"downloading {self.n_done} of {self.n_files} files, {self._sizes()}"
+            f"{', from ' + names if names else ''}; next: load"
         )
+
+    def say_checking(self, n_files: int) -> None:
+        self._say(f"checking files that are on the disk ({n_files}), {self._sizes()}; next: download the rest")
+
+    def _sizes(self) -> str:
+        n_bytes_done = min(self.n_bytes_done, self.n_bytes)  # what turned out to be wrong comes a second time
+        return f"{size_text(n_bytes_done)} of {size_text(self.n_bytes)}"
+
+    def _say(self, text: str) -> None:
+        self.progressed(text, min(1.0, self.n_bytes_done / self.n_bytes) if self.n_bytes else 0.0)
 
 
 class Fetching:
@@ -86,8 +101,9 @@ class Fetching:
         n_held: int,
         keep: Collection[FileHash],
         progressed: Progressed,
+        tell: Tell,
     ) -> None:
-        """Get the files. Those that came stay if one fails.
+        """Get the files that aren't on the disk. Those that came stay if one fails.
 
         Raises:
             StorageError: there is no room for them, or they can't be written.
@@ -95,9 +111,13 @@ class Fetching:
         """
         n_bytes = sum(file.size_bytes for file in files)
         account = _Account(n_files=n_held + len(files), n_done=n_held, n_bytes=n_bytes, progressed=progressed)
-        account.say()
-        present = await asyncio.to_thread(self._present, files)
+        present = await self._check_unknown(files, account, tell)
         missing = [file for file in files if file.sha256 not in present]
+        if not missing:
+            return
+        tell(f"downloading {_sum(missing)}")
+        account.n_bytes_done += await asyncio.to_thread(self._parts_bytes, missing)
+        account.say()
         await asyncio.to_thread(self._make_room, missing, keep)
         sources = await self._sources.of([file.sha256 for file in missing])
         slots = asyncio.Semaphore(N_DOWNLOADS)
@@ -111,9 +131,29 @@ class Fetching:
             for file in missing:
                 tasks.create_task(fetch(file), name=f"download-{file.name}")
 
-    def _present(self, files: Sequence[ModelFile]) -> set[FileHash]:
-        """Files that are on the disk after all: their index was lost, or they were touched."""
-        return {file.sha256 for file in files if self._cache.find(file.sha256)}
+    async def _check_unknown(
+        self, files: Sequence[ModelFile], account: _Account, tell: Tell
+    ) -> Collection[FileHash]:
+        """Hash what is on the disk after all: copied there by hand, touched, or its index was lost."""
+        unknown = await asyncio.to_thread(
+            lambda: [file for file in files if self._cache.has_unchecked(file.sha256)]
+        )
+        if unknown:
+            tell(f"checking what is on the disk: {_sum(unknown)}")
+            account.say_checking(len(unknown))
+        present = set()
+        for file in unknown:
+            if await asyncio.to_thread(self._cache.find, file.sha256):
+                present.add(file.sha256)
+                account.n_bytes_done += file.size_bytes
+                account.n_done += 1
+                account.say_checking(len(unknown))
+        return present
+
+    def _parts_bytes(self, files: Sequence[ModelFile]) -> int:
+        """What earlier downloads of the files left; parts that are too long are thrown away."""
+        sizes = ((self._cache.part_size(file.sha256), file.size_bytes) for file in files)
+        return sum(part for part, whole in sizes if part <= whole)
 
     def _make_room(self, files: Sequence[ModelFile], keep: Collection[FileHash]) -> None:
         wanted = sum(file.size_bytes - self._cache.part_size(file.sha256) for file in files)
@@ -123,3 +163,10 @@ class Fetching:
             if not self._cache.forget_parts([file.sha256 for file in files]):
                 raise
             self._cache.make_room(wanted, keep)
+
+
+def _sum(files: Sequence[ModelFile]) -> str:
+    """How many, and how large they are."""
+    n_bytes = sum(file.size_bytes for file in files)
+    n_files = "1 file" if len(files) == 1 else f"{len(files)} files"
+    return f"{n_files}, {size_text(n_bytes)}"

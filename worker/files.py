@@ -12,6 +12,7 @@ Everything here blocks: call it from a thread. One process uses a folder (the st
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import threading
 from collections.abc import Collection
@@ -24,6 +25,7 @@ import structlog
 from protocol.disk import storage_errors, write_atomically
 from protocol.errors import NotFoundError, StorageError, UntrustedFileError
 from protocol.ids import FileHash
+from worker.byte_sizes import size_text
 from worker.quantised_cache import QuantisedCache
 
 log = structlog.get_logger(__name__)
@@ -96,6 +98,19 @@ class FileCache:
         except NotFoundError:
             return False
         return True
+
+    def has_unchecked(self, sha256: FileHash) -> bool:
+        """Whether something has its name whose hash has to be taken before it can be used.
+
+        A file that is gone counts no longer as stored.
+        """
+        with self._guard:
+            if self._is_unchanged(sha256):
+                return False
+            if os.path.lexists(self.path(sha256)):
+                return True
+            self._entries.pop(sha256, None)
+            return False
 
     def part_size(self, sha256: FileHash) -> int:
         """Bytes of the file that an earlier download left."""
@@ -198,10 +213,11 @@ class FileCache:
 
     def _no_room(self, n_bytes: int, idle_bytes: int) -> str:
         free = shutil.disk_usage(self._folder).free
-        limit = "" if self._limit_bytes is None else f", the cache's limit is {_mb(self._limit_bytes)}"
+        limit = "" if self._limit_bytes is None else f", the cache's limit is {size_text(self._limit_bytes)}"
         return (
-            f"{_mb(n_bytes)} of model files don't fit into {self._folder}: {_mb(free)} are free on the disk"
-            f"{limit}, and only {_mb(idle_bytes)} of older files could go; free some space, or raise --cache-size"
+            f"{size_text(n_bytes)} of model files don't fit into {self._folder}: {size_text(free)} are free on the "
+            f"disk{limit}, and only {size_text(idle_bytes)} of older files could go; free some space, or raise "
+            "--cache-size"
         )
 
     def _is_unchanged(self, sha256: FileHash) -> bool:
@@ -268,7 +284,3 @@ def _mtime_ns(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-
-
-def _mb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB"

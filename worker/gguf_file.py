@@ -81,12 +81,33 @@ class _Slice:
         return flat.view(self.stored_as.shape)[index]
 
 
+def tensor_table(path: Path) -> tuple[dict[str, int], list[tuple[str, tuple[int, ...]]]]:
+    """What the header says, without taking long: the architecture's whole numbers; tensors' encodings and shapes.
+
+    Raises:
+        ConfigError: the packages that read such files aren't installed.
+        UntrustedFileError: the file is malformed.
+        StorageError: it can't be read.
+    """
+    try:
+        from protocol.model_files.gguf_header import read_gguf, type_name  # noqa: PLC0415 - packages that only this needs
+    except ImportError as exc:
+        raise _lacking(exc) from exc
+    header = read_gguf(path)
+    said = {key.partition(".")[2]: value for key, value in header.metadata.items() if isinstance(value, int)}
+    return said, [(type_name[tensor.encoding], tensor.shape) for tensor in header.tensors]
+
+
 def _source(path: Path) -> GgufSource:
     try:
         from protocol.model_files.gguf_source import GgufSource  # noqa: PLC0415 - packages that only this needs
     except ImportError as exc:
-        raise ConfigError(
-            f"reading a GGUF file needs packages that aren't installed ({exc.name}): pip install '.[packing]' in "
-            "Brigade's folder"
-        ) from exc
+        raise _lacking(exc) from exc
     return GgufSource(path)
+
+
+def _lacking(exc: ImportError) -> ConfigError:
+    return ConfigError(
+        f"reading a GGUF file needs packages that aren't installed ({exc.name}): pip install '.[packing]' in "
+        "Brigade's folder"
+    )

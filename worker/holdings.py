@@ -14,7 +14,7 @@ import msgspec
 
 from protocol.control_messages import Assign, SpanAssignment, SpanReport, SpanState, SpanStatus
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
-from worker.ready_words import exact_line, note_of, ready_lines
+from worker.ready_words import cpu_note, exact_line, note_of, ready_lines
 from worker.steps import LoadedSpan, SpanKey
 from worker.wire import WireChoice, why_exact_to
 
@@ -34,9 +34,13 @@ class HeldSpan:
 class Holdings:
     """Spans wanted and loaded, their states, and the files held."""
 
-    def __init__(self, wire: WireChoice = "auto") -> None:
-        """`wire`: how the operator wants hidden states to be handed on."""
+    def __init__(self, wire: WireChoice = "auto", *, on_cpu_because: str = "") -> None:
+        """`wire`: how the operator wants hidden states to be handed on.
+
+        `on_cpu_because`: why the machine's accelerator isn't used, if it has one that isn't.
+        """
         self._wire = wire
+        self._on_cpu = (cpu_note(on_cpu_because),) if on_cpu_because else ()
         self.epoch = 0
         """Of the assignment in force; 0 if there is none."""
         self.wanted: tuple[SpanAssignment, ...] = ()
@@ -49,6 +53,7 @@ class Holdings:
         self._ready_as: dict[SpanAssignment, SpanKey] = {}
         self._exact_because: dict[WorkerId, str] = {}
         self._unwanted: tuple[SpanAssignment, ...] = ()
+        self._held_back = ""
         self._version = 0
         self._changed = asyncio.Event()
 
@@ -104,11 +109,22 @@ class Holdings:
         self.epoch, self.wanted, self.reason = assignment.epoch, assignment.spans, assignment.reason
         kept = {span: status for span, status in self._statuses.items() if span in assignment.spans}
         for span in assignment.spans:
-            kept.setdefault(span, _status(span, "downloading", "assigned just now; next: find out what is missing"))
+            kept.setdefault(span, self._assigned(span))
         self._statuses = kept
         self._ready_as = {span: key for span, key in self._ready_as.items() if span in kept}
         self._touch()
         return True
+
+    def hold_back(self, reason: str) -> None:
+        """Say of all that is wanted, and not begun, why it has to wait; empty: it hasn't any more."""
+        self._held_back = reason
+        self._statuses = {span: self._assigned(span) for span in self._statuses}
+        self._touch()
+
+    def _assigned(self, span: SpanAssignment) -> SpanStatus:
+        if self._held_back:
+            return _status(span, "loading", self._held_back)
+        return _status(span, "downloading", "assigned just now; next: find out what is missing")
 
     def set_status(self, span: SpanAssignment, state: SpanState, reason: str, progress: float = 0.0) -> bool:
         """Set what is said of a wanted span; whether that changed anything (an unwanted span's doesn't)."""
@@ -150,7 +166,8 @@ class Holdings:
 
     def note_of(self, key: SpanKey) -> str:
         """What operators should know of a span that is held; mostly nothing."""
-        return note_of(self._held[key].loaded, self._wire, self._exact_because.values())
+        words = note_of(self._held[key].loaded, self._wire, self._exact_because.values())
+        return "; ".join(filter(None, (*self._on_cpu, words)))
 
     def neighbour_met(self, worker_id: WorkerId, version: str) -> str:
         """A worker that states go to speaks so; the line to tell people if int8 is asked for and can't be, once."""

@@ -236,7 +236,8 @@ class Hop:
             n_others, n_blocks = engine.n_sessions - 1, len(ticket.blocks)
             span = self._opening.span
             pieces = cutter.pieces(positions, span, n_blocks=n_blocks, n_hops=n_hops, n_others=n_others)
-        return cutter.as_others_come(pieces, lambda: engine.n_sessions - 1)
+        tenant = Tenant(ticket.tenant, ticket.priority)
+        return cutter.as_others_come(pieces, lambda: engine.n_sessions - 1, tenant)
 
     async def _run(self, piece: StepInput, *, is_last: bool, sender: WorkerId | None) -> bool:
         """Run one chunk or token of `sender`'s and hand on what comes out; whether the generation is finished."""

@@ -103,6 +103,7 @@ class Keeper:
             kv_memory_bytes=self._limits.kv_memory_bytes,
             now_s=_now_s(),
             drain_s=self._limits.drain_s,
+            draft_bytes=self._limits.draft_bytes,
             retry_at_s=dict(self._retry_at_s),
         )
 
@@ -176,12 +177,12 @@ class Keeper:
         def progressed(reason: str, progress: float) -> None:
             self._holdings.set_status(duty.span, "downloading", reason, progress)
 
-        n_bytes = sum(file.size_bytes for file in duty.files)
-        self._tell(
-            f"downloading {len(duty.files)} files, {n_bytes / 1e6:,.1f} MB, for blocks {duty.span.blocks} of "
-            f"{duty.span.model}"
+        def tell(doing: str) -> None:
+            self._tell(f"{doing}, for blocks {duty.span.blocks} of {duty.span.model}")
+
+        await self._fetching.download(
+            duty.files, n_held=duty.n_held, keep=self._needed(), progressed=progressed, tell=tell
         )
-        await self._fetching.download(duty.files, n_held=duty.n_held, keep=self._needed(), progressed=progressed)
         self._n_failures.pop(duty.span, None)
         await self._see_files()
 

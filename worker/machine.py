@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -11,6 +13,7 @@ from protocol.control_messages import DeviceReport
 from protocol.errors import ConfigError
 from protocol.messages import KvPrecision, Precision, Quantization
 from worker import duties
+from worker.byte_sizes import size_text
 from worker.config import WorkerConfig
 from worker.device import (
     DeviceProfile,
@@ -19,9 +22,11 @@ from worker.device import (
     chosen_quantization,
     find_device,
     measure_device,
+    total_memory_bytes,
     usable_quantizations,
 )
 from worker.draft_model import DraftModelRequest
+from worker.draft_size import expected_bytes
 from worker.duties import KeeperLimits
 from worker.engine import Engine
 from worker.quantised_cache import QuantisedCache
@@ -39,6 +44,8 @@ class Machine:
     """Whether the coordinator may choose fewer bits."""
     kv_precision: KvPrecision | None = None
     """What keys and values are kept in, if not in what is computed in."""
+    draft_bytes: int = 0
+    """What a draft model takes, or is expected to, beside `memory_bytes`."""
 
     def report(self) -> DeviceReport:
         """What the coordinator is told of it."""
@@ -66,8 +73,11 @@ def measured(config: WorkerConfig) -> Machine:
     """
     device = find_device(config.device)
     if config.n_threads is not None:
+        _check_threads(config.n_threads)
         torch.set_num_threads(config.n_threads)  # this thread's: the engine's sets its own
     profile = measure_device(device)
+    if config.memory_bytes is not None:
+        _check_memory(config.memory_bytes, profile)
     memory = config.memory_bytes or duties.default_memory_bytes(profile.free_memory_bytes)
     _check_cache_memory(config.kv_memory_bytes, memory, "can be used")
     return Machine(
@@ -92,6 +102,18 @@ def engine_on(config: WorkerConfig, machine: Machine, quantised: QuantisedCache)
     )
 
 
+def before_draft_model(config: WorkerConfig, machine: Machine) -> Machine:
+    """The machine with the memory that the draft model is expected to leave. Blocks: it looks at its files.
+
+    Raises:
+        ConfigError: it can't be used, or leaves nothing for weights.
+    """
+    if config.draft_model is None:
+        return machine
+    n_bytes = expected_bytes(_draft_request(config.draft_model, machine))
+    return _with_draft_model(config, machine, n_bytes)
+
+
 async def beside_draft_model(
     config: WorkerConfig, machine: Machine, engine: Engine, tell: Callable[[str], None]
 ) -> Machine:
@@ -102,23 +124,29 @@ async def beside_draft_model(
     """
     if config.draft_model is None:
         return machine
-    request = DraftModelRequest(
-        path=config.draft_model, precision=machine.precision, quantization=machine.quantization
-    )
-    model = await engine.drafter.load(request)
-    left = machine.memory_bytes - model.n_bytes
-    if left <= 0:
-        raise ConfigError(
-            f"--draft-model {config.draft_model} takes {model.n_bytes / 1e6:,.0f} MB, caches included, of "
-            f"{machine.memory_bytes / 1e6:,.0f} MB: name a smaller one, or give more with --memory"
-        )
-    _check_cache_memory(config.kv_memory_bytes, left, "the draft model leaves")
-    engine.resize_kv_budget(duties.kv_budget_bytes(left, 0, config.kv_memory_bytes))
+    model = await engine.drafter.load(_draft_request(config.draft_model, machine))
+    left = _with_draft_model(config, machine, model.n_bytes)
+    engine.resize_kv_budget(duties.kv_budget_bytes(left.memory_bytes, 0, config.kv_memory_bytes))
     tell(
-        f"drafts with {model.name} where that pays: {model.n_bytes / 1e6:,.0f} MB, "
+        f"drafts with {model.name} where that pays: {size_text(model.n_bytes)}, "
         f"{1000 * model.times.guess_s:.1f} ms a guess"
     )
-    return replace(machine, memory_bytes=left)
+    return left
+
+
+def _draft_request(path: Path, machine: Machine) -> DraftModelRequest:
+    return DraftModelRequest(path=path, precision=machine.precision, quantization=machine.quantization)
+
+
+def _with_draft_model(config: WorkerConfig, machine: Machine, n_bytes: int) -> Machine:
+    left = machine.memory_bytes - n_bytes
+    if left <= 0:
+        raise ConfigError(
+            f"--draft-model {config.draft_model} takes {size_text(n_bytes)}, caches included, of "
+            f"{size_text(machine.memory_bytes)}: name a smaller one, or give more with --memory"
+        )
+    _check_cache_memory(config.kv_memory_bytes, left, "the draft model leaves")
+    return replace(machine, memory_bytes=left, draft_bytes=n_bytes)
 
 
 def keeper_limits(config: WorkerConfig, machine: Machine) -> KeeperLimits:
@@ -129,13 +157,34 @@ def keeper_limits(config: WorkerConfig, machine: Machine) -> KeeperLimits:
         kv_memory_bytes=config.kv_memory_bytes,
         drain_s=config.drain_s,
         quantization=machine.quantization,
+        draft_bytes=machine.draft_bytes,
     )
+
+
+def _check_threads(n_threads: int) -> None:
+    """Refuse threads that only wait for each other: thousands of them stop a machine for minutes."""
+    n_cpus = os.cpu_count() or 1
+    if n_threads > n_cpus:
+        raise ConfigError(
+            f"--threads {n_threads}: this machine has {n_cpus} CPUs, and more threads than that only wait for each "
+            f"other; say 1 to {n_cpus}, or leave it out"
+        )
+
+
+def _check_memory(memory_bytes: int, profile: DeviceProfile) -> None:
+    """Refuse memory that isn't there: blocks would be given to this worker by it, and the system would end it."""
+    has = total_memory_bytes(profile.device)
+    if memory_bytes > has:
+        raise ConfigError(
+            f"--memory of {size_text(memory_bytes)}: {profile.name} has {size_text(has)} in all, and "
+            f"{size_text(profile.free_memory_bytes)} are free; say less, or leave it out"
+        )
 
 
 def _check_cache_memory(kv_memory_bytes: int | None, memory_bytes: int, which: str) -> None:
     """Refuse caches that take all of the memory; `which` says what memory that is."""
     if kv_memory_bytes is not None and kv_memory_bytes >= memory_bytes:
         raise ConfigError(
-            f"--kv-memory of {kv_memory_bytes / 1e6:,.1f} MB leaves nothing for weights of the "
-            f"{memory_bytes / 1e6:,.1f} MB that {which}: say less, or more with --memory"
+            f"--kv-memory of {size_text(kv_memory_bytes)} leaves nothing for weights of the "
+            f"{size_text(memory_bytes)} that {which}: say less, or more with --memory"
         )

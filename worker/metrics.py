@@ -15,9 +15,9 @@ from protocol.metrics import SHORT_BUCKETS_S, LoopLag, new_registry
 from protocol.metrics_address import MetricsAddress
 from protocol.metrics_site import metrics_served
 from protocol.running_beside import running_beside
-from worker.batch_run import Forward, ForwardKind
 from worker.engine import Engine
 from worker.holdings import Holdings
+from worker.measures import Forward, ForwardKind
 from worker.server import DataPlane
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)

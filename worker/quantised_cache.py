@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from worker.byte_sizes import size_text
 from worker.codes import PackedCodes
 from worker.file_tensors import FileTensor
 
@@ -66,7 +67,7 @@ class QuantisedCache:
             wanting = _DIGEST_BYTES + len(data) - self._room_bytes()
             if wanting > 0 and self.make_way(wanting, keep=self._used) < wanting:
                 self._say_full(
-                    f"{-(-wanting // 10**6)} MB are wanting in {self._folder}; raise --cache-size or free some"
+                    f"{size_text(wanting)} are wanting in {self._folder}; raise --cache-size or free some"
                 )
                 return False
             self._folder.mkdir(mode=0o700, exist_ok=True)

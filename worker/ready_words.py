@@ -8,8 +8,9 @@ from protocol.control_messages import SpanAssignment
 from worker.steps import Drafting, LoadedSpan
 from worker.wire import WireChoice, why_exact
 
-_FEW_POSITIONS = 256
-"""`client generate` asks for so many tokens of an answer unless told otherwise; a prompt comes on top."""
+_USUAL_ANSWER = 256
+"""`client generate` asks for so many tokens of an answer unless told otherwise, a prompt comes on top: less is
+hardly a session, unless the model's own context is shorter."""
 
 
 def ready_lines(
@@ -50,6 +51,16 @@ def note_of(loaded: LoadedSpan, wire: WireChoice, exact_because: Iterable[str] =
     return "; ".join(filter(None, notes))
 
 
+def cpu_note(because: str) -> str:
+    """What operators should know of a worker that leaves an accelerator unused."""
+    return f"on the CPU, many times slower than it could be: {because}"
+
+
+def cpu_line(because: str, mend: str) -> str:
+    """What people are told of it at the worker."""
+    return f"WARNING: {cpu_note(because)}. Mend it: {mend}"
+
+
 def exact_line(because: str) -> str:
     """What people are told when states go exactly to a neighbour, though int8 was asked for."""
     return f"WARNING: --wire int8 does nothing towards a neighbour: {because}"
@@ -61,16 +72,20 @@ def hands_on(loaded: LoadedSpan) -> bool:
 
 
 def caches_of(loaded: LoadedSpan, kv_budget_bytes: int) -> str:
-    """What keys and values are kept in, and for how many positions there is room."""
+    """What keys and values are kept in, and for how many positions there is room.
+
+    What keys may ask for isn't known here, so it is held against the longest session that the model can have.
+    """
     room = _room(loaded, kv_budget_bytes)
+    longest = f", of {loaded.context_length:,} that one can have" if room < loaded.context_length else ""
     if loaded.is_encoder:
-        return f"an encoder, room for texts of {room:,} positions together"
-    return f"caches in {loaded.kv_precision}, room for {room:,} positions"
+        return f"an encoder, room for texts of {room:,} positions together{longest}"
+    return f"caches in {loaded.kv_precision}, room for {room:,} positions{longest}"
 
 
 def _in_vain(loaded: LoadedSpan, wire: WireChoice, kv_budget_bytes: int) -> list[str]:
     lines, room = [], _room(loaded, kv_budget_bytes)
-    if room < _FEW_POSITIONS:
+    if room < min(_USUAL_ANSWER, loaded.context_length or _USUAL_ANSWER):
         of = "of texts: hardly one fits" if loaded.is_encoder else "of prompt and answer: hardly a session fits"
         lines.append(
             f"{kv_budget_bytes:,} bytes for caches are room for {room:,} positions {of}; start the worker with "

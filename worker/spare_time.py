@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from worker.batch_run import Measures, is_device_broken
+from worker.batch_run import is_device_broken
 from worker.compiled import replay_stage
 from worker.heap import give_back_free_memory
+from worker.measures import Measures
 from worker.prompt_trial import PromptTrial
 from worker.stage import Stage
 from worker.steps import LoadedSpan, SpanKey

@@ -58,7 +58,7 @@ class LoadRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafting:
-    """The worker's draft model beside a span that sessions begin in."""
+    """The worker's draft model beside a span."""
 
     model: str
     unfit_because: str
@@ -99,6 +99,8 @@ class LoadedSpan:
     """Whether its texts are taken whole, and nothing is kept of them."""
     working_bytes: int = 0
     """Then: bytes that one position takes while its text is run."""
+    context_length: int = 0
+    """Positions that the model can take; 0: not said."""
     tokenizer: TokenizerSource | None = None
     """Where the model's tokenizer is, for sessions that are held to a constraint."""
     unconstrained_because: str = ""

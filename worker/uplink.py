@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections import deque
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -42,11 +41,10 @@ from worker.holdings import Holdings
 from worker.reminders import Reminders
 from worker.renewal import REFUSED_S, Renewal, retry_delay_s
 from worker.uplink_hooks import UplinkHooks
+from worker.waiting_reports import WaitingReports
 
 log = structlog.get_logger(__name__)
 
-MAX_WAITING_REPORTS = 4096
-"""Generation reports kept while the coordinator is away; the oldest go first."""
 _SEND_S = 10.0
 _REPORT_PAUSE_S = 0.25
 """Between two reports of spans: progress changes with every piece of a download."""
@@ -70,10 +68,7 @@ class Uplink:
         self._credentials = credentials
         self._holdings = holdings
         self._hooks = hooks
-        self._generations: deque[GenerationReport] = deque(maxlen=MAX_WAITING_REPORTS)
-        self._has_generations = asyncio.Event()
-        self._all_reported = asyncio.Event()
-        self._all_reported.set()
+        self._reports = WaitingReports()
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._context: tuple[str, ssl.SSLContext] | None = None
         self._rng = random.SystemRandom()
@@ -98,11 +93,7 @@ class Uplink:
 
     def report_generation(self, report: GenerationReport) -> None:
         """Have a generation reported, now or when the coordinator is back."""
-        if len(self._generations) == MAX_WAITING_REPORTS:
-            log.warning("generation_report_dropped", session_id=self._generations[0].session_id)
-        self._generations.append(report)
-        self._has_generations.set()
-        self._all_reported.clear()
+        self._reports.add(report)
 
     async def leave(self, reason: str, serves_on_s: float = 0.0) -> bool:
         """Say that the worker goes, and takes new sessions for so long at most; nothing if the coordinator is away.
@@ -126,9 +117,9 @@ class Uplink:
             return
         try:
             async with asyncio.timeout(deadline_s):
-                await self._all_reported.wait()
+                await self._reports.all_sent()
         except TimeoutError:
-            log.warning("generation_reports_unsent", n_reports=len(self._generations))
+            log.warning("generation_reports_unsent", n_reports=len(self._reports))
 
     async def run(self) -> None:
         """Keep the socket open and the credentials fresh, for ever.
@@ -202,6 +193,7 @@ class Uplink:
                 self.connected.clear()
                 self.disconnected.set()
                 self._socket = None
+                self._reports.send_again(asyncio.get_running_loop().time())
                 await socket.close()
 
     async def _tls(self, ca_pem: str) -> ssl.SSLContext:
@@ -265,14 +257,9 @@ class Uplink:
 
     async def _report_generations(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:
-            await self._has_generations.wait()
-            while self._generations:
-                report = self._generations[0]
-                await self._send(socket, understood_by(report, spoken_by(socket)))
-                if self._generations and self._generations[0] is report:  # else a full queue lost it meanwhile
-                    self._generations.popleft()
-            self._has_generations.clear()
-            self._all_reported.set()
+            report = await self._reports.next()
+            await self._send(socket, understood_by(report, spoken_by(socket)))
+            self._reports.sent(report, asyncio.get_running_loop().time())
 
     async def _obey(self, socket: aiohttp.ClientWebSocketResponse) -> NoReturn:
         while True:

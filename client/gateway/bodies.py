@@ -24,6 +24,8 @@ JSON_TYPES = frozenset({"application/json", "application/octet-stream"})
 """The second is what aiohttp takes a missing header for."""
 
 _PLACE = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
+_CUT_SHORT = "Input data was truncated"
+"""What msgspec says of it; a packed body whose end is missing is unpacked as far as it goes, without an error."""
 _NAMED = re.compile(r"(?:unknown|required) field `([^`]*)`")
 
 T = TypeVar("T")
@@ -49,27 +51,36 @@ async def read_body(request: web.Request) -> bytes:
     """
     if (request.content_length or 0) > MAX_REQUEST_BYTES:
         raise _too_large()
+    body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _all_of(request)
+            await _read_into(body, request)
     except web.RequestPayloadError as exc:
-        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "")[:40]
-        raise FieldError(
-            f"the body can't be unpacked: it isn't {encoding or 'chunked'} as the headers say", param=None
-        ) from exc
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "")[:40] or "chunked"
+        # what hadn't been read yet can't be any more, but is counted
+        raise FieldError(_broken_words(encoding, request.content.total_bytes), param=None) from exc
     except TimeoutError as exc:
         raise DeadlineExceededError(f"the body didn't come within {BODY_TIMEOUT_S:.0f} s") from exc
+    return bytes(body)
 
 
-async def _all_of(request: web.Request) -> bytes:
+async def _read_into(body: bytearray, request: web.Request) -> None:
     """Counted as it comes: what it is unpacked to nobody says beforehand."""
-    body = bytearray()
     while piece := await request.content.readany():
         body += piece
         if len(body) > MAX_REQUEST_BYTES:
             raise _too_large()
         request[KEPT_BODY].is_of(len(body))
-    return bytes(body)
+
+
+def _broken_words(encoding: str, n_read_bytes: int) -> str:
+    """Of a body that can't be unpacked to its end. What was read of it says whether it ever was what it says."""
+    if not n_read_bytes:
+        return f"the body can't be unpacked: it isn't {encoding} as the headers say, or was damaged on its way"
+    return (
+        f"the body breaks off: {n_read_bytes:,} bytes of it could be read, what follows isn't {encoding} as the "
+        "headers say; it was damaged or cut short on its way, so send it again"
+    )
 
 
 def _too_large() -> TooLargeError:
@@ -92,12 +103,19 @@ def decoded(data: bytes, kind: type[T]) -> T:
     try:
         return decode_json(data, kind, max_bytes=MAX_REQUEST_BYTES)
     except InvalidRequestError as exc:
-        raise _field_error(exc.__cause__) from exc
+        if not data.strip():
+            raise FieldError("the body is empty; the request belongs into it, as JSON", param=None) from exc
+        raise _field_error(exc.__cause__, len(data)) from exc
 
 
-def _field_error(cause: BaseException | None) -> FieldError:
+def _field_error(cause: BaseException | None, n_bytes: int) -> FieldError:
     """What the decoder found, with the field's name by itself. The value isn't repeated."""
     reason = str(cause)
+    if reason == _CUT_SHORT:
+        words = (
+            f"the body ends in the middle of its JSON, after {n_bytes:,} bytes: it was cut short; send all of it"
+        )
+        return FieldError(words, param=None)
     place = _PLACE.search(reason)
     parent = place[1] if place is not None else ""
     named = _NAMED.search(reason)

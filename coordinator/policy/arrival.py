@@ -77,7 +77,7 @@ def _present(old: WorkerRecord, announce: Announce, now_s: float) -> WorkerRecor
         drain_reason=old.drain_reason if is_same_process else None,
         departure=old.departure if is_same_process else None,
         kept_until_s=old.kept_until_s if is_same_process else None,
-        is_doubted=is_same_process and old.is_doubted and (old.kept_until_s is not None or old.takes_no_tickets),
+        is_doubted=is_same_process and old.is_doubted and (old.kept_until_s is not None or old.is_shut_out),
         hostname=announce.hostname[:MAX_LABEL],
         version=announce.version[:MAX_LABEL],
         url=announce.url,
@@ -87,7 +87,9 @@ def _present(old: WorkerRecord, announce: Announce, now_s: float) -> WorkerRecor
         files=sound_files(announce.files),
         heartbeat=None,
         block_s=0.0,
+        measured_of=frozenset(),
         clock_offset_s=old.clock_offset_s if is_same_process else 0.0,  # whoever is new showed it at the door
+        right_since_s=old.right_since_s if is_same_process else None,
     )
 
 

@@ -2,17 +2,18 @@
 
 The difference of two projections at a position is the length of their difference over the longer of the two: 0
 for equal, about 1.4 for unrelated ones. An audit goes by the middle one of all positions, which other weights
-raise, and by the largest, which a single wrong step does. Models with experts choose them by comparing nearly equal
-numbers, so that a rounding sends a token another way now and then: there a few positions may differ at will, and
-only workers of the same precision are compared. Since rounding now and then makes honest answers differ by more
-than any tolerance that still finds cheats, nobody fails by one probe: a fresh one has to show it again. Where the
-tolerances come from: decision 0016.
+raise, and by the largest, which a single wrong step does. A few positions may differ at will: models with experts
+choose them by comparing nearly equal numbers, so that a rounding sends a token another way now and then (there only
+workers of the same precision are compared); and all large models give some tokens activations a thousand times as
+large as others (Sun et al. 2024): how large those of a token near the beginning are may hang on a rounding, too.
+Since rounding now and then makes honest answers differ by more than any tolerance that still finds cheats, nobody
+fails by one probe: a fresh one has to show it again. Where the tolerances come from: decision 0016.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coordinator.policy.audit_probe import Projection
@@ -29,7 +30,9 @@ class Tolerance:
     middle: float
     """In the middle one of all positions."""
     stray: float
-    """In the worst position (with experts: the worst but `N_STRAY`)."""
+    """In the worst position that counts."""
+    n_stray: int = 0
+    """How many positions, the worst ones, don't count."""
 
 
 DENSE = (
@@ -39,26 +42,28 @@ DENSE = (
 """Architectures without experts, as their class begins (`Qwen3ForCausalLM`); any other may have some."""
 N_STRAY = 4
 """Positions of an audit that may differ at will where there are experts."""
+N_ROUNDED = 2
+"""Likewise without experts, where numbers are rounded to 16 bits or fewer."""
 
 DENSE_TOLERANCES: Mapping[WeightFormat, Tolerance] = {
     "float32": Tolerance(middle=0.001, stray=0.01),
-    "float16": Tolerance(middle=0.0065, stray=0.03),
-    "bfloat16": Tolerance(middle=0.05, stray=0.4),
-    "int8": Tolerance(middle=0.12, stray=0.65),
-    "int4": Tolerance(middle=0.12, stray=0.65),
+    "float16": Tolerance(middle=0.0065, stray=0.03, n_stray=N_ROUNDED),
+    "bfloat16": Tolerance(middle=0.05, stray=0.4, n_stray=N_ROUNDED),
+    "int8": Tolerance(middle=0.12, stray=0.65, n_stray=N_ROUNDED),
+    "int4": Tolerance(middle=0.12, stray=0.65, n_stray=N_ROUNDED),
 }
 """By what weights are held in, the coarser of two: what is allowed up to `BASE_DEPTH` blocks. Between int4 and
 anything else honest workers differ by half of all that there is, so only int4 is compared with int4."""
 EXPERT_TOLERANCES: Mapping[WeightFormat, Tolerance] = {
-    "float32": Tolerance(middle=0.001, stray=0.01),
-    "float16": Tolerance(middle=0.5, stray=0.9),
-    "bfloat16": Tolerance(middle=0.5, stray=0.9),
-    "int8": Tolerance(middle=0.5, stray=0.9),
-    "int4": Tolerance(middle=0.5, stray=0.9),
+    "float32": Tolerance(middle=0.001, stray=0.01, n_stray=N_STRAY),
+    "float16": Tolerance(middle=0.5, stray=0.9, n_stray=N_STRAY),
+    "bfloat16": Tolerance(middle=0.5, stray=0.9, n_stray=N_STRAY),
+    "int8": Tolerance(middle=0.5, stray=0.9, n_stray=N_STRAY),
+    "int4": Tolerance(middle=0.5, stray=0.9, n_stray=N_STRAY),
 }
 """Likewise where there are experts, among workers of the same precision. A token that goes another way differs as
 much in float16 as in bfloat16: only how often it does depends on the rounding."""
-KV_TOLERANCE = Tolerance(middle=0.08, stray=0.4)
+KV_TOLERANCE = Tolerance(middle=0.08, stray=0.4, n_stray=N_ROUNDED)
 """At least this where one keeps keys and values in 8 bits."""
 BASE_DEPTH = 4
 DEPTH_POWER = 0.25
@@ -107,6 +112,28 @@ class Comparison:
         return f"{which}, {self.allowed:.3g} allowed"
 
 
+def summed_up(comparisons: Iterable[Comparison]) -> str:
+    """All of an audit's comparisons for people: of each two the furthest apart, those that differ first."""
+    pairs: dict[frozenset[str], list[Comparison]] = {}
+    for each in comparisons:
+        pairs.setdefault(frozenset((each.one, each.other)), []).append(each)
+    differing = [found for found in pairs.values() if not all(each.agrees for each in found)]
+    agreeing = [_furthest(found) for found in pairs.values() if found not in differing]
+    if not differing:
+        return "; ".join(each.words() for each in agreeing)
+    return "; ".join([*map(_difference_words, differing), *(f"{c.one} and {c.other} agree" for c in agreeing)])
+
+
+def _difference_words(found: Sequence[Comparison]) -> str:
+    n_apart = sum(not each.agrees for each in found)
+    times = f" ({n_apart} of {len(found)} probes)" if len(found) > 1 else ""
+    return _furthest(found).words() + times
+
+
+def _furthest(found: Sequence[Comparison]) -> Comparison:
+    return max(found, key=lambda each: each.difference - each.allowed)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruling:
     """What came of an audit of two."""
@@ -146,22 +173,21 @@ def allowed_difference(one: Held, other: Held, n_blocks: int, *, is_dense: bool)
     return Tolerance(
         middle=min(MOST_ALLOWED, deeper * max(part.middle for part in parts)),
         stray=min(MOST_ALLOWED, deeper * max(part.stray for part in parts)),
+        n_stray=max(part.n_stray for part in parts),
     )
 
 
-def compared(
-    one: tuple[str, Projection], other: tuple[str, Projection], allowed: Tolerance, *, is_dense: bool
-) -> Comparison:
+def compared(one: tuple[str, Projection], other: tuple[str, Projection], allowed: Tolerance) -> Comparison:
     """Two answers, each with whose it is; of its two measures the comparison shows the one that is further off."""
-    middle, stray = measures(one[1], other[1], is_dense=is_dense)
+    middle, stray = measures(one[1], other[1], allowed.n_stray)
     shown = (middle, allowed.middle) if middle * allowed.stray > stray * allowed.middle else (stray, allowed.stray)
     return Comparison(one=one[0], other=other[0], difference=shown[0], allowed=shown[1])
 
 
-def measures(one: Projection, other: Projection, *, is_dense: bool) -> tuple[float, float]:
-    """How far two answers differ in the middle one of all positions, and in the worst that counts."""
+def measures(one: Projection, other: Projection, n_stray: int) -> tuple[float, float]:
+    """How far two answers differ in the middle one of all positions, and in the worst but `n_stray`."""
     apart = sorted((_apart(a, b) for a, b in zip(one, other, strict=True)), reverse=True)
-    return apart[len(apart) // 2], apart[0 if is_dense else N_STRAY]
+    return apart[len(apart) // 2], apart[n_stray]
 
 
 def outcomes(

@@ -46,13 +46,19 @@ def _cached(worker: WorkerRecord, span: SpanAssignment, blocks: BlockRange) -> t
     return sum(by_block[blocks.start - span.blocks.start : blocks.end - span.blocks.start]), sum(by_block)
 
 
-def others_come(state: ClusterState, name: ModelName, without: frozenset[WorkerId]) -> bool:
-    """Whether all blocks have holders besides `without`, some of whom only aren't ready, or heard of, just now."""
+def others_come(
+    state: ClusterState, name: ModelName, without: frozenset[WorkerId], *, awaits_lost: bool = False
+) -> bool:
+    """Whether all blocks have holders besides `without`, some of whom only aren't ready, or heard of, just now.
+
+    With `awaits_lost`, those who are lost, and whose blocks nobody could take, may come back.
+    """
     model = state.models[name]
     held = [
         (span, worker.is_routable and span in worker.ready)
         for worker in state.workers.values()
-        if worker.worker_id not in without and worker.counts_as_holder
+        if worker.worker_id not in without
+        and (worker.counts_as_holder or (awaits_lost and worker.presence == "lost"))
         for span in spans_of(model, worker.assignment.spans)
         if not has_failed(worker, span)
     ]

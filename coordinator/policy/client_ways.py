@@ -94,7 +94,7 @@ def cheapest_for(
 ) -> tuple[Sequence[Segment], list[Leg]]:
     """The cheapest way round for a client, and the segments that its legs are of. All together cover the blocks.
 
-    One for any client where `MAX_STEPS` are too few for this one's.
+    One for any client where none is found on which no worker comes twice.
     """
     if ways is not None:
         more = _more_than_unnamed(segments, n_blocks, ways)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 from coordinator.policy.state import ModelRecord, WorkerRecord
 from protocol.control_messages import SpanAssignment
@@ -35,11 +36,11 @@ def ready_counts(workers: Iterable[WorkerRecord], model: ModelRecord) -> list[in
 
 def counts(ranges: Iterable[BlockRange], n_blocks: int) -> list[int]:
     """For each block, how many of the ranges hold it."""
-    n_of = [0] * n_blocks
+    changes = [0] * (n_blocks + 1)
     for blocks in ranges:
-        for block in range(blocks.start, min(blocks.end, n_blocks)):
-            n_of[block] += 1
-    return n_of
+        changes[min(blocks.start, n_blocks)] += 1
+        changes[min(blocks.end, n_blocks)] -= 1
+    return list(accumulate(changes[:n_blocks]))
 
 
 def runs(values: Sequence[int]) -> list[tuple[BlockRange, int]]:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from coordinator.policy.changes import Change
+from coordinator.policy.cut_moves import basis_of, why_given_up, why_impossible
 from coordinator.policy.events import ImprovementFound, PlacementFound
 from coordinator.policy.handover import Spans
 from coordinator.policy.looking import next_look_s, still_holds
-from coordinator.policy.moving import can_go_on, is_at_rest, next_step, pending
+from coordinator.policy.moving import is_at_rest, next_step, pending
 from coordinator.policy.placement import Placed
 from coordinator.policy.sizing import capacity_bytes
 from coordinator.policy.state import Assignment
@@ -39,7 +40,7 @@ def improvement_found(change: Change, event: ImprovementFound) -> Change:
     if not (found.is_worth_it and is_possible):
         change = replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s)))
         return change.with_move_asked(is_asked=False) if not found.is_worth_it and state.moving is None else change
-    moving = Moving(target=found.moves, reason=found.reason, step_s=change.now_s)
+    moving = Moving(target=found.moves, reason=found.reason, step_s=change.now_s, basis=basis_of(state))
     state = replace(state, n_moves=0 if event.is_asked else state.n_moves + 1)
     # should the move be ended, nothing begins another one at once
     change = replace(change, state=replace(state, improve_s=next_look_s(state, change.now_s))).with_moving(moving)
@@ -78,18 +79,19 @@ def moved_on(change: Change) -> Change:
         return change.stopped_moving("no other worker can be moved while all blocks stay served").to_place(
             is_news=False
         )
-    change = replace(change, state=replace(state, moving=replace(moving, step_s=change.now_s)))
+    if moving.step_s != change.now_s:
+        change = change.with_moving(replace(moving, step_s=change.now_s))
     return all_placed(change, {w: Placed(spans=spans, reason=_words(spans, moving)) for w, spans in step.items()})
 
 
 def _gone_on(change: Change, moving: Moving) -> Change:
     """The move that a restart cut short, with its next step; or its end, if it isn't possible any more."""
-    if not can_go_on(change.state):
-        why = "a restart of the coordinator cut it short, and a worker or model of it has changed since"
-        return change.with_moving(None).audited("moving_ended", "cluster", why)
-    going_on = replace(moving, is_cut=False, step_s=change.now_s)
+    if why := why_given_up(change.state, moving) or why_impossible(change.state, moving):
+        words = f"a restart of the coordinator cut it short, and then: {why}"
+        return change.with_moving(None).audited("moving_ended", "cluster", words)
+    going_on = replace(moving, is_cut=False, step_s=change.now_s, away_s=0.0)
     # what else is to be placed comes after the move, as ever
-    change = replace(change, state=replace(change.state, changed_s=None, moving=going_on))
+    change = replace(change, state=replace(change.state, changed_s=None)).with_moving(going_on)
     n_left = len(pending(change.state, moving.target))
     words = f"goes on after a restart, {n_left} of {len(moving.target)} workers left: {moving.reason}"
     return moved_on(change.audited("replanned", "cluster", words))

@@ -1,17 +1,19 @@
 """Ranges for a model of which nobody holds anything: planned, then turned so that files on disk are of most use.
 
-Two layouts are weighed by the same model (`modelled`): planned pipelines, with whoever is left over where the least
-throughput is; and everybody where the least throughput is.
+Layouts are weighed by the same model (`modelled`): planned pipelines, with whoever is left over where the least
+throughput is; the same as if nobody had the model's end to run; and everybody where the least throughput is. A plan
+knows nothing of ways from one pipeline into another, so one made for something else may be the better one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from coordinator.policy.gap_filling import Candidate
 from coordinator.policy.least_served import Ranges, least_served
 from coordinator.policy.links import LINK_S, links_among
-from coordinator.policy.modelled import speed_of
+from coordinator.policy.modelled import MAX_GIVEN_UP, speed_of
 from coordinator.policy.pipelines import Objective, Pipeline, Rank, Task, pipelines_of, rank
 from coordinator.policy.planning import MAX_WORKERS, best_pipelines
 from coordinator.policy.ring_order import ring_s
@@ -19,8 +21,8 @@ from coordinator.policy.segments import Segment
 from coordinator.policy.state import ClusterState, ModelRecord
 from protocol.ids import BlockRange, WorkerId
 
-_MAX_SLOWER = 0.02
-"""Of a pipeline, for what needn't be fetched then; a plan gives up as much for workers that stay as they are."""
+_MANY = 32
+"""Workers beyond which one plan is made: it takes about a second for 200."""
 
 
 def laid_out(
@@ -42,21 +44,31 @@ def laid_out(
     links = links_among([state.workers[c.worker_id] for c in chosen])
     task = Task(n_blocks=model.manifest.n_blocks, candidates=chosen, links=links, objective=objective)
     kept = [on_disk[c.worker_id] for c in chosen]
-    pipelines = [_turned(task, pipeline, kept) for pipeline in best_pipelines(task)]
+    pipelines = _planned(task, kept)
     if not pipelines:
         return {}
-    ranges = pipelines[0] if is_sparing else _best_ranges(task, pipelines)
+    ranges = pipelines[0] if is_sparing else _best_ranges(task, [pipelines, *_without_end(task, kept)])
     return {chosen[i].worker_id: blocks for i, blocks in ranges.items()}
 
 
-def _best_ranges(task: Task, pipelines: Sequence[Ranges]) -> Ranges:
-    planned = {i: blocks for ranges in pipelines for i, blocks in ranges.items()}
-    spare = [i for i in range(len(task.candidates)) if i not in planned]
-    layouts = [
-        planned,
-        least_served(task.n_blocks, task.candidates, planned, spare),
-        least_served(task.n_blocks, task.candidates, {}, range(len(task.candidates))),
-    ]
+def _planned(task: Task, on_disk: Sequence[Sequence[int]]) -> list[Ranges]:
+    return [_turned(task, pipeline, on_disk) for pipeline in best_pipelines(task)]
+
+
+def _without_end(task: Task, on_disk: Sequence[Sequence[int]]) -> Iterator[list[Ranges]]:
+    """Pipelines as if nobody had the model's end to run, of fleets that are so small that this takes no time."""
+    if len(task.candidates) <= _MANY and any(c.after_s for c in task.candidates):
+        yield _planned(replace(task, candidates=[replace(c, after_s=0.0) for c in task.candidates]), on_disk)
+
+
+def _best_ranges(task: Task, plans: Sequence[Sequence[Ranges]]) -> Ranges:
+    everybody = range(len(task.candidates))
+    layouts: list[Ranges] = []
+    for pipelines in plans:
+        planned = {i: blocks for ranges in pipelines for i, blocks in ranges.items()}
+        spare = [i for i in everybody if i not in planned]
+        layouts += [planned, least_served(task.n_blocks, task.candidates, planned, spare)]
+    layouts.append(least_served(task.n_blocks, task.candidates, {}, everybody))
     ranked = [(found, -i) for i, layout in enumerate(layouts) if (found := _rank(task, layout)) is not None]
     return layouts[-min(ranked)[1]]
 
@@ -125,7 +137,7 @@ def _turned(task: Task, pipeline: Pipeline, on_disk: Sequence[Sequence[int]]) ->
 
 def _as_good(task: Task, pipeline: Pipeline, order: tuple[int, ...], first: int) -> Pipeline | None:
     """A pipeline of this ring, begun at its place `first`, that is hardly slower, if there is one."""
-    most = 1 + _MAX_SLOWER
+    most = 1 + MAX_GIVEN_UP
     return next(
         (
             found

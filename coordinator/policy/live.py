@@ -26,7 +26,7 @@ MAX_ANEW = 200
 LEAST_IN_TURN = 50
 LOOKS_FOR_ALL = 40
 LOOKS_FOR_MODELS = 8
-BEAT_FIELDS = frozenset({"seen_s", "heartbeat", "files"})
+BEAT_FIELDS = frozenset({"seen_s", "heartbeat", "block_s", "measured_of", "files"})
 """Of a worker's record: what heartbeats change, and nothing follows from for its state."""
 _OTHER_FIELDS = tuple(name for name in WorkerRecord.__slots__ if name not in BEAT_FIELDS)
 

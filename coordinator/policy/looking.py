@@ -6,15 +6,18 @@ it rests on have changed meanwhile, it is dropped, and looked for anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
 import msgspec
 
+from coordinator.policy.cut_moves import is_awaited
 from coordinator.policy.events import Found, ImprovementFound, MoveStepEnded, PlacementFound
 from coordinator.policy.improvement import improvement
-from coordinator.policy.moving import is_at_rest, is_awaited
+from coordinator.policy.measured import unmeasured
+from coordinator.policy.moving import is_at_rest
 from coordinator.policy.placement import placement
 from coordinator.policy.state import ClusterState, WorkerRecord
 from protocol.ids import WorkerId
@@ -79,11 +82,11 @@ def still_holds(basis: ClusterState, state: ClusterState, touched: Iterable[Work
 
 
 def _is_alike(old: WorkerRecord, new: WorkerRecord) -> bool:
-    return old is new or _unmeasured(old) == _unmeasured(new)
+    return old is new or _settled(old) == _settled(new)
 
 
-def _unmeasured(worker: WorkerRecord) -> WorkerRecord:
-    """Without what comes by the second: when it was heard, what it measured, how far it is with loading."""
+def _settled(worker: WorkerRecord) -> WorkerRecord:
+    """Without what comes by the second: what it measured, how far it has loaded, what an unsteady clock says."""
     reported = tuple(
         msgspec.structs.replace(
             status,
@@ -94,7 +97,5 @@ def _unmeasured(worker: WorkerRecord) -> WorkerRecord:
         )
         for status in worker.reported
     )
-    trust = replace(worker.trust, score=0.0)
-    return replace(
-        worker, seen_s=0.0, heartbeat=None, block_s=0.0, files=frozenset(), reported=reported, trust=trust
-    )
+    clock_offset_s = math.inf if worker.is_shut_out else 0.0
+    return replace(unmeasured(worker), reported=reported, clock_offset_s=clock_offset_s, right_since_s=None)

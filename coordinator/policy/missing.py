@@ -80,6 +80,8 @@ def _unready(model: ModelRecord, run: BlockRange, worker: WorkerRecord, exclude:
 def _unheld(state: ClusterState, model: ModelRecord, run: BlockRange) -> str:
     what = f"blocks {run} of {model.name} are held by nobody"
     here = [w for w in state.workers.values() if w.can_be_assigned]
+    if not here and any(w.presence == "here" and w.is_shut_out for w in state.workers.values()):
+        return f"{what}: the clocks of workers are wrong, or were a moment ago (`coord status` says what to do)"
     if not here:
         return f"{what}: no worker is connected; run `worker join` on a machine"
     if not any(worker.only_model in (None, model.name) for worker in here):

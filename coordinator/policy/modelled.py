@@ -18,6 +18,9 @@ from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from protocol.control_messages import SpanAssignment
 from protocol.ids import BlockRange, WorkerId
 
+MAX_GIVEN_UP = 0.02
+"""Of what is modelled, that workers may stay as they are or needn't fetch what others have on disk."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelledSpeed:

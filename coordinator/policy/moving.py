@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
-from coordinator.policy.coverage import has_failed, ready_counts, spans_of
+from coordinator.policy.coverage import ready_counts, spans_of
 from coordinator.policy.handover import Spans, handed_over
-from coordinator.policy.sizing import capacity_bytes, spans_bytes
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import status_as
 from protocol.control_messages import SpanAssignment
@@ -21,8 +20,6 @@ from protocol.ids import BlockRange, ModelName, WorkerId
 LEAST_AT_ONCE = 4
 SHARE_AT_ONCE = 0.1
 """Workers that change in one step, of all: they load and serve at once, and who fails delays the others."""
-TRIES_AGAIN_S = 60.0
-"""What failed to load while the coordinator was away has so long to be loaded after all."""
 
 Target = Mapping[WorkerId, Spans]
 
@@ -81,31 +78,6 @@ def reachable(state: ClusterState, target: Target) -> dict[WorkerId, Spans]:
     return reached
 
 
-def can_go_on(state: ClusterState) -> bool:
-    """Whether a move that a restart cut short is still possible: all of it, and now."""
-    is_wanted = state.is_move_asked or state.settings.replan == "auto"
-    if state.moving is None or not is_wanted or not has_all_ready(state) or _has_lost_any(state):
-        return False
-    target = state.moving.target
-    return all(_may_hold(state, w, spans) for w, spans in target.items()) and reachable(state, target) == dict(
-        pending(state, target)
-    )
-
-
-def is_awaited(state: ClusterState, now_s: float) -> bool:
-    """Whether a move that a restart cut short may go on once workers are back, or have loaded what they hold."""
-    moving = state.moving
-    if moving is None or not moving.is_cut or now_s - moving.step_s > state.settings.longest_step_s:
-        return False
-    tries_again = now_s - moving.step_s <= TRIES_AGAIN_S
-    return not _has_lost_any(state) and any(
-        worker.presence in ("expected", "suspect")
-        or (worker.is_routable and _loads(worker, tries_again=tries_again))
-        for worker in state.workers.values()
-        if worker.assignment.spans
-    )
-
-
 def all_ready(state: ClusterState, changes: Target) -> ClusterState:
     """The state once these workers hold and serve this, and nothing else."""
     workers = dict(state.workers)
@@ -115,31 +87,6 @@ def all_ready(state: ClusterState, changes: Target) -> ClusterState:
         reported = tuple(status_as(span, "ready", "") for span in spans)
         workers[worker_id] = replace(worker, assignment=assignment, reported=reported)
     return replace(state, workers=workers)
-
-
-def _may_hold(state: ClusterState, worker_id: WorkerId, spans: Spans) -> bool:
-    worker = state.workers.get(worker_id)
-    if worker is None or not worker.can_be_assigned or worker.pinned_blocks is not None:
-        return False
-    models = [state.models.get(span.model) for span in spans]
-    is_there = all(m is not None and m.revision == s.revision for m, s in zip(models, spans, strict=True))
-    return is_there and (worker.assignment.spans == spans or _fits(state, worker, spans))
-
-
-def _fits(state: ClusterState, worker: WorkerRecord, spans: Spans) -> bool:
-    """Whether there is memory for it: the worker may have been started again with less."""
-    assert worker.device is not None
-    return spans_bytes(state, spans, worker.device.held_as, 0) <= capacity_bytes(worker.device)
-
-
-def _has_lost_any(state: ClusterState) -> bool:
-    """Whether blocks are to be given to others first, since who holds them is away for good."""
-    return any(worker.presence == "lost" and worker.assignment.spans for worker in state.workers.values())
-
-
-def _loads(worker: WorkerRecord, *, tries_again: bool) -> bool:
-    unready = [span for span in worker.assignment.spans if span not in worker.ready]
-    return any(tries_again or not has_failed(worker, span) for span in unready)
 
 
 def _lost(worker: WorkerRecord, spans: Spans) -> list[SpanAssignment]:

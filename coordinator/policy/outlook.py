@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordinator.policy.cut_moves import waiting_words
 from coordinator.policy.handover import Spans
 from coordinator.policy.improvement import Improvement, improvement
 from coordinator.policy.moving import pending
@@ -31,7 +32,7 @@ def moving_words(state: ClusterState) -> str:
     n_done = len(here) - len(loading)
     parts = [f"Placed anew, {n_done} of {len(target)} workers done: {state.moving.reason}"]
     if state.moving.is_cut:
-        parts.insert(0, "The coordinator was restarted and goes on once all who hold blocks have them ready again")
+        parts.insert(0, waiting_words(state))
     if loading:
         parts.append(f"now {_workers_words(loading)}")
     if left:

@@ -15,21 +15,19 @@ from protocol.ids import BlockRange, WorkerId
 _MAX_NAMES = 4
 
 
-def with_pinned_ends(state: ClusterState, segments: Sequence[Segment], n_blocks: int) -> list[Segment]:
-    """The segments without the first and the last block where a worker isn't pinned.
+def without_ends(segments: Sequence[Segment], n_blocks: int) -> tuple[Segment, ...]:
+    """The segments of a worker that isn't pinned without the first and the last block.
 
     So a way through all blocks begins and ends on pinned workers, and whoever isn't may still hold all between.
     """
     kept = []
     for segment in segments:
-        if not state.workers[segment.worker_id].trust.may_hold_ends:
-            start, end = max(segment.blocks.start, 1), min(segment.blocks.end, n_blocks - 1)
-            if start >= end:
-                continue
-            if (start, end) != (segment.blocks.start, segment.blocks.end):
-                segment = replace(segment, blocks=BlockRange(start, end))  # noqa: PLW2901 - the same, but shorter
-        kept.append(segment)
-    return kept
+        start, end = max(segment.blocks.start, 1), min(segment.blocks.end, n_blocks - 1)
+        if (start, end) == (segment.blocks.start, segment.blocks.end):
+            kept.append(segment)
+        elif start < end:
+            kept.append(replace(segment, blocks=BlockRange(start, end)))
+    return tuple(kept)
 
 
 def missing_ends(

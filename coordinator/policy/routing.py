@@ -13,7 +13,7 @@ from coordinator.policy.client_ways import ClientWays, cheapest_for
 from coordinator.policy.coverage import counts, gaps, ready_spans
 from coordinator.policy.links import LINK_S
 from coordinator.policy.missing import MissingBlocks, missing_blocks
-from coordinator.policy.pinned_ends import missing_ends, with_pinned_ends
+from coordinator.policy.pinned_ends import missing_ends
 from coordinator.policy.ready_segments import ReadySegments
 from coordinator.policy.segments import Leg, Segment
 from coordinator.policy.state import ClusterState, ModelRecord
@@ -94,12 +94,8 @@ def cheapest_route(
     if model is None:
         message = f"no model is served as {model_name!r}; `coord model list` shows which are"
         return MissingBlocks(model=model_name, blocks=(), is_on_its_way=False, message=message)
-    ready = (known or ReadySegments()).of(state, model)
+    ready = (known or ReadySegments()).of(state, model, blocks, pinned_ends=pinned_ends)
     covered = blocks or BlockRange(0, model.manifest.n_blocks)
-    if blocks is not None:
-        ready = _within(ready, blocks)
-    if pinned_ends:
-        ready = with_pinned_ends(state, ready, len(covered))
     segments = _weighed(ready, exclude, avoided, held)
     if gaps(counts((segment.blocks for segment in segments), len(covered))):
         missing = missing_blocks(state, model, exclude)
@@ -182,17 +178,6 @@ def _weighed(segments: list[Segment], exclude: frozenset[WorkerId], avoided: Avo
     holders = {worker_id for worker_id, _ in held}
     kept = [part for segment in segments if segment.worker_id in holders for part in _kept(segment, held)]
     return segments + kept
-
-
-def _within(segments: Sequence[Segment], blocks: BlockRange) -> list[Segment]:
-    """What segments have of `blocks`, counted from the first of these; nobody is asked for tokens after them."""
-    within = [segment for segment in segments if segment.blocks.overlaps(blocks)]
-    return [replace(segment, blocks=_shifted(segment.blocks, blocks), after_s=0.0) for segment in within]
-
-
-def _shifted(held: BlockRange, blocks: BlockRange) -> BlockRange:
-    start, end = max(held.start, blocks.start), min(held.end, blocks.end)
-    return BlockRange(start - blocks.start, end - blocks.start)
 
 
 def _avoiding(segment: Segment, avoided: Avoided) -> Segment:

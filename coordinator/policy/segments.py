@@ -56,6 +56,9 @@ class Segment:
         return self.earliest_exit <= block <= self.blocks.end
 
 
+DIGITS = 12
+"""Costs in seconds that differ by less differ by rounding: in what order they were summed up decides nothing."""
+
 ANSWER_TOKENS = 128
 """Over how many tokens what is paid or saved once is spread, if more are asked for: answers mostly stop by
 themselves."""

@@ -26,6 +26,9 @@ CACHE_FLOOR_SHARE = 0.1
 MAX_DECODE_S = 3600.0
 """Seconds for one token in one block: more is a mistake or a lie, and the estimate is taken instead."""
 
+MIN_DECODE_S = 1e-9
+"""Less is one too, and what is divided by it may be endless."""
+
 BLOCK_START_S = 0.0005
 """What a block takes whatever its size, for norms, attention and starting them: 0.6 ms were measured on a core. The
 head is one product: beside small blocks it takes less than its weights say."""
@@ -114,8 +117,15 @@ def decode_times(
     block_s = 0.0 if has_other_models else worker.block_s
     block_s = block_s or _estimated_block_s(worker.device, manifest, quantization)
     return DecodeTimes(
-        block_s=block_s, after_s=HEAD_SHARE * block_s * end_in_blocks(worker.device, manifest, quantization)
+        block_s=block_s, after_s=block_s * counted_end_in_blocks(worker.device, manifest, quantization)
     )
+
+
+def counted_end_in_blocks(
+    device: DeviceReport, manifest: Manifest, quantization: Quantization | None = None
+) -> float:
+    """What comes after the last block, as it counts where blocks are shared out, in blocks that take as long."""
+    return HEAD_SHARE * end_in_blocks(device, manifest, quantization)
 
 
 def end_in_blocks(device: DeviceReport, manifest: Manifest, quantization: Quantization | None = None) -> float:
@@ -129,7 +139,7 @@ def end_in_blocks(device: DeviceReport, manifest: Manifest, quantization: Quanti
 def _estimated_block_s(device: DeviceReport, manifest: Manifest, quantization: Quantization | None) -> float:
     n_parameters = _mean_parameters(manifest.blocks)
     n_bytes = block_weight_bytes(int(n_parameters), quantization or device.held_as)
-    return _products_s(device, n_bytes, n_parameters) or 1e-9
+    return max(_products_s(device, n_bytes, n_parameters), MIN_DECODE_S)
 
 
 def _products_s(device: DeviceReport, n_bytes: float, n_parameters: float) -> float:

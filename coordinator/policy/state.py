@@ -18,6 +18,7 @@ from protocol.control_messages import DeviceReport, Heartbeat, SpanAssignment, S
 from protocol.errors import ConfigError
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
 from protocol.manifest import Manifest
+from protocol.messages import Quantization
 from protocol.model_signature import ModelSignature
 
 Presence = Literal["expected", "here", "suspect", "lost", "gone"]
@@ -30,11 +31,7 @@ over all workers that are there, so that each holds as little as it can and has 
 
 
 def checked_placement(text: str, name: str) -> Placement:
-    """The text, if it is one of these; `name` says where it was given.
-
-    Raises:
-        ConfigError: it isn't.
-    """
+    """The text, if it is one of these; `name` says where it was given. ConfigError: it isn't."""
     for known in get_args(Placement):
         if text == known:
             return cast(Placement, known)
@@ -46,11 +43,7 @@ Replan = Literal["auto", "off"]
 
 
 def checked_replan(text: str, name: str) -> Replan:
-    """The text, if it is one of these; `name` says where it was given.
-
-    Raises:
-        ConfigError: it isn't.
-    """
+    """The text, if it is one of these; `name` says where it was given. ConfigError: it isn't."""
     for known in get_args(Replan):
         if text == known:
             return cast(Replan, known)
@@ -173,8 +166,12 @@ class WorkerRecord:
     heartbeat: Heartbeat | None = None
     block_s: float = 0.0
     """What a token takes in a block, by its heartbeats (`measured`); 0.0 until measured."""
+    measured_of: frozenset[tuple[Revision, Quantization | None]] = frozenset()
+    """The weights that this was measured of: models, and the fewer bits that they were held in."""
     clock_offset_s: float = 0.0
     """How far its clock is ahead of ours, below 0 behind it; 0.0 while it is right enough to join."""
+    right_since_s: float | None = None
+    """Set for a while after its clock let nobody in: since when it is right again, if it is so for good."""
     trust: Standing = NEWCOMER
     """How far it is trusted, as of the latest review; worked out of its `TrustRecord`."""
 
@@ -209,6 +206,11 @@ class WorkerRecord:
         return self.clock_offset_s > NO_TICKETS_FROM_S
 
     @property
+    def is_shut_out(self) -> bool:
+        """Whether its clock lets nobody in, or did a moment ago and may again."""
+        return self.takes_no_tickets or self.right_since_s is not None
+
+    @property
     def counts_as_holder(self) -> bool:
         """Whether what is assigned to it counts as held: it is there, or may be back in a moment."""
         if self.presence in ("lost", "gone") or self.trust.is_barred:
@@ -218,7 +220,7 @@ class WorkerRecord:
     @property
     def can_be_assigned(self) -> bool:
         """Whether it may be given more."""
-        return self.is_routable and self.departure is None and self.device is not None
+        return self.is_routable and not self.is_shut_out and self.departure is None and self.device is not None
 
     @property
     def served(self) -> tuple[SpanAssignment, ...]:
@@ -284,6 +286,8 @@ class ClusterState:
     """Settings that operators changed while a coordinator ran; what was given at the start goes before them."""
     n_staying: dict[ModelName, Sequence[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """For each block, how many who stay serve it: `departure` counts once a state, however many it is asked of."""
+    all_clocks: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    """What the clocks of all together say (`worker_clocks`), likewise; empty until it is asked."""
 
     @property
     def lost_workers(self) -> frozenset[WorkerId]:

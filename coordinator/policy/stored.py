@@ -49,6 +49,8 @@ class StoredState:
     """Whether an operator asked for blocks to be placed anew, and that wasn't over."""
     moving: Moving | None = None
     """What was being moved."""
+    moving_damage: str = ""
+    """Why that can't be read, if it was stored and can't."""
 
 
 _ASKED_BEFORE = "an operator asked for it before the coordinator was restarted"
@@ -90,5 +92,10 @@ def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> Clu
         pins=dict(stored.pins),
         stored_settings=dict(stored.settings),
         is_move_asked=stored.is_move_asked,
-        moving=None if stored.moving is None else replace(stored.moving, step_s=now_s, is_cut=True),
+        moving=None if stored.moving is None else _cut(stored.moving, now_s),
     )
+
+
+def _cut(moving: Moving, now_s: float) -> Moving:
+    """A move as a coordinator finds it that was started now. One of the future is as doubtful as an old one."""
+    return replace(moving, step_s=now_s, is_cut=True, away_s=abs(now_s - moving.step_s))

@@ -148,7 +148,7 @@ def _heard(change: Change, worker: WorkerRecord) -> WorkerRecord:
     if not worker.is_connected:
         return worker
     # one that was stopped and finishes what runs is on its way out, however much is heard of it
-    is_doubted = worker.is_doubted and (worker.kept_until_s is not None or worker.takes_no_tickets)
+    is_doubted = worker.is_doubted and (worker.kept_until_s is not None or worker.is_shut_out)
     return replace(worker, presence="here", seen_s=change.now_s, is_doubted=is_doubted)
 
 

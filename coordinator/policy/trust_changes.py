@@ -89,7 +89,8 @@ def reviewed_some(change: Change) -> Change:
     change = replace(change, state=replace(state, n_trust_reviews=start + n_reviewed))
     for worker_id in (known + known)[start : start + n_reviewed]:
         record = state.trust[worker_id]
-        if is_as_new(record, now_s):
+        if is_as_new(record, now_s) and worker_id not in state.workers:
+            # until then its history stays to be read: of a pardoned newcomer nothing else is left
             change = _forgotten(change, worker_id)
         elif reviewed(record, now_s) != record:
             change = _recorded(change, worker_id, record, _Line(kind="forgiven", reason="evidence grows old"))

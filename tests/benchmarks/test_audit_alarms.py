@@ -16,10 +16,10 @@ def test_many_audits_at_once_find_what_the_coordinators_own_rules_do(architectur
     with tiny_files(architecture) as files:
         stages = [files.loaded(WHOLE, machine.dtype, machine.codes) for machine in (FLOAT32, BFLOAT16)]
         one, other = (projections(stage, asked(stage, ["a", "b"])) for stage in stages if stage is not None)
-    found = ratios(one, other, allowed, is_dense=dense)
+    found = ratios(one, other, allowed)
     for number in range(2):
         said = [(name, tuple(map(tuple, rows[number].tolist()))) for name, rows in (("one", one), ("other", other))]
-        comparison = compared(said[0], said[1], allowed, is_dense=dense)
+        comparison = compared(said[0], said[1], allowed)
         assert found[number] == pytest.approx(comparison.difference / comparison.allowed, rel=1e-4)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from client.cli import main
+from client.cli_options import generation_options
 from protocol.api_key import new_api_key
 from protocol.errors import ErrorBody
 from protocol.messages import PROTOCOL_VERSION, Constraint
@@ -162,6 +163,15 @@ def test_options_that_cannot_be_are_refused_by_name(
 async def test_guessing_ahead_can_be_refused(program: Program, cluster: ScriptedCluster) -> None:
     await program.run("generate", "x", "--no-speculate")
     assert not cluster.route_requests[-1].speculate
+
+
+@pytest.mark.parametrize("asked", [True, False, None])
+def test_guessing_ahead_that_was_asked_for_is_said_to_do_nothing_in_private(
+    asked: bool | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = generation_options(stop=(), timeout=1.0, speculate=asked, private=True)
+    assert options.speculate == (asked is not False)
+    assert ("--speculate does nothing with --private" in capsys.readouterr().err) == (asked is True)
 
 
 @pytest.mark.parametrize("arguments", [["generate", "-", "--raw"], ["generate", "--raw"]])

@@ -156,7 +156,8 @@ async def test_an_unknown_key_or_worker_is_not_found(http: Http) -> None:
 async def test_a_worker_is_named_by_the_beginning_of_its_id(coordinator: RunningCoordinator, http: Http) -> None:
     async with joined_worker(coordinator) as worker:
         await worker.receive(Assign)
-        assert (await http.ask("POST", f"/admin/v1/workers/{worker.worker_id[:5]}/drain")).status == 404
+        assert (await http.ask("POST", f"/admin/v1/workers/{worker.worker_id[:5]}/drain")).status == 400
+        assert (await http.ask("POST", "/admin/v1/workers/w-000/drain")).status == 404
         answer = await http.ask("POST", f"/admin/v1/workers/{worker.worker_id[:12]}/drain")
         assert answer.read(WorkerInfo).worker_id == worker.worker_id
 

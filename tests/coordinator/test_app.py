@@ -41,7 +41,7 @@ from coordinator.config import CoordinatorConfig
 
 async def main():
     async with running(CoordinatorConfig(state=Path(sys.argv[1]), listen_port=0)):
-        heavy = sorted({"torch", "transformers", "numpy"} & set(sys.modules))
+        heavy = sorted({"torch", "transformers", "safetensors"} & set(sys.modules))
         print(json.dumps({"heavy": heavy, "resident": psutil.Process().memory_info().rss}))
 
 asyncio.run(main())

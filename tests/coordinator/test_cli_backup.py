@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import shutil
+import signal
 import stat
 import tarfile
 from datetime import UTC, date, datetime
@@ -24,7 +26,7 @@ from protocol.errors import ConflictError
 from protocol.exit_codes import EXIT_STORAGE, EXIT_USAGE
 from protocol.rest import ModelList, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
-from tests.support.coord_process import Coord
+from tests.support.coord_process import Coord, forked
 from tests.support.coordinators import (
     WorkerKey,
     add_model,
@@ -89,6 +91,18 @@ async def test_what_was_backed_up_is_restored_into_either_database(
         async with http_session(coordinator, key) as http:
             assert [m.name for m in (await http.ask("GET", "/v1/models")).read(ModelList).models] == ["tiny"]
         await add_model(coordinator, "another")  # new rows get new numbers
+
+
+def test_what_is_acknowledged_after_a_backup_outlives_a_kill(tmp_path: Path, coord: Coord) -> None:
+    state = tmp_path / "state"
+    with forked(state) as process:
+        assert coord("backup", str(tmp_path / "b.tar"), "--state", str(state))[0] == 0
+        code, created, _ = coord("key", "create", "later", "--json", "--state", str(state))
+        assert code == 0
+        process.stop(signal.SIGKILL)
+    with forked(state, is_first=False):
+        _, listed, _ = coord("key", "list", "--json", "--state", str(state))
+    assert json.loads(created)["key_id"] in listed
 
 
 VALUES: dict[type, object] = {

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from coordinator.audit_log import AuditFilter
 from coordinator.cluster import OUTBOX_SIZE, Cluster
 from coordinator.database import opened
 from coordinator.policy.events import (
@@ -203,3 +204,33 @@ async def test_what_workers_measure_wakes_nobody_who_waits_for_a_route(cluster: 
     await cluster.handle(WorkerBeat(worker_id=A, heartbeat=heartbeat(decode_s_per_block=0.0123)))
 
     assert not changed.is_set()
+
+
+async def test_a_clock_wakes_those_who_wait_for_a_route_when_it_begins_or_ends_to_let_nobody_in(
+    cluster: Cluster, time: Time
+) -> None:
+    """It counts for placement once it was right for a while; routes go there at once, and so must be told."""
+    await with_worker(cluster, time)
+    for ahead_s, wakes in ((0.0, False), (7200.0, True), (7300.0, False), (400.0, True), (0.0, False)):
+        changed = cluster.routes_changed
+        beat = WorkerBeat(worker_id=A, heartbeat=heartbeat(time_s=time.now_s + ahead_s))
+        await cluster.handle(beat)
+        assert changed.is_set() == wakes, ahead_s
+
+
+@pytest.mark.parametrize("value", ["{", '{"target": {"a": 3}}'])
+async def test_a_move_that_cannot_be_read_is_forgotten_and_said_so_once(
+    engine: AsyncEngine, time: Time, value: str
+) -> None:
+    await with_worker(await restored_cluster(engine, time), time)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("INSERT INTO settings (key, value) VALUES ('moving', :value)"), {"value": value}
+        )
+    for _ in range(2):
+        again = await restored_cluster(engine, time)
+        assert again.state.moving is None
+        assert again.state.workers[A].assignment.spans
+    found = AuditFilter(action="moving_ended")
+    (line,) = await Repository(engine).audit_log.entries(found, before_id=None, n_entries=9)
+    assert line.details.startswith("what was being moved can't be read and is forgotten: ")

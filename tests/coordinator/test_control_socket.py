@@ -9,11 +9,14 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from coordinator import control_socket
+from coordinator.control_socket import LARGE_BYTES
 from coordinator.policy.events import TimePassed
-from protocol.control_messages import Assign, Dismiss, GenerationReport
-from protocol.ids import SessionId
+from protocol.codec import encode_message
+from protocol.control_messages import Assign, Dismiss, FilesHeld, GenerationReport
+from protocol.ids import FileHash, SessionId
 from protocol.tls import COORDINATOR_NAME
 from tests.support.coordinators import (
     WorkerKey,
@@ -76,6 +79,65 @@ async def test_a_database_that_is_gone_is_told_to_the_worker(tmp_path: Path) -> 
         async with connected_worker(coordinator, key, grant, announce=announcement()) as worker:
             assert (await worker.receive(Dismiss)).error.code == "storage"
             await worker.closed()
+
+
+async def test_pings_are_answered_and_reports_taken_while_the_database_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("database", "transactions"):
+        monkeypatch.setattr(f"coordinator.{module}.BUSY_TIMEOUT_MS", 60_000)
+    report = GenerationReport(
+        session_id=SessionId("not one"), n_prompt_tokens=1, n_completion_tokens=1, outcome="stop"
+    )
+    async with running_coordinator(tmp_path) as coordinator:
+        grant = await enrolled(coordinator, WorkerKey())
+        database = tmp_path / "state" / "brigade.db"
+        with closing(sqlite3.connect(database, isolation_level=None)) as other, capture_logs() as logs:
+            other.execute("BEGIN IMMEDIATE")
+            async with (
+                http_session(coordinator, grant.session_token) as http,
+                http.session.ws_connect(
+                    f"{http.url}/v1/worker/control", server_hostname=COORDINATOR_NAME, autoping=False
+                ) as socket,
+            ):
+                await socket.send_bytes(encode_message(announcement()))
+                await socket.send_bytes(encode_message(report))
+                await socket.ping()
+                while (frame := await socket.receive(timeout=30)).type is aiohttp.WSMsgType.PING:
+                    await socket.pong(frame.data)
+                assert frame.type is aiohttp.WSMsgType.PONG
+                assert "generation_report_refused" in [entry["event"] for entry in logs]
+                assert "worker_connected" not in [entry["event"] for entry in logs], "that waits for the database"
+                other.execute("ROLLBACK")
+                assert (await socket.receive(timeout=30)).type is aiohttp.WSMsgType.BINARY
+
+
+async def test_behind_a_large_message_nothing_is_read_until_the_cluster_has_taken_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each worker could have so many of them kept: 64 times 4 MiB, while a database hangs."""
+    for module in ("database", "transactions"):
+        monkeypatch.setattr(f"coordinator.{module}.BUSY_TIMEOUT_MS", 60_000)
+    large = FilesHeld(files=tuple(FileHash(f"{number:064x}") for number in range(LARGE_BYTES // 64)))
+    async with running_coordinator(tmp_path) as coordinator:
+        grant = await enrolled(coordinator, WorkerKey())
+        database = tmp_path / "state" / "brigade.db"
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            async with (
+                http_session(coordinator, grant.session_token) as http,
+                http.session.ws_connect(
+                    f"{http.url}/v1/worker/control", server_hostname=COORDINATOR_NAME, autoping=False
+                ) as socket,
+            ):
+                for message in (announcement(), large):
+                    await socket.send_bytes(encode_message(message))
+                await socket.ping()
+                with pytest.raises(TimeoutError):
+                    await socket.receive(timeout=0.5)
+                other.execute("ROLLBACK")
+                while (await socket.receive(timeout=30)).type is not aiohttp.WSMsgType.PONG:
+                    pass
 
 
 async def test_the_end_of_an_older_socket_takes_nothing_from_the_newer_one(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sqlite3
 import stat
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -93,7 +94,17 @@ async def test_no_postgresql_there() -> None:
 
 async def test_a_postgresql_database_that_is_not_there(postgres_server: object) -> None:
     folder = postgres_server.socket_folder  # type: ignore[attr-defined]
-    assert "does not exist" in await refused(f"postgresql+asyncpg://postgres@/nowhere?host={folder}")
+    message = await refused(f"postgresql+asyncpg://postgres@/nowhere?host={folder}")
+    assert "does not exist" in message
+    assert f"at {folder}:5432" in message
+
+
+async def test_a_file_that_another_program_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.database.BUSY_TIMEOUT_MS", 100)
+    with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        message = await refused(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+    assert message.endswith("database is locked for 0.1 s: try again, and see which other program holds it")
 
 
 async def test_connections_that_the_server_closed_are_replaced_and_rested_ones_asked(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -106,6 +106,34 @@ async def test_a_report_whose_commit_lost_its_answer_is_no_other_report(desk: De
     assert (used.n_generations, used.n_completion_tokens) == (1, 5)
 
 
+class CountingRepository(Repository):
+    """Notes how many reports each transaction had."""
+
+    n_together: tuple[int, ...] = ()
+
+    async def finish_generations(
+        self, ends: Sequence[ReportedEnd], quota_clock: Callable[[], float] | None = None
+    ) -> list[StoredGeneration | None]:
+        self.n_together = (*self.n_together, len(ends))
+        return await super().finish_generations(ends, quota_clock)
+
+
+@pytest.mark.parametrize(("n_waiting", "n_first"), [(100, 32), (800, 99), (4000, 256)])
+async def test_the_more_reports_wait_the_more_are_saved_together(
+    tmp_path: Path, n_waiting: int, n_first: int
+) -> None:
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as engine:
+        repository = CountingRepository(engine)
+        reports = Desk(repository).reports
+        for number in range(n_waiting):
+            reports.take(report(f"s{number}"), B)
+        with capture_logs():  # nobody knows these
+            async with running_beside(reports=reports.save_forever()):
+                await reports.saved(30.0)
+    assert repository.n_together[0] == max(repository.n_together) == n_first
+    assert sum(repository.n_together) == n_waiting
+
+
 async def test_what_cant_be_saved_in_time_or_is_too_much_is_said(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +145,10 @@ async def test_what_cant_be_saved_in_time_or_is_too_much_is_said(
         reports.take(report("s1"), B)
         reports.take(report("s2"), B)
         await reports.saved(0.01)
-    assert [line["event"] for line in logs] == ["generation_report_lost", "generation_reports_lost"]
+    assert [(line["event"], line["n_waiting"]) for line in logs] == [
+        ("generation_report_lost", 1),
+        ("generation_reports_lost", 1),
+    ]
 
 
 async def test_ids_that_are_none_do_not_get_to_the_database(desk: Desk) -> None:

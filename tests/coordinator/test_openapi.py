@@ -48,6 +48,10 @@ async def test_the_document_is_valid(document: Any) -> None:
     OpenAPIV31SpecValidator(document).validate()
 
 
+async def test_every_group_of_routes_has_a_name(document: Any) -> None:
+    assert [tag for tag in document["tags"] if not tag["name"]] == []
+
+
 async def test_every_error_code_is_named_by_its_status(document: Any) -> None:
     for error in all_errors():
         schema = document["components"]["responses"][f"Error{error.status}"]["content"]["application/json"][

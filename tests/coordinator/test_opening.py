@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,6 +43,18 @@ async def test_the_first_start_makes_a_key_of_each_kind_once(tmp_path: Path) -> 
             assert len(await opened.repository.api_keys()) == 2
             assert await opened.repository.load_state() == StoredState()
     assert texts[:2] == texts[2:]
+
+
+async def test_another_program_that_looks_into_the_database_takes_no_log_away(tmp_path: Path) -> None:
+    """SQLite's last reader removes the write-ahead log; who takes himself for it takes what is written after."""
+    look = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT * FROM settings').fetchall()"
+    for _ in range(2):  # the file is made at the first start, and there at the second
+        async with opened_state(CoordinatorConfig(state=tmp_path), NOW):
+            file, log = tmp_path / "brigade.db", tmp_path / "brigade.db-wal"
+            before = log.stat().st_ino
+            await asyncio.to_thread(subprocess.run, [sys.executable, "-c", look, str(file)], check=True)
+            assert log.exists()
+            assert log.stat().st_ino == before
 
 
 async def test_a_revoked_first_key_stays_revoked(tmp_path: Path) -> None:

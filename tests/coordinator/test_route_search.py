@@ -129,8 +129,33 @@ async def test_routes_go_round_workers_that_a_session_is_too_long_for(tmp_path: 
             )
             with pytest.raises(ModelUnavailableError, match=r"7 positions, .* 1 of the workers"):
                 route(wanting(7), large.worker_id)
-            with pytest.raises(ModelUnavailableError, match="1,000 positions"):
-                route(wanting(1000, continues=SessionId("0" * 32)))
+            begun = SessionId("0" * 32)
+            for excluded in ((), (small.worker_id,), (small.worker_id, large.worker_id, part.worker_id)):
+                with pytest.raises(ContextExceededError, match=r"1,000 positions, .* 200 on"):
+                    route(wanting(1000, continues=begun), *excluded)
+            with pytest.raises(ModelUnavailableError) as waits:
+                route(wanting(100, continues=begun), small.worker_id, large.worker_id)
+            assert "positions" not in waits.value.message, "who has room is gone round for now"
+
+
+async def test_a_generation_that_goes_on_waits_for_who_may_come_back_with_room(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        cluster = coordinator.cluster
+        async with pinned_workers(coordinator, (0, 4), (0, 4)) as (small, large):
+            search = RouteSearch(cluster, coordinator.application[TICKET_DESK])
+            await told(coordinator, (small, 3, 0.05), (large, 100, 0.05))
+            model = cluster.state.models[ModelName("tiny")]
+            await large.socket.close()
+            await eventually(lambda: not cluster.state.workers[large.worker_id].is_routable)
+            with pytest.raises(ModelLoadingError, match="4 positions"):
+                search.found(
+                    model,
+                    frozenset(),
+                    NOTHING_AVOIDED,
+                    NOTHING_HELD,
+                    wanting(4, continues=SessionId("0" * 32)),
+                )
 
 
 async def test_a_floor_of_trust_that_nobody_reaches_is_the_reason_and_nothing_before_it(tmp_path: Path) -> None:

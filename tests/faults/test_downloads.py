@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import resource
 import signal
 import tempfile
@@ -17,7 +16,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.app import RunningCoordinator, utc_now_s
+from coordinator.app import RunningCoordinator
 from protocol.control_messages import Assign
 from protocol.errors import StorageError, UnreachableError
 from protocol.tls import server_context
@@ -41,16 +40,11 @@ from tests.support.coordinators import (
     add_model,
     announcement,
     enrolled,
-    join_secret_of,
     joined_worker,
     running_coordinator,
 )
-from worker.downloads import Downloader
-from worker.enrolment import CredentialsHolder, enrol
-from worker.fetching import Fetching
+from tests.support.fetching import fetching_into, joined_sources
 from worker.files import FileCache
-from worker.identity import load_identity
-from worker.sources import Sources
 
 FLIPPED = DATA[:70_000] + bytes([DATA[70_000] ^ 1]) + DATA[70_001:]
 slow_example = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -258,7 +252,9 @@ async def test_a_peer_with_wrong_bytes_is_reported_to_the_coordinator_and_asked_
                     bad.worker_id,
                     "the coordinator",
                 ]
-                await fetching.download([file], n_held=0, keep=(), progressed=lambda _text, _share: None)
+                await fetching.download(
+                    [file], n_held=0, keep=(), progressed=lambda _text, _share: None, tell=lambda _text: None
+                )
                 (path,) = fetching.paths([file])
                 assert path.read_bytes() == model.contents[file.sha256]
                 audited = [(line.action, line.subject) for line in await coordinator.repository.audit_lines()]
@@ -266,19 +262,6 @@ async def test_a_peer_with_wrong_bytes_is_reported_to_the_coordinator_and_asked_
                 for asking in (sources, await joined_sources(tmp_path / "another", coordinator, http)):
                     found = await asking.of([file.sha256])
                     assert [source.name for source in found[file.sha256]] == ["the coordinator"]
-
-
-async def joined_sources(folder: Path, coordinator: RunningCoordinator, http: aiohttp.ClientSession) -> Sources:
-    """What a worker that has enrolled asks for sources."""
-    state = folder / "worker"
-    state.mkdir(parents=True)
-    identity = load_identity(state)
-    credentials = await enrol(identity, [coordinator.url], join_secret_of(coordinator), utc_now_s)
-    return Sources(http, CredentialsHolder(credentials), identity.worker_id, random.Random(0))
-
-
-def fetching_into(cache: FileCache, sources: Sources, http: aiohttp.ClientSession) -> Fetching:
-    return Fetching(cache=cache, downloader=Downloader(http, cache, utc_now_s), sources=sources, clock=utc_now_s)
 
 
 @asynccontextmanager

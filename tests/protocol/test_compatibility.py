@@ -25,13 +25,14 @@ from protocol.compatibility import (
 from protocol.control_messages import CoordinatorToWorker, WorkerToCoordinator
 from protocol.error_forms import all_errors
 from protocol.errors import (
+    ErrorBody,
     ModelLoadingError,
     ModelUnavailableError,
     OverloadedError,
 )
 from protocol.frames import decode_frame, encode_frame
-from protocol.ids import SessionId
-from protocol.messages import PROTOCOL_VERSION, AttachTail, DataMessage, SamplingParams
+from protocol.ids import SessionId, WorkerId
+from protocol.messages import PROTOCOL_VERSION, AttachTail, DataMessage, SamplingParams, SessionEnded
 from protocol.rest import HopFailure, RouteRequest
 from protocol.tickets import Ticket, sign_claims, verified_claims
 from tests.protocol import samples, samples_1_1
@@ -295,6 +296,19 @@ def test_an_error_that_is_newer_than_the_peer_is_said_as_the_older_one() -> None
     assert (older.message, older.retry_after_s) == ("on its way", 2.0)
     full = OverloadedError("full")
     assert error_understood_by(full, "1.0") is full
+
+
+def test_an_error_in_a_message_is_said_as_the_older_one_too() -> None:
+    """To a client of 1.1 an unknown code is an internal error of the worker, and costs the worker its trust."""
+    body = ErrorBody(code="model_fault", message="the weights are damaged", retry_after_s=2.0)
+    ended = SessionEnded(session_id=SessionId("s"), worker_id=WorkerId("w"), error=body)
+    for older in OLDER:
+        said = understood_by(ended, older.version)
+        assert said.error == ErrorBody(code="model_unavailable", message=body.message, retry_after_s=2.0)
+    assert understood_by(ended, PROTOCOL_VERSION).error is body
+    for code in ("hop_lost", "a code of 1.9"):
+        other = msgspec.structs.replace(ended, error=ErrorBody(code=code, message="m"))
+        assert understood_by(other, "1.1").error.code == code
 
 
 def test_a_worker_of_1_0_gets_tickets_that_it_can_read() -> None:

@@ -29,6 +29,8 @@ class Offices:
     def __init__(self, folder: Path, cluster: WholeCluster, relays: AsyncExitStack) -> None:
         self._packed, _ = packed_tiny(folder, "llama", eos_token_id=None)
         self._relays = relays
+        self.ways: list[Relay] = []
+        """To each, in the order in which they were opened."""
         self.cluster = cluster
 
     async def open(self, name: str, *, delay_s: float = 0.0) -> WorkerId:
@@ -38,6 +40,7 @@ class Offices:
         port = free_port()
         relay = await self._relays.enter_async_context(Relay("127.0.0.1", port))
         relay.delay_s = delay_s
+        self.ways.append(relay)
         url = f"https://127.0.0.1:{relay.port}"
         listening = {"listen_host": "127.0.0.1", "listen_port": port, "advertise_url": url}
         member = await self.cluster.join(name, "0:4", files=self._packed, **listening)
@@ -69,3 +72,17 @@ async def test_who_knows_the_far_office_is_served_by_the_near_one_as_soon_as_tha
         assert await asked(client, 1, private=private) == [{far}]
         near = await offices.open("near")
         assert await asked(client, 4, private=private) == [{near}] * 4
+
+
+async def test_who_moves_from_one_office_to_the_other_is_served_by_that_one(tmp_path: Path) -> None:
+    async with no_offices_yet(tmp_path) as offices, offices.cluster.client() as client:
+        there = await offices.open("there", delay_s=FAR_S)
+        assert await asked(client, 1) == [{there}]
+        here = await offices.open("here")
+        assert await asked(client, 2) == [{here}] * 2
+        for way, delay_s in zip(offices.ways, (0.0, FAR_S), strict=True):
+            way.delay_s = delay_s
+            way.cut()  # connections don't outlive a change of network
+        served_by = await asked(client, 6)
+        assert served_by[0] == {here}, "nothing says yet that the client has moved"
+        assert served_by[-2:] == [{there}] * 2

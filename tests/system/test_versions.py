@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 import msgspec
 import pytest
+import torch
 
 from coordinator.app import utc_now_s
 from protocol.compatibility import VERSION_HEADER
 from protocol.control_messages import Assign
 from protocol.ids import ModelName
-from protocol.messages import PROTOCOL_VERSION
+from protocol.messages import PROTOCOL_VERSION, SessionEnded
 from protocol.rest import ErrorAnswer, Hello, RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
 from protocol.tls import COORDINATOR_NAME
@@ -30,8 +32,9 @@ from tests.support.coordinators import (
     key_of,
     running_coordinator,
 )
-from tests.support.ring import generated, running_ring
+from tests.support.ring import Generation, generated, running_ring
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from worker.engine_core import EngineCore
 
 SPOKEN = ["1.0", "1.1", PROTOCOL_VERSION, "1.3"]
 REFUSED = ["2.0", "0.9", "1", "one"]
@@ -132,6 +135,33 @@ async def test_a_client_gets_errors_that_its_version_has(tmp_path: Path, version
             answer = await http.ask("POST", "/v1/routes", wanted, headers={VERSION_HEADER: version})
             assert answer.status == 503
             assert json.loads(answer.body)["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("version", "code"),
+    [("1.0", "model_unavailable"), ("1.1", "model_unavailable"), (PROTOCOL_VERSION, "model_fault")],
+)
+@pytest.mark.parametrize("damaged", [0, -1], ids=["head", "tail"])
+async def test_a_client_hears_of_damaged_weights_in_its_version(
+    checkpoint: Checkpoints, tmp_path: Path, version: str, code: str, damaged: int
+) -> None:
+    """`internal`, which an older one takes an unknown code for, would cost the worker its trust."""
+    async with running_ring(checkpoint("llama"), tmp_path) as ring:
+
+        def spoil(core: EngineCore) -> None:
+            with torch.no_grad():
+                for stage, _ in core.spans.values():
+                    for weight in stage._model.parameters():
+                        weight.fill_(math.nan)
+
+        await ring.workers[damaged].engine._link.post(spoil)
+        wires = [await ring.connect(ring.workers[i], **{VERSION_HEADER: version}) for i in (0, -1)]
+        generation = await Generation.prepared(ring, [5, 9, 30], head_wire=wires[0], tail_wire=wires[1])
+        await generation.begin()
+        for wire in wires:
+            ended = await wire.receive(SessionEnded)
+            assert (ended.error.code, ended.worker_id) == (code, ring.workers[damaged].worker_id)
+            assert "the model's weights are damaged" in ended.error.message
 
 
 async def test_a_client_of_1_0_gets_answers_that_it_can_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import secrets
 import socket
@@ -16,6 +17,7 @@ import torch
 from coordinator.app import RunningCoordinator
 from coordinator.file_store import FileStore
 from coordinator.packing.pack import pack_model
+from protocol.control_messages import SpanStatus
 from protocol.errors import (
     BrigadeError,
     ConfigError,
@@ -101,6 +103,11 @@ async def test_a_worker_joins_downloads_loads_and_is_ready(tmp_path: Path) -> No
         assert record.url == worker.url == f"https://127.0.0.1:{worker.port}"
 
 
+def reported(it: Cluster, worker: RunningWorker) -> tuple[SpanStatus, ...]:
+    """What the coordinator was told of its spans."""
+    return it.coordinator.cluster.state.workers[worker.worker_id].reported
+
+
 def _names(worker: RunningWorker) -> tuple[Any, Any]:
     (status,) = worker.holdings.statuses
     return status.model, status.revision
@@ -115,6 +122,28 @@ async def test_a_restarted_worker_keeps_identity_and_files(tmp_path: Path) -> No
             await eventually(lambda: is_ready(worker))
             assert worker.worker_id == first
         assert not [line for line in it.lines if "downloading" in line]
+
+
+async def test_an_accelerator_that_is_left_unused_is_said_by_the_worker_and_in_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho NVIDIA H100\n")
+    tool.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    async with cluster(tmp_path) as it:
+        worker = await it.join(device="auto")
+        await eventually(lambda: is_ready(worker))
+        (warning,) = [line for line in it.lines if line.startswith("WARNING")]
+        assert "this machine has an NVIDIA H100, but torch" in warning
+        assert "Mend it: " in warning
+        await eventually(lambda: any(status.note for status in reported(it, worker)))
+        (status,) = reported(it, worker)
+        assert status.note.startswith(
+            "on the CPU, many times slower than it could be: this machine has an NVIDIA H100"
+        )
 
 
 async def test_the_second_worker_gets_files_from_the_first(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from protocol.ids import SessionId
 from protocol.messages import SamplingParams
 from tests.support.counted_copies import OnAccelerator
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
-from worker.batch_run import Measures
 from worker.engine_core import EngineCore
+from worker.measures import Measures
 from worker.steps import SessionSpec, SpanKey, StepInput, StepOutput
 
 PROMPTS = {"a": [5, 9, 30, 4], "b": [77, 12], "c": [8, 40, 41]}
@@ -89,12 +89,29 @@ def test_a_forward_that_fails_is_run_again_step_by_step(core: EngineCore, llama:
 
 def test_a_batch_of_decode_steps_counts_as_what_each_stream_waits_for() -> None:
     measures = Measures()
-    measures.note([step("a", 4, [5]), step("b", 2, [5])], 0.08, n_blocks=4)
-    measures.note([step("a", 0, [1] * 9), step("b", 2, [5])], 0.4, n_blocks=4)
-    measures.note([step("a", 0, [1] * 9), step("b", 2, [5])], 0.4, n_blocks=4)
-    assert measures.decode_s_per_block.value == pytest.approx(0.02)
+    measures.note([step("a", 4, [5]), step("b", 2, [5])], 0.08, n_blocks=4, runs_end=False)
+    measures.note([step("a", 0, [1] * 9), step("b", 2, [5])], 0.4, n_blocks=4, runs_end=False)
+    measures.note([step("a", 0, [1] * 9), step("b", 2, [5])], 0.4, n_blocks=4, runs_end=False)
+    assert measures.decode.s_per_block == pytest.approx(0.02)
     assert measures.prefill_s_per_token_per_block.value == pytest.approx(0.01)
     assert measures.n_positions_run == 22
+
+
+def test_what_a_block_takes_can_be_told_from_what_the_end_takes() -> None:
+    measures, block_s, end_s = Measures(), 0.002, 0.009
+    for n_blocks, runs_end in ((4, True), (2, True), (3, False), (4, True)) * 10:
+        compute_s = n_blocks * block_s + (end_s if runs_end else 0.0)
+        measures.note([step("a", 4, [5])], compute_s, n_blocks=n_blocks, runs_end=runs_end)
+    decode = measures.decode
+    assert 0 < decode.ends_per_block < 1 / 2
+    assert decode.s_per_block == pytest.approx(block_s + decode.ends_per_block * end_s)
+
+
+def test_the_first_steps_count_alike() -> None:
+    measures = Measures()
+    for seconds in (0.09, 0.01, 0.02):
+        measures.note([step("a", 4, [5])], seconds, n_blocks=1, runs_end=False)
+    assert measures.decode.s_per_block == pytest.approx(0.04)
 
 
 @pytest.mark.parametrize(("temperature", "is_copied"), [(0.0, False), (1.0, True)])

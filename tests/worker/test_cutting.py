@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 from protocol.ids import BlockRange, Revision
-from worker.batch_run import Measures
+from worker.batch_bounds import batch_bounds
+from worker.batch_costs import BatchCosts
 from worker.cutting import UNMEASURED_TOKENS, PromptCutter
+from worker.fairness import Tenant
+from worker.measures import Measures
 from worker.prompt_costs import PromptCosts, RunStep, StepCost
 from worker.steps import SpanKey
 
@@ -55,6 +58,15 @@ def test_who_comes_while_a_prompt_runs_does_not_wait_for_its_long_pieces_to_the_
     assert run == [300, 300, *[100] * 6, 300]
     chosen = PromptCutter(Measures(), 300).as_others_come(pieces, lambda: 1)
     assert list(chosen) == pieces
+
+
+def test_a_prompt_is_cut_shorter_while_another_keys_stream_runs_and_no_piece_for_ones_own() -> None:
+    many, one = Tenant("many"), Tenant("one")
+    costs = BatchCosts().with_batch(1, 1.0).with_batch(48, 3.0).with_batch(128, 5.0)
+    cutter = PromptCutter(Measures(bounds=batch_bounds({one: 1}, 2.0, costs)))
+    run = cutter.as_others_come([range(128), range(128, 168)], lambda: 1, many)
+    assert [len(piece) for piece in run] == [42, 43, 43, 40]
+    assert [len(piece) for piece in cutter.as_others_come([range(128)], lambda: 1, one)] == [128]
 
 
 def test_what_a_client_has_cut_is_not_cut_further() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Literal
 
@@ -43,6 +46,22 @@ def test_the_machine_is_measured_quickly_and_plausibly() -> None:
         assert 1e8 < found.prefill_flops_per_s < 1e15
         assert 1e7 < found.decode_bytes_per_s < 1e13
     assert chosen_precision("auto", measured) in measured.speeds
+
+
+def test_what_others_do_on_the_processor_hardly_slows_what_is_measured() -> None:
+    alone = measure_device(CPU).speeds["float32"]
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in range(3 * (os.cpu_count() or 1))]
+    try:
+        beside = measure_device(CPU).speeds["float32"]
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    # one thread's worth at least: several may be faster than one where they are alone
+    n_threads = torch.get_num_threads()
+    assert beside.decode_bytes_per_s > alone.decode_bytes_per_s / n_threads / 2
+    assert beside.prefill_flops_per_s > alone.prefill_flops_per_s / n_threads / 2
 
 
 @pytest.mark.parametrize(

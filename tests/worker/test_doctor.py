@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from protocol.errors import ConfigError
-from worker.device import fallback_warning
+from worker.device import unused_accelerator
 from worker.doctor import device_finding, disk_finding, memory_finding, precision_finding, state_finding
 from worker.hardware import Accelerator
 from worker.identity import load_identity, opened_state
@@ -49,12 +49,12 @@ def test_a_gpu_that_torch_cannot_use_is_warned_of_loudly_with_the_command() -> N
 
 @needs_no_gpu
 def test_joining_warns_of_it_too_unless_the_cpu_was_asked_for() -> None:
-    warning = fallback_warning("auto", lambda: GPU)
-    assert warning is not None
-    assert warning.startswith("WARNING")
-    assert "pip install" in warning
-    assert fallback_warning("cpu", lambda: GPU) is None
-    assert fallback_warning("auto", lambda: None) is None
+    unused = unused_accelerator("auto", lambda: GPU)
+    assert unused is not None
+    assert "NVIDIA H100" in unused[0]
+    assert "pip install" in unused[1]
+    assert unused_accelerator("cpu", lambda: GPU) is None
+    assert unused_accelerator("auto", lambda: None) is None
 
 
 @pytest.mark.parametrize(("free_bytes", "status"), [(64 * 10**9, "ok"), (3 * 10**9, "warn"), (10**8, "fail")])

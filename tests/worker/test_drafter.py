@@ -14,18 +14,21 @@ from structlog.testing import capture_logs
 from benchmarks.relay import Relay
 from benchmarks.replicated import free_port
 from client.results import Generation
+from protocol.control_messages import SpanAssignment
 from protocol.errors import ConfigError
-from protocol.ids import ModelName, SessionId
+from protocol.ids import BlockRange, ModelName, Revision, SessionId
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from tests.support.whole_cluster import WholeCluster, greedy_ids, packed_tiny, whole_cluster
 from worker.draft_model import MAX_POSITIONS, DraftModelRequest
 from worker.engine import Engine
 from worker.holdings import Holdings
+from worker.ready_words import ready_lines
 from worker.speculation import DraftPrior, ModelReach, Round, Rounds
 from worker.steps import SessionSpec
 
 PROMPT = [5, 9, 30, 4, 77, 12, 8, 61, 33, 20]
 N_TOKENS = 40
+LATER = BlockRange(2, 4)
 DELAY_S = 0.02
 CHANGES = {"max_position_embeddings": 4096, "eos_token_id": None}
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
@@ -105,6 +108,19 @@ async def test_a_model_of_another_vocabulary_is_said_and_left_alone(
         assert holdings.note_of(loaded.key).startswith(
             "doesn't draft: the draft model llama-0 has 64 tokens and this model "
         )
+        assert engine.drafter.reach(engine.loaded(), loaded.key, 100) is None
+
+
+async def test_a_model_beside_blocks_that_no_session_begins_in_is_said_to_do_nothing(
+    checkpoint: Callable[[str], TinyCheckpoint],
+) -> None:
+    llama, span = checkpoint("llama"), SpanAssignment(model=ModelName("m"), revision=Revision("r"), blocks=LATER)
+    async with Engine(device=torch.device("cpu"), kv_budget_bytes=2**22, n_threads=1) as engine:
+        assert (await engine.load(llama.request(WHOLE))).drafting is None
+        await engine.drafter.load(DraftModelRequest(path=llama.folder, precision="float32"))
+        loaded = await engine.load(llama.request(LATER))
+        (_, warning) = ready_lines(span, loaded, device="cpu", wire="auto", kv_budget_bytes=2**22)
+        assert warning.startswith("WARNING: --draft-model does nothing here: generations begin in block 0, ")
         assert engine.drafter.reach(engine.loaded(), loaded.key, 100) is None
 
 

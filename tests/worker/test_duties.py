@@ -178,7 +178,7 @@ def test_a_span_that_cannot_fit_is_refused_with_numbers_and_the_old_one_kept() -
         )
     )
     assert isinstance(duty, Refuse)
-    for number in ("350 MB", "300 MB", "400 MB"):
+    for number in ("350.0 MB", "300.0 MB", "400.0 MB"):
         assert number in duty.reason
 
 

@@ -11,6 +11,7 @@ from protocol.errors import (
     DeadlineExceededError,
     ErrorBody,
     HopLostError,
+    KeyRevokedError,
     ModelFaultError,
     OverloadedError,
 )
@@ -136,10 +137,10 @@ def test_outcomes() -> None:
     }
 
 
-def test_a_fault_of_the_model_is_passed_on_as_one_and_no_other_code_is() -> None:
-    fault = ended_by_error(ModelFaultError("x"), OTHER)
-    assert error_code_to_tell(fault) == "model_fault"
-    assert ended_by_close("failed", OTHER, "opener", error_code="model_fault").error.code == "model_fault"
+def test_what_is_no_worker_s_doing_is_passed_on_as_such_and_nothing_else_is() -> None:
+    for error in (ModelFaultError("x"), KeyRevokedError("x")):
+        assert error_code_to_tell(ended_by_error(error, OTHER)) == error.code
+        assert ended_by_close("failed", OTHER, "opener", error_code=error.code).error.code == error.code
     assert not keeps_cache(ended_by_error(ModelFaultError("x"), ME))
     assert error_code_to_tell(ended_by_error(HopLostError("gone"), ME)) == ""
     for reason, code in (("failed", "draining"), ("lost", "model_fault")):

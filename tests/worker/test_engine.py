@@ -540,6 +540,19 @@ async def test_times_and_memory_are_reported(engine: Engine, llama: TinyCheckpoi
     assert engine.stats().kv_free_bytes == 0
 
 
+async def test_speed_is_measured_anew_when_what_is_loaded_changes(engine: Engine, llama: TinyCheckpoint) -> None:
+    await opened(engine, llama)
+    await generated(engine, "s", [5, 6, 7], 3)
+    assert engine.measures.decode.ends_per_block == pytest.approx(1 / len(WHOLE)), "all its blocks, then the head"
+    part = await engine.load(llama.request(BlockRange(0, 1)))
+    assert (engine.stats().decode_s_per_block, engine.measures.decode.ends_per_block) == (0.0, 0.0)
+    await engine.run(tokens(5, 9))
+    assert engine.stats().decode_s_per_block > 0
+    assert engine.measures.decode.ends_per_block == 0.0, "no token was wanted"
+    await engine.unload(part.key)
+    assert engine.stats().decode_s_per_block == 0.0
+
+
 async def test_a_cancelled_load_leaves_nothing_loaded(engine: Engine, llama: TinyCheckpoint) -> None:
     loading = asyncio.ensure_future(engine.load(llama.request(WHOLE)))  # noqa: TID251
     await asyncio.sleep(0)

@@ -104,3 +104,34 @@ async def test_the_death_of_the_thread_is_told_to_all() -> None:
         await it.watch()
     assert isinstance(failed[0].__cause__, ZeroDivisionError)
     await it.stop()
+
+
+async def test_steps_that_come_after_something_posted_go_in_together_too() -> None:
+    """A group was cut in two where a call was posted between its first step and the loop's next round."""
+    it = link([])
+    it.start()
+    is_held, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold(_core: EngineCore) -> None:
+        loop.call_soon_threadsafe(is_held.set)
+        go_on.wait(WITHIN_S)
+
+    holding = it.post(hold)
+    await is_held.wait()
+    steps = [it.run(STEP)]
+    loop.call_soon(lambda: steps.append(it.run(STEP)))  # in the round in which the first would be handed in
+    holding_on = it.post(lambda _core: None)  # the first is handed in before it
+    assert it._thread.inbox.qsize() == 2
+    steps.append(it.run(STEP))
+    await asyncio.sleep(0)
+    assert it._thread.inbox.qsize() == 3, "the two that came after it, in one"
+    dropping = it.post(
+        lambda _core: None, drops_session=SessionId("s"), drop_error=CancelledByClientError("dropped")
+    )
+    go_on.set()
+    await asyncio.gather(holding, holding_on, dropping)
+    found = await asyncio.gather(*steps, return_exceptions=True)
+    assert len(found) == 3, "each is answered once"
+    assert it.n_pending_steps == 0
+    await it.stop()

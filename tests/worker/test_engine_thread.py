@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import threading
 import time
 import weakref
@@ -166,3 +167,5 @@ def test_fifty_streams_of_one_key_slow_anothers_by_two_and_one_batch(
     took_s, longest_s = sum(map(device_s, during)), max(map(device_s, during))
     assert took_s <= 2.6 * n_steps * device_s(1) + longest_s  # without turns: 5.5 and 6.5 times
     assert sum(during) > 3 * n_steps, "the others go on as well"
+    if n_tokens == 1:
+        assert statistics.median(during) <= 30, "batches of 50 would have it wait too long for those that run"

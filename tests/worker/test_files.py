@@ -90,6 +90,17 @@ def test_files_survive_a_lost_index(tmp_path: Path) -> None:
     assert cache.find(name)
 
 
+def test_what_lies_there_unchecked_is_known_and_what_is_gone_counts_no_longer(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path)
+    sha256 = put(cache, b"abc")
+    assert not cache.has_unchecked(sha256)
+    os.utime(cache.path(sha256), ns=(1, 1))
+    assert cache.has_unchecked(sha256)
+    cache.path(sha256).unlink()
+    assert not cache.has_unchecked(sha256)
+    assert cache.total_size() == 0
+
+
 def test_a_part_of_the_wrong_size_gets_no_name(tmp_path: Path) -> None:
     cache = FileCache(tmp_path)
     cache.part_path(sha(b"weights")).write_bytes(b"wei")

@@ -199,3 +199,13 @@ async def test_of_many_old_neighbours_the_latest_are_named() -> None:
         assert holdings.neighbour_met(WorkerId(f"w{index}"), "1.1")
     note = holdings.note_of(loaded(0, 4).key)
     assert (note.count("upgrade it"), "w19" in note, "w11 " in note) == (8, True, False)
+
+
+def test_who_leaves_an_accelerator_unused_says_so_of_every_span() -> None:
+    because = "this machine has an NVIDIA H100, but torch 2.9.0 is a build without CUDA"
+    holdings = Holdings("int8", on_cpu_because=because)
+    holdings.add(ModelName("m"), loaded(2, 4))
+    (held,) = holdings.held
+    assert holdings.note_of(held.loaded.key).startswith(
+        f"on the CPU, many times slower than it could be: {because}"
+    )

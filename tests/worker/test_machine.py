@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from protocol.errors import ConfigError
 from tests.support.whole_cluster import packed_tiny
 from worker.config import WorkerConfig
-from worker.device import DeviceProfile, PrecisionSpeed
+from worker.device import DeviceProfile, PrecisionSpeed, total_memory_bytes
 from worker.engine import Engine
 from worker.machine import Machine, beside_draft_model, measured
 
@@ -32,7 +33,7 @@ async def test_a_draft_model_is_taken_out_of_the_memory_and_must_leave_some(tmp_
         assert engine.stats().kv_budget_bytes < beside.memory_bytes
         assert [line.split(" where")[0] for line in said] == ["drafts with llama-0"]
         small = Machine(profile=PROFILE, precision="float32", memory_bytes=10**6)
-        with pytest.raises(ConfigError, match=r"--draft-model .* MB, caches included, of 1 MB: .* --memory"):
+        with pytest.raises(ConfigError, match=r"--draft-model .* MB, caches included, of 1\.0 MB: .* --memory"):
             await beside_draft_model(config, small, engine, said.append)
         greedy = replace(config, kv_memory_bytes=beside.memory_bytes)
         with pytest.raises(ConfigError, match=r"--kv-memory of .* MB that the draft model leaves: .* --memory"):
@@ -51,6 +52,34 @@ def test_caches_that_leave_nothing_for_weights_are_refused(tmp_path: Path) -> No
     with pytest.raises(
         ConfigError, match=r"--kv-memory of 1,000\.0 MB leaves nothing .* of the 1,000\.0 MB .* --memory"
     ):
+        measured(config)
+
+
+def test_more_threads_than_this_machine_has_cpus_are_refused(tmp_path: Path) -> None:
+    n_cpus = os.cpu_count() or 1
+    config = WorkerConfig(
+        coordinator_urls=("https://127.0.0.1:1",),
+        secret="s" * 44,
+        state=tmp_path,
+        device="cpu",
+        n_threads=n_cpus + 1,
+    )
+    with pytest.raises(
+        ConfigError, match=rf"--threads {n_cpus + 1}: this machine has {n_cpus} CPUs, .* 1 to {n_cpus}"
+    ):
+        measured(config)
+
+
+def test_more_memory_than_the_device_has_is_refused(tmp_path: Path) -> None:
+    has = total_memory_bytes(torch.device("cpu"))
+    config = WorkerConfig(
+        coordinator_urls=("https://127.0.0.1:1",),
+        secret="s" * 44,
+        state=tmp_path,
+        device="cpu",
+        memory_bytes=has + 1,
+    )
+    with pytest.raises(ConfigError, match=rf"--memory of .* MB: cpu has {has / 1e6:,.1f} MB in all"):
         measured(config)
 
 

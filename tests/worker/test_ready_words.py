@@ -42,6 +42,17 @@ def test_a_budget_that_hardly_holds_a_session_is_said_loudly() -> None:
     assert "room for 2 positions of texts: hardly one fits" in of_encoder
 
 
+def test_how_much_fits_is_held_against_the_models_own_context() -> None:
+    budget = 404 * 100  # 100 positions
+    assert len(lines(replace(LOADED, context_length=100), kv_budget_bytes=budget)) == 1, "it fits whole"
+    (said, warning) = lines(replace(LOADED, context_length=8192), kv_budget_bytes=budget)
+    assert "room for 100 positions, of 8,192 that one can have" in said
+    assert "hardly a session fits" in warning
+    (said,) = lines(replace(LOADED, context_length=8192))
+    assert "room for 2,475 positions, of 8,192 that one can have" in said, "routes of longer ones go elsewhere"
+    assert "that one can have" not in lines(replace(LOADED, context_length=2048))[0]
+
+
 @pytest.mark.parametrize(
     ("loaded", "wire", "said"),
     [

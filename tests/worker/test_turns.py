@@ -47,8 +47,15 @@ class Device:
                 self.turns.begun(session_id, tenant)
                 self.ready.append(ReadyStep(session_id, n_tokens))
 
+    def begin_decoding(self, n_hops: int) -> None:
+        for step in self.ready:
+            if step.is_decode:
+                self.turns.decodes(step.session_id, n_hops)
+
     def run_batch(self) -> None:
         size = group_size([1] * sum(step.is_decode for step in self.ready))
+        if self.turns.n_decoding:
+            size = self.turns.group_size(self.ready)
         turn = self.turns.next(self.ready, MAX_BATCH_TOKENS, size)
         chosen = turn.chosen
         assert chosen, "a step is ready, and none runs"
@@ -77,6 +84,80 @@ def test_fifty_streams_of_one_key_slow_anothers_single_stream_by_two_and_one_bat
     alone_s = device.n_steps[stream] * cost_s(1)
     assert device.last_s[stream] <= 2.1 * alone_s + 2 * device.longest_s  # a tenth: costs are learned first
     assert device.alone_s[A] > 0.4 * device.now_s, "who has more streams has its half too"
+
+
+LEARNED = 100
+"""Batches after which it is known what they take."""
+
+
+def longest_of(device: Device, n_batches: int = 200) -> float:
+    """Of so many batches, once it is known what they take."""
+    for _ in range(LEARNED):
+        device.run_batch()
+    device.longest_s = 0.0
+    for _ in range(n_batches):
+        device.run_batch()
+    return device.longest_s
+
+
+@pytest.mark.parametrize("n_hops", [1, 2])
+def test_no_batch_takes_longer_than_three_steps_of_the_key_with_one_stream(n_hops: int) -> None:
+    """For it waits for a batch that runs, and goes along in one, on each hop."""
+    device = Device({A: [1] * 50, B: [1]})
+    device.begin_decoding(n_hops)
+    assert longest_of(device) <= 3 * cost_s(1) * (1 + 1e-6)
+    stream = SessionId("bnormal0")
+    before, began_s = device.n_steps[stream], device.now_s
+    for _ in range(100):
+        device.run_batch()
+    assert device.now_s - began_s <= 2.1 * (device.n_steps[stream] - before) * cost_s(1)
+    assert device.n_steps.total() - device.n_steps[stream] > 6 * device.n_steps[stream], "they fill what they may"
+
+
+def test_a_key_whose_streams_are_alone_or_as_many_as_anothers_has_full_batches() -> None:
+    for steps, n_rows in (({A: [1] * 50}, 50), ({A: [1] * 20, B: [1] * 20}, 40)):
+        device = Device(steps)
+        device.begin_decoding(1)
+        assert longest_of(device) == cost_s(n_rows)
+
+
+def test_many_keys_with_a_stream_each_have_full_batches() -> None:
+    device = Device({Tenant(f"t{i}"): [1] for i in range(30)})
+    device.begin_decoding(1)
+    assert longest_of(device) == cost_s(30)
+
+
+def test_who_has_fewer_streams_bears_more_of_a_class_above_and_less_of_one_below() -> None:
+    for of_many, of_one, share in ((A, Tenant("h", "high"), 1.875), (Tenant("h", "high"), B, 7.5)):
+        device = Device({of_many: [1] * 50, of_one: [1]})
+        device.begin_decoding(1)
+        assert longest_of(device) <= share * cost_s(1) * (1 + 1e-6)
+
+
+def test_a_stream_that_waits_for_something_else_bounds_no_batch_for_long() -> None:
+    device = Device({A: [1] * 50, B: [1]})
+    device.begin_decoding(1)
+    longest_of(device)
+    device.ready = [step for step in device.ready if device.tenants[step.session_id] != B]
+    assert longest_of(device) == cost_s(50)
+
+
+def test_what_a_stream_takes_alone_is_measured_again_and_again() -> None:
+    device = Device({A: [1] * 50, B: [1]})
+    device.begin_decoding(1)
+    longest_of(device)
+    for _ in range(40):  # a time when all is slow
+        device.turns.costs = device.turns.costs.with_batch(1, 4 * cost_s(1))
+    device.run_batch()
+    assert device.turns.bounds.longest_s[B] > 8 * cost_s(1)
+    longest_of(device)
+    assert longest_of(device) <= 3.3 * cost_s(1)
+
+
+def test_a_prompt_beside_anothers_stream_goes_along_in_short_batches() -> None:
+    device = Device({A: [32, 32, *[1] * 20], B: [1]})
+    device.begin_decoding(1)
+    assert longest_of(device) <= cost_s(32) + cost_s(1) * 1.5
 
 
 def test_a_few_streams_that_hardly_slow_each_other_stay_together() -> None:

@@ -48,6 +48,8 @@ class Linked:
     def __init__(self, coordinator: RunningCoordinator, tmp_path: Path, clock: Callable[[], float]) -> None:
         self.identity = load_identity(tmp_path)
         self.coordinator = coordinator
+        self.urls: tuple[str, ...] = ()
+        """At which to reach it, if not at its own."""
         self.clock = clock
         self.holdings = Holdings()
         self.announce: dict[str, Any] = {}
@@ -63,7 +65,8 @@ class Linked:
         return await self.enrol()
 
     async def enrol(self) -> Credentials:
-        return await enrol(self.identity, (self.coordinator.url,), self.secret(), self.clock)
+        urls = self.urls or (self.coordinator.url,)
+        return await enrol(self.identity, urls, self.secret(), self.clock)
 
     async def uplink(self) -> Uplink:
         self.credentials = CredentialsHolder(await self.enrol())
@@ -168,10 +171,47 @@ async def test_what_clients_have_opened_is_said_once_and_again_on_a_new_socket(t
             running.cancel()
 
 
-async def _reserve(repository: Repository, session_id: SessionId, head: WorkerId) -> None:
-    now = datetime.fromtimestamp(utc_now_s(), UTC)
-    await repository.add_api_key(KeyId("k"), "n", "client", "h", now, limits=KeyLimits(max_concurrent=1))
-    new = NewGeneration(
+async def test_what_a_broken_socket_swallowed_is_reported_again_and_counts_once(tmp_path: Path) -> None:
+    ends = [
+        GenerationReport(session_id=SessionId(name), n_prompt_tokens=1, n_completion_tokens=1, outcome="stop")
+        for name in ("s1", "s2")
+    ]
+    async with running_coordinator(tmp_path) as coordinator, Relay("127.0.0.1", coordinator.port) as relay:
+        repository, link = coordinator.repository, Linked(coordinator, tmp_path, utc_now_s)
+        link.urls = (f"https://127.0.0.1:{relay.port}",)
+        uplink = await link.uplink()
+        await _reserve(repository, SessionId("s1"), link.identity.worker_id, max_concurrent=2)
+        await repository.record_generation(_new(SessionId("s2"), link.identity.worker_id))
+
+        async def is_over(session_id: SessionId) -> bool:
+            stored = await repository.generation(session_id)
+            return stored is not None and stored.finished_at is not None
+
+        async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(uplink.run())
+            await uplink.connected.wait()
+            uplink.report_generation(ends[0])
+            await eventually_answered(lambda: is_over(SessionId("s1")))
+            relay.hold()
+            uplink.report_generation(ends[1])
+            await uplink.flush(10.0)  # it is sent, and nobody has it
+            relay.cut()
+            relay.release()
+            await eventually_answered(lambda: is_over(SessionId("s2")), deadline_s=30.0)
+            running.cancel()
+        today = datetime.now(UTC).date()
+        days = await repository.usage.usage(today - timedelta(days=1), today)
+        assert [sum(day.n_generations for day in days), sum(day.n_completion_tokens for day in days)] == [2, 2]
+
+
+async def _reserve(repository: Repository, session_id: SessionId, head: WorkerId, max_concurrent: int = 1) -> None:
+    now, limits = datetime.fromtimestamp(utc_now_s(), UTC), KeyLimits(max_concurrent=max_concurrent)
+    await repository.add_api_key(KeyId("k"), "n", "client", "h", now, limits=limits)
+    await repository.record_generation(_new(session_id, head))
+
+
+def _new(session_id: SessionId, head: WorkerId) -> NewGeneration:
+    return NewGeneration(
         session_id=session_id,
         key_id=KeyId("k"),
         model=ModelName("m"),
@@ -179,10 +219,9 @@ async def _reserve(repository: Repository, session_id: SessionId, head: WorkerId
         route=((head, 0, 4),),
         n_prompt_tokens=1,
         max_tokens=1,
-        at=now,
+        at=datetime.fromtimestamp(utc_now_s(), UTC),
         is_opening_told=True,
     )
-    await repository.record_generation(new)
 
 
 async def _is_held_for_long(repository: Repository) -> bool:

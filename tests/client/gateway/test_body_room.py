@@ -6,6 +6,9 @@ import asyncio
 import gzip
 import io
 import json
+import random
+import re
+import zlib
 from typing import Any
 
 import pytest
@@ -24,6 +27,9 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)
 ONE, OTHER, THIRD = KeyId("one"), KeyId("other"), KeyId("third")
 N_MOST = 2**20
 PACKED = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+LONG_TEXT = random.Random(1).randbytes(20_000).hex()
+PADDED = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": LONG_TEXT}]}).encode()
+"""Packed, it is no shorter than half of it."""
 
 
 @pytest.fixture
@@ -115,6 +121,55 @@ async def test_a_body_that_isnt_packed_as_it_says_is_the_callers_fault(served: S
     assert "can't be unpacked: it isn't gzip" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("body", [b"", b" \n"])
+async def test_a_body_that_isnt_there_is_not_called_cut_short(served: ServedGateway, body: bytes) -> None:
+    answer = await served.post(CHAT, body, headers={"Content-Type": "application/json"})
+    assert answer.status == 400
+    assert answer.json()["error"]["message"] == "the body is empty; the request belongs into it, as JSON"
+
+
+@pytest.mark.parametrize(
+    ("packed", "words"),
+    [
+        # all of the length that was announced, but not all of what was packed
+        (
+            gzip.compress(PADDED)[:-3000],
+            r"^the body ends in the middle of its JSON, after [\d,]+ bytes: it was cut sh",
+        ),
+        (
+            zlib.compress(PADDED)[:-3000],
+            r"^the body breaks off: [\d,]+ bytes of it could be read.* deflate .*again$",
+        ),
+        (
+            b"".join([gzip.compress(PADDED)[:-3000], b"\xff" * 3000]),
+            r"^the body breaks off: .* isn't gzip as the head",
+        ),
+    ],
+)
+async def test_a_packed_body_that_breaks_off_says_how_far_it_could_be_read(
+    served: ServedGateway, packed: bytes, words: str
+) -> None:
+    """In two parts, so that the first is unpacked before the other comes."""
+    encoding = "deflate" if packed[:1] == b"x" else "gzip"
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.gateway.port)
+    head = [
+        "Host: 127.0.0.1",
+        "Content-Type: application/json",
+        f"Content-Encoding: {encoding}",
+        "Connection: close",
+    ]
+    head.append(f"Content-Length: {len(packed)}")
+    start = "\r\n".join([f"POST {CHAT} HTTP/1.1", *head, "", ""]).encode()
+    writer.write(start + packed[: len(packed) // 2])  # in one piece, so that who has the start has this
+    await eventually(lambda: served.gateway.gate.n_inside > 0)
+    writer.write(packed[len(packed) // 2 :])
+    async with asyncio.timeout(BODY_TIMEOUT_S / 4):
+        answer = await reader.read()
+    writer.close()
+    assert answer.split()[1] == b"400"
+    assert re.search(words, json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"])
+
+
 @pytest.mark.parametrize("piece", [b"zz\r\n", b"5\r\nabcdeXX\r\n"])
 async def test_a_body_that_breaks_after_it_has_begun_is_answered_at_once(
     served: ServedGateway, piece: bytes
@@ -129,6 +184,6 @@ async def test_a_body_that_breaks_after_it_has_begun_is_answered_at_once(
         answer = await reader.read()  # to the end: there is one answer, and the connection is over
     assert answer.split()[1] == b"400"
     assert answer.count(b"HTTP/1.1") == 1
-    assert b"it isn't chunked as the headers say" in answer
+    assert b"isn't chunked as the headers say" in answer
     writer.transport.abort()
     await eventually(lambda: served.gateway.gate.n_inside == 0)

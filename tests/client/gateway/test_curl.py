@@ -77,7 +77,7 @@ async def test_an_answer_whole_and_streamed_is_the_same(served: ServedGateway, v
     [
         (ASKED | {"model": "nosuch"}, (), 404, "there are: tiny"),
         (ASKED | {"colour": "red", "stream": True}, ("--no-buffer",), 400, "colour"),
-        (b"{", (), 400, "no such request"),
+        (b"{", (), 400, "in the middle of its JSON, after 1 bytes"),
         (ASKED, ("--oauth2-bearer", "sk-0"), 401, "none of this cluster"),
     ],
 )

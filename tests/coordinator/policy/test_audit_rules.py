@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.policy.audit_probe import N_POSITIONS, N_SUMS, Projection
+from coordinator.policy.audit_probe import N_POSITIONS, N_SUMS, STEPS, Projection
 from coordinator.policy.audit_rules import (
+    N_ROUNDED,
     N_STRAY,
     Comparison,
     Held,
@@ -18,6 +20,7 @@ from coordinator.policy.audit_rules import (
     compared,
     is_dense,
     outcomes,
+    summed_up,
 )
 from protocol.messages import WeightFormat
 from tests.support.tiny_models import TINY_CONFIGS
@@ -45,23 +48,45 @@ def said(pairs: dict[tuple[str, str], bool]) -> dict[frozenset[str], Comparison]
 @given(st.integers(0, 1000))
 def test_an_answer_agrees_with_itself_and_with_no_other(seed: int) -> None:
     one, other = some_answer(seed), some_answer(seed + 1)
-    for dense in (True, False):
-        assert compared(("a", one), ("b", one), TIGHT, is_dense=dense).difference == 0.0
-        assert compared(("a", one), ("b", other), TIGHT, is_dense=dense).difference > 0.9
+    for allowed in (TIGHT, replace(TIGHT, n_stray=N_STRAY)):
+        assert compared(("a", one), ("b", one), allowed).difference == 0.0
+        assert compared(("a", one), ("b", other), allowed).difference > 0.9
 
 
 @pytest.mark.parametrize("value", [0.0, 9.0, float("nan"), float("inf")])
-def test_one_wrong_step_is_enough_where_there_are_no_experts(value: float) -> None:
+@pytest.mark.parametrize(
+    ("weights", "is_dense", "n_stray"),
+    [("float32", True, 0), ("float16", True, N_ROUNDED), ("bfloat16", True, N_ROUNDED), ("int8", True, N_ROUNDED),
+     ("bfloat16", False, N_STRAY)],
+)  # fmt: skip
+def test_a_wrong_step_is_found_if_it_has_more_positions_than_may_stray(
+    value: float, weights: WeightFormat, is_dense: bool, n_stray: int
+) -> None:
     one = some_answer(1)
-    assert not compared(("a", one), ("b", with_rows(one, 1, value)), TIGHT, is_dense=True).agrees
-    assert compared(("a", one), ("b", with_rows(one, N_STRAY, value)), TIGHT, is_dense=False).agrees
-    assert not compared(("a", one), ("b", with_rows(one, N_STRAY + 1, value)), TIGHT, is_dense=False).agrees
+    allowed = allowed_difference(Held(weights=weights), Held(weights=weights), 30, is_dense=is_dense)
+    assert allowed is not None
+    assert n_stray < max(STEPS)
+    assert compared(("a", one), ("b", with_rows(one, n_stray, value)), allowed).agrees
+    assert not compared(("a", one), ("b", with_rows(one, n_stray + 1, value)), allowed).agrees
+
+
+def test_many_comparisons_are_said_pair_by_pair_those_that_differ_first() -> None:
+    def of(one: str, other: str, difference: float) -> Comparison:
+        return Comparison(one=one, other=other, difference=difference, allowed=0.5)
+
+    found = [of("a", "b", 0.9), of("b", "c", 0.0), of("b", "a", 1.2), of("c", "b", 0.1), of("a", "c", 0.9)]
+    assert summed_up(found) == (
+        "the projections of b and a differ by 1.2, 0.5 allowed (2 of 2 probes); "
+        "the projections of a and c differ by 0.9, 0.5 allowed; c and b agree"
+    )
+    assert summed_up(found[1:2]) == "the projections of b and c differ by 0, 0.5 allowed"
+    assert summed_up([]) == ""
 
 
 def test_small_differences_everywhere_count_where_a_single_one_would_not() -> None:
     one = some_answer(1)
     near = tuple(tuple(value * 1.005 for value in row) for row in one)
-    found = compared(("a", one), ("b", near), TIGHT, is_dense=True)
+    found = compared(("a", one), ("b", near), TIGHT)
     assert (found.agrees, found.allowed) == (False, TIGHT.middle)
     assert found.words() == "the projections of a and b differ by 0.00498, 0.001 allowed"
 

@@ -19,6 +19,7 @@ from tests.coordinator.policy.test_shortlist import N_BLOCKS as N_BLOCKS_OF_MANY
 from tests.coordinator.policy.test_shortlist import large_fleet
 
 N_BLOCKS = 5
+ONLY_TWICE = (("a", 0, 2), ("b", 2, 4), ("a", 4, 5))
 NAMES = [WorkerId(f"w{i}") for i in range(5)]
 LINKS_S = st.sampled_from([0.0, 0.001, 0.03])
 
@@ -188,13 +189,31 @@ def test_the_one_that_is_near_is_not_taken_for_both_ends_of_others_ways(
     assert found_s(segments, ways, ways) == pytest.approx(least_s(few, ways))
 
 
-def test_who_takes_too_many_steps_is_routed_as_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_takes_too_many_steps_is_given_the_most_promising_way(monkeypatch: pytest.MonkeyPatch) -> None:
     office = whole("a", "b")
-    for n_tokens in (4, None):
-        assert chosen(office, ways_of(n_tokens, a=0.04)) == ["b"]
     monkeypatch.setattr("coordinator.policy.client_ways.MAX_STEPS", 0)
     for n_tokens in (4, None):
-        assert chosen(office, ways_of(n_tokens, a=0.04)) == chosen(office, None) == ["a"]
+        assert chosen(office, ways_of(n_tokens, a=0.04)) == ["b"]
+
+
+def test_who_has_only_ways_on_which_a_worker_comes_twice_is_routed_as_anybody() -> None:
+    (one,) = whole("a")
+    parts = [replace(one, worker_id=WorkerId(n), blocks=BlockRange(a, b)) for n, a, b in ONLY_TWICE]
+    for n_tokens in (4, None):
+        assert chosen(parts, ways_of(n_tokens, a=0.04)) == chosen(parts, None) == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_private_client_in_a_large_fleet_finds_a_prefix_on_the_only_worker_with_both_ends(seed: int) -> None:
+    rng = random.Random(seed)
+    slow = replace(whole("both", seconds_per_block=0.03)[0], blocks=BlockRange(0, N_BLOCKS_OF_MANY))
+    between = [
+        replace(one, blocks=BlockRange(rng.randint(1, 8), rng.randint(9, N_BLOCKS_OF_MANY - 1)))
+        for one in whole(*(f"w{i:02}" for i in range(80)))
+    ]
+    kept = replace(slow, entry_s=-0.003, is_whole=True)
+    parted, legs = cheapest_for([slow, *between, kept], N_BLOCKS_OF_MANY, ways_of(None, w07=0.1))
+    assert [parted[i] for i, _, _ in legs] == [kept]
 
 
 @pytest.mark.parametrize("n_tokens", [1, 128, None])

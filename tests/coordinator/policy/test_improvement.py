@@ -85,6 +85,17 @@ def test_where_the_best_cant_be_reached_a_slower_one_that_can_is_moved_to() -> N
     assert fleet.blocks() == {"a": "7:8", "b": "4:8", "c": "0:7"}
 
 
+def test_in_a_large_fleet_no_second_plan_is_made_unless_an_operator_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = fast_newcomer(end_parameters=400)
+    assert improvement(fleet.state).is_worth_it
+    monkeypatch.setattr("coordinator.policy.improvement.MAX_PLANNED_AGAIN", 3 * 8 - 1)
+    found = improvement(fleet.state)
+    assert not found.is_worth_it
+    assert found.gain >= MARGIN
+    assert "more memory (--memory) or another worker helps" in found.reason
+    assert improvement(fleet.state, is_asked=True).is_worth_it
+
+
 def test_somebody_who_joins_ends_a_move_and_it_is_decided_again() -> None:
     fleet = fast_newcomer()
     fleet.wait(3)

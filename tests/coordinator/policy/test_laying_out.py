@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 
+from benchmarks.placement import cluster_of, placed_in, random_fleet, speed
 from coordinator.policy.events import FilesChanged, WorkerBeat
+from coordinator.policy.pipelines import rank
 from coordinator.policy.state import ClusterState, Placement, PolicySettings
 from protocol.ids import BlockRange, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, file_hash, heartbeat, memory_for
@@ -102,3 +107,15 @@ def test_who_has_the_files_of_the_head_stays_last_and_shares_are_made_anew_for_i
     fleet.wait(2)
 
     assert fleet.blocks() == {"a": "17:30", "b": "0:17"}
+
+
+@pytest.mark.parametrize("n_workers", [3, 5, 9])
+def test_that_the_models_end_is_counted_makes_nothing_slower(n_workers: int) -> None:
+    for seed in range(25):
+        task = random_fleet(random.Random(seed), n_workers, 12)
+        state = cluster_of(task)
+        free = replace(state, settings=replace(state.settings, counts_head=False))
+        counted, uncounted = (speed(task, placed_in(one, task)) for one in (state, free))
+        if counted is not None and uncounted is not None:
+            ours, others = (rank("balance", s.step_s, s.tokens_per_s)[0] for s in (counted, uncounted))
+            assert ours <= others * (1 + 1e-9), seed

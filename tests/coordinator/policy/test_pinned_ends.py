@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 from coordinator.policy.coverage import counts, gaps
 from coordinator.policy.events import PinnedEndsAsked
 from coordinator.policy.missing import MissingBlocks
-from coordinator.policy.pinned_ends import with_pinned_ends
+from coordinator.policy.pinned_ends import without_ends
 from coordinator.policy.routing import Route, cheapest_route
 from coordinator.policy.segments import Segment
 from coordinator.policy.shortest_path import cheapest_legs
-from coordinator.policy.state import ClusterState, WorkerRecord
-from coordinator.policy.trust import Standing
 from coordinator.policy.trust_events import TrustPinned, TrustUnpinned
 from coordinator.policy.views import model_info
 from protocol.ids import BlockRange, ModelName, WorkerId
@@ -22,14 +20,6 @@ from tests.coordinator.policy.fleet import Fleet, added
 from tests.coordinator.policy.test_shortest_path import N_BLOCKS, brute_force, segment_lists
 
 M = ModelName("m")
-
-
-def state_of(segments: list[Segment], pinned: set[WorkerId]) -> ClusterState:
-    def record(worker_id: WorkerId) -> WorkerRecord:
-        trust = Standing(score=1.0, level="trusted", is_pinned=worker_id in pinned)
-        return WorkerRecord(worker_id=worker_id, presence="here", seen_s=0.0, trust=trust)
-
-    return ClusterState(workers={segment.worker_id: record(segment.worker_id) for segment in segments})
 
 
 @settings(max_examples=300)
@@ -40,7 +30,9 @@ def test_ways_begin_and_end_on_pinned_workers_and_none_such_is_cheaper(
     names = [segment.worker_id for segment in segments]
     pinned = data.draw(st.sets(st.sampled_from(names)))
     best = brute_force(segments, pinned)
-    usable = with_pinned_ends(state_of(segments, pinned), segments, N_BLOCKS)
+    usable = [
+        kept for one in segments for kept in ((one,) if one.worker_id in pinned else without_ends([one], N_BLOCKS))
+    ]
     if gaps(counts((segment.blocks for segment in usable), N_BLOCKS)):
         assert math.isinf(best)
         return

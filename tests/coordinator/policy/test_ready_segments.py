@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
+
 from coordinator.policy.events import ModelRemoved, WorkerBeat
 from coordinator.policy.ready_segments import ReadySegments
+from coordinator.policy.sizing import decode_times
 from protocol.ids import BlockRange, ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, heartbeat
 
@@ -38,3 +43,38 @@ def test_nothing_is_kept_of_a_model_that_was_replaced_or_removed() -> None:
     assert known.of(fleet.state, fleet.state.models[ModelName("n")]) == []
     fleet.do(added(n_blocks=5))
     assert known.of(fleet.state, fleet.state.models[M]) == []
+
+
+def test_a_span_in_fewer_bits_is_estimated_in_those() -> None:
+    fleet = Fleet()
+    fleet.do(added(n_blocks=4))
+    fleet.join("a", pinned_blocks=BlockRange(0, 4))
+    fleet.wait(2)
+    fleet.all_ready()
+    worker = fleet.state.workers[WorkerId("a")]
+    (span,) = worker.assignment.spans
+    fewer = replace(worker.assignment, spans=(msgspec.structs.replace(span, quantization="int4"),))
+    worker = replace(worker, assignment=fewer)
+    fleet.state = replace(fleet.state, workers={worker.worker_id: worker})
+    fleet.all_ready()
+    worker, model = fleet.state.workers[worker.worker_id], fleet.state.models[M]
+    (segment,) = ReadySegments().of(fleet.state, model)
+
+    times = decode_times(worker, model.manifest, quantization="int4")
+    assert (segment.seconds_per_block, segment.after_s) == (times.block_s, times.after_s)
+    assert times.block_s < decode_times(worker, model.manifest).block_s
+
+
+def test_of_parts_of_a_model_only_what_differs_is_worked_out() -> None:
+    fleet, known = Fleet(), ReadySegments()
+    fleet.do(added(n_blocks=8))
+    fleet.join("a", pinned_blocks=BlockRange(0, 8))
+    fleet.wait(2)
+    fleet.all_ready()
+    model = fleet.state.models[M]
+    (whole,) = known.of(fleet.state, model)
+
+    for private in (1, 2, 3):
+        (part,) = known.of(fleet.state, model, BlockRange(private, 8 - private))
+        assert part.link_s is whole.link_s
+        assert known.of(fleet.state, model, BlockRange(private, 8 - private))[0] is part

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Collection
 from itertools import permutations
 
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from coordinator.policy import shortest_path
 from coordinator.policy.links import LINK_S
-from coordinator.policy.segments import Segment
-from coordinator.policy.shortest_path import cheapest_legs
+from coordinator.policy.segments import Segment, cost_s
+from coordinator.policy.shortest_path import cheapest_legs, cheapest_once
 from protocol.ids import BlockRange, WorkerId
 
 N_BLOCKS = 6
@@ -118,3 +119,33 @@ def test_in_a_large_fleet_workers_change_where_ranges_start_or_end(monkeypatch: 
 
     assert [i for i, _, _ in legs] == [0, 39]
     assert cost == pytest.approx(0.079 + 3 * LINK_S)
+
+
+def one_with_both_ends(seed: int) -> list[Segment]:
+    """Of 40 workers only the first has the first block, and all differ much in speed: hard to search."""
+    rng = random.Random(seed)
+    segments = []
+    for i in range(40):
+        start = rng.randrange(80) if i else 0
+        segments.append(
+            Segment(
+                worker_id=WorkerId(f"w{i:02}"),
+                blocks=BlockRange(start, rng.randint(start + 1, 80) if i else 80),
+                seconds_per_block=0.001 * rng.uniform(1.0, 10.0) * (1 if i else 3),
+                link_s={},
+            )
+        )
+    return segments
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("max_steps", [0, 100])
+def test_a_search_that_is_cut_off_leads_what_it_began_on_to_the_end(seed: int, max_steps: int) -> None:
+    segments = one_with_both_ends(seed)
+    best_s, _ = cheapest_legs(segments, 80)
+
+    found = cheapest_once(segments, 80, max_steps)
+    assert found is not None
+    found_s, legs = found
+    assert found_s == pytest.approx(cost_s(segments, legs))
+    assert best_s - 1e-9 <= found_s <= 1.12 * best_s

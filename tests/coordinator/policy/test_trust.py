@@ -7,7 +7,7 @@ from itertools import pairwise, zip_longest
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coordinator.policy.evidence_weights import DAY_S, WEIGHINGS, EvidenceKind
@@ -130,7 +130,11 @@ def test_one_reporter_alone_quarantines_nobody(slander: list) -> None:
     assert not record.is_quarantined
 
 
-@given(st.lists(st.tuples(evidences(SAID_AGAINST, tuple(f"worker:{i}" for i in range(50))), gaps_s), max_size=40))
+WORKERS = tuple(f"worker:{i}" for i in range(50))
+
+
+@given(st.lists(st.tuples(evidences(SAID_AGAINST, WORKERS), gaps_s), max_size=40))
+@example([(Evidence(kind=SAID_AGAINST[0], reporter=each, weight=100.0), 0.0) for each in WORKERS])
 def test_any_number_of_workers_together_do_what_one_key_does(slander: list) -> None:
     record, now_s = lived(slander)
     assert score(record, now_s) >= 0.25

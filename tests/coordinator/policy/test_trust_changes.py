@@ -10,7 +10,7 @@ from coordinator.policy.effects import (
     WriteAudit,
     WriteTrustEvent,
 )
-from coordinator.policy.events import SocketLost, TimePassed, WorkerLeft
+from coordinator.policy.events import SocketLost, TimePassed, WorkerLeft, WorkerRemoved
 from coordinator.policy.evidence_weights import DAY_S, WEIGHINGS, EvidenceKind
 from coordinator.policy.routing import Route, cheapest_route
 from coordinator.policy.stored import StoredState, restored
@@ -138,8 +138,23 @@ def test_time_releases_and_in_the_end_forgets() -> None:
     fleet.do(TimePassed())
     assert fleet.state.workers[A].trust.level == "probation"
     fleet.now_s += 100 * DAY_S
-    fleet.do(TimePassed())
-    assert DeleteTrust(worker_id=A) in fleet.effects
+    fleet.do(SocketLost(worker_id=A))
+    effects = fleet.pass_time(fleet.state.settings.lost_after_s + fleet.state.settings.forget_after_s + 3)
+    assert DeleteTrust(worker_id=A) in effects
+    assert A not in fleet.state.trust
+
+
+def test_a_pardoned_newcomer_keeps_its_history_as_long_as_it_is_known() -> None:
+    fleet = whole_copies("a", "b")
+    quarantine(fleet, "a")
+    fleet.do(WorkerPardoned(worker_id=A, by="k1", reason="a bad cable"))
+    fleet.wait(10)
+    assert fleet.state.trust[A].n_events > 1
+    fleet.do(WorkerLeft(worker_id=A, reason="stopped"))
+    fleet.do(SocketLost(worker_id=A))
+    fleet.pass_time(fleet.state.settings.lost_after_s + 1)
+    fleet.do(WorkerRemoved(worker_id=A))
+    fleet.pass_time(2)
     assert A not in fleet.state.trust
 
 

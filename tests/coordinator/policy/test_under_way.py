@@ -5,18 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from coordinator.policy.cut_moves import TRIES_AGAIN_S
 from coordinator.policy.effects import Effect, SaveMoving, WriteAudit
 from coordinator.policy.events import ImprovementFound, ModelRemoved, TimePassed, WorkerBeat, WorkerConnected
 from coordinator.policy.improvement import improvement
-from coordinator.policy.moving import TRIES_AGAIN_S, pending
+from coordinator.policy.moving import pending
 from coordinator.policy.outlook import moving_words
 from coordinator.policy.state import ClusterState, PolicySettings, Replan
 from coordinator.policy.statuses import status_as
 from coordinator.policy.stored import StoredState, StoredWorker, restored
-from coordinator.policy.under_way import Moving
 from protocol.control_messages import SpanAssignment
 from protocol.ids import ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, announce, fits, heartbeat, memory_for
@@ -79,10 +80,13 @@ def held(fleet: Fleet) -> dict[WorkerId, tuple[SpanAssignment, ...]]:
     return {worker_id: worker.assignment.spans for worker_id, worker in fleet.state.workers.items()}
 
 
-def restarted(fleet: Fleet, *, absent: str = "") -> Fleet:
-    """The cluster by a coordinator that read it from the database; the workers come back to it, one a second."""
+def restarted(fleet: Fleet, *, absent: str = "", row: Mapping[str, Any] | None = None) -> Fleet:
+    """The cluster by a coordinator that read it from the database; the workers come back to it, one a second.
+
+    `row`: other values of what was kept of the move.
+    """
     old = fleet.state
-    moving = None if old.moving is None else Moving(target=old.moving.target, reason=old.moving.reason, step_s=1.0)
+    moving = None if old.moving is None else replace(old.moving, **(row or {}))
     stored = StoredState(
         workers=tuple(
             StoredWorker(
@@ -119,7 +123,7 @@ def test_what_an_operator_asked_for_is_done_in_the_end_wherever_a_restart_cuts_i
     while (fleet := cut_after(seed, n_cuts)).state.moving is not None:
         target = dict(target_of(fleet))
         again = restarted(fleet)
-        assert "The coordinator was restarted and goes on once all" in moving_words(again.state)
+        assert "The coordinator was restarted in the midst of it, and goes on" in moving_words(again.state)
         assert "go on once all are back" in improvement(again.state, is_asked=True).reason
         settled(again, 20)
         assert {w: spans for w, spans in held(again).items() if w in target} == target

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from coordinator.policy.events import SocketLost, WorkerBeat, WorkerLeft
+from coordinator.policy.events import ModelRemoved, SocketLost, TimePassed, WorkerBeat, WorkerLeft
 from coordinator.policy.missing import MissingBlocks, missing_blocks
 from coordinator.policy.routing import Route, cheapest_route
-from coordinator.policy.state import NO_TICKETS_FROM_S, TICKET_LIFE_S
+from coordinator.policy.state import NO_TICKETS_FROM_S, TICKET_LIFE_S, WorkerRecord
 from coordinator.policy.under_way import Moving
 from coordinator.policy.views import explained_worker
+from coordinator.policy.worker_clocks import STEADY_S, clock_note
 from protocol.handshake import MAX_CLOCK_SKEW_S
 from protocol.ids import ModelName, WorkerId
 from tests.coordinator.policy.fleet import Fleet, added, heartbeat, memory_for, ready_pair
@@ -102,21 +104,92 @@ def test_others_with_room_are_given_its_blocks_and_it_keeps_them() -> None:
     assert {hop.worker_id for hop in routed(fleet).hops} == {B, "c"}
     assert fleet.state.workers[A].assignment == before
     assert fleet.state.workers[A].is_doubted
-    beat(fleet, A, 1.0)
+    set_right(fleet)
     assert not fleet.state.workers[A].is_doubted
 
 
-def test_a_clock_that_goes_wrong_or_right_ends_a_move_and_is_news_to_placement() -> None:
-    for offsets_s in ((7200.0,), (7200.0, 0.0)):
+def set_right(fleet: Fleet) -> None:
+    """The clock of A is right for as long as is asked for, to the second."""
+    for _ in range(int(STEADY_S) + 1):
+        assert fleet.state.workers[A].is_doubted
+        assert not fleet.state.workers[A].can_be_assigned
+        beat(fleet, A, 1.0)
+        fleet.now_s += 1.0
+
+
+def test_a_clock_that_goes_wrong_or_is_right_for_good_ends_a_move_and_is_news_to_placement() -> None:
+    for is_set_right in (False, True):
         fleet = small_pair()
-        for offset_s in offsets_s[:-1]:
-            beat(fleet, A, offset_s)
+        if is_set_right:
+            beat(fleet, A, 7200.0)
         moving = Moving(target={}, reason="better", step_s=fleet.now_s)
         fleet.state = replace(fleet.state, moving=moving)
         n_changes = fleet.state.n_changes
-        beat(fleet, A, offsets_s[-1])
+        if is_set_right:
+            set_right(fleet)
+        else:
+            beat(fleet, A, 7200.0)
         assert fleet.state.moving is None
-        assert fleet.state.n_changes - n_changes == len(offsets_s) - 1, "what others can have they have got already"
+        assert fleet.state.n_changes - n_changes == is_set_right, "what others can have they have got already"
+
+
+def test_a_clock_that_goes_wrong_again_ends_a_move_too() -> None:
+    """The next step waits until all are here and let sessions in: for an hour, where it stays wrong."""
+    fleet = small_pair()
+    beat(fleet, A, 7200.0)
+    beat(fleet, A, 0.0)
+    fleet.state = replace(fleet.state, moving=Moving(target={}, reason="better", step_s=fleet.now_s))
+    n_changes = fleet.state.n_changes
+    beat(fleet, A, 7200.0)
+    assert fleet.state.moving is None
+    assert fleet.state.n_changes == n_changes
+
+
+def test_a_clock_that_is_right_and_wrong_by_turns_puts_nothing_off() -> None:
+    """Each turn was news, so that placement waited for a quiet that never came."""
+    fleet = small_pair()
+    fleet.do(added("other", n_blocks=2))
+    fleet.join("c", memory=memory_for(8, ends=2))
+    assert fleet.state.changed_s is not None
+    for index in range(3 * int(STEADY_S)):
+        fleet.now_s += 0.5
+        beat(fleet, A, 7200.0 if index % 2 else 0.0)
+        for other in (B, "c"):
+            beat(fleet, WorkerId(other), 0.0)
+        fleet.do(TimePassed())
+        fleet.all_ready()
+    assert fleet.state.changed_s is None
+    assert "c" in fleet.blocks("other")
+    assert (fleet.state.workers[A].is_doubted, fleet.state.workers[A].can_be_assigned) == (True, False)
+
+
+def test_routes_go_by_what_a_clock_says_now() -> None:
+    fleet = small_pair()
+    beat(fleet, A, 7200.0)
+    assert isinstance(cheapest_route(fleet.state, M), MissingBlocks)
+    beat(fleet, A, 0.0)
+    assert isinstance(cheapest_route(fleet.state, M), Route)
+    assert "its clock was wrong a moment ago: it is given new blocks once that has been right for 30 s" in said(
+        fleet
+    )
+    fleet.do(ModelRemoved(name=M))
+    beat(fleet, B, 7200.0)
+    fleet.do(added("next"))
+    fleet.now_s += 3.0
+    beat(fleet, A, 0.0)
+    fleet.do(TimePassed())
+    missing = cheapest_route(fleet.state, ModelName("next"))
+    assert isinstance(missing, MissingBlocks)
+    assert "the clocks of workers are wrong, or were a moment ago (`coord status`" in missing.message
+
+
+def test_a_clock_of_ours_that_is_set_back_shuts_nobody_out_for_longer() -> None:
+    fleet = small_pair()
+    beat(fleet, A, 7200.0)
+    beat(fleet, A, 0.0)
+    fleet.now_s -= 3600.0
+    beat(fleet, A, 0.0)
+    assert not fleet.state.workers[A].is_shut_out
 
 
 def test_who_was_stopped_is_on_its_way_out_whatever_its_clock_says() -> None:
@@ -141,6 +214,26 @@ def test_where_all_say_so_it_is_the_coordinators_clock() -> None:
     assert "coordinator's clock that is wrong" not in said(fleet)
     beat(fleet, B, -1000.0)
     assert "all 2 workers say so, so it is probably the coordinator's clock that is wrong" in said(fleet)
+
+
+def test_what_all_clocks_say_is_counted_once_a_state() -> None:
+    """It was for each worker, so that `coord status` took the square of their number."""
+    fleet = ready_pair()
+    for worker in (A, B):
+        beat(fleet, worker, -1000.0)
+
+    class Counted(dict[WorkerId, WorkerRecord]):
+        n_walks = 0
+
+        def values(self) -> Any:
+            type(self).n_walks += 1
+            return super().values()
+
+    state = replace(fleet.state, workers=Counted(fleet.state.workers))
+    for worker in (A, B, A, B):
+        assert "all 2 workers say so" in clock_note(state, state.workers[worker])
+    assert Counted.n_walks == 1
+    assert "all 2" not in clock_note(replace(state, workers={A: state.workers[A]}), state.workers[A])
 
 
 def test_who_connects_again_with_a_wrong_clock_is_still_gone_round() -> None:
