@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import aiohttp
@@ -12,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from coordinator import control_socket
+from coordinator.app import RunningCoordinator
 from coordinator.control_socket import LARGE_BYTES
 from coordinator.policy.events import TimePassed
 from protocol.codec import encode_message
@@ -81,6 +83,20 @@ async def test_a_database_that_is_gone_is_told_to_the_worker(tmp_path: Path) -> 
             await worker.closed()
 
 
+@asynccontextmanager
+async def unponged(
+    coordinator: RunningCoordinator, session_token: str
+) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    """A control socket whose pings and pongs the test itself sees and answers."""
+    async with (
+        http_session(coordinator, session_token) as http,
+        http.session.ws_connect(
+            f"{http.url}/v1/worker/control", server_hostname=COORDINATOR_NAME, autoping=False
+        ) as socket,
+    ):
+        yield socket
+
+
 async def test_pings_are_answered_and_reports_taken_while_the_database_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,12 +110,7 @@ async def test_pings_are_answered_and_reports_taken_while_the_database_is_locked
         database = tmp_path / "state" / "brigade.db"
         with closing(sqlite3.connect(database, isolation_level=None)) as other, capture_logs() as logs:
             other.execute("BEGIN IMMEDIATE")
-            async with (
-                http_session(coordinator, grant.session_token) as http,
-                http.session.ws_connect(
-                    f"{http.url}/v1/worker/control", server_hostname=COORDINATOR_NAME, autoping=False
-                ) as socket,
-            ):
+            async with unponged(coordinator, grant.session_token) as socket:
                 await socket.send_bytes(encode_message(announcement()))
                 await socket.send_bytes(encode_message(report))
                 await socket.ping()
@@ -124,12 +135,7 @@ async def test_behind_a_large_message_nothing_is_read_until_the_cluster_has_take
         database = tmp_path / "state" / "brigade.db"
         with closing(sqlite3.connect(database, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            async with (
-                http_session(coordinator, grant.session_token) as http,
-                http.session.ws_connect(
-                    f"{http.url}/v1/worker/control", server_hostname=COORDINATOR_NAME, autoping=False
-                ) as socket,
-            ):
+            async with unponged(coordinator, grant.session_token) as socket:
                 for message in (announcement(), large):
                     await socket.send_bytes(encode_message(message))
                 await socket.ping()

@@ -21,6 +21,20 @@ def link(failed: list[BrigadeError]) -> EngineLink:
     return EngineLink(EngineCore(CPU), n_threads=1, max_batch_tokens=8, on_failed=failed.append)
 
 
+async def held(it: EngineLink) -> tuple[asyncio.Future[None], threading.Event]:
+    """The thread does nothing until the event is set; what it does until then is over when the future is."""
+    is_held, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold(_core: EngineCore) -> None:
+        loop.call_soon_threadsafe(is_held.set)
+        go_on.wait(WITHIN_S)
+
+    holding = it.post(hold)
+    await is_held.wait()
+    return holding, go_on
+
+
 async def test_what_is_posted_is_done_in_order_though_nobody_waits() -> None:
     failed: list[BrigadeError] = []
     done: list[int] = []
@@ -67,15 +81,7 @@ async def test_a_sessions_pending_steps_are_dropped_with_the_error_given() -> No
 async def test_steps_that_come_at_once_wake_the_thread_once_and_before_what_is_posted_after_them() -> None:
     it = link([])
     it.start()
-    is_held, go_on = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def hold(_core: EngineCore) -> None:
-        loop.call_soon_threadsafe(is_held.set)
-        go_on.wait(WITHIN_S)
-
-    holding = it.post(hold)
-    await is_held.wait()
+    holding, go_on = await held(it)
     steps = [it.run(STEP) for _ in range(3)]
     await asyncio.sleep(0)
     assert it._thread.inbox.qsize() == 1
@@ -110,17 +116,10 @@ async def test_steps_that_come_after_something_posted_go_in_together_too() -> No
     """A group was cut in two where a call was posted between its first step and the loop's next round."""
     it = link([])
     it.start()
-    is_held, go_on = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def hold(_core: EngineCore) -> None:
-        loop.call_soon_threadsafe(is_held.set)
-        go_on.wait(WITHIN_S)
-
-    holding = it.post(hold)
-    await is_held.wait()
+    holding, go_on = await held(it)
     steps = [it.run(STEP)]
-    loop.call_soon(lambda: steps.append(it.run(STEP)))  # in the round in which the first would be handed in
+    # in the round in which the first would be handed in
+    asyncio.get_running_loop().call_soon(lambda: steps.append(it.run(STEP)))
     holding_on = it.post(lambda _core: None)  # the first is handed in before it
     assert it._thread.inbox.qsize() == 2
     steps.append(it.run(STEP))
