@@ -43,9 +43,9 @@ from benchmarks.served_before import serve_before
 from benchmarks.targets import Outcome, Target, outcomes_json, outcomes_table
 from coordinator import state_folder as names
 from coordinator.app import RunningCoordinator
-from coordinator.background import freeze_heap
 from coordinator.state_folder import StateFolder
 from demo.local_cluster import LocalCluster
+from protocol.background import freeze_heap
 from protocol.control_messages import Assign
 from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import structlog
 
-from coordinator.background import uninterrupted
 from coordinator.policy.effects import (
     DeleteAuthor,
     DeleteModel,
@@ -45,6 +44,7 @@ from coordinator.policy.stored import StoredState, restored
 from coordinator.policy.transition import apply
 from coordinator.policy.trust import NO_RECORD
 from coordinator.policy.trust_changes import why_refused
+from protocol.background import uninterrupted
 from protocol.control_messages import CoordinatorToWorker, Dismiss
 from protocol.errors import BrigadeError, ConflictError, ForbiddenError, OverloadedError
 from protocol.ids import WorkerId

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import structlog
 
-from coordinator.background import uninterrupted
 from coordinator.repository import Repository
 from coordinator.stored_rows import ReportedEnd, StoredGeneration
+from protocol.background import uninterrupted
 from protocol.control_messages import GenerationReport
 from protocol.errors import StorageError
 from protocol.ids import WorkerId, is_session_id

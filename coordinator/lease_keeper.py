@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from coordinator.background import uninterrupted
 from coordinator.lease import LEASE_S, NOBODY, Lease, LeaseTable
 from coordinator.state_folder import StateFolder
+from protocol.background import uninterrupted
 from protocol.coordinator_errors import LeaseError
 from protocol.errors import StorageError
 from protocol.ids import CoordinatorId

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import structlog
 
-from coordinator.background import uninterrupted
 from coordinator.repository import Repository
 from coordinator.session_ends import SessionEnds
+from protocol.background import uninterrupted
 from protocol.control_messages import SessionsBegun
 from protocol.ids import SessionId, WorkerId, is_session_id
 

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 import structlog
 from msgspec import structs
 
-from coordinator.background import uninterrupted
 from coordinator.generation_rows import RatesLeft
 from coordinator.policy.quota import Wanted, check_allowed, refused_again
 from coordinator.policy.state import ModelRecord
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
+from protocol.background import uninterrupted
 from protocol.coordinator_errors import DatabaseAwayError, LeaseError
 from protocol.errors import (
     BrigadeError,

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import structlog
 
-from coordinator.background import uninterrupted
 from coordinator.openings import Openings
 from coordinator.quota_book import QuotaBook
+from protocol.background import uninterrupted
 from protocol.errors import StorageError
 from protocol.ids import WorkerId
 

@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from coordinator.admin_requests import FirstAnswer, Repeatable
-from coordinator.background import uninterrupted
 from coordinator.credentials import KeyCaller
 from coordinator.keys import AUTHORITY, CALLER, CLOCK, REPEATING, REPOSITORY, described
 from coordinator.middleware import Handler, JsonAnswer, json_answer, read_body
 from coordinator.route_docs import RouteDoc
+from protocol.background import uninterrupted
 from protocol.codec import decode_json, encode_json
 from protocol.errors import (
     BrigadeError,

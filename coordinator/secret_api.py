@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from coordinator.background import uninterrupted
 from coordinator.credentials import KeyCaller
 from coordinator.keys import AUTHORITY, CALLER, CLOCK, CLUSTER, CONFIG, JOINING, REPOSITORY
 from coordinator.middleware import add_route, json_answer, read_json
@@ -23,6 +22,7 @@ from coordinator.recent_joins import Join
 from coordinator.route_docs import RouteDoc
 from coordinator.secret_files import DatedSecret
 from coordinator.secret_sweep import close_outdated_sockets
+from protocol.background import uninterrupted
 from protocol.errors import BrigadeError, ConflictError, StorageError
 from protocol.secret_rest import RecentJoin, RotatedSecret, RotateSecretRequest, SecretDates, SecretsInfo
 

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from coordinator import state_folder as names
 from coordinator.app import RunningCoordinator, running
-from coordinator.background import freeze_heap
 from coordinator.cli_output import console, notes
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig
 from coordinator.state_folder import default_state
+from protocol.background import freeze_heap
 from protocol.listening import is_loopback, stop_signals
 from protocol.metrics_address import metrics_notice
 from protocol.service_manager import tell_service_manager

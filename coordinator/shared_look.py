@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from coordinator.background import uninterrupted
+from protocol.background import uninterrupted
 
 T = TypeVar("T")
 

@@ -21,10 +21,10 @@ from sqlalchemy import Connection, Engine, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from coordinator.background import uninterrupted
 from coordinator.database import BUSY_TIMEOUT_MS, READ_ONLY, blocking_engine, database_errors
 from coordinator.same_file import SameFile
 from coordinator.tables import LeaseRow
+from protocol.background import uninterrupted
 from protocol.coordinator_errors import LeaseError
 from protocol.errors import StorageError
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from coordinator.background import uninterrupted
 from coordinator.cluster import Cluster
 from coordinator.policy.breakers import WEIGHTS
 from coordinator.policy.evidence_weights import WEIGHINGS, EvidenceKind
 from coordinator.policy.trust import Evidence, Reporter, repeated
 from coordinator.policy.trust_events import EvidenceSeen, Seen
+from protocol.background import uninterrupted
 from protocol.errors import ModelFaultError, OverloadedError, ProtocolError, StorageError
 from protocol.ids import FileHash, KeyId, SessionId, WorkerId
 from protocol.rest import STALLED, HopFailure

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import structlog
 from aiohttp import web
+
+from protocol.background import uninterrupted
 
 log = structlog.get_logger(__name__)
 
@@ -21,8 +24,9 @@ async def file_answer(request: web.Request, path: Path, *, chunk_s: float = CHUN
 
     Who reads too slowly, or when the file becomes shorter, is disconnected: nothing can be said in mid-file.
     """
-    file = await asyncio.to_thread(path.open, "rb", 0)
+    opened = ExitStack()
     try:
+        file = await uninterrupted(asyncio.to_thread(lambda: opened.enter_context(path.open("rb", 0))))
         size = await asyncio.to_thread(file.seek, 0, 2)
         wanted = _wanted_range(request, size)
         if wanted is None:
@@ -39,7 +43,7 @@ async def file_answer(request: web.Request, path: Path, *, chunk_s: float = CHUN
             request.transport.abort()  # an error's answer, or the next one's, would be taken for the file's bytes
         return response
     finally:
-        await asyncio.to_thread(file.close)
+        await uninterrupted(asyncio.to_thread(opened.close))
 
 
 async def _is_sent(file: BinaryIO, start: int, end: int, response: web.StreamResponse, chunk_s: float) -> bool:

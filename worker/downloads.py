@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import aiohttp
 import structlog
 
+from protocol.background import uninterrupted
 from protocol.disk import storage_errors
 from protocol.error_forms import error_fields
 from protocol.errors import BrigadeError, StorageError, TooLargeError, UnreachableError, UntrustedFileError
@@ -127,7 +128,7 @@ class Downloader:
                 raise UntrustedFileError(f"{source.name} sent other bytes for {file.name} than its hash says")
             await asyncio.to_thread(part.sync)
         finally:
-            await asyncio.to_thread(part.close)
+            await uninterrupted(asyncio.to_thread(part.close))
         return await asyncio.to_thread(self._cache.admit, file.sha256, file.size_bytes, self._clock())
 
     async def _collect(self, source: FileSource, file: ModelFile, part: _Part, on_bytes: OnBytes) -> None:
@@ -175,7 +176,8 @@ class Downloader:
 class _Part:
     """A file that is being written, and the hash of what is in it. Blocks.
 
-    The lock is for `close`: a cancelled download closes while a thread still appends.
+    The lock is for `close`: a cancelled download closes while a thread still opens or appends; what is closed
+    before it was opened stays closed.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -184,14 +186,17 @@ class _Part:
         self._max_bytes = max_bytes
         self._digest: Any = hashlib.sha256()
         self._file: BinaryIO | None = None
+        self._closed = threading.Event()
         self._guard = threading.RLock()
 
     def open(self) -> None:
         """Open or make the part; what is there already is hashed, and thrown away if it is too long."""
         with self._guard, storage_errors(self._path):
+            if self._closed.is_set():
+                return
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             self._file = os.fdopen(descriptor, "r+b", buffering=0)
-            while chunk := self._file.read(_PIECE_BYTES):
+            while not self._closed.is_set() and (chunk := self._file.read(_PIECE_BYTES)):
                 self._digest.update(chunk)
                 self.n_bytes += len(chunk)
             if self.n_bytes > self._max_bytes:
@@ -222,6 +227,7 @@ class _Part:
         return str(self._digest.hexdigest())
 
     def close(self) -> None:
+        self._closed.set()  # before the lock: whoever hashes what is there needn't end it
         with self._guard:
             if self._file is not None:
                 self._file.close()

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from coordinator.background import uninterrupted
+from protocol.background import uninterrupted
 
 
 async def failing(error: Exception) -> None:
