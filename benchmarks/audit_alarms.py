@@ -1,8 +1,8 @@
 """How far honest workers differ, in very many audits: probes through honest stages, compared by pairs.
 
 Each audit has an input and a projection of its own. A worker fails only where it differs by more than is allowed
-from another one and does so again with one of `MAX_CONFIRMATIONS` fresh probes; how likely that is `audit_tails`
-reckons.
+from another one and does so again with `N_AGAIN` of `MAX_CONFIRMATIONS` fresh probes; how likely that is
+`audit_tails` reckons.
 """
 
 from __future__ import annotations

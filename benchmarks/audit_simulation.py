@@ -19,6 +19,7 @@ from coordinator.policy.audit_evidence import evidence_of
 from coordinator.policy.audit_probe import N_SUMS, STEPS, Projection
 from coordinator.policy.audit_rules import (
     MAX_CONFIRMATIONS,
+    N_AGAIN,
     Comparison,
     Held,
     Ruling,
@@ -123,8 +124,8 @@ def _audit(case: Case, share: float, rng: Random) -> Ruling:
     failed = accused(first, BAD, "good")
     if not failed:
         return first
-    again = (accused(_ruling(case, share, rng), BAD, "good") for _ in range(MAX_CONFIRMATIONS))
-    return first if failed in again else unconfirmed(first)
+    again = (accused(_ruling(case, share, rng), BAD, "good") == failed for _ in range(MAX_CONFIRMATIONS))
+    return first if sum(again) >= N_AGAIN else unconfirmed(first)
 
 
 def _ruling(case: Case, share: float, rng: Random) -> Ruling:

@@ -1,13 +1,14 @@
 """How likely audits quarantine honest workers, reckoned from how far these differ.
 
-An alarm is a probe at which two honest workers differ by more than is allowed. A worker fails by an alarm that one
-of `MAX_CONFIRMATIONS` fresh probes shows again; so if p is the chance of an alarm, that of a false quarantine is at
-most `MAX_CONFIRMATIONS` p^2, one referee taken to be of the wrong mind each time. p is reckoned for each range of
-blocks of each model by itself, and the worst one counts: where alarms are likely at all they come again.
+An alarm is a probe at which two honest workers differ by more than is allowed. A worker fails by an alarm that
+`N_AGAIN` of `MAX_CONFIRMATIONS` fresh probes show again; so if p is the chance of an alarm, that of a false
+quarantine is at most p times the chance of so many more (about 120 p^3), referees taken to be of the wrong mind
+each time. p is reckoned for each range of blocks of each model by itself, and the worst one counts: where alarms
+are likely at all they come again.
 
-Two bounds of p, each of 95 %; the smaller one counts: n audits without an alarm, and a power law of the largest
-values (Hill's estimate of its exponent, less 1.645 of its standard errors). What is measured can't pass 2, so
-its tail is thinner than any power law's.
+Two bounds of p, each of 95 %; the smaller one counts: by counting (Clopper and Pearson 1934), and by a power law
+of the largest values (Hill's estimate of its exponent, less 1.645 of its standard errors). What is measured can't
+pass 2, so its tail is thinner than any power law's.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.audit_alarms import PAIRS, Alarms, Cell, Floats
-from coordinator.policy.audit_rules import MAX_CONFIRMATIONS
+from coordinator.policy.audit_rules import MAX_CONFIRMATIONS, N_AGAIN
 
 GOAL = 1e-5
 """Most false quarantines an audit."""
-NONE_OF = 3.0
-"""None of n seen: with 95 % certainty it is at most this in n."""
+UNSURE = 0.05
+"""How likely a bound doesn't hold."""
 ONE_SIDED = 1.645
 """Standard errors that a normal variable exceeds in 5 %."""
 TAIL, LEAST = 0.01, 30
@@ -99,7 +100,7 @@ class Chance:
     @property
     def quarantine_at_most(self) -> float:
         """Likewise, that it comes again when it is to be confirmed."""
-        return MAX_CONFIRMATIONS * self.alarm_at_most**2
+        return self.alarm_at_most * confirmed(self.alarm_at_most)
 
 
 def chance_of(cell: Cell, values: Floats) -> Chance:
@@ -116,9 +117,31 @@ def chance_of(cell: Cell, values: Floats) -> Chance:
     )
 
 
+def confirmed(share: float) -> float:
+    """How likely fresh probes show again what this share of probes shows."""
+    return at_least(N_AGAIN, MAX_CONFIRMATIONS, share)
+
+
+def at_least(n_hits: int, n_trials: int, share: float) -> float:
+    """How likely so many of independent trials are hits, of which each is one with this chance."""
+    return math.fsum(
+        math.comb(n_trials, n) * share**n * (1.0 - share) ** (n_trials - n) for n in range(n_hits, n_trials + 1)
+    )
+
+
 def counted_at_most(n_seen: int, n_audits: int) -> float:
-    """The 95 % bound of a share of which so many were seen: exact for none, and near it for more."""
-    return NONE_OF / n_audits if n_seen == 0 else (n_seen + ONE_SIDED * math.sqrt(n_seen) + 2.0) / n_audits
+    """The 95 % bound of a share of which so many were seen: larger ones would hardly show so few."""
+    low, high = n_seen / n_audits, 1.0
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        few = math.fsum(math.exp(_log_chance(n, n_audits, middle)) for n in range(n_seen + 1))
+        low, high = (middle, high) if few > UNSURE else (low, middle)
+    return high
+
+
+def _log_chance(n_hits: int, n_trials: int, share: float) -> float:
+    ways = math.lgamma(n_trials + 1) - math.lgamma(n_hits + 1) - math.lgamma(n_trials - n_hits + 1)
+    return ways + n_hits * math.log(share) + (n_trials - n_hits) * math.log1p(-share)
 
 
 def chances(alarms: Alarms) -> list[Chance]:

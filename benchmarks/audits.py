@@ -25,7 +25,7 @@ from benchmarks import audit_alarms, audit_honest, audit_real, audit_tails
 from benchmarks import audit_answers as answers
 from benchmarks.audit_answers import WHOLE, TinyFiles, answer, tiny_files
 from benchmarks.audit_simulation import simulation
-from coordinator.policy.audit_rules import MAX_CONFIRMATIONS, Held, allowed_difference, compared, is_dense
+from coordinator.policy.audit_rules import Held, allowed_difference, compared, is_dense
 from tests.support.tiny_models import TINY_CONFIGS
 
 SURE = 0.99
@@ -147,7 +147,7 @@ def _attacked(
 
 def _audits_needed(share: float) -> str:
     """Until one of them found it and it was confirmed, where a probe finds it with this chance."""
-    fails = share * (1.0 - (1.0 - share) ** MAX_CONFIRMATIONS)
+    fails = share * audit_tails.confirmed(share)
     if fails == 0.0:
         return "not found"
     return "1" if fails >= SURE else str(math.ceil(math.log(1.0 - SURE) / math.log(1.0 - fails)))

@@ -3,9 +3,11 @@
     python -m benchmarks.churn [--seconds 300] [--streams 4] [--seed N] [--kills 20] [--spare-kills 3] [--json]
 
 SmolLM2 in float32, a coordinator, two workers for each half of the model, reached through relays, and a spare.
-Streams ask for answers that are known, from an unbroken run before; meanwhile processes are killed (`kill -9`),
-hang (SIGSTOP) and come back, connections are cut, held half-open and delayed. Two figures are measured afterwards,
-without other load: the next token after a kill with a loaded replica, and with a spare that loads from its cache.
+Streams ask for answers that are known, from an unbroken run before: greedy and sampled ones, with and without
+guessed tokens, private ones, and chats whose later turns find their beginning with the workers. Meanwhile processes
+are killed (`kill -9`), banned, hang (SIGSTOP) and come back, connections are cut, held half-open and delayed. Two
+figures are measured afterwards, without other load: the next token after a kill with a loaded replica, and with a
+spare that loads from its cache.
 Progress goes to standard error; the exit code is 1 if a token was wrong or a generation lost.
 """
 

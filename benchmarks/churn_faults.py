@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 FaultKind = Literal[
-    "kill", "kill_both", "pause", "cut", "half_open", "delay", "kill_coordinator", "restart_coordinator"
+    "kill", "kill_both", "ban", "pause", "cut", "half_open", "delay", "kill_coordinator", "restart_coordinator"
 ]
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 _WEIGHTS: Mapping[FaultKind, float] = {
     "kill": 4,
     "kill_both": 1,
+    "ban": 1,
     "pause": 3,
     "cut": 3,
     "half_open": 2,
@@ -24,6 +25,7 @@ _WEIGHTS: Mapping[FaultKind, float] = {
 _LASTS_S: Mapping[FaultKind, tuple[float, float]] = {
     "kill": (0.5, 5.0),
     "kill_both": (0.0, 1.0),
+    "ban": (0.5, 5.0),
     "pause": (1.0, 15.0),
     "cut": (0.0, 0.0),
     "half_open": (2.0, 15.0),
@@ -34,6 +36,8 @@ _LASTS_S: Mapping[FaultKind, tuple[float, float]] = {
 """From the fault to its mending; a process has to start after that."""
 _PAUSE_BETWEEN_S = (1.0, 5.0)
 COORDINATOR = "coordinator"
+OF_WORKERS: frozenset[FaultKind] = frozenset(KINDS) - {"kill_coordinator", "restart_coordinator"}
+"""What happens to workers alone: a busy machine may start a coordinator later than clients wait for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +56,18 @@ def pause_s(rng: random.Random) -> float:
 
 
 def next_fault(
-    rng: random.Random, holders: Mapping[str, tuple[str, ...]], well: frozenset[str], busy: frozenset[str]
+    rng: random.Random,
+    holders: Mapping[str, tuple[str, ...]],
+    well: frozenset[str],
+    busy: frozenset[str],
+    among: Collection[FaultKind] = KINDS,
 ) -> Fault | None:
     """What to break, of those that are well, rather one that is busy; None if nothing may be broken now.
 
     `holders` are the workers of each range, by its name. A worker is broken only while the other holders of its
-    range are well; all of them only if they are started again at once.
+    range are well; all of them only if they are started again at once. `among`: what may happen at all.
     """
-    kinds = list(KINDS)
+    kinds = [kind for kind in KINDS if kind in among]
     while kinds:
         kind = rng.choices(kinds, [_WEIGHTS[kind] for kind in kinds])[0]
         victims = _possible_victims(kind, holders, well)
@@ -81,5 +89,7 @@ def _possible_victims(
             # one range at a time, with a coordinator that tells where its blocks are again
             is_all_well = well.issuperset(name for names in holders.values() for name in names)
             return whole_ranges if is_all_well and COORDINATOR in well else []
-        case "kill" | "pause" | "cut" | "half_open" | "delay":
+        case "ban" if COORDINATOR not in well:
+            return []
+        case "kill" | "ban" | "pause" | "cut" | "half_open" | "delay":
             return [(name,) for names in whole_ranges for name in names]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
-from benchmarks.churn_faults import COORDINATOR, Fault, next_fault, pause_s
+from benchmarks.churn_faults import COORDINATOR, KINDS, Fault, FaultKind, next_fault, pause_s
 from benchmarks.churn_figures import Figures, StallRecord, n_wrong
+from benchmarks.churn_questions import Conversation, Question, answered
 from benchmarks.relay import Relay
 from benchmarks.replicated import MODEL, ReplicatedCluster
 from benchmarks.streams import WatchedStream
@@ -21,21 +20,6 @@ DELAY_S = 0.3
 SHORTEST_EFFECT_S = 3.0
 """A stream that stops within this of a fault's beginning is taken to have stopped because of it."""
 PROGRESS_S = 10.0
-PROMPTS = (
-    "Here is the complete history of the lighthouse, from the first fires on the cliffs to our day:",
-    "A recipe for bread, with everything that can go wrong and why:",
-    "The three laws of thermodynamics, each with an example from a kitchen:",
-)
-SAMPLED: Mapping[str, Any] = {"temperature": 0.9, "top_p": 0.95}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A generation that always has the same answer."""
-
-    prompt: str
-    options: Mapping[str, Any]
-    answer: tuple[int, ...] = ()
 
 
 class Soak:
@@ -47,7 +31,13 @@ class Soak:
         relays: Mapping[str, Relay],
         rng: random.Random,
         say: Callable[[str], None],
+        *,
+        model: str = MODEL,
+        kinds: Collection[FaultKind] = KINDS,
     ) -> None:
+        """`kinds`: what may happen."""
+        self._model = model
+        self._kinds = kinds
         self._cluster = cluster
         self._relays = relays
         self._rng = rng
@@ -66,13 +56,13 @@ class Soak:
     async def run(self, figures: Figures, *, seconds: float, n_streams: int) -> None:
         """Load and faults for so many seconds, then everything mended and the last generations to their end."""
         now_s = asyncio.get_running_loop().time
-        async with self._cluster.client() as client:
-            questions = await self._answered(client, figures.seed)
-            self._say(f"{len(questions)} answers are known; {seconds:.0f} s of churn begin")
+        async with self._cluster.client() as forgetful, self._cluster.client(prefix_cache=True) as client:
+            conversations = await answered(forgetful, self._model, figures.seed, timeout_s=DEADLINE_S)
+            self._say(f"{sum(map(len, conversations))} answers are known; {seconds:.0f} s of churn begin")
             until_s = now_s() + seconds
             async with asyncio.TaskGroup() as tasks:
                 for number in range(n_streams):
-                    asking = self._ask(client, questions, figures, tasks, until_s)
+                    asking = self._ask(client, conversations, figures, tasks, until_s)
                     tasks.create_task(asking, name=f"stream {number}")
                 tasks.create_task(self._break_things(until_s), name="faults")
                 while now_s() < until_s:
@@ -85,33 +75,23 @@ class Soak:
 
     # -------------------------------------------------------------- load
 
-    async def _answered(self, client: Client, seed: int) -> list[Question]:
-        """The questions with their answers, from a run that nothing disturbs."""
-        asked = []
-        for number, prompt in enumerate(PROMPTS):
-            for sampling in ({"temperature": 0.0}, {**SAMPLED, "seed": seed + number}):
-                options = {"max_tokens": 48 + 16 * number, "timeout_s": DEADLINE_S, **sampling}
-                result = await client.generate(MODEL, prompt, **options)
-                asked.append(Question(prompt=prompt, options=options, answer=result.token_ids))
-        return asked
-
     async def _ask(
         self,
         client: Client,
-        questions: list[Question],
+        conversations: list[Conversation],
         figures: Figures,
         tasks: asyncio.TaskGroup,
         until_s: float,
     ) -> None:
-        """One question after the other."""
+        """One conversation after the other."""
         while asyncio.get_running_loop().time() < until_s:
-            question = self._rng.choice(questions)
-            asked = client.stream(MODEL, question.prompt, on_notice=self._notice, **question.options)
-            stream = WatchedStream(asked, tasks)
-            self._streams.add(stream)
-            await stream.ended()
-            self._streams.discard(stream)
-            self._judge(stream, question, figures)
+            for question in self._rng.choice(conversations):
+                asked = client.stream(self._model, question.prompt, on_notice=self._notice, **question.options)
+                stream = WatchedStream(asked, tasks)
+                self._streams.add(stream)
+                await stream.ended()
+                self._streams.discard(stream)
+                self._judge(stream, question, figures)
 
     def _notice(self, notice: str) -> None:
         self._say(f"    a stream: {notice[:160]}")
@@ -120,17 +100,16 @@ class Soak:
         figures.n_generations += 1
         figures.n_tokens += len(stream.token_ids)
         figures.n_failovers += stream.result.failovers
-        what = f"{dict(question.options)} {question.prompt[:20]!r}"
         if stream.error is not None:
             figures.n_lost_generations += 1
-            figures.lost.append(f"{what} after {len(stream.token_ids)} tokens: {stream.error}")
+            figures.lost.append(f"{question} after {len(stream.token_ids)} tokens: {stream.error}")
             self._say(f"LOST: {figures.lost[-1]}")
             return
         wrong = n_wrong(stream.token_ids, question.answer)
         if wrong:
             figures.n_wrong_tokens += wrong
             figures.wrong.append(
-                f"{what}: {wrong} of {len(question.answer)} tokens are wrong, the first at "
+                f"{question}: {wrong} of {len(question.answer)} tokens are wrong, the first at "
                 f"{_first_difference(stream.token_ids, question.answer)}; failovers before each: {stream.failovers}"
             )
             self._say(f"WRONG: {figures.wrong[-1]}")
@@ -145,7 +124,7 @@ class Soak:
                 await asyncio.sleep(pause_s(self._rng))
                 if now_s() >= until_s:
                     return
-                fault = next_fault(self._rng, self._holders, self._breakable(), self._busy())
+                fault = next_fault(self._rng, self._holders, self._breakable(), self._busy(), self._kinds)
                 if fault is not None:
                     self._well.difference_update(fault.names)
                     mending.create_task(self._break_and_mend(fault), name=f"{fault.kind} {fault.names}")
@@ -183,6 +162,12 @@ class Soak:
                 cluster.kill(*fault.names)
                 await asyncio.sleep(fault.lasts_s)
                 await self._coordinator_is_there.wait()
+                await self._started(fault.names)
+            case "ban":
+                await cluster.ban(name)
+                await asyncio.sleep(fault.lasts_s)
+                await self._coordinator_is_there.wait()
+                await cluster.pardon(name)
                 await self._started(fault.names)
             case "pause":
                 cluster.pause(name)

@@ -6,16 +6,18 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Literal
 
 from benchmarks.relay import Relay
 from client.api import Client
 from client.config import ClientConfig
-from demo.local_cluster import LocalCluster, smollm2_gguf
-from protocol.api_key import api_key_from_text
+from demo.local_cluster import STOP_WITHIN_S, LocalCluster, smollm2_gguf
+from protocol.api_key import ApiKey, api_key_from_text
 from protocol.cluster_rest import ClusterStatus, WorkerInfo
 from protocol.errors import BrigadeError
 from protocol.ids import WorkerId
 from protocol.pinned_http import pinned_session
+from protocol.trust_rest import TrustInfo, TrustRequest
 
 MODEL = "smollm2"
 COPIES = ("a", "b")
@@ -53,6 +55,30 @@ class ReplicatedCluster:
         """Have it go on."""
         self.local.resume(name)
         self._paused.discard(name)
+
+    async def ban(self, name: str) -> None:
+        """Ban a worker, as an operator does, and wait until its process has ended by itself.
+
+        Raises:
+            BrigadeError: the coordinator refuses, or isn't there.
+            subprocess.TimeoutExpired: it goes on for 20 s.
+        """
+        worker_id = await asyncio.to_thread(self.local.worker_id, name)
+        process = self.local.processes.pop(name)  # it ends, and that is no failure
+        try:
+            await self._decide(worker_id, "ban")
+            await asyncio.to_thread(process.wait, STOP_WITHIN_S)
+        finally:
+            process.kill()
+            process.wait()
+
+    async def pardon(self, name: str) -> None:
+        """Let a banned worker in again, and forget what spoke against it. It has to be started.
+
+        Raises:
+            BrigadeError: the coordinator refuses, or isn't there.
+        """
+        await self._decide(await asyncio.to_thread(self.local.worker_id, name), "pardon")
 
     def names(self, worker_ids: Sequence[WorkerId]) -> tuple[str, ...]:
         """The names of workers that have been ready once."""
@@ -98,8 +124,7 @@ class ReplicatedCluster:
         Raises:
             BrigadeError: it doesn't answer.
         """
-        key = api_key_from_text((self.local.state / "admin.key").read_text())
-        async with pinned_session(self.local.url, key) as coordinator:
+        async with pinned_session(self.local.url, self._key("admin")) as coordinator:
             status = await coordinator.get("/admin/v1/status", ClusterStatus)
         for name in self.arguments:
             if name not in self._names.values():
@@ -107,12 +132,21 @@ class ReplicatedCluster:
         return {self._names[info.worker_id]: info for info in status.workers if info.worker_id in self._names}
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
-        """A client with the cluster's first key."""
-        key = api_key_from_text((self.local.state / "client.key").read_text())
-        config = ClientConfig(url=self.local.url, api_key=key, cache=self.local.folder / "client-cache")
-        async with Client(config=config, prefix_cache=False) as client:
+    async def client(self, *, prefix_cache: bool = False) -> AsyncIterator[Client]:
+        """A client with the cluster's first key; with `prefix_cache`, what workers still have isn't run again."""
+        cache = self.local.folder / "client-cache"
+        config = ClientConfig(url=self.local.url, api_key=self._key("client"), cache=cache)
+        async with Client(config=config, prefix_cache=prefix_cache) as client:
             yield client
+
+    def _key(self, role: Literal["admin", "client"]) -> ApiKey:
+        """The cluster's first of this kind."""
+        return api_key_from_text((self.local.state / f"{role}.key").read_text())
+
+    async def _decide(self, worker_id: str, action: Literal["ban", "pardon"]) -> None:
+        request = TrustRequest(action=action, reason="to see what happens")
+        async with pinned_session(self.local.url, self._key("admin")) as coordinator:
+            await coordinator.post(f"/admin/v1/workers/{worker_id}/trust", request, TrustInfo)
 
     async def _ready(self) -> set[str]:
         try:

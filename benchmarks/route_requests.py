@@ -19,6 +19,8 @@ from protocol.tls import COORDINATOR_NAME, client_context
 from tests.support.coordinators import bearer
 
 _END = b"\r\n\r\n"
+_MAX_CONNECTIONS = 200
+"""A coordinator takes 256 of one address (`protocol.guarded_site`), and refuses more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +33,17 @@ class RouteAnswer:
 
 @dataclass(slots=True, kw_only=True)
 class RouteRequests:
-    """Connections to a coordinator: one for each request that is under way, used again after it."""
+    """Connections to a coordinator: one for each request that is under way, used again after it.
+
+    Where it is slower than it is asked, requests wait here for a connection.
+    """
 
     port: int
     ca_pem: str
     key: str
     request: RouteRequest
     _idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+    _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_CONNECTIONS))
     _bytes: bytes = b""
     _context: ssl.SSLContext | None = None
 
@@ -67,13 +73,14 @@ class RouteRequests:
         Raises:
             OSError, asyncio.IncompleteReadError: the coordinator went away.
         """
-        reader, writer = self._idle.pop() if self._idle else await self._opened()
-        writer.write(self._bytes)
-        head = await reader.readuntil(_END)
-        status, length = _understood(head)
-        body = await reader.readexactly(length)
-        self._idle.append((reader, writer))
-        return RouteAnswer(status=status, body=body)
+        async with self._places:
+            reader, writer = self._idle.pop() if self._idle else await self._opened()
+            writer.write(self._bytes)
+            head = await reader.readuntil(_END)
+            status, length = _understood(head)
+            body = await reader.readexactly(length)
+            self._idle.append((reader, writer))
+            return RouteAnswer(status=status, body=body)
 
     async def _opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(

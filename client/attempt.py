@@ -86,9 +86,14 @@ class Attempt:
         return None if self.is_finished else "cancelled"
 
     @property
+    def session_id(self) -> SessionId:
+        """The session of its route."""
+        return self._grant.session_id
+
+    @property
     def heard_session(self) -> SessionId | None:
         """The session, if its head has been told of it, so that workers may hold something of it."""
-        return self._grant.session_id if self._head.worker_id in self._told else None
+        return self.session_id if self._head.worker_id in self._told else None
 
     def __enter__(self) -> Attempt:
         return self

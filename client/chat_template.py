@@ -21,6 +21,7 @@ import jinja2
 from jinja2 import nodes
 
 from client.template_sandbox import environment
+from protocol.background import uninterrupted
 from protocol.errors import InvalidRequestError, UntrustedFileError
 
 Message: TypeAlias = Mapping[str, Any]
@@ -86,10 +87,9 @@ class ChatTemplate:
         return _text(answer)
 
     async def _answer(self, question: bytes) -> dict[str, str]:
-        if self._process is None:
-            self._process = await asyncio.to_thread(_started)
-            weakref.finalize(self, _end, self._process)
         process = self._process
+        if process is None:  # whoever leaves while a thread starts it leaves it to the next one
+            process = await uninterrupted(asyncio.to_thread(self._start))
         answer: dict[str, str] = {}
         try:
             answer = await asyncio.to_thread(_asked, process, question)
@@ -98,6 +98,11 @@ class ChatTemplate:
                 self._process = None
                 process.kill()
         return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._process = process = _started()
+        weakref.finalize(self, _end, process)
+        return process
 
 
 def _text(answer: Mapping[str, str]) -> str:

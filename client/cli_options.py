@@ -56,7 +56,10 @@ Regex = Annotated[
 Grammar = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Hold the answer to this grammar, in llguidance's form of Lark.")
 ]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tokens. \\[default: random]")]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="The same seed gives the same tokens, as far as precision allows. \\[default: random]"),
+]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
 System = Annotated[str | None, typer.Option(help="System message, for chat models.")]
 IsChat = Annotated[

@@ -78,7 +78,10 @@ def serve(
     config: ClientConfig,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
-    """Serve the cluster's models by OpenAI's API until told to stop (Ctrl-C or SIGTERM; a second time: at once)."""
+    """Serve the cluster's models by OpenAI's, Anthropic's and Ollama's APIs until told to stop.
+
+    Ctrl-C or SIGTERM: answers under way end (--stop-within). A second time: at once.
+    """
     # these take long to import, and are not for --help
     from protocol.event_loops import event_loop
     from protocol.logs import configure_logs

@@ -25,10 +25,19 @@ R = TypeVar("R")
 
 Url = Annotated[
     str | None,
-    typer.Option("--url", help="The coordinator, https://host:port; several by commas (or BRIGADE_URL)."),
+    typer.Option(
+        "--url",
+        help="The coordinator, https://host:port; several by commas. Else BRIGADE_URL, else the one that keeps its "
+        "state on this machine.",
+    ),
 ]
 KeyFile = Annotated[
-    Path | None, typer.Option("--api-key-file", help="File that holds the API key (or BRIGADE_API_KEY).")
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        help="File that holds the API key. Else BRIGADE_API_KEY, else the client key in the state folder of this "
+        "machine's coordinator.",
+    ),
 ]
 ConnectTimeout = Annotated[
     float, typer.Option("--connect-timeout", help="Seconds that the coordinator may be away at the start.", min=0.0)

@@ -16,6 +16,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from client.attempt import ids_payload
+from protocol.background import uninterrupted
 from protocol.ends_messages import (
     BeginText,
     Done,
@@ -150,7 +151,10 @@ class EndsProcess:
         return answer, answered
 
     async def stop(self) -> None:
-        """End the process; it frees everything. Repeating it does no harm."""
+        """End the process, whoever is cancelled meanwhile; it frees everything. Repeating it does no harm."""
+        await uninterrupted(self._stopped())
+
+    async def _stopped(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -230,8 +234,10 @@ async def started_ends() -> EndsProcess:
             env=kept_environment(os.environ),
             start_new_session=True,  # Ctrl-C is the client's, who ends its generations in order
         )
-    except OSError as exc:
+    except BaseException as exc:
         said.close()
+        if not isinstance(exc, OSError):
+            raise  # asyncio has ended what it had begun
         raise ConfigError(f"no process can be started for the model's ends: {exc.strerror or exc}") from exc
     return EndsProcess(process, said)
 

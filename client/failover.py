@@ -82,7 +82,10 @@ class Failover:
     """How the attempts since the last new token failed, a few words each."""
     exclusions: tuple[Exclusion, ...] = ()
     continues: SessionId | None = None
-    """The latest failed session that a worker has heard of, so that its cache may be there."""
+    """The latest failed session that a worker has heard of, so that its cache may be there; if there is none, the
+    latest: the coordinator is told whose failure it was, and ends it."""
+    has_been_heard: bool = False
+    """Whether a worker has heard of it."""
     failure: HopFailure | None = None
     """What the coordinator is to be told with the next request."""
     retry_after_s: float = 0.0
@@ -94,11 +97,17 @@ class Failover:
 
 
 def after_failure(
-    before: Failover, failed: AttemptFailed, *, heard_session: SessionId | None, n_new_tokens: int, now_s: float
+    before: Failover,
+    failed: AttemptFailed,
+    *,
+    session_id: SessionId,
+    has_been_heard: bool,
+    n_new_tokens: int,
+    now_s: float,
 ) -> Failover:
     """What is known after one more attempt, which brought `n_new_tokens`.
 
-    `heard_session` is its session if its head has been told of it.
+    `has_been_heard`: whether its head has been told of its session.
     """
     failure = failed.failure
     is_new_stall = failure.code == STALLED and n_new_tokens == 0
@@ -111,7 +120,8 @@ def after_failure(
         n_stalls=earlier.n_stalls + is_new_stall,
         fruitless=earlier.fruitless if n_new_tokens > 0 else (*earlier.fruitless, _in_words(failure)),
         exclusions=tuple(kept[-MAX_EXCLUDED:]),
-        continues=heard_session or before.continues,
+        continues=session_id if has_been_heard or not before.has_been_heard else before.continues,
+        has_been_heard=has_been_heard or before.has_been_heard,
         failure=failure,
         retry_after_s=_obeyed_s(failed.error),
     )
@@ -184,7 +194,9 @@ def after_refusal(known: Failover, error: BrigadeError, asked: Asked, rng: rando
     """What to do when the coordinator grants no route, or there is no coordinator; None: the generation ends."""
     if isinstance(error, NotFoundError) and known.continues is not None:
         # a coordinator that doesn't know the session: without its cache then
-        return _at_once(replace(known, continues=None, failure=None), after_s=0.0, wait_s=asked.wait_s)
+        return _at_once(
+            replace(known, continues=None, has_been_heard=False, failure=None), after_s=0.0, wait_s=asked.wait_s
+        )
     if isinstance(error, ModelUnavailableError) and asked.has_excluded:
         return _at_once(_with_fewer_excluded(known), after_s=known.retry_after_s, wait_s=asked.wait_s)
     if isinstance(error, QuotaExceededError):

@@ -253,7 +253,8 @@ class _Run:
         self._known = after_failure(
             self._known,
             failed,
-            heard_session=attempt.heard_session,
+            session_id=attempt.session_id,
+            has_been_heard=attempt.heard_session is not None,
             n_new_tokens=attempt.n_tokens,
             now_s=asyncio.get_running_loop().time(),
         )

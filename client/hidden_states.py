@@ -122,9 +122,13 @@ class StatesFinder:
                 reason = "finished"
                 return States(rows, known.n_failed, grant.rates)
             except AttemptFailed as failed:
-                now_s = asyncio.get_running_loop().time()
                 after = after_failure(
-                    known, failed, heard_session=attempt.heard_session, n_new_tokens=0, now_s=now_s
+                    known,
+                    failed,
+                    session_id=attempt.session_id,
+                    has_been_heard=attempt.heard_session is not None,
+                    n_new_tokens=0,
+                    now_s=asyncio.get_running_loop().time(),
                 )
                 error = final_error(after, failed)
                 if error is not None:

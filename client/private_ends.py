@@ -128,7 +128,15 @@ async def private_ends(
 ) -> AsyncIterator[PrivateEnds]:
     """Processes for private generations, started when one needs them; all are stopped at the end."""
     ends = PrivateEnds(config, coordinator, cache)
+    tasks = asyncio.TaskGroup()
+    await tasks.__aenter__()
+    looking = tasks.create_task(ends.end_idle_forever(), name="end idle model ends")
     try:
         yield ends
     finally:
-        await ends.close()
+        looking.cancel()
+        try:
+            await ends.close()
+        finally:
+            # by hand, since `async with` would wrap the caller's own exception in a group
+            await tasks.__aexit__(None, None, None)

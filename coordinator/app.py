@@ -19,6 +19,7 @@ from coordinator import state_folder as names
 from coordinator.application import application
 from coordinator.authority import Authority
 from coordinator.catalogue import Catalogue
+from coordinator.checkpoints import checkpoint_forever
 from coordinator.cluster import Cluster
 from coordinator.config import CoordinatorConfig
 from coordinator.dashboard_start import take_up_dashboard
@@ -114,13 +115,14 @@ async def running(
             url = config.public_url or own_url
             app[PUBLIC_URL].append(url)
             opened.lease.tell_url(url)
-            is_first_start = await asyncio.to_thread(_note_url, opened.folder, own_url)
+            is_new_folder = await asyncio.to_thread(_note_url, opened.folder, own_url)
+            cluster = app[CLUSTER].state
             log.info("coordinator_started", url=url, coordinator_id=opened.authority.coordinator_id)
             async with running_beside(announcer=app[ANNOUNCER].announce_forever(port)):
                 yield RunningCoordinator(
                     url=url,
                     port=port,
-                    is_first_start=is_first_start,
+                    is_first_start=is_new_folder and not (cluster.models or cluster.workers),  # else restored
                     metrics_url=metrics_url,
                     cluster=app[CLUSTER],
                     authority=opened.authority,
@@ -159,6 +161,7 @@ async def _working(app: web.Application) -> AsyncIterator[None]:
         "earned": app[EARNED_PRIORITY].look_forever(),
         "lag": app[METRICS].lag.watch_forever(),
         "held": LoopWatch().watch_forever(),
+        "checkpoints": checkpoint_forever(app[REPOSITORY].transactions),
         "quotas": expire_forever(
             app[REPOSITORY].quotas, app[OPENINGS], app[QUOTA_CLOCK], lambda: cluster.state.lost_workers
         ),
@@ -185,8 +188,7 @@ async def _listening(app: web.Application, config: CoordinatorConfig, opened: Op
         await start_listening(site, config.listen_host, config.listen_port)
         yield runner.addresses[0][1]
     finally:
-        await runner.cleanup()
-        await site.ended()
+        await site.close()
 
 
 def _note_url(folder: StateFolder, url: str) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 
 from coordinator.audit_asking import Answer
 from coordinator.audit_session import NoAnswerError
@@ -14,6 +15,15 @@ from coordinator.policy.audit_rules import Comparison, Held, Ruling, compared, s
 from coordinator.policy.audit_schedule import AuditPlan, Candidate
 from protocol.audit_rest import AuditInfo, AuditOutcome
 from protocol.ids import WorkerId
+
+
+class Examiner(Protocol):
+    """Who asks workers."""
+
+    async def answers(
+        self, plan: AuditPlan, seed: str, candidates: Sequence[Candidate]
+    ) -> Mapping[WorkerId, Answer]:
+        """What each of them makes of the probe with this seed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +68,15 @@ class Found:
     def _reason(self) -> str:
         said = "; ".join(words for words in (summed_up(self.comparisons), self.words) if words)
         return f"audit of blocks {self.plan.blocks} of {self.plan.model.name}: {said}"
+
+
+async def ask(
+    examiner: Examiner, found: Found, seed: str, candidates: Sequence[Candidate]
+) -> Mapping[WorkerId, Answer]:
+    """What each of them makes of the probe; it counts as asked."""
+    answers = await examiner.answers(found.plan, seed, candidates)
+    found.take_answers(answers)
+    return answers
 
 
 Said = tuple[str, Held, Projection]
@@ -106,5 +125,5 @@ def not_shown_again(found: Found, first: Ruling, failed: WorkerId, n_asked: int,
         silent = why_none({name: error for name, error in found.asked.items() if error is not None})
         found.words = f"asked again, {silent}; so nobody could show it of {failed} again"
         return unconfirmed(first)
-    found.words = f"{n_asked} fresh probes didn't show it of {failed} again, so it may have been rounding"
+    found.words = f"{n_asked} fresh probes didn't show it of {failed} as often again, so it may have been rounding"
     return unconfirmed(first)

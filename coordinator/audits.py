@@ -13,6 +13,7 @@ import structlog
 from coordinator.audit_asking import Examiner
 from coordinator.audit_comparing import Comparer
 from coordinator.audit_found import Found
+from coordinator.audit_kept import KeptAnswers
 from coordinator.audit_store import AuditStore
 from coordinator.cluster import Cluster
 from coordinator.policy import audit_evasion, audit_schedule
@@ -48,7 +49,8 @@ class Auditor:
         self._cluster = cluster
         self._clock = clock
         self._rng = rng or SystemRandom()
-        self._comparer = Comparer(examiner, store, lambda: cluster.state, clock, self._rng)
+        kept = KeptAnswers(examiner, store, lambda: cluster.state, clock, self._rng)
+        self._comparer = Comparer(examiner, kept)
         self._busy: set[WorkerId] = set()
         self._n_under_way = 0
         self._paid_at_s: dict[WorkerId, float] = {}

@@ -41,7 +41,7 @@ def audit_log(
     query = urlencode({name: value for name, value in given.items() if value is not None})
     found = target.ask(lambda session: session.get(f"/admin/v1/audit?{query}", AuditPage))
     if as_json:
-        print_json(found.entries)
+        print_json(found)
     elif found.entries:
         console().print(audit_table(found.entries))
         note_older(found.next_cursor, n_lines)

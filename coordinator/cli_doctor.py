@@ -13,7 +13,7 @@ import typer
 from coordinator.admin_client import AdminTarget
 from coordinator.cli_output import console, print_json
 from coordinator.cli_target import JsonOption, KeyFileOption, StateOption, UrlOption
-from protocol.checks import exit_code_of, report_table
+from protocol.checks import CheckList, exit_code_of, report_table
 
 
 def doctor(
@@ -49,7 +49,7 @@ def doctor(
     )
     checks = asyncio.run(examine(patient))
     if as_json:
-        print_json(checks)
+        print_json(CheckList(checks=tuple(checks)))
     else:
         console().print(report_table(checks))
     raise typer.Exit(exit_code_of(checks))

@@ -35,7 +35,7 @@ def list_generations(
     query = urlencode({name: value for name, value in given.items() if value is not None})
     found = target.ask(lambda session: session.get(f"{_PATH}?{query}", GenerationPage))
     if as_json:
-        print_json(found.generations)
+        print_json(found)
     elif not found.generations:
         asked = any(value is not None for value in (in_state, key, model))
         notes().print(

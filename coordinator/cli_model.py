@@ -28,7 +28,7 @@ from coordinator.signing_files import read_signature, signature_beside
 from coordinator.state_folder import StateFolder
 from protocol.cluster_rest import MAX_REPLICAS, AddModelRequest, ChangeModelRequest, ClusterStatus
 from protocol.errors import ConfigError, ConflictError
-from protocol.ids import ModelName, Revision, checked_model_name
+from protocol.ids import FileHash, ModelName, Revision, checked_model_name
 from protocol.rest import ModelInfo, ModelList
 
 ReplicasOption = Annotated[
@@ -80,7 +80,7 @@ def add_model(
     model_name = checked_model_name(name)
     status = target.ask(lambda session: session.get("/admin/v1/status", ClusterStatus))
     check_is_here(target, status, "coord model add")
-    _check_is_free(model_name, status)
+    _check_is_wanted(model_name, status, FileStore(StateFolder(target.state).files))
     envelope = _signature(signature, source)
 
     def request(revision: Revision) -> AddModelRequest:
@@ -204,9 +204,10 @@ def _print_reason(info: ModelInfo) -> None:
         console().print(short_ids(printable(info.reason)), markup=False, soft_wrap=True)
 
 
-def _check_is_free(name: ModelName, status: ClusterStatus) -> None:
+def _check_is_wanted(name: ModelName, status: ClusterStatus, store: FileStore) -> None:
+    """A model that is served is added again only after a restore: backups hold no model files."""
     for model in status.models:
-        if model.name == name:
+        if model.name == name and store.has(FileHash(model.revision)):
             raise ConflictError(
                 f"there is a model {name} already (revision {model.revision[:12]}): choose another name, or "
                 f"`coord model remove {name}` first"

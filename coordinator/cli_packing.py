@@ -26,14 +26,14 @@ def packed(source: str, store: FileStore | HashOnlyStore) -> PackedModel:
         ConfigError: packages that are needed aren't installed.
         BrigadeError: as `pack_model`.
     """
-    try:
-        from coordinator.packing import pack_model
-    except ImportError as exc:
-        raise ConfigError(
-            f"reading a model needs packages that aren't installed ({exc.name}): pip install '.[packing]' in "
-            "Brigade's folder"
-        ) from exc
-    with progress_bar() as progress:
+    with progress_bar() as progress:  # before the import, which takes seconds
+        try:
+            from coordinator.packing import pack_model
+        except ImportError as exc:
+            raise ConfigError(
+                f"reading a model needs packages that aren't installed ({exc.name}): pip install '.[packing]' in "
+                "Brigade's folder"
+            ) from exc
         return pack_model(source, store, progress)
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from coordinator.admin_client import AdminTarget, all_pages
-from coordinator.cli_output import cell, console, notes, plain_table, print_json, printable, short_ids
+from coordinator.cli_output import cell, console, notes, plain_table, print_answer, print_json, printable, short_ids
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.error_forms import repeated
 from protocol.errors import ConfigError
@@ -68,14 +68,15 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show the limits of keys, and how much of them is used now."""
-    if key_id is None:
-        pages = target.ask(lambda session: all_pages(session, "/admin/v1/quotas", {}, QuotaList))
-        found = tuple(quota for page in pages for quota in page.quotas)
-    else:
+    if key_id is not None:
         path = f"/admin/v1/quotas/{quote(key_id, safe='')}"
-        found = (target.ask(lambda session: session.get(path, QuotaInfo)),)
+        quota = target.ask(lambda session: session.get(path, QuotaInfo))
+        print_answer(quota, quota_table((quota,)), as_json=as_json)
+        return
+    pages = target.ask(lambda session: all_pages(session, "/admin/v1/quotas", {}, QuotaList))
+    found = tuple(quota for page in pages for quota in page.quotas)
     if as_json:
-        print_json(found)
+        print_json(QuotaList(quotas=found))
     elif not found:
         notes().print("No key has limits: coord key limits KEY NAME=VALUE ...", markup=False)
     else:

@@ -21,6 +21,9 @@ settings_commands = typer.Typer(
 )
 _PATH = "/admin/v1/settings"
 NameArgument = Annotated[str, typer.Argument(help="As `coord settings show` lists them.")]
+ValueArgument = Annotated[
+    str, typer.Argument(help="What it is from now on; `coord settings show` says what it may be.")
+]
 
 
 @settings_commands.command("show")
@@ -34,7 +37,7 @@ def show_settings(target: AdminTarget, *, as_json: JsonOption = False) -> None:
 @settings_commands.command("set")
 @for_coordinator
 def set_setting(
-    target: AdminTarget, name: NameArgument, value: Annotated[str, typer.Argument()], *, as_json: JsonOption = False
+    target: AdminTarget, name: NameArgument, value: ValueArgument, *, as_json: JsonOption = False
 ) -> None:
     """Change a setting at once, and for every start that isn't given another value."""
     _change(target, name, setting_named(name).read(value), as_json=as_json)

@@ -73,7 +73,7 @@ def list_workers(
     """List the workers: state, reason, blocks, device, sessions."""
     given = {"state": in_state, "model": model, "trust_level": trust, "owner": owner}
     workers = target.ask(lambda session: _workers(session, given))
-    print_answer(workers, worker_table(workers), as_json=as_json)
+    print_answer(WorkerList(workers=workers), worker_table(workers), as_json=as_json)
 
 
 @worker_commands.command("show")

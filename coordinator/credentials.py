@@ -17,6 +17,7 @@ from coordinator.authority import Authority
 from coordinator.dashboard_sessions import secret_mark
 from coordinator.repository import Repository
 from coordinator.stored_rows import StoredKey
+from coordinator.transactions import PATIENCE_S
 from protocol.api_key import ApiKey, api_key_from_text, secret_hash
 from protocol.errors import BrigadeError, ForbiddenError, OverloadedError, StorageError, UnauthenticatedError
 from protocol.ids import KeyId, WorkerId
@@ -238,7 +239,8 @@ class Authenticator:
         found, now_s = None, self._clock()
         looking = self._looking[key_id] = asyncio.get_running_loop().create_future()
         try:
-            found = _Found(stored=await self._repository.api_key(key_id))
+            within_s = PATIENCE_S if key_id in self._cache else None
+            found = _Found(stored=await self._repository.api_key(key_id, within_s=within_s))
             if self._looking.get(key_id) is looking:
                 self._remember(key_id, found.stored, now_s)
         except StorageError as error:

@@ -32,12 +32,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, PoolProxiedConnection
 
 import migrations
+from protocol.background import uninterrupted
 from protocol.coordinator_errors import DatabaseVersionError
 from protocol.errors import StorageError
 
 _QUIET: dict[str, Any] = {"hide_parameters": True}  # errors come to logs, values must not
 BUSY_TIMEOUT_MS = 4_000
 """A writer waits so long for another one. Longer, and whoever asked thinks that nobody is there."""
+LONGEST_LOG_PAGES = 8_192
+"""Of SQLite's write-ahead log, 4 KiB each: a writer that leaves it longer moves it into the file itself, and waits
+for the disk. `Transactions.checkpoint` does so beside those who write, long before."""
 CONNECT_TIMEOUT_S = 10.0
 QUERY_TIMEOUT_S = 30.0
 # InternalClientError: the server's last words have come, the end of the connection not yet
@@ -67,12 +71,12 @@ async def opened(url: str, revision: str = "head") -> AsyncIterator[AsyncEngine]
         DatabaseVersionError: a newer version of Brigade wrote the database; nothing was changed.
         StorageError: it can't be reached or used.
     """
-    await asyncio.to_thread(migrate, url, revision)
+    await uninterrupted(asyncio.to_thread(migrate, url, revision))
     engine = create_engine(make_url(url))
     try:
         yield engine
     finally:
-        await engine.dispose()
+        await uninterrupted(engine.dispose())  # what isn't closed here is left to the garbage collector
 
 
 def migrate(url: str, revision: str = "head") -> None:
@@ -221,6 +225,7 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
         f"busy_timeout = {BUSY_TIMEOUT_MS}",
         "journal_mode = WAL",
         "synchronous = NORMAL",
+        f"wal_autocheckpoint = {LONGEST_LOG_PAGES}",
         "foreign_keys = ON",
     ):
         cursor.execute(f"PRAGMA {pragma}")

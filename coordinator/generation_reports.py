@@ -101,6 +101,8 @@ class GenerationReports:
         for entry, generation in zip(entries, finished, strict=True):
             if generation is None:
                 log.warning("generation_report_refused", session_id=entry.report.session_id[:64])
+            elif generation.finished_at != entry.at:  # a worker whose socket is lost can't know what was read
+                log.info("generation_report_repeated", session_id=generation.session_id)
             else:
                 self._on_finished(generation, entry.report)
             await asyncio.sleep(0)  # routes don't wait for all of them

@@ -129,7 +129,7 @@ def taken(
     done: list[Ended] = []
     for end in ends:
         before = known.get(end.report.session_id)
-        if before is not None and end.is_in(before):  # saved by a commit whose answer was lost
+        if before is not None and end.is_in(before):  # by a commit whose answer was lost, or it was sent again
             finished.append(before)
             continue
         generation = end.taken_by(before)

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from coordinator.invite_tables import InviteRow, InviteUseRow
 from coordinator.persistence import insert_audit
-from coordinator.transactions import Transactions
+from coordinator.transactions import PATIENCE_S, Transactions
 from protocol.error_forms import repeated
 from protocol.errors import ForbiddenError, NotFoundError
 from protocol.ids import InviteId, KeyId, WorkerId
@@ -114,11 +114,11 @@ class InviteStore:
         return found[:n_invites]
 
     async def n_open(self, now: datetime) -> int:
-        """By how many invites somebody may join now."""
+        """By how many invites somebody may join now. For the status, which is to say soon if nobody answers."""
         used = select(func.count()).where(InviteUseRow.invite_id == InviteRow.invite_id).scalar_subquery()
         query = select(func.count()).select_from(InviteRow)
         query = query.where(InviteRow.revoked_at.is_(None), InviteRow.expires_at > now, used < InviteRow.n_uses)
-        async with self._transactions.reading() as session:
+        async with self._transactions.reading(PATIENCE_S) as session:
             return await session.scalar(query) or 0
 
     async def revoke(self, invite_id: InviteId, now: datetime) -> StoredInvite:

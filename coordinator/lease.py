@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from coordinator.fence import LEASE_ID
 from coordinator.tables import LeaseRow
-from coordinator.transactions import LEASE_ID, Transactions
+from coordinator.transactions import Transactions
 
 LEASE_S = 15.0
 NOBODY = ""
@@ -58,6 +59,11 @@ class LeaseTable:
     def lost(self) -> asyncio.Event:
         """Set once a transaction found that another coordinator has taken it."""
         return self._transactions.fence.lost
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether we have taken it; it may be lost by now."""
+        return self._transactions.fence.epoch is not None
 
     async def read(self) -> Lease:
         """The lease as it is; nobody's in a new database."""

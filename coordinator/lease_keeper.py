@@ -71,13 +71,14 @@ class LeaseKeeper:
             LeaseError: another coordinator holds it, or has taken it.
             StorageError: the database can't be used.
         """
-        await self._take(takes_over=takes_over)
         try:
+            await self._take(takes_over=takes_over)
             async with running_beside(lease=self._keep()):
                 yield
         finally:
-            with suppress(StorageError):  # gone already, or it lapses by itself
-                await self._table.release()
+            if self._table.is_ours:
+                with suppress(StorageError):  # gone already, or it lapses by itself
+                    await uninterrupted(self._table.release())
 
     def tell_url(self, url: str) -> None:
         """Have the lease say where this coordinator really answers."""
@@ -94,7 +95,7 @@ class LeaseKeeper:
                     raise _held(seen)
                 await self._watch(seen, takes_over=takes_over)
             try:
-                is_taken = await self._table.take(seen, self._holder, self.url)
+                is_taken = await uninterrupted(self._table.take(seen, self._holder, self.url))
             except StorageError as error:
                 if not takes_over:
                     raise

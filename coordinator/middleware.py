@@ -25,14 +25,13 @@ from protocol.error_forms import error_fields
 from protocol.errors import (
     BrigadeError,
     DeadlineExceededError,
-    ErrorBody,
     InternalError,
     InvalidRequestError,
-    NotFoundError,
     PreconditionFailedError,
     QuotaExceededError,
     TooLargeError,
 )
+from protocol.guarded_application import http_error_body
 from protocol.guarded_site import SECURITY_HEADERS, asked_hosts
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import ErrorAnswer
@@ -250,16 +249,7 @@ async def _answered_in(version: str, request: web.Request, handler: Handler) -> 
 
 def _http_error(request: web.Request, exc: web.HTTPException) -> web.StreamResponse:
     """What aiohttp itself raises, in our form."""
-    if isinstance(exc, web.HTTPNotFound):
-        return error_answer(NotFoundError(f"there is nothing at {request.path[:200]}"))
+    response = json_answer(ErrorAnswer(error=http_error_body(request, exc)), status=exc.status)
     if isinstance(exc, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(exc.allowed_methods))
-        message = f"{request.method[:20]} isn't possible at {request.path[:200]}; {allowed} is"
-        response = json_answer(
-            ErrorAnswer(error=ErrorBody(code=InvalidRequestError.code, message=message)), status=exc.status
-        )
-        response.headers[hdrs.ALLOW] = allowed
-        return response
-    message = f"the request can't be answered: {exc.reason}"
-    code = InvalidRequestError.code if exc.status < 500 else InternalError.code
-    return json_answer(ErrorAnswer(error=ErrorBody(code=code, message=message)), status=exc.status)
+        response.headers[hdrs.ALLOW] = ", ".join(sorted(exc.allowed_methods))
+    return response

@@ -21,6 +21,7 @@ from coordinator.lease_keeper import LeaseKeeper, holder_of
 from coordinator.repository import Repository
 from coordinator.state_folder import StateFolder
 from protocol.api_key import ApiKey, api_key_from_text, new_api_key, secret_hash
+from protocol.background import uninterrupted
 from protocol.errors import UnauthenticatedError
 from protocol.key_rest import KeyKind
 
@@ -51,7 +52,8 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
     """
     began_s = asyncio.get_running_loop().time()
     with ExitStack() as stack:
-        folder, authority = await asyncio.to_thread(_opened_folder, config, now, stack)
+        # to its end: the lock is held, and the folder written, until a cancelled start has really stopped
+        folder, authority = await uninterrupted(asyncio.to_thread(_opened_folder, config, now, stack))
         database_url = config.database_url or folder.database_url
         async with database.opened(database_url, database.LEASE_SCHEMA) as engine:
             repository = Repository(engine)
@@ -66,7 +68,7 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
                     # the copy of the folder may have been renewed while this coordinator stood by
                     stood_by = timedelta(seconds=asyncio.get_running_loop().time() - began_s)
                     authority = await asyncio.to_thread(_authority, folder, config, now + stood_by)
-                await asyncio.to_thread(database.migrate, database_url)
+                await uninterrupted(asyncio.to_thread(database.migrate, database_url))
                 await repository.claim(authority.coordinator_id)
                 await _ensure_first_keys(folder, authority, repository, now)
                 await tell_cut_rotations(repository, authority.secrets.rotated_at, now)

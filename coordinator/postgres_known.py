@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from coordinator.fence import LEASE_ID
 from coordinator.postgres_rows import rows_of
 from coordinator.quota_records import QUOTAS, quota_values
 from coordinator.remembered_quotas import Known
-from coordinator.transactions import LEASE_ID
 
 _NAMES = tuple(column.name for column in QUOTAS.c)
 N_KNOWN = len(_NAMES) + 2

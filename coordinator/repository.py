@@ -154,9 +154,9 @@ class Repository:
             insert_audit(session, now, "key_created", key_id, f"{kind}: {name}", after=stored.view())
             return stored
 
-    async def api_key(self, key_id: KeyId) -> StoredKey | None:
-        """The key, revoked or not; None if there is none."""
-        async with self.transactions.reading() as session:
+    async def api_key(self, key_id: KeyId, within_s: float | None = None) -> StoredKey | None:
+        """The key, revoked or not; None if there is none. `within_s` as in `Transactions.reading`."""
+        async with self.transactions.reading(within_s) as session:
             found = (await session.execute(_keys().where(ApiKeyRow.key_id == key_id))).one_or_none()
             return None if found is None else stored_key(*found)
 
@@ -234,7 +234,8 @@ class Repository:
     ) -> list[StoredGeneration | None]:
         """Keep what generations used; None for one that isn't known, is finished, or isn't the reporter's.
 
-        What was held for one and isn't used is given back. The first report counts, only the tail of the
+        What was held for one and isn't used is given back. The first report counts, and if the same comes again the
+        generation is as that left it, with the time of the first in `finished_at`; only the tail of the
         generation's route is believed, and never more tokens than were allowed. `quota_clock` as in
         `record_generations`.
         """

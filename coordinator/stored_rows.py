@@ -137,9 +137,9 @@ class ReportedEnd:
         )
 
     def is_in(self, generation: StoredGeneration) -> bool:
-        """Whether it is this very report that the generation was finished by."""
+        """Whether it is this report that the generation was finished by, whenever that came."""
         return (
-            generation.finished_at == self.at
+            generation.finished_at is not None
             and generation.outcome == self.report.outcome
             and generation.n_completion_tokens == self._n_completion_tokens(generation)
             and self.reported_by in (None, generation.route[-1][0])

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import asyncpg
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from coordinator.database import BUSY_TIMEOUT_MS, READ_ONLY, blocking_engine, database_errors
+from coordinator.fence import Fence
 from coordinator.same_file import SameFile
-from coordinator.tables import LeaseRow
 from protocol.background import uninterrupted
 from protocol.coordinator_errors import LeaseError
 from protocol.errors import StorageError
@@ -31,55 +31,14 @@ from protocol.errors import StorageError
 T = TypeVar("T")
 TransactionKind = Literal["writing", "reading"]
 
-LEASE_ID = 1
-"""Of the table's only row."""
+PATIENCE_S = 2.0
+"""For an answer that one can do without: an operator who asks how things are isn't kept waiting by the database."""
 SQLITE_THREADS = 4
-"""One that writes, and some that see whether the file is there, which a slow disk may make them wait for."""
-# Shared with our other writers; a coordinator that takes the lease has to wait for all of them.
-_EPOCH = select(LeaseRow.epoch).where(LeaseRow.id == LEASE_ID).with_for_update(read=True)
-_EPOCH_PLAINLY = f"SELECT epoch FROM coordinator_lease WHERE id = {LEASE_ID:d}"  # noqa: S608 - a number of ours
-_HELD = "SELECT 1 FROM coordinator_lease WHERE id = {:d} AND epoch = {:d} FOR SHARE"
-
-
-class Fence:
-    """Which epoch of the lease this program writes under; None: it needs no lease (a tool, a test)."""
-
-    def __init__(self) -> None:
-        self.epoch: int | None = None
-        self.lost = asyncio.Event()
-        """Set once a transaction found the lease taken by another coordinator; then nothing is written again."""
-
-    async def check(self, session: AsyncSession) -> None:
-        """Hold the lease as it is until the transaction ends.
-
-        Raises:
-            LeaseError: another coordinator has taken it.
-        """
-        await session.run_sync(lambda blocking: self.check_now(blocking.connection()))
-
-    def check_now(self, connection: Connection) -> None:
-        """As `check`, where waiting is no matter."""
-        if self.epoch is not None and connection.scalar(_EPOCH) != self.epoch:
-            raise _taken_over()
-
-    def check_plainly(self, connection: sqlite3.Connection) -> None:
-        """As `check_now`, on SQLite's own connection, in a transaction that has the write lock already."""
-        if self.epoch is not None and connection.execute(_EPOCH_PLAINLY).fetchone() != (self.epoch,):
-            raise _taken_over()
-
-    async def begin(self, connection: asyncpg.Connection, locks: str) -> None:
-        """Begin a transaction with the statement `locks`, and `check`: in one round trip, with no parameters."""
-        if self.epoch is None:
-            await connection.execute(f"BEGIN; {locks}")
-        elif await connection.execute(f"BEGIN; {locks}; {_HELD.format(LEASE_ID, self.epoch)}") != "SELECT 1":
-            raise _taken_over()
-
-
-def _taken_over() -> LeaseError:
-    return LeaseError(
-        "another coordinator has taken this database over, so this one has stopped writing to it and ends; "
-        "`coord status` with the other's URL shows the cluster"
-    )
+"""One that writes, one that checkpoints, some that see whether the file is there: a slow disk makes them wait."""
+CHECKPOINT_TURNS = 100
+"""Of writers on SQLite: one that records a route adds some eight pages of 4 KiB to the write-ahead log."""
+TURNS_ANEW = 400
+"""Then the log is to begin anew, or it would only grow: that takes a writer's turn."""
 
 
 class Transactions:
@@ -95,6 +54,10 @@ class Transactions:
         """SQLite has one writer at a time, and lets the others look again and again: here they stand in line."""
         self._threads = ThreadPoolExecutor(max_workers=SQLITE_THREADS, thread_name_prefix="database")
         """Of its own: what others do in threads, such as looks at a large fleet, keeps no transaction waiting."""
+        self.checkpoint_due = asyncio.Event()
+        """Set once enough was written since the last `checkpoint`."""
+        self._n_turns = self._n_turns_anew = 0
+        """Of writers on SQLite, since the last checkpoint, and since the log was to begin anew."""
         self._problems: dict[str, str] = {}
         """Of the last transaction that wrote, and of the last that read; both need not be in trouble."""
 
@@ -194,6 +157,25 @@ class Transactions:
         async with self._native("reading") as native:
             return await statement(native)
 
+    async def checkpoint(self) -> None:
+        """On SQLite, have what the write-ahead log holds moved into the file, and kept by the disk, beside writers.
+
+        What is written meanwhile stays in the log; so from time to time the rest is moved in a writer's turn.
+
+        Raises:
+            StorageError: the database can't be used.
+        """
+        self.checkpoint_due.clear()
+        self._n_turns = 0
+        if self._file is None:
+            return
+        moved = partial(self._moved_from_log, self._file)
+        await uninterrupted(self._in_thread(moved))
+        if self._n_turns_anew >= TURNS_ANEW:
+            async with self._turn():
+                await uninterrupted(self._in_thread(moved))
+                self._n_turns_anew = 0
+
     @asynccontextmanager
     async def _native(self, what: TransactionKind) -> AsyncIterator[asyncpg.Connection]:
         with self._noted(what), database_errors(self._engine.url):
@@ -233,18 +215,23 @@ class Transactions:
                 raise
             return result
 
+    def _moved_from_log(self, file: SameFile) -> None:
+        file.check()
+        with database_errors(self._engine.url), closing(self.blocking.raw_connection()) as pooled:
+            pooled.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
     def _fenced(self, connection: Connection, work: Callable[[Connection], T]) -> T:
         self.fence.check_now(connection)
         return work(connection)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncSession]:
+    async def reading(self, within_s: float | None = None) -> AsyncIterator[AsyncSession]:
         """A transaction that only reads; it sees one moment.
 
         Raises:
-            StorageError: the database can't be used.
+            StorageError: the database can't be used, or doesn't answer `within_s`.
         """
-        async with self._session("reading") as session:
+        async with self._session("reading", within_s) as session:
             await session.connection(execution_options=READ_ONLY)
             yield session
 
@@ -272,14 +259,22 @@ class Transactions:
             yield
         finally:
             self._sqlite_writer.release()
+            self._n_turns += 1
+            self._n_turns_anew += 1
+            if self._n_turns >= CHECKPOINT_TURNS:
+                self.checkpoint_due.set()
 
     @asynccontextmanager
-    async def _session(self, what: TransactionKind) -> AsyncIterator[AsyncSession]:
+    async def _session(self, what: TransactionKind, within_s: float | None = None) -> AsyncIterator[AsyncSession]:
         with self._noted(what):
             if self._file is not None:
                 await self._in_thread(self._file.check)
             with database_errors(self._engine.url):
-                async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+                async with (
+                    asyncio.timeout(within_s),
+                    AsyncSession(self._engine, expire_on_commit=False) as session,
+                    session.begin(),
+                ):
                     yield session
 
     @contextmanager

@@ -25,6 +25,10 @@ READY_WITHIN_S = 240.0
 STOP_WITHIN_S = 20.0
 ORDERLY_WITHIN_S = 5.0
 COMMAND_WITHIN_S = 300.0
+ABSENT = frozenset({"enrolling", "lost", "gone"})
+"""States of workers that the coordinator knows, and hears nothing of."""
+SHOWN_OF_AN_ID = 12
+"""As many characters as `coord status` shows."""
 
 
 class ClusterError(Exception):
@@ -126,12 +130,17 @@ class LocalCluster:
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
-    def wait_for_workers(self, n_workers: int) -> None:
-        """Until so many workers have joined."""
+    def wait_for_workers(self, n_workers: int, *, say: Callable[[str], None] = lambda _text: None) -> None:
+        """Until so many workers are connected, beside those that were here in an earlier run; says how many are."""
+        said = -1
 
         def joined() -> bool:
-            states = [worker["state"] for worker in self.status()["workers"]]
-            return len(states) - states.count("gone") >= n_workers
+            nonlocal said
+            n_joined = sum(worker["state"] not in ABSENT for worker in self.status()["workers"])
+            if n_joined != said and n_joined < n_workers:
+                said = n_joined
+                say(f"waiting: {n_joined} of {n_workers} workers have joined; each loads torch first")
+            return n_joined >= n_workers
 
         self._await(joined, f"not all of {n_workers} workers joined")
 
@@ -146,7 +155,8 @@ class LocalCluster:
             waiting = [worker for worker in now["workers"] if worker["state"] not in ("ready", "gone")]
             if info["state"] == "ready" and not waiting:
                 return True
-            reason = next((worker["reason"] for worker in waiting), info["reason"])
+            reasons = (f"worker {worker['worker_id'][:SHOWN_OF_AN_ID]}: {worker['reason']}" for worker in waiting)
+            reason = next(reasons, info["reason"])
             if reason and reason != said:
                 said = reason
                 say(f"waiting: {reason}")

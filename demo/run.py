@@ -49,10 +49,10 @@ def demo(cluster: LocalCluster, prompt: str, max_tokens: int) -> None:
     for i in range(N_WORKERS):
         cluster.start_worker(f"worker-{i + 1}")
     if MODEL not in [model["name"] for model in cluster.status()["models"]]:
-        cluster.wait_for_workers(N_WORKERS)
+        cluster.wait_for_workers(N_WORKERS, say=say)
         say(f"packing SmolLM2-135M-Instruct, once; it is kept in {STATE}/")
         shown(cluster, "coord", "model", "add", MODEL, str(smollm2_gguf()))
-    cluster.wait_for_workers(N_WORKERS)
+    cluster.wait_for_workers(N_WORKERS, say=say)
     cluster.wait_until_ready(MODEL, say=say)
     print()
     shown(cluster, "coord", "status")

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a doctor's report; with `--json` it is printed as it is."""
+    """One line of a doctor's report; with `--json` it is in the list as it is."""
 
     name: str
     status: CheckStatus
@@ -40,6 +40,12 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """A sentence for people, with the numbers; never a secret."""
     mend: str = ""
     """What to do about it; empty if there is nothing to do."""
+
+
+class CheckList(msgspec.Struct, frozen=True, kw_only=True):
+    """A doctor's report, as `--json` prints it."""
+
+    checks: tuple[Check, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
+from protocol.background import uninterrupted
 from protocol.codec import encode_json
-from protocol.errors import ErrorBody, InvalidRequestError
+from protocol.errors import ErrorBody, InvalidRequestError, OverloadedError
 from protocol.host_names import rate_key
 from protocol.rest import ErrorAnswer
 
@@ -37,6 +38,8 @@ LINGER_S = 2.0
 GOODBYE_S = 2.0
 """For TLS's own end of a connection that we close."""
 BACKLOG = 256
+RETRY_S = 1.0
+"""Who has too many connections may come again after that."""
 
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",
@@ -83,20 +86,27 @@ class GuardedSite(web.BaseSite):
     async def start(self) -> None:
         """Listen. OSError: the address can't be used."""
         await super().start()
-        self._server = await asyncio.get_running_loop().create_server(
+        server = await asyncio.get_running_loop().create_server(
             self._protocol,
             **self._where,
             ssl=self._ssl_context,
             backlog=self._backlog,
+            start_serving=False,  # else a cancellation leaves sockets that listen, and nobody has
             ssl_handshake_timeout=HANDSHAKE_S if self._ssl_context is not None else None,
             ssl_shutdown_timeout=GOODBYE_S if self._ssl_context is not None else None,
         )
+        self._server = server
+        await server.start_serving()
 
-    async def ended(self) -> None:
-        """Wait until the connections that the runner's clean-up has closed are gone; who says no goodbye is cut.
+    async def close(self) -> None:
+        """Clean the runner up, and wait until its connections are gone; who says no goodbye is cut.
 
-        A loop that is closed before that would leave them to whoever collects the garbage.
+        Done to its end: a loop that is closed before would leave them to whoever collects the garbage.
         """
+        await uninterrupted(self._closed())
+
+    async def _closed(self) -> None:
+        await self._runner.cleanup()
         for is_last in (False, True):
             with suppress(TimeoutError):
                 async with asyncio.timeout(GOODBYE_S):
@@ -144,7 +154,7 @@ class _GuardedConnection(web.RequestHandler):
         self._made_on: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the address's connections; one too many is over before anything of it is read."""
+        """Count the address's connections; one too many is told so, and over before anything of it is read."""
         super().connection_made(transport)
         self._made_on = cast("asyncio.Transport", transport)  # TCP, or TLS over it
         self._site.keep(self)
@@ -153,6 +163,7 @@ class _GuardedConnection(web.RequestHandler):
         self._counts[self._address] += 1
         if self._counts[self._address] > self._max_connections:
             log.warning("connection_refused", remote=self._address, n_connections=self._max_connections)
+            self._made_on.write(_one_too_many(self._max_connections))
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -213,6 +224,24 @@ class _GuardedConnection(web.RequestHandler):
         response = web.Response(status=status, body=body, content_type="application/json", headers=SECURITY_HEADERS)
         response.force_close()
         return response
+
+
+def _one_too_many(n_connections: int) -> bytes:
+    """An answer for whatever is asked: who hears nothing takes us for dead."""
+    words = (
+        f"{n_connections} connections of your address are open here, and more aren't taken: use those again, or "
+        "wait for some of them to end"
+    )
+    error = OverloadedError(words, retry_after_s=RETRY_S).body()
+    body = encode_json(ErrorAnswer(error=error))
+    own = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Retry-After": f"{RETRY_S:.0f}",
+        "Connection": "close",
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (own | SECURITY_HEADERS).items())
+    return f"HTTP/1.1 {OverloadedError.status} Service Unavailable\r\n{lines}\r\n".encode() + body
 
 
 async def add_security_headers(_request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -52,8 +52,7 @@ async def metrics_served(registry: CollectorRegistry, address: MetricsAddress | 
         await start_listening(site, host, port, option=OPTION)
         yield _url(host, runner.addresses[0][1])
     finally:
-        await runner.cleanup()
-        await site.ended()
+        await site.close()
 
 
 def _url(host: str, port: int) -> str:

@@ -27,6 +27,7 @@ from protocol.errors import (
     BrigadeError,
     InternalError,
     InvalidRequestError,
+    OverloadedError,
     ProtocolVersionError,
     UnauthenticatedError,
     UnreachableError,
@@ -283,6 +284,8 @@ async def _pinned_ca(url: str, ca_fingerprint: str) -> str:
             http.get(f"{url}/v1/ca", allow_redirects=False) as response,
         ):
             data = await read_body(response, MAX_CA_BYTES)
+    if response.status == OverloadedError.status:  # a coordinator that takes no more connections of this address
+        raise error_of(response, data)
     try:
         certificate = ssl.PEM_cert_to_DER_cert(data.decode("ascii").strip())
     except ValueError as exc:

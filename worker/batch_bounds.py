@@ -18,7 +18,7 @@ from worker.fairness import Tenant
 
 _STRETCH = 1.5
 """Of W/w: with float32 on a CPU four rows take twice as long as one, sixteen three times, so 1 costs whoever has
-many streams three quarters of their tokens, 1.5 a fifth (modelled: decision 15)."""
+many streams three quarters of their tokens, 1.5 a quarter (modelled: decision 15)."""
 LEAST_PIECE_TOKENS = 32
 """Of a prompt, whoever waits: fewer tokens read the weights for too few."""
 _GRAIN = 16

@@ -20,7 +20,7 @@ from worker.cli_config import SECTION
 from worker.cli_doctor import doctor
 from worker.config import WorkerConfig, listed_urls, listen_address
 from worker.heap import keep_few_arenas
-from worker.told import printable
+from worker.told import printable, say
 
 app = typer.Typer(
     name="worker",
@@ -41,7 +41,7 @@ def _print_version(is_wanted: bool) -> None:
 def _root(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass
@@ -110,6 +110,7 @@ def _serve(config: WorkerConfig, *, is_verbose: bool) -> None:
 
     configure_logs("worker", is_verbose=is_verbose)
     keep_few_arenas()
+    say("starting: torch is loaded first, which takes some seconds")
     from worker.serving import serve_until_stopped  # torch
 
     with asyncio.Runner(loop_factory=event_loop) as runner:

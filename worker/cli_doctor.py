@@ -49,7 +49,7 @@ def doctor(
     # what a worker that joins needs none of
     from rich.console import Console
 
-    from protocol.checks import exit_code_of, report_table
+    from protocol.checks import CheckList, exit_code_of, report_table
     from worker.doctor import Patient, examine
     from worker.doctor_network import Doorway
 
@@ -67,7 +67,7 @@ def doctor(
     )
     checks = asyncio.run(examine(patient))
     if as_json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(checks)).decode() + "\n")
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(CheckList(checks=tuple(checks)))).decode() + "\n")
     else:
         Console(highlight=False).print(report_table(checks))
     raise typer.Exit(exit_code_of(checks))

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Literal
 
-import psutil
 import structlog
 import torch
 
 from protocol.errors import ConfigError
 from protocol.messages import QUANTISED_PRECISION, KvPrecision, Precision, Quantization
+from worker.cgroups import ROOT
 from worker.hardware import Accelerator, TorchBuild, installed_accelerator, unused_because
+from worker.usable import UsableMemory, usable_cpus, usable_memory
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +50,11 @@ class PrecisionSpeed:
     def decode_elements_per_s(self, precision: Precision) -> float:
         """Weights a second, whatever their size: what compares two precisions."""
         return self.decode_bytes_per_s / _dtype(precision).itemsize
+
+    def slowed(self, share: float) -> PrecisionSpeed:
+        """As it is where threads may run only a share of the time."""
+        flops_per_s, bytes_per_s = self.prefill_flops_per_s * share, self.decode_bytes_per_s * share
+        return PrecisionSpeed(prefill_flops_per_s=flops_per_s, decode_bytes_per_s=bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +112,16 @@ def unused_accelerator(
     return unused
 
 
-def measure_device(device: torch.device) -> DeviceProfile:
+def measure_device(device: torch.device, root: Path = ROOT) -> DeviceProfile:
     """Measure memory and matrix products: in two seconds, in ten on a busy machine. Blocks: call it in a thread."""
+    share = usable_cpus(root).share(torch.get_num_threads()) if device.type == "cpu" else 1.0
     return DeviceProfile(
         device=device,
         name=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         n_threads=torch.get_num_threads(),
-        free_memory_bytes=free_memory_bytes(device),
-        memory_bytes_per_s=_memory_bytes_per_s(device),
-        speeds=_speeds(device),
+        free_memory_bytes=device_memory(device, root).free_bytes,
+        memory_bytes_per_s=_memory_bytes_per_s(device) * share,
+        speeds={precision: speed.slowed(share) for precision, speed in _speeds(device).items()},
     )
 
 
@@ -190,18 +198,12 @@ def chosen_kv_precision(choice: KvPrecisionChoice, profile: DeviceProfile) -> Kv
     return None if choice == "auto" else choice
 
 
-def free_memory_bytes(device: torch.device) -> int:
-    """Memory that is free on the device now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)  # MPS shares the machine's memory
-
-
-def total_memory_bytes(device: torch.device) -> int:
-    """Memory that the device has, free or not."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    return int(psutil.virtual_memory().total)
+def device_memory(device: torch.device, root: Path = ROOT) -> UsableMemory:
+    """The device's memory, as far as this process may use it. MPS shares the machine's."""
+    if device.type != "cuda":
+        return usable_memory(root)
+    free, total = torch.cuda.mem_get_info(device)
+    return UsableMemory(total_bytes=total, free_bytes=free)
 
 
 def _relative_time(precision: Precision, speed: PrecisionSpeed, reference: PrecisionSpeed) -> float:

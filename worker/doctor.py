@@ -15,17 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from protocol.checks import Check, Finding, broken, checked, doubtful, fine, in_thread, opened_mode, write_problem
 from protocol.errors import BrigadeError
 from protocol.file_locks import try_lock
 from protocol.invites import Invite
 from protocol.version import program_version
 from protocol.weight_sizes import block_weight_bytes
+from worker.cgroups import ROOT
 from worker.doctor_network import Doorway, announced_urls, coordinator_checks, doorway_checks
 from worker.hardware import Accelerator, installed_accelerator, unused_because
 from worker.identity import load_identity
+from worker.usable import UsableCpus, usable_cpus, usable_memory
 
 if TYPE_CHECKING:  # torch may be missing here
     from worker.device import DeviceChoice, PrecisionChoice
@@ -36,6 +36,7 @@ _LITTLE_MEMORY, _NO_MEMORY = 4 * 10**9, 10**9
 _LITTLE_DISK, _NO_DISK = 10 * 10**9, 10**9
 _WEIGHTS_SHARE = 0.7
 """Of the free memory: the rest is the worker's reserve and key-value caches."""
+_CLOSE = "close other programs"
 _INSTALL = "pip install '.[worker]' in Brigade's folder"
 
 
@@ -101,7 +102,9 @@ async def _versions() -> Finding:
     return fine(seen)
 
 
-def device_finding(choice: DeviceChoice, look: Callable[[], Accelerator | None] = installed_accelerator) -> Finding:
+def device_finding(
+    choice: DeviceChoice, look: Callable[[], Accelerator | None] = installed_accelerator, root: Path = ROOT
+) -> Finding:
     """The device that a worker would take, and whether a better one is left unused. Imports torch."""
     try:
         from worker import device  # noqa: PLC0415 - that torch can't be loaded is one of the things to be found out
@@ -112,8 +115,17 @@ def device_finding(choice: DeviceChoice, look: Callable[[], Accelerator | None] 
     if unused is not None and choice == "auto":
         reason, mend = unused
         return doubtful(f"the worker would run on the CPU, MANY TIMES SLOWER than it could: {reason}", mend)
-    free = device.free_memory_bytes(chosen)
-    return fine(f"{chosen.type}, {os.cpu_count()} CPUs, {_gb(free)} of its memory free")
+    free = device.device_memory(chosen, root).free_bytes
+    return fine(f"{chosen.type}, {_cpus_text(usable_cpus(root))}, {_gb(free)} of its memory free")
+
+
+def _cpus_text(cpus: UsableCpus) -> str:
+    if cpus.limit is None:
+        return f"{cpus.n_cpus} CPUs"
+    return (
+        f"{cpus.limit.n_cpus:.3g} of {cpus.n_cpus} CPUs ({cpus.limit.file} allows no more: "
+        f"--threads {cpus.n_full_threads} is the default, {cpus.n_most_threads} the most)"
+    )
 
 
 def precision_finding(choice: DeviceChoice, precision: PrecisionChoice) -> Finding:
@@ -139,18 +151,21 @@ def precision_finding(choice: DeviceChoice, precision: PrecisionChoice) -> Findi
     )
 
 
-def memory_finding(free_bytes: int | None = None) -> Finding:
+def memory_finding(free_bytes: int | None = None, root: Path = ROOT) -> Finding:
     """Free main memory, and how large a part of a model that is enough for."""
-    free = int(psutil.virtual_memory().available) if free_bytes is None else free_bytes
+    memory = usable_memory(root)
+    free, limited = (memory.free_bytes, memory.free_from) if free_bytes is None else (free_bytes, None)
     full, least = (free * _WEIGHTS_SHARE / block_weight_bytes(10**9, held_as) for held_as in ("bfloat16", "int4"))
+    within = f" (of {_gb(memory.total_bytes)}; {limited} allows no more)" if limited else ""
     seen = (
-        f"{_gb(free)} free: enough for about {full:.1f} billion parameters in bfloat16 and their caches, or "
-        f"{least:.1f} in int4"
+        f"{_gb(free)} free{within}: enough for about {full:.1f} billion parameters in bfloat16 and their caches, "
+        f"or {least:.1f} in int4"
     )
+    more = f"raise that limit (docker run --memory, MemoryMax=), or {_CLOSE}" if limited else _CLOSE
     if free < _NO_MEMORY:
-        return broken(seen, "close other programs, or use a machine with more memory")
+        return broken(seen, f"{more}, or use a machine with more memory")
     if free < _LITTLE_MEMORY:
-        return doubtful(seen, "close other programs; larger models need more workers")
+        return doubtful(seen, f"{more}; larger models need more workers")
     return fine(seen)
 
 

@@ -127,7 +127,9 @@ async def _reach_finding(doorway: Doorway, coordinator_urls: tuple[str, ...]) ->
         writer.close()
 
     try:
-        async with await asyncio.start_server(greet, sock=bound):
+        server = await asyncio.start_server(greet, sock=bound, start_serving=False)
+        async with server:  # which closes it, whatever happens from here on
+            await server.start_serving()
             came = await _first_bytes(url)
     except OSError as exc:
         return broken(f"{url} can't be reached, not even from this machine: {reason_of(exc)}", _FIREWALL)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from protocol.background import uninterrupted
 from protocol.errors import BrigadeError, DrainingError, InternalError
 from protocol.ids import SessionId
 from worker.engine_core import EngineCore
@@ -50,12 +51,14 @@ class EngineLink:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Take nothing new, let the running batch end, fail what is pending."""
+        """Take nothing new, let the running batch end, fail what is pending. The thread outlives no loop."""
         if self.error is None:
             self.error = DrainingError("the engine is stopping")
         self._thread.inbox.put(Stop())
-        await asyncio.to_thread(self._thread.join)
-        self._fail_all(self.error)
+        try:
+            await uninterrupted(asyncio.to_thread(self._thread.join))
+        finally:
+            self._fail_all(self.error)
 
     async def watch(self) -> None:
         """Return when the thread has stopped.

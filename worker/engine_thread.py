@@ -92,12 +92,14 @@ class EngineThread:
         n_threads: int | None,
         max_batch_tokens: int,
         on_exit: Callable[[BaseException | None], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._core = core
         self._n_threads = n_threads
         self._max_batch_tokens = max_batch_tokens
         self._on_exit = on_exit
+        self._clock = clock
         self._ready: list[Step] = []
         self._decode_step_s = 0.0
         """What the last batch of decode steps alone took."""
@@ -156,9 +158,9 @@ class EngineThread:
             return True
         ready = self._ready_steps()
         size = self._turns.group_size(ready)
-        group_s, began_s = gather_s(ready, size, self._decode_step_s), time.monotonic()
+        group_s, began_s = gather_s(ready, size, self._decode_step_s), self._clock()
         until_s = began_s + (group_s or self._turns.wait_s(ready, self._max_batch_tokens, size))
-        while (left_s := until_s - time.monotonic()) > 0 and (
+        while (left_s := until_s - self._clock()) > 0 and (
             len(self._ready) < size.least if group_s else self._turns.is_waited_for(self._ready_steps())
         ):
             try:
@@ -168,7 +170,7 @@ class EngineThread:
             if not self._take(item):
                 return False
             if group_s:
-                until_s = gather_until(began_s, time.monotonic(), group_s, self._decode_step_s)
+                until_s = gather_until(began_s, self._clock(), group_s, self._decode_step_s)
         return True
 
     def _take(self, item: Item) -> bool:
@@ -224,14 +226,14 @@ class EngineThread:
         batch = [self._ready[index] for index in turn.chosen]
         taken = set(turn.chosen)
         self._ready = [item for index, item in enumerate(self._ready) if index not in taken]
-        started_s = time.monotonic()
+        started_s = self._clock()
         for index, result in self._core.run_batch([item.step for item in batch]):
             match result:
                 case StepOutput():
                     batch[index].reply.resolve(result)
                 case BrigadeError():
                     batch[index].reply.fail(result)
-        took_s = time.monotonic() - started_s
+        took_s = self._clock() - started_s
         self._turns.ran(turn, sum(item.step.n_tokens for item in batch), took_s)
         self._core.measures.bounds = self._turns.bounds
         if all(item.as_ready().is_decode for item in batch):

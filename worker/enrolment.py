@@ -17,6 +17,7 @@ from typing import TypeVar
 import structlog
 from cryptography import x509
 
+from protocol.background import uninterrupted
 from protocol.backoff import jittered_delay_s
 from protocol.error_forms import error_fields
 from protocol.errors import BrigadeError, DrainingError, OverloadedError, UnreachableError, WrongSecretError
@@ -113,7 +114,8 @@ async def enrol(
         try:
             async with asyncio.timeout(ENROL_TIMEOUT_S):
                 grant = await join(url.rstrip("/"), identity, secret, clock)
-            return await asyncio.to_thread(_accepted, grant, url.rstrip("/"), identity, clock())
+            # to its end: whoever tries again writes the same file
+            return await uninterrupted(asyncio.to_thread(_accepted, grant, url.rstrip("/"), identity, clock()))
         except TimeoutError:
             errors.append(UnreachableError(f"{url} didn't answer within {ENROL_TIMEOUT_S:.0f} s"))
         except BrigadeError as exc:

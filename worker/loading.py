@@ -8,7 +8,6 @@ tensor that is missing, too many or of another shape is an error that names it.
 from __future__ import annotations
 
 import contextlib
-import gc
 import re
 import threading
 from collections import Counter
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from protocol.background import garbage_collected_at_end
 from protocol.errors import BrigadeError, StorageError, UntrustedFileError
 from protocol.ids import BlockRange
 from protocol.messages import Quantization
@@ -92,23 +92,23 @@ def load_cut_model(
         StorageError: a file can't be read.
     """
     model_class = _model_class(config)
-    with _ONE_LOAD, _quiet(), _open_tensors(files) as tensors:
-        state = _renumbered(tensors, blocks, _ignored_names(model_class))
-        making = _Making(blocks=blocks, tensors=state, quantization=quantization)
-        try:
-            model, info = _made(_cut_class(model_class, making), config, state, dtype, device)
-            if quantization is not None:
-                making.layers.fill(matrix_forms(device, dtype), quantised)
-        except BrigadeError:
-            raise
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as exc:
-            if isinstance(exc, torch.OutOfMemoryError):
+    with _ONE_LOAD, garbage_collected_at_end():  # cycles of transformers' loading hold tensors
+        with _quiet(), _open_tensors(files) as tensors:
+            state = _renumbered(tensors, blocks, _ignored_names(model_class))
+            making = _Making(blocks=blocks, tensors=state, quantization=quantization)
+            try:
+                model, info = _made(_cut_class(model_class, making), config, state, dtype, device)
+                if quantization is not None:
+                    making.layers.fill(matrix_forms(device, dtype), quantised)
+            except BrigadeError:
                 raise
-            raise UntrustedFileError(f"the weights of blocks {blocks} can't be loaded: {exc}") from exc
-    _check_loaded(model, info, blocks, making.outside)
-    cut_config(model, blocks)
-    lay_out_for_decode(model)
-    gc.collect()  # cycles of transformers' loading hold tensors; it takes 0.2 s, so once
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as exc:
+                if isinstance(exc, torch.OutOfMemoryError):
+                    raise
+                raise UntrustedFileError(f"the weights of blocks {blocks} can't be loaded: {exc}") from exc
+        _check_loaded(model, info, blocks, making.outside)
+        cut_config(model, blocks)
+        lay_out_for_decode(model)
     give_back_free_memory()
     return model
 

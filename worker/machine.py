@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +13,16 @@ from protocol.errors import ConfigError
 from protocol.messages import KvPrecision, Precision, Quantization
 from worker import duties
 from worker.byte_sizes import size_text
+from worker.cgroups import ROOT
 from worker.config import WorkerConfig
 from worker.device import (
     DeviceProfile,
     chosen_kv_precision,
     chosen_precision,
     chosen_quantization,
+    device_memory,
     find_device,
     measure_device,
-    total_memory_bytes,
     usable_quantizations,
 )
 from worker.draft_model import DraftModelRequest
@@ -30,6 +30,7 @@ from worker.draft_size import expected_bytes
 from worker.duties import KeeperLimits
 from worker.engine import Engine
 from worker.quantised_cache import QuantisedCache
+from worker.usable import UsableCpus, usable_cpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,19 +66,20 @@ class Machine:
         )
 
 
-def measured(config: WorkerConfig) -> Machine:
-    """Find and measure the device. Blocks, for most of a second.
+def measured(config: WorkerConfig, root: Path = ROOT) -> Machine:
+    """Find and measure the device, within what a container leaves. Blocks, for most of a second.
+
+    `root` is where /proc and /sys of cgroups are.
 
     Raises:
         ConfigError: the device isn't there, or can't do what it is to do; the message says what it can.
     """
     device = find_device(config.device)
-    if config.n_threads is not None:
-        _check_threads(config.n_threads)
-        torch.set_num_threads(config.n_threads)  # this thread's: the engine's sets its own
-    profile = measure_device(device)
+    n_threads = _n_threads(config.n_threads, usable_cpus(root))
+    torch.set_num_threads(n_threads)  # this thread's: the engine's sets its own
+    profile = measure_device(device, root)
     if config.memory_bytes is not None:
-        _check_memory(config.memory_bytes, profile)
+        _check_memory(config.memory_bytes, profile, root)
     memory = config.memory_bytes or duties.default_memory_bytes(profile.free_memory_bytes)
     _check_cache_memory(config.kv_memory_bytes, memory, "can be used")
     return Machine(
@@ -96,7 +98,7 @@ def engine_on(config: WorkerConfig, machine: Machine, quantised: QuantisedCache)
     return Engine(
         device=machine.profile.device,
         kv_budget_bytes=kv_bytes,
-        n_threads=config.n_threads,
+        n_threads=machine.profile.n_threads,
         kv_precision=machine.kv_precision,
         quantised=quantised,
     )
@@ -161,22 +163,32 @@ def keeper_limits(config: WorkerConfig, machine: Machine) -> KeeperLimits:
     )
 
 
-def _check_threads(n_threads: int) -> None:
-    """Refuse threads that only wait for each other: thousands of them stop a machine for minutes."""
-    n_cpus = os.cpu_count() or 1
-    if n_threads > n_cpus:
+def _n_threads(given: int | None, cpus: UsableCpus) -> int:
+    """Those given, or torch's own number where a container may use so many.
+
+    Threads that only wait for each other are refused: thousands of them stop a machine for minutes.
+    """
+    if given is None:
+        return min(torch.get_num_threads(), cpus.n_full_threads)
+    n_most = cpus.n_most_threads
+    if given > n_most:
+        has = f"this machine has {cpus.n_cpus} CPUs"
+        if cpus.limit is not None:
+            has = f"{cpus.limit.file} allows {cpus.limit.n_cpus:.3g} of {cpus.n_cpus} CPUs"
         raise ConfigError(
-            f"--threads {n_threads}: this machine has {n_cpus} CPUs, and more threads than that only wait for each "
-            f"other; say 1 to {n_cpus}, or leave it out"
+            f"--threads {given}: {has}, and more threads than that only wait for each other; "
+            f"say 1 to {n_most}, or leave it out"
         )
+    return given
 
 
-def _check_memory(memory_bytes: int, profile: DeviceProfile) -> None:
+def _check_memory(memory_bytes: int, profile: DeviceProfile, root: Path) -> None:
     """Refuse memory that isn't there: blocks would be given to this worker by it, and the system would end it."""
-    has = total_memory_bytes(profile.device)
-    if memory_bytes > has:
+    memory = device_memory(profile.device, root)
+    if memory_bytes > memory.total_bytes:
+        has = f"{profile.name} has" if memory.total_from is None else f"{memory.total_from} allows"
         raise ConfigError(
-            f"--memory of {size_text(memory_bytes)}: {profile.name} has {size_text(has)} in all, and "
+            f"--memory of {size_text(memory_bytes)}: {has} {size_text(memory.total_bytes)} in all, and "
             f"{size_text(profile.free_memory_bytes)} are free; say less, or leave it out"
         )
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import structlog
 from aiohttp import web
 
+from protocol.background import uninterrupted
 from protocol.codec import check_version
 from protocol.compatibility import VERSION_HEADER, spoken_version
 from protocol.control_messages import EndSessions, GenerationReport, LinkReport
@@ -108,11 +109,16 @@ class DataPlane:
         traceback: TracebackType | None,
     ) -> None:
         """Stop: refuse, end sessions and tell everybody, close connections, end the loops."""
+        try:
+            await uninterrupted(self._stopped())
+        finally:
+            await self._tasks.__aexit__(exc_type, exc, traceback)
+
+    async def _stopped(self) -> None:
         assert self._peers is not None
         await self._stop_serving()
         await self._peers.close()
         self._sweeper.cancel()
-        await self._tasks.__aexit__(exc_type, exc, traceback)
 
     @property
     def n_sessions(self) -> int:

@@ -109,12 +109,15 @@ class Site:
         self._credentials.on_replaced(reload)
         await self._runner.setup()
         self._guarded = GuardedSite(self._runner, context, bound=self._socket, idle_s=self._idle_s)
-        await self._guarded.start()
+        try:
+            await self._guarded.start()
+        except BaseException:
+            await self._guarded.close()
+            raise
         return self
 
     async def __aexit__(
         self, _type: type[BaseException] | None, _exc: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        await self._runner.cleanup()
-        if self._guarded is not None:
-            await self._guarded.ended()
+        assert self._guarded is not None, "exit comes after enter"
+        await self._guarded.close()

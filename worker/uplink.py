@@ -28,6 +28,7 @@ from protocol.control_messages import (
     GenerationReport,
     Leaving,
     SessionsBegun,
+    SpanReport,
     WorkerToCoordinator,
 )
 from protocol.error_forms import error_fields, error_from_body
@@ -234,8 +235,10 @@ class Uplink:
         while True:
             version = await self._holdings.changed_since(version)
             if self._holdings.report != spans:
-                spans = self._holdings.report
+                spans, before = self._holdings.report, spans
                 await self._send(socket, spans)
+                if _n_ready(spans) > _n_ready(before):  # for how long sessions there is room now, before any come
+                    await self._send(socket, self._hooks.heartbeat())
             if self._holdings.files != files:
                 files = self._holdings.files
                 await self._send(socket, FilesHeld(files=files))
@@ -281,3 +284,7 @@ class Uplink:
                 await socket.send_bytes(encode_message(message))
         except (TimeoutError, aiohttp.ClientError, OSError, RuntimeError) as exc:
             raise UnreachableError(f"the control socket broke: {str(exc) or 'it takes nothing'}") from exc
+
+
+def _n_ready(report: SpanReport) -> int:
+    return sum(status.state == "ready" for status in report.spans)

@@ -90,8 +90,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[RunningGateway]:
             log.info("gateway_stopping", n_requests=app[GATE].n_inside)
             await app[GATE].drain(config.stop_s, end_within_s=SHUTDOWN_S)
         finally:
-            await runner.cleanup()
-            await site.ended()
+            await site.close()
 
 
 def application(config: GatewayConfig, clients: ClientPool, spans: SpanSink) -> web.Application:

@@ -7,7 +7,8 @@ choose them by comparing nearly equal numbers, so that a rounding sends a token 
 workers of the same precision are compared); and all large models give some tokens activations a thousand times as
 large as others (Sun et al. 2024): how large those of a token near the beginning are may hang on a rounding, too.
 Since rounding now and then makes honest answers differ by more than any tolerance that still finds cheats, nobody
-fails by one probe: a fresh one has to show it again. Where the tolerances come from: decision 0016.
+fails by one probe, nor by two: `N_AGAIN` fresh ones have to show it again. Where the tolerances come from: decision
+0016.
 """
 
 from __future__ import annotations
@@ -70,10 +71,12 @@ DEPTH_POWER = 0.25
 """Beyond `BASE_DEPTH` tolerances grow with this power of the number of blocks."""
 MOST_ALLOWED = 0.9
 """Zeros differ by 1: beyond this nothing could be told."""
-MAX_CONFIRMATIONS = 8
-"""Fresh probes, one of which has to show again what failed. Honest workers that differ by rounding in a share p of
-probes fail in 8 p^2 of audits at most; of what 10 % of wrong steps show, with experts in a quarter of the probes,
-nine tenths are confirmed."""
+N_AGAIN = 2
+"""How many fresh probes have to show again what failed, so three in all."""
+MAX_CONFIRMATIONS = 16
+"""Among how many. Honest workers that differ by rounding in a share p of probes fail in 120 p^3 of audits at most
+(120 pairs among sixteen); of what 10 % of wrong steps show, in a quarter of the probes and more, nine in ten are
+confirmed."""
 
 RECORDED = "recorded"
 """In place of a worker: an answer of another one that was kept of an earlier audit."""

@@ -79,12 +79,14 @@ def is_awaited(state: ClusterState, now_s: float) -> bool:
 
 def waiting_words(state: ClusterState) -> str:
     """For operators: whom a move that was cut short waits for, what that keeps back, and what they can do."""
-    said = [_awaited_words(w) for w in state.workers.values() if _is_awaited(w, tries_again=True)]
+    said = [awaited_words(w) for w in state.workers.values() if _is_awaited(w, tries_again=True)]
+    is_left = state.moving is not None and bool(pending(state, state.moving.target))
     begin = "The coordinator was restarted in the midst of it"
+    does = "goes on" if is_left else "ends it, since all its blocks are given out,"
     if not said:
-        return f"{begin}, and goes on with it in a moment"
+        return f"{begin}, and {'goes on with it' if is_left else 'ends it'} in a moment"
     return (
-        f"{begin}, and goes on once all who hold blocks have them ready; until then nothing else is placed, for "
+        f"{begin}, and {does} once all who hold blocks have them ready; until then nothing else is placed, for "
         f"{state.settings.longest_step_s:,.0f} s at most. It waits for {listed(said)}. To have blocks placed "
         "without it: `coord worker drain` one of them; a new worker, a pin or a change of the models ends it too"
     )
@@ -163,7 +165,8 @@ def _is_awaited(worker: WorkerRecord, *, tries_again: bool) -> bool:
     return is_away or loads or (may_be_back and worker.presence == "here")
 
 
-def _awaited_words(worker: WorkerRecord) -> str:
+def awaited_words(worker: WorkerRecord) -> str:
+    """Who it is, and why there is no use yet of what it holds."""
     if worker.presence == "expected":
         return f"{named(worker)}, which isn't back yet"
     unready = [span_words(s, worker.status_of(s)) for s in worker.assignment.spans if s not in worker.ready]

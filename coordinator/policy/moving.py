@@ -31,11 +31,17 @@ def is_at_rest(state: ClusterState) -> bool:
 
 def has_all_ready(state: ClusterState) -> bool:
     """The same, whatever there is to be placed besides."""
-    return all(
-        worker.is_routable and worker.departure is None and len(worker.ready) == len(worker.assignment.spans)
-        for worker in state.workers.values()
-        if worker.assignment.spans and worker.presence not in ("lost", "gone") and not worker.trust.is_barred
-    )
+    return not any(unready_holders(state))
+
+
+def unready_holders(state: ClusterState) -> Iterator[WorkerRecord]:
+    """Who holds something, and isn't here to stay with all of it ready."""
+    for worker in state.workers.values():
+        if not worker.assignment.spans or worker.presence in ("lost", "gone") or worker.trust.is_barred:
+            continue
+        has_all = len(worker.ready) == len(worker.assignment.spans)
+        if not (worker.is_routable and worker.departure is None and has_all):
+            yield worker
 
 
 def pending(state: ClusterState, target: Target) -> dict[WorkerId, Spans]:

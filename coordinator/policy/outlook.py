@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from coordinator.policy.cut_moves import waiting_words
+from coordinator.policy.cut_moves import awaited_words, waiting_words
 from coordinator.policy.handover import Spans
 from coordinator.policy.improvement import Improvement, improvement
-from coordinator.policy.moving import pending
+from coordinator.policy.moving import pending, unready_holders
 from coordinator.policy.standing import listed
 from coordinator.policy.state import ClusterState
 from protocol.ids import WorkerId
@@ -37,7 +37,17 @@ def moving_words(state: ClusterState) -> str:
         parts.append(f"now {_workers_words(loading)}")
     if left:
         parts.append(f"then {_workers_words(left)}")
+    if not (left or loading or state.moving.is_cut):
+        parts.append(_end_words(state))
     return "; ".join(parts)
+
+
+def _end_words(state: ClusterState) -> str:
+    """What a move of which all is done still waits for."""
+    awaited = [awaited_words(worker) for worker in unready_holders(state)]
+    if awaited:
+        return f"it ends once all who hold blocks have them ready, and waits for {listed(awaited)}"
+    return "it ends in a moment"
 
 
 def _when(state: ClusterState, now_s: float) -> str:

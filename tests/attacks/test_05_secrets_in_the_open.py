@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +142,59 @@ def test_not_in_error_answers(cluster: LocalCluster) -> None:
         seen[f"answer {i}"] = answered
         assert b"Traceback" not in done.stdout
     check_clean(cluster, seen)
+
+
+PAGES = (
+    "/metrics", "/", "/dashboard/", "/openapi.json", "/docs", "/v1/hello", "/v1/models", "/admin/v1/status",
+    "/admin/v1/workers", "/admin/v1/keys", "/admin/v1/audit", "/admin/v1/trust", "/admin/v1/settings",
+    "/admin/v1/secrets", "/admin/v1/invites", "/admin/v1/usage", "/admin/v1/generations",
+)  # fmt: skip
+
+
+def test_not_in_metrics_nor_on_any_page(cluster: LocalCluster) -> None:
+    """Fails if a metric's label, the dashboard's HTML and scripts, or what they show, has a secret or a prompt."""
+    done = cluster.run("client", "generate", PROMPT, "--model", TINY, "--max-tokens", "4", "--raw")
+    assert done.returncode == 0, done.stderr
+    page = answer_to(cluster, "/dashboard/")
+    scripts = sorted(set(re.findall(r"/dashboard/assets/[^\"' >]+", page.decode())))
+    assert scripts
+    seen = {path: answer_to(cluster, path) for path in (*PAGES, *scripts)}
+    assert b"brigade_" in seen["/metrics"]
+    check_clean(cluster, seen)
+    assert not [path for path, data in seen.items() if PROMPT.encode() in data]
+
+
+def answer_to(cluster: LocalCluster, path: str) -> bytes:
+    """What an operator is answered, headers included."""
+    header = cluster.folder / "authorization"
+    header.write_text(f"Authorization: Bearer {(cluster.state / 'admin.key').read_text().strip()}")
+    done = subprocess.run(
+        ["curl", "-skL", "-i", "-H", f"@{header}", f"{cluster.url}{path}"],
+        capture_output=True,
+        check=True,
+        timeout=20,
+    )
+    header.unlink()
+    assert b" 200 " in done.stdout, (path, done.stdout[:200])
+    return done.stdout
+
+
+@pytest.mark.parametrize("program", ["coordinator", "worker", "client"])
+def test_a_defect_s_traceback_shows_no_values(program: str) -> None:
+    """Fails if tracebacks have the values of variables in them: keys, secrets and prompts are among those."""
+    script = f"""
+from {program}.cli import app
+
+@app.command("crash")
+def crash() -> None:
+    canary = "-".join(["a", "secret", "4711"])
+    raise RuntimeError(f"a defect near {{len(canary)}} characters")
+
+app(["crash"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=120)
+    assert b"a defect near 13 characters" in done.stderr
+    assert b"a-secret-4711" not in done.stdout + done.stderr
 
 
 def test_not_in_the_database(cluster: LocalCluster) -> None:

@@ -117,7 +117,10 @@ async def test_an_address_has_so_many_connections_and_others_have_theirs(
         async with AsyncExitStack() as crowd:
             for _ in range(3):
                 await crowd.enter_async_context(door.silent())
-            assert await door.say(*hello) == b""
+            refusal = await door.say(*hello)
+            assert status_of(refusal) == 503
+            assert b'"code":"overloaded","message":"3 connections of your address are open here' in refusal
+            assert b"Retry-After: 1\r\n" in refusal
         answers = [status_of(await door.say(*hello)) for _ in range(5)]
         assert answers[-1] in (200, 404), answers
 

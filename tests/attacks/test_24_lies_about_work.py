@@ -135,17 +135,33 @@ async def test_of_two_that_differ_the_kept_answer_says_who_is_wrong(tmp_path: Pa
         await trusted(cluster, good)
         assert (await audit(bad)).outcome == "passed"  # and the trusted one's answer is kept
         assert [opinion.kind for opinion in record(cluster, bad).opinions] == ["audit_passed"]
-        assert (await audit(bad)).outcome == "passed"  # another: nobody fails by one probe alone
+        assert (await audit(bad)).outcome == "passed"
         await change_weights(bad, 0, noise=0.1)
         found = await audit(good)
         assert (found.outcome, found.partner_outcome, found.referee) == ("passed", "failed", "recorded")
         assert level(cluster, bad) == "quarantined"
+
+
+async def test_one_that_is_alone_is_held_against_what_a_trusted_one_said_in_quarantine_too(tmp_path: Path) -> None:
+    packed, _ = packed_tiny(tmp_path, "llama")
+    async with whole_cluster(tmp_path, settle_s=0.3) as cluster:
+        await cluster.add_model("tiny", packed)
+        good, bad = await cluster.join("a", "0:4"), await cluster.join("b", "0:4")
+        await cluster.until_ready()
+        audit = auditing(cluster)
+        await trusted(cluster, good)
+        for _ in range(3):  # nobody fails by two probes alone
+            assert (await audit(bad)).outcome == "passed"
+        await change_weights(bad, 0, noise=0.1)
+        # before anybody knows: whoever is in quarantine loses its blocks as soon as others serve them
         await good.vanish()
         await eventually(
             lambda: cluster.coordinator.cluster.state.workers[good.worker.worker_id].presence != "here"
         )
-        found = await audit(bad)  # alone now, and in quarantine
-        assert (found.outcome, found.partner) == ("failed", "recorded")
+        for _ in range(2):
+            found = await audit(bad)
+            assert (found.outcome, found.partner) == ("failed", "recorded")
+            assert level(cluster, bad) == "quarantined"
 
 
 async def test_where_nobody_can_say_who_is_wrong_both_lose_a_little_once(tmp_path: Path) -> None:

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from benchmarks.audit_alarms import PAIRS, Alarms, Cell, Floats
 from benchmarks.audit_answers import WHOLE
-from benchmarks.audit_tails import chance_of, counted_at_most, is_reached, table, tail_of, words
-from coordinator.policy.audit_rules import MAX_CONFIRMATIONS
+from benchmarks.audit_tails import (
+    at_least,
+    chance_of,
+    confirmed,
+    counted_at_most,
+    is_reached,
+    table,
+    tail_of,
+    words,
+)
+from coordinator.policy.audit_rules import MAX_CONFIRMATIONS, N_AGAIN
 
 CELL = Cell("llama", 0, WHOLE, 0)
 
@@ -30,14 +41,15 @@ def test_the_bound_holds_for_nineteen_in_twenty() -> None:
 
 
 def test_none_of_n_and_some_of_n_are_bounded() -> None:
-    assert counted_at_most(0, 3000) == 0.001
-    assert counted_at_most(4, 1000) == pytest.approx(0.00929)
+    assert counted_at_most(0, 3000) == pytest.approx(1.0 - 0.05 ** (1 / 3000), rel=1e-4)
+    assert counted_at_most(1, 200) == pytest.approx(0.0234987, rel=1e-3)
+    assert 1.0 - at_least(5, 200, counted_at_most(4, 200)) == pytest.approx(0.05, rel=1e-3)
 
 
-def test_a_false_quarantine_needs_two_alarms() -> None:
+def test_a_false_quarantine_needs_three_alarms() -> None:
     found = chance_of(CELL, np.full(3000, 0.5, np.float32))
-    assert found.by_counting == 0.001
-    assert found.quarantine_at_most == MAX_CONFIRMATIONS * found.alarm_at_most**2
+    assert found.quarantine_at_most == found.alarm_at_most * confirmed(found.alarm_at_most)
+    assert confirmed(1e-5) == pytest.approx(math.comb(MAX_CONFIRMATIONS, N_AGAIN) * 1e-10, rel=1e-3)
     frequent = chance_of(CELL, np.tile([0.5, 0.5, 0.5, 1.5], 1000).astype(np.float32))
     assert frequent.n_alarms == 1000
     assert 0.25 < frequent.alarm_at_most < 0.3

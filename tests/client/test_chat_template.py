@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from client.chat_template import MAX_TEMPLATE_CHARACTERS, ChatTemplate, Message
 from protocol.errors import InvalidRequestError, UntrustedFileError
+from tests.support.open_files import WatchedThreads, nothing_left_open
 from tests.support.tiny_tokenizer import CHAT_TEMPLATE
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -111,3 +113,20 @@ async def test_a_template_sees_only_plain_data() -> None:
     with pytest.raises(InvalidRequestError):
         await ChatTemplate("{{ messages[0].content.delete() }}", {}).rendered(messages)
     assert await ChatTemplate("{{ messages[0].o }}{{ messages[0].n }}", {}).rendered(messages) == "<object>1"
+
+
+async def test_who_leaves_while_the_process_is_started_leaves_it_to_the_next_one() -> None:
+    threads = WatchedThreads(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    with nothing_left_open():
+        template = ChatTemplate("{{ messages[0].content }}", {})
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(template.rendered([{"role": "user", "content": "first"}]))
+            await threads.given[0].wait()
+            task.cancel()
+            threads.may_begin.set()
+        assert task.cancelled()
+        assert await template.rendered([{"role": "user", "content": "second"}]) == "second"
+        assert len(threads.jobs) == 2, "one started the process, one asked it"
+        threads.jobs.clear()
+        del template, task

@@ -16,6 +16,7 @@ from protocol.errors import ConfigError, InternalError, NotFoundError, Untrusted
 from protocol.ids import Revision
 from protocol.manifest import encode_manifest
 from protocol.messages import SamplingParams
+from tests.support.open_files import is_cut, nothing_left_open
 from tests.support.whole_cluster import packed_tiny
 
 pytestmark = pytest.mark.timeout(120)
@@ -108,3 +109,23 @@ async def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_no_key_of_the_client_is_in_the_environment_of_the_process() -> None:
     given = {"PATH": "/bin", "BRIGADE_API_KEY": "k", "AWS_SECRET": "s", "OMP_NUM_THREADS": "1", "HOME": "/root"}
     assert kept_environment(given) == {"PATH": "/bin", "OMP_NUM_THREADS": "1", "HOME": "/root"}
+
+
+async def test_a_start_that_is_cancelled_at_any_moment_leaves_nothing_open() -> None:
+    async def begun_and_ended() -> None:
+        process = await started_ends()
+        process.kill()
+        await process.stop()
+
+    with nothing_left_open():
+        n_turns = 0
+        while await is_cut(begun_and_ended(), n_turns) and n_turns < 50:
+            n_turns += 1
+        assert n_turns > 1
+
+
+async def test_a_process_has_ended_when_a_stop_that_was_cancelled_returns() -> None:
+    process = await started_ends()
+    assert await is_cut(process.stop(), 1, n_times=2)
+    assert not process.is_running
+    assert process.said.closed

@@ -64,14 +64,14 @@ retry_after = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True
 
 
 @st.composite
-def failed_attempts(draw: st.DrawFn) -> tuple[AttemptFailed, SessionId | None, int, float]:
-    """What failed, the session if its head heard of it, how many tokens it brought, seconds that passed before."""
+def failed_attempts(draw: st.DrawFn) -> tuple[AttemptFailed, SessionId, bool, int, float]:
+    """What failed, its session, whether its head heard of it, how many tokens came, seconds that passed before."""
     kind = draw(st.sampled_from(SOME_ERRORS))
     worker_id = draw(st.one_of(st.none(), st.sampled_from(WORKERS)))
     failure = HopFailure(worker_id=worker_id, code=STALLED if worker_id is None else kind.code)
     failed = AttemptFailed(kind("why", retry_after_s=draw(retry_after)), failure)
-    session = draw(st.one_of(st.none(), st.builds(SessionId, st.text("0123", min_size=1, max_size=3))))
-    return failed, session, draw(st.integers(0, 3)), draw(st.floats(0.0, 20.0))
+    session = draw(st.builds(SessionId, st.text("0123", min_size=1, max_size=3)))
+    return failed, session, draw(st.booleans()), draw(st.integers(0, 3)), draw(st.floats(0.0, 20.0))
 
 
 def lost(worker_id: WorkerId | None = A, *, error: BrigadeError | None = None) -> AttemptFailed:
@@ -79,23 +79,42 @@ def lost(worker_id: WorkerId | None = A, *, error: BrigadeError | None = None) -
     return AttemptFailed(error, HopFailure(worker_id=worker_id, code=STALLED if worker_id is None else error.code))
 
 
+def heard_after(before: Failover, failed: AttemptFailed, *, n_new_tokens: int, now_s: float) -> Failover:
+    return after_failure(
+        before, failed, session_id=SessionId("s"), has_been_heard=True, n_new_tokens=n_new_tokens, now_s=now_s
+    )
+
+
+def unheard_after(before: Failover, failed: AttemptFailed, *, n_new_tokens: int, now_s: float) -> Failover:
+    return after_failure(
+        before, failed, session_id=SessionId("s"), has_been_heard=False, n_new_tokens=n_new_tokens, now_s=now_s
+    )
+
+
 def known_after(*failed: AttemptFailed, n_new_tokens: int = 0, now_s: float = 0.0) -> Failover:
     known = FIRST
     for one in failed:
-        known = after_failure(known, one, heard_session=SessionId("s"), n_new_tokens=n_new_tokens, now_s=now_s)
+        known = heard_after(known, one, n_new_tokens=n_new_tokens, now_s=now_s)
     return known
 
 
 @given(st.lists(failed_attempts(), max_size=30))
 def test_whatever_fails_the_account_is_bounded_and_right(
-    attempts: list[tuple[AttemptFailed, SessionId | None, int, float]],
+    attempts: list[tuple[AttemptFailed, SessionId, bool, int, float]],
 ) -> None:
     known, now_s, n_in_a_row = FIRST, 0.0, 0
     heard: list[SessionId] = []
-    for failed, session, n_new_tokens, passed_s in attempts:
+    for failed, session, is_heard, n_new_tokens, passed_s in attempts:
         now_s += passed_s
-        known = after_failure(known, failed, heard_session=session, n_new_tokens=n_new_tokens, now_s=now_s)
-        heard += [session] if session is not None else []
+        known = after_failure(
+            known,
+            failed,
+            session_id=session,
+            has_been_heard=is_heard,
+            n_new_tokens=n_new_tokens,
+            now_s=now_s,
+        )
+        heard += [session] if is_heard else []
         n_in_a_row = 0 if n_new_tokens else n_in_a_row + 1
         error = final_error(known, failed)
         assert (error is not None) == (n_in_a_row >= MAX_FRUITLESS_ATTEMPTS)
@@ -104,7 +123,7 @@ def test_whatever_fails_the_account_is_bounded_and_right(
             assert len(error.message) < 1000
             return
         assert len(known.fruitless) == n_in_a_row
-        assert known.continues == (heard[-1] if heard else None)
+        assert known.continues == (heard[-1] if heard else session)
         assert known.failure == failed.failure
         assert 0.0 <= known.retry_after_s <= LONGEST_RETRY_AFTER_S
         excluded = known.excluded(now_s)
@@ -122,7 +141,7 @@ def test_the_delays_outlast_the_noticing_of_a_dead_worker() -> None:
     for seed in range(200):
         known, spent_s = FIRST, 0.0
         for _ in range(MAX_FRUITLESS_ATTEMPTS - 1):
-            known = after_failure(known, lost(), heard_session=None, n_new_tokens=0, now_s=0.0)
+            known = unheard_after(known, lost(), n_new_tokens=0, now_s=0.0)
             spent_s += delay_s(known, random.Random(seed))
         total_s.append(spent_s)
     assert min(total_s) > 4.0
@@ -132,10 +151,10 @@ def test_the_delays_outlast_the_noticing_of_a_dead_worker() -> None:
 def test_a_token_begins_a_new_budget() -> None:
     known = known_after(*[lost()] * (MAX_FRUITLESS_ATTEMPTS - 1))
     assert final_error(known, lost()) is None
-    after_token = after_failure(known, lost(), heard_session=None, n_new_tokens=1, now_s=0.0)
+    after_token = unheard_after(known, lost(), n_new_tokens=1, now_s=0.0)
     assert after_token.fruitless == ()
     assert delay_s(after_token, RNG) == 0.0
-    spent = after_failure(known, lost(), heard_session=None, n_new_tokens=0, now_s=0.0)
+    spent = unheard_after(known, lost(), n_new_tokens=0, now_s=0.0)
     error = final_error(spent, lost())
     assert isinstance(error, HopLostError)
     assert error.message.count(f"hop_lost of {A}") == MAX_FRUITLESS_ATTEMPTS
@@ -189,7 +208,7 @@ def test_stalls_are_counted_until_a_token_comes() -> None:
 def test_a_worker_is_excluded_for_a_while_since_it_was_blamed_last() -> None:
     known = known_after(lost(A), lost(B))
     assert known.excluded(EXCLUDED_S - 0.1) == (A, B)
-    again = after_failure(known, lost(A), heard_session=None, n_new_tokens=0, now_s=20.0)
+    again = unheard_after(known, lost(A), n_new_tokens=0, now_s=20.0)
     assert again.excluded(20.0) == (B, A)
     assert again.excluded(EXCLUDED_S) == (A,)
 

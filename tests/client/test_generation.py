@@ -167,14 +167,17 @@ async def test_the_failed_session_is_closed_as_failed_and_continued(tmp_path: Pa
         assert cluster.failures == [None, HopFailure(worker_id=tail, noticed_by=tail, code="overloaded")]
 
 
-async def test_a_session_that_no_head_heard_of_is_not_continued(tmp_path: Path) -> None:
+async def test_of_sessions_that_no_head_heard_of_the_failure_is_told_and_a_cache_is_kept_in_mind(
+    tmp_path: Path,
+) -> None:
     async with scripted_cluster(tmp_path) as cluster:
         nobody = Script(worker_urls={0: "https://127.0.0.1:1"})
         cluster.attempts = [nobody, Script(answer=ANSWER[:2], drops_connection=True), nobody]
         cluster.script = replace(FINAL, answer=ANSWER[2:])
         assert_whole(await generated(cluster), cluster, failovers=3)
-        assert [request.continues for request in cluster.route_requests] == [None, None, "s-2", "s-2"]
+        assert [request.continues for request in cluster.route_requests] == [None, "s-1", "s-2", "s-2"]
         head = cluster.workers[0][0]
+        assert cluster.failures[1] == HopFailure(worker_id=head, code="hop_lost")
         assert cluster.failures[3] == HopFailure(worker_id=head, code="hop_lost")
 
 

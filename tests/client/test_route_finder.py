@@ -35,7 +35,8 @@ def failed_now() -> Failover:
     return after_failure(
         Failover(),
         AttemptFailed(HopLostError("gone"), FAILURE),
-        heard_session=SessionId("s-0"),
+        session_id=SessionId("s-0"),
+        has_been_heard=True,
         n_new_tokens=0,
         now_s=asyncio.get_running_loop().time(),
     )

@@ -12,11 +12,12 @@ import pytest
 from coordinator.audit_asking import Answer
 from coordinator.audit_comparing import MAX_SILENCES, Comparer
 from coordinator.audit_found import Found
+from coordinator.audit_kept import KeptAnswers
 from coordinator.audit_session import NoAnswerError
 from coordinator.audit_store import AuditStore, RecordedAnswer
 from coordinator.database import opened
 from coordinator.policy.audit_probe import N_POSITIONS, N_SUMS, Projection
-from coordinator.policy.audit_rules import MAX_CONFIRMATIONS, Held
+from coordinator.policy.audit_rules import MAX_CONFIRMATIONS, N_AGAIN, Held
 from coordinator.policy.audit_schedule import AuditPlan, Candidate
 from coordinator.policy.state import ClusterState, ModelRecord
 from coordinator.repository import Repository
@@ -75,8 +76,8 @@ async def store(database_url: str) -> AsyncIterator[AuditStore]:
 
 
 async def found(workers: Workers, store: AuditStore, *others: WorkerId) -> Found:
-    comparer = Comparer(workers, store, ClusterState, lambda: 0.0, random.Random(1))
-    return await comparer.found(plan(*others))
+    kept = KeptAnswers(workers, store, ClusterState, lambda: 0.0, random.Random(1))
+    return await Comparer(workers, kept).found(plan(*others))
 
 
 async def keep(store: AuditStore, n_kept: int, worker_id: WorkerId = PARTNER, *, first: int = 0) -> None:
@@ -86,27 +87,29 @@ async def keep(store: AuditStore, n_kept: int, worker_id: WorkerId = PARTNER, *,
         await store.record(REVISION, BLOCKS, answer, NOW)
 
 
-@pytest.mark.parametrize("again", [1, MAX_CONFIRMATIONS])
-async def test_who_is_wrong_twice_fails(store: AuditStore, again: int) -> None:
-    workers = Workers({TARGET: {0, again}})
+@pytest.mark.parametrize("again", [(1, 2), (1, MAX_CONFIRMATIONS), (MAX_CONFIRMATIONS - 1, MAX_CONFIRMATIONS)])
+async def test_who_is_wrong_thrice_fails(store: AuditStore, again: tuple[int, int]) -> None:
+    workers = Workers({TARGET: {0, *again}})
     audit = await found(workers, store, PARTNER, THIRD)
     assert (audit.outcome, audit.partner_outcome, audit.referee) == ("failed", "passed", THIRD)
-    assert len(workers.seeds) == 1 + again
-    assert audit.n_asked == {TARGET: 1 + again, PARTNER: 1 + again, THIRD: 2}
-    assert len(audit.comparisons) == 6  # of each time: the two, and either with the third
+    assert len(workers.seeds) == 1 + again[-1]
+    assert audit.n_asked == {TARGET: 1 + again[-1], PARTNER: 1 + again[-1], THIRD: 3}
+    assert len(audit.comparisons) == 9  # of each time: the two, and either with the third
 
 
+@pytest.mark.parametrize("again", [set(), {5}, {MAX_CONFIRMATIONS}])
 @pytest.mark.parametrize("is_target", [True, False])
-async def test_who_differs_once_as_rounding_may_is_suspected_and_does_not_fail(
-    store: AuditStore, is_target: bool
+async def test_who_differs_as_often_as_rounding_may_is_suspected_and_does_not_fail(
+    store: AuditStore, is_target: bool, again: set[int]
 ) -> None:
     one, other = (TARGET, PARTNER) if is_target else (PARTNER, TARGET)
-    workers = Workers({one: {0}, other: {3}})
+    assert len(again) < N_AGAIN
+    workers = Workers({one: {0, *again}, other: {3}})
     audit = await found(workers, store, PARTNER, THIRD)
     outcomes = {TARGET: audit.outcome, PARTNER: audit.partner_outcome}
     assert (outcomes[one], outcomes[other]) == ("suspected", "passed")
     assert len(workers.seeds) == 1 + MAX_CONFIRMATIONS
-    assert f"{MAX_CONFIRMATIONS} fresh probes didn't show it of {one} again" in audit.words
+    assert f"{MAX_CONFIRMATIONS} fresh probes didn't show it of {one} as often again" in audit.words
 
 
 async def test_who_falls_silent_when_asked_again_has_given_no_answer(store: AuditStore) -> None:
@@ -116,17 +119,17 @@ async def test_who_falls_silent_when_asked_again_has_given_no_answer(store: Audi
     assert (audit.outcome, audit.partner_outcome) == ("unanswered", "passed")
     assert audit.words == f"asked again, {TARGET} gave no answer: nothing came"
     assert len(workers.seeds) == 2
-    workers = Workers({TARGET: {0, 1, 2}}, {PARTNER: {1}})  # a partner that falls silent clears nobody
+    workers = Workers({TARGET: {0, 1, 2, 3}}, {PARTNER: {1}})  # a partner that falls silent clears nobody
     assert (await found(workers, store, PARTNER, THIRD)).outcome == "failed"
 
 
 async def test_others_stand_in_for_a_partner_that_stays_silent(store: AuditStore) -> None:
     """It would be waited for once a probe, and could keep its accomplice from failing."""
     silent = {PARTNER: set(range(1, 100))}
-    audit = await found(Workers({TARGET: {0, 2}}, silent), store, PARTNER, THIRD, FOURTH)
+    audit = await found(Workers({TARGET: {0, 2, 4}}, silent), store, PARTNER, THIRD, FOURTH)
     assert (audit.outcome, audit.partner_outcome) == ("failed", "passed")
     assert audit.n_asked[PARTNER] == 2
-    assert audit.comparisons[-1].other == FOURTH
+    assert FOURTH in {each.other for each in audit.comparisons}
 
 
 @pytest.mark.parametrize("is_target", [True, False])
@@ -148,34 +151,48 @@ async def test_an_audit_waits_as_seldom_for_who_is_to_decide(store: AuditStore, 
     audit = await found(workers, store, PARTNER, THIRD)
     is_shown = n_silent < MAX_SILENCES
     assert (audit.outcome, audit.partner_outcome) == ("failed" if is_shown else "suspected", "passed")
-    assert audit.n_asked[THIRD] == 1 + MAX_SILENCES
+    assert audit.n_asked[THIRD] == 1 + n_silent + is_shown * N_AGAIN
     words = f"asked again, {THIRD} gave no answer: nothing came; so nobody could show it of {TARGET} again"
     assert audit.words == ("" if is_shown else words)
 
 
-async def test_a_kept_answer_decides_between_two_that_differ(store: AuditStore) -> None:
-    await keep(store, 1, THIRD)
-    audit = await found(Workers({TARGET: {0, 1}}), store, PARTNER)
-    assert (audit.outcome, audit.partner_outcome, audit.referee) == ("failed", "passed", "recorded")
+@pytest.mark.parametrize("is_wrong_again", [True, False])
+async def test_a_kept_answer_decides_between_two_that_go_on_to_differ(
+    store: AuditStore, is_wrong_again: bool
+) -> None:
+    await keep(store, 1, THIRD)  # the second probe, of each of the two
+    workers = Workers({TARGET: {0, 1, 4, 9} if is_wrong_again else {0, 1, 4}})
+    audit = await found(workers, store, PARTNER)
+    outcome = "failed" if is_wrong_again else "suspected"
+    assert (audit.outcome, audit.partner_outcome, audit.referee) == (outcome, "passed", "recorded")
+    assert len(workers.seeds) == (10 if is_wrong_again else 2 + MAX_CONFIRMATIONS)
 
 
 @pytest.mark.parametrize(
     ("n_kept", "wrong_at", "outcome"),
-    [(4, {0, 3}, "failed"), (4, {0}, "suspected"), (1, {0}, "suspected"), (4, set(), "passed")],
+    [(4, {0, 2, 3}, "failed"), (4, {0, 3}, "suspected"), (2, {0, 1}, "suspected"), (4, set(), "passed")],
 )
-async def test_alone_one_fails_by_two_kept_probes_not_by_one(
+async def test_alone_one_fails_by_three_kept_probes_not_by_two(
     store: AuditStore, n_kept: int, wrong_at: set[int], outcome: str
 ) -> None:
     await keep(store, n_kept)
-    assert (await found(Workers({TARGET: wrong_at}), store)).outcome == outcome
+    audit = await found(Workers({TARGET: wrong_at}), store)
+    assert audit.outcome == outcome
+    assert ("fewer than 3 kept probes showed it" in audit.words) == (outcome == "suspected")
 
 
-async def test_alone_one_fails_by_kept_answers_of_two_workers_only_if_their_probes_were_two(
+async def test_alone_who_falls_silent_after_a_wrong_answer_is_not_waited_for_again(store: AuditStore) -> None:
+    await keep(store, 4)
+    audit = await found(Workers({TARGET: {0, 1, 2, 3}}, {TARGET: {1}}), store)
+    assert (audit.outcome, audit.n_asked[TARGET]) == ("unanswered", 2)
+    assert audit.words == f"asked again, {TARGET} gave no answer: nothing came"
+
+
+async def test_alone_one_fails_by_kept_answers_of_several_workers_only_if_their_probes_were_three(
     store: AuditStore,
 ) -> None:
-    await keep(store, 1)
-    await keep(store, 1, THIRD)  # of the same audit
-    assert (await found(Workers({TARGET: {0}}), store)).outcome == "suspected"
-    await keep(store, 1, WorkerId("fourth"), first=1)
-    workers = Workers({TARGET: {0, 1}})
-    assert (await found(workers, store)).outcome == "failed"
+    for worker_id in (PARTNER, THIRD):  # of the same two audits
+        await keep(store, 2, worker_id)
+    assert (await found(Workers({TARGET: {0, 1}}), store)).outcome == "suspected"
+    await keep(store, 1, FOURTH, first=2)
+    assert (await found(Workers({TARGET: {0, 1, 2}}), store)).outcome == "failed"

@@ -25,6 +25,7 @@ from protocol.control_messages import Assign
 from protocol.errors import ConflictError
 from protocol.exit_codes import EXIT_STORAGE, EXIT_USAGE
 from protocol.rest import ModelList, RouteGrant, RouteRequest
+from tests.coordinator.packing_support import write_model
 from tests.coordinator.test_client_api import TINY, pinned_workers
 from tests.support.coord_process import Coord, forked
 from tests.support.coordinators import (
@@ -103,6 +104,23 @@ def test_what_is_acknowledged_after_a_backup_outlives_a_kill(tmp_path: Path, coo
     with forked(state, is_first=False):
         _, listed, _ = coord("key", "list", "--json", "--state", str(state))
     assert json.loads(created)["key_id"] in listed
+
+
+def test_a_restored_models_files_are_added_again_from_its_source(tmp_path: Path, coord: Coord) -> None:
+    state, other, file = (tmp_path / name for name in ("state", "other", "b.tar"))
+    added = ("model", "add", "tiny", str(write_model(tmp_path / "model")))
+    with forked(state):
+        assert coord(*added, "--replicas", "2", "--state", str(state))[0] == 0
+        assert coord("backup", str(file), "--state", str(state))[0] == 0
+    assert coord("restore", str(file), "--state", str(other))[0] == 0
+    with forked(other, is_first=False) as process:
+        assert "first start" not in process.said
+        code, out, err = coord(*added, "--state", str(other))
+        assert (code, out.split(":")[0]) == (0, "added tiny"), err
+        model = json.loads(coord("model", "show", "tiny", "--json", "--state", str(other))[1])
+        assert model["n_replicas"] == 2, "what it was asked for is in the backup"
+        code, _, err = coord(*added, "--state", str(other))
+        assert (code, "coord model remove tiny" in err) == (EXIT_USAGE, True)
 
 
 VALUES: dict[type, object] = {

@@ -8,7 +8,7 @@ from tests.support.coord_process import Coord
 
 def test_workers_are_filtered_and_one_that_is_not_there_is_named(here: Coord) -> None:
     filters = ("--in-state", "ready", "--model", "tiny", "--trust", "trusted", "--owner", "")
-    assert json.loads(here("worker", "list", *filters, "--json")[1]) == []
+    assert json.loads(here("worker", "list", *filters, "--json")[1]) == {"workers": [], "next_cursor": None}
     assert "No workers yet" in here("worker", "list")[1]
     for command in ("show", "remove", "drain"):
         code, _, err = here("worker", command, "w-nobody")

@@ -288,9 +288,9 @@ class HangingRepository(Repository):
     n_read_together = n_keys_read = most_together = 0
     once_read: Callable[[], Awaitable[None]] | None = None
 
-    async def api_key(self, key_id: KeyId) -> StoredKey | None:
+    async def api_key(self, key_id: KeyId, within_s: float | None = None) -> StoredKey | None:
         if not self.hangs:
-            return await super().api_key(key_id)
+            return await super().api_key(key_id, within_s)
         self.n_asked += 1
         self.is_asked.set()
         await self.may_fail.wait()

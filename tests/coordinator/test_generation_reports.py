@@ -106,6 +106,29 @@ async def test_a_report_whose_commit_lost_its_answer_is_no_other_report(desk: De
     assert (used.n_generations, used.n_completion_tokens) == (1, 5)
 
 
+async def test_a_report_that_is_sent_again_is_neither_refused_nor_counted_again(desk: Desk) -> None:
+    """A worker sends again, on its next socket, what a coordinator may not have read before it ended."""
+    times = iter([NOW.timestamp(), NOW.timestamp() + 5.0, NOW.timestamp() + 6.0])
+    reports = GenerationReports(
+        desk.repository,
+        lambda: next(times),
+        quota_clock=NOW.timestamp,
+        on_finished=lambda generation, _: desk.finished.append(generation),
+    )
+    with capture_logs() as logs:
+        async with running_beside(reports=reports.save_forever()):
+            for outcome in ("stop", "stop", "failed"):
+                reports.take(report("s1", outcome), B)
+                await reports.saved(10.0)
+    assert [(line["event"], line["log_level"]) for line in logs] == [
+        ("generation_report_repeated", "info"),
+        ("generation_report_refused", "warning"),
+    ]
+    assert [finished.finished_at for finished in desk.finished] == [NOW]
+    (used,) = await desk.repository.usage.usage(NOW.date(), NOW.date())
+    assert (used.n_generations, used.n_completion_tokens) == (1, 5)
+
+
 class CountingRepository(Repository):
     """Notes how many reports each transaction had."""
 

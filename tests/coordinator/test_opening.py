@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +25,7 @@ from protocol.api_key import api_key_from_text, secret_hash
 from protocol.coordinator_errors import LeaseError
 from protocol.errors import ConflictError
 from tests.support.coordinators import eventually
+from tests.support.open_files import WatchedThreads
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -181,3 +184,49 @@ async def test_a_newer_version_that_does_not_get_the_lease_leaves_the_schema_alo
         assert (await all_rows(database_url))[0] == "9999"
     async with opened_state(theirs, NOW):
         assert (await all_rows(database_url))[0] == "9999", "and again"
+
+
+async def test_a_start_that_is_cancelled_is_over_when_nothing_of_it_is_at_work_any_more(tmp_path: Path) -> None:
+    """Else the next coordinator finds the folder locked, or two write to it."""
+    threads = WatchedThreads(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+
+    async def started() -> None:
+        async with opened_state(CoordinatorConfig(state=tmp_path), NOW):
+            pytest.fail("it was cancelled before")
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(started())
+        await threads.given[0].wait()
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+        is_over = task.done()
+        threads.may_begin.set()
+    assert not is_over
+    assert task.cancelled()
+    async with opened_state(CoordinatorConfig(state=tmp_path), NOW):
+        pass
+
+
+async def test_a_stop_that_is_cancelled_anywhere_lets_go_of_the_lease_and_of_the_database(tmp_path: Path) -> None:
+    """Else the next coordinator waits until the lease lapses, or finds the database locked."""
+    config = CoordinatorConfig(state=tmp_path)
+
+    async def held(is_open: asyncio.Event) -> None:
+        async with opened_state(config, NOW):
+            is_open.set()
+            await asyncio.Event().wait()
+
+    for n_turns in range(16):
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            is_open = asyncio.Event()
+            task = tasks.create_task(held(is_open))
+            await is_open.wait()
+            task.cancel()
+            for _ in range(1 + n_turns):
+                await asyncio.sleep(0)
+            task.cancel()
+        assert task.cancelled()
+        with closing(sqlite3.connect(tmp_path / "brigade.db")) as database:
+            assert database.execute("SELECT holder FROM coordinator_lease").fetchall() == [("",)]

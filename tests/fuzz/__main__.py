@@ -37,6 +37,13 @@ class Outcome:
     took_s: float
     is_clean: bool
     last_words: str
+    is_over: bool = True
+    """Whether its process ended in time."""
+
+    @property
+    def words(self) -> str:
+        """What became of it."""
+        return "clean" if self.is_clean else "FINDING" if self.is_over else "NOT DONE"
 
 
 def say(line: str) -> None:
@@ -47,27 +54,33 @@ def say(line: str) -> None:
 def fuzzed(name: str, engine: str, seconds: float) -> Outcome:
     """Run one target in a process of its own, and tell."""
     command = [sys.executable, "-m", "tests.fuzz.child", engine, name, f"{seconds:g}", str(FOLDER)]
-    started_s = time.monotonic()
+    started_s, is_over = time.monotonic(), True
     try:
         done = subprocess.run(command, capture_output=True, timeout=seconds + STARTUP_S, check=False)
         words, is_clean = (done.stderr + done.stdout).decode(errors="replace"), done.returncode == 0
     except subprocess.TimeoutExpired as exc:
-        words, is_clean = (exc.stderr or b"").decode(errors="replace") + "\nit never ended", False
+        words, is_clean, is_over = (exc.stderr or b"").decode(errors="replace"), False, False
     counted = _N_RUN.findall(words)
     took_s = time.monotonic() - started_s
     told = "\n".join(line for line in words.splitlines() if not line.startswith(("INFO:", "WARNING:")))
-    outcome = Outcome(name, int(counted[-1]) if counted else 0, took_s, is_clean, told[-3000:])
-    say(f"{name:22} {outcome.n_inputs:>10,} inputs in {took_s:5.0f} s   {'clean' if is_clean else 'FINDING'}")
+    outcome = Outcome(name, int(counted[-1]) if counted else 0, took_s, is_clean, told[-3000:], is_over)
+    say(f"{name:22} {outcome.n_inputs:>10,} inputs in {took_s:5.0f} s   {outcome.words}")
     if not is_clean:
-        say(_explained(outcome, started_s))
+        say(explained(outcome, started_s))
     return outcome
 
 
-def _explained(outcome: Outcome, started_s: float) -> str:
+def explained(outcome: Outcome, started_s: float) -> str:
+    """What there is to know of a target that isn't clean, and what to do."""
     since_s = time.time() - (time.monotonic() - started_s) - 1  # noqa: TID251 - files are dated by the wall clock
     found = FOLDER / "findings" / outcome.name
     files = [path for path in found.glob("*") if path.stat().st_mtime >= since_s] if found.exists() else []
     shown = [f"  again: {sys.executable} -m tests.fuzz --replay {path} {outcome.name}" for path in files]
+    if not shown and not outcome.is_over:
+        shown = [
+            f"  not done after {outcome.took_s:.0f} s, {STARTUP_S:.0f} s more than it had: an input takes for ever "
+            f"or the machine is too busy; try it alone: {sys.executable} -m tests.fuzz {outcome.name}"
+        ]
     return "\n".join([outcome.last_words, *(shown or ["  no input was saved: the process ended at the start"])])
 
 
@@ -107,12 +120,13 @@ def main() -> int:
         )
     engine = chosen.engine if chosen.engine != "auto" else "atheris" if has_atheris() else "hypothesis"
     jobs, minutes = chosen.jobs, len(names) * chosen.seconds / chosen.jobs / 60
-    say(f"{len(names)} targets by {engine}, {chosen.seconds:g} s each, {jobs} at a time: {minutes:.0f} minutes")
+    how = f"by {engine}, {chosen.seconds:g} s each, {jobs} at a time"
+    say(f"{len(names)} targets {how}: {minutes:.0f} minutes, and the starts")
     with ThreadPoolExecutor(chosen.jobs) as pool:
         outcomes = list(pool.map(lambda name: fuzzed(name, engine, chosen.seconds), names))
     failed = [outcome.name for outcome in outcomes if not outcome.is_clean]
     total = sum(outcome.n_inputs for outcome in outcomes)
-    say(f"{total:,} inputs, {len(outcomes)} targets, {len(failed)} with findings {', '.join(failed)}".rstrip())
+    say(f"{total:,} inputs, {len(outcomes)} targets, {len(failed)} not clean {', '.join(failed)}".rstrip())
     return 1 if failed else 0
 
 

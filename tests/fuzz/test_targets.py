@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz.__main__ import Outcome, explained
 from tests.fuzz.edits import Edit, edited
 from tests.fuzz.engines import run_examples
 from tests.fuzz.target import MAX_INPUT_BYTES, FindingError, Target, check
@@ -50,6 +52,17 @@ def test_an_engine_finds_what_only_an_altered_seed_does_and_says_with_which_inpu
     with pytest.raises(FindingError, match="too long") as caught:
         run_examples(a_target(refuses), 200, seed_number=SEED)
     assert len(caught.value.args[1]) > 8
+
+
+def test_who_isnt_done_in_time_is_no_finding_and_says_what_to_do() -> None:
+    late = Outcome(name="no-such-target", n_inputs=0, took_s=241.0, is_clean=False, last_words="", is_over=False)
+    assert late.words == "NOT DONE"
+    said = explained(late, time.monotonic())
+    assert "not done after 241 s, 180 s more" in said
+    assert "-m tests.fuzz no-such-target" in said
+    ended = Outcome(name="no-such-target", n_inputs=0, took_s=3.0, is_clean=False, last_words="an import failed")
+    assert ended.words == "FINDING"
+    assert "the process ended at the start" in explained(ended, time.monotonic())
 
 
 @pytest.mark.parametrize("kind", range(9))

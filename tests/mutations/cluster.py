@@ -76,7 +76,7 @@ CLUSTER = (
     Mutation(
         attack=27,
         what="the lease's epoch fences writes",
-        file="coordinator/transactions.py",
+        file="coordinator/fence.py",
         before="connection.scalar(_EPOCH) != self.epoch:\n",
         after="connection.scalar(_EPOCH) is None:\n",
         tests=(f"{_YESTERDAY}::test_a_second_coordinator_doesnt_start_and_an_old_one_writes_nothing",),

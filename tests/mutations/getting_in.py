@@ -135,6 +135,14 @@ GETTING_IN = (
     ),
     Mutation(
         attack=5,
+        what="tracebacks without the values of variables",
+        file="coordinator/cli.py",
+        before="    pretty_exceptions_enable=False,\n",
+        after="    pretty_exceptions_show_locals=True,\n",
+        tests=(f"{_SECRETS}::test_a_defect_s_traceback_shows_no_values",),
+    ),
+    Mutation(
+        attack=5,
         what="keys are stored hashed",
         file="protocol/api_key.py",
         before="    return hashlib.sha256(secret.encode()).hexdigest()",

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 
 import pytest
 
-from protocol.background import uninterrupted
+from protocol.background import garbage_collected_at_end, uninterrupted
 
 
 async def failing(error: Exception) -> None:
@@ -80,3 +81,40 @@ async def test_what_an_interrupted_step_raises_is_told_to_nobody_but_the_log() -
     gc.collect()
     await asyncio.sleep(0)
     assert told == []
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_cycles_made_within_are_freed_and_what_was_there_is_not_looked_through() -> None:
+    looked_through: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and info["generation"] == 2:
+            looked_through.append(len(gc.get_objects()))
+
+    was_frozen = gc.get_freeze_count() > 0
+    was_there = [[] for _ in range(100_000)]
+    gc.callbacks.append(note)
+    try:
+        with garbage_collected_at_end():
+            lost = weakref.ref(Cycle())
+    finally:
+        gc.callbacks.remove(note)
+    assert lost() is None
+    assert max(looked_through) < len(was_there)
+    assert (gc.get_freeze_count() > 0) is was_frozen
+
+
+def test_what_was_frozen_for_good_stays_so() -> None:
+    was_frozen = gc.get_freeze_count() > 0
+    gc.freeze()
+    try:
+        with pytest.raises(ValueError, match="within"), garbage_collected_at_end():
+            raise ValueError("within")
+        assert gc.get_freeze_count() > 0
+    finally:
+        if not was_frozen:
+            gc.unfreeze()

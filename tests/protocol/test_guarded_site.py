@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections import deque
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +11,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from protocol.guarded_site import _GuardedConnection
+from protocol.guarded_site import GuardedSite, _GuardedConnection
+from protocol.listening import check_can_listen
+from tests.support.open_files import is_cut
 
 WHAT_TO_DO = (
     f"aiohttp {aiohttp.__version__} keeps its queue of requests otherwise: without `_messages` and "
@@ -42,3 +47,42 @@ def test_aiohttp_has_the_private_names_that_a_broken_body_is_found_by() -> None:
 def test_where_aiohttp_names_them_otherwise_a_broken_body_is_left_to_its_reader(renamed: Any) -> None:
     """Nobody's connection ends in a traceback for it."""
     assert _GuardedConnection._broken_body(renamed) is None
+
+
+async def made(port: int) -> GuardedSite:
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    return GuardedSite(runner, None, host="127.0.0.1", port=port)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+        return found
+
+
+async def test_a_start_that_is_cancelled_at_any_moment_listens_no_more(port: int) -> None:
+    n_turns, is_begun = 0, False
+    while not is_begun:
+        site = await made(port)
+        is_begun = not await is_cut(site.start(), n_turns)
+        await site.close()
+        check_can_listen("127.0.0.1", port, option="--listen")
+        n_turns += 1
+    assert n_turns > 2
+
+
+@pytest.mark.parametrize("n_turns", range(1, 6))
+async def test_a_close_that_is_cancelled_twice_still_ends_the_connections(port: int, n_turns: int) -> None:
+    site = await made(port)
+    await site.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    await is_cut(site.close(), n_turns, n_times=2)
+    assert not site._connections
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()

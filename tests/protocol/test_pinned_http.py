@@ -54,6 +54,8 @@ class Peer:
 
     def __init__(self, authority: Authority) -> None:
         self.ca = authority.ca_pem
+        self.ca_answer: web.Response | None = None
+        """Instead of it, if there is one."""
         self.version = PROTOCOL_VERSION
         self.seen: list[tuple[str, str, str, bytes]] = []
 
@@ -67,7 +69,7 @@ class Peer:
         self.seen.append((request.method, request.path, authorization, await request.read()))
         match request.path:
             case "/v1/ca":
-                return web.Response(text=self.ca)
+                return self.ca_answer or web.Response(text=self.ca)
             case "/v1/hello":
                 hello = Hello(protocol_version=self.version, coordinator_id=CoordinatorId("c-1"), time_s=0.0)
                 return web.Response(body=encode_json(hello))
@@ -211,6 +213,16 @@ async def test_something_else_answers(authority: Authority, key: ApiKey, ca: str
     peer.ca = ca
     async with served(peer, authority) as url:
         assert isinstance(await refused(url, key), (UnreachableError, UnauthenticatedError, TooLargeError))
+
+
+async def test_a_coordinator_that_takes_no_more_connections_says_so_at_first_contact(
+    authority: Authority, key: ApiKey
+) -> None:
+    peer = Peer(authority)
+    peer.ca_answer = web.Response(status=503, body=encode_json(ErrorAnswer(error=UNAVAILABLE.body())))
+    async with served(peer, authority) as url:
+        error = await refused(url, key)
+    assert (error.code, error.message) == (UNAVAILABLE.code, UNAVAILABLE.message)
 
 
 async def test_a_plain_http_server(authority: Authority, key: ApiKey) -> None:

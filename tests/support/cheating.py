@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -50,5 +51,29 @@ def garbage_on(share: float, seed: int) -> Cheat:
 
     def how(states: torch.Tensor) -> torch.Tensor:
         return torch.randn_like(states) * states.std() if rng.random() < share else states
+
+    return how
+
+
+async def round_weights(member: Member, n_bits: int) -> None:
+    """Have the worker compute with weights of so many bits, whatever it says of its precision."""
+
+    def prepare(core: EngineCore) -> None:
+        with torch.no_grad():
+            for stage, _ in core.spans.values():
+                for parameter in stage._model.model.layers.parameters():
+                    if parameter.dim() == 2:
+                        step = parameter.abs().amax(dim=1, keepdim=True) / (2 ** (n_bits - 1) - 1)
+                        parameter.copy_((parameter / step).round() * step)
+
+    await member.worker.engine._link.post(prepare)
+
+
+def held_up(is_over: threading.Event, at_most_s: float = 60.0) -> Cheat:
+    """Right numbers, each step of which comes only when that is set, or after so long."""
+
+    def how(states: torch.Tensor) -> torch.Tensor:
+        is_over.wait(at_most_s)
+        return states
 
     return how

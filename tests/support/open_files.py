@@ -1,13 +1,15 @@
-"""Threads of which a test knows what they were given, and whether this process holds a file open."""
+"""What a cancelled piece of work left behind: files that are open, objects that nobody closed, threads at work."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,29 @@ def is_open(path: Path) -> bool:
             if os.path.samestat(os.fstat(int(name)), wanted):
                 return True
     return False
+
+
+async def is_cut(work: Coroutine[Any, Any, object], n_turns: int, *, n_times: int = 1) -> bool:
+    """Cancel `work` after so many turns of the loop, as often, in turns that follow; whether that came in time."""
+    task = asyncio.get_running_loop().create_task(work)
+    for _ in range(n_turns):
+        await asyncio.sleep(0)
+    for _ in range(n_times):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+    return task.cancelled()
+
+
+@contextmanager
+def nothing_left_open() -> Iterator[None]:
+    """What is left for the garbage collector to close fails here, and not in a test that comes later."""
+    gc.collect()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+        gc.collect()
+    left = [str(one.message) for one in told if issubclass(one.category, ResourceWarning)]
+    assert left == []

@@ -14,10 +14,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 START_DEADLINE_S = 40.0
@@ -53,6 +54,20 @@ class PostgresServer:
             process.send_signal(signal.SIGQUIT)
             process.wait(timeout=20)
         self._processes.clear()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have all its processes hang: connections stay, and nothing is answered."""
+        own = [psutil.Process(process.pid) for process in self._processes]
+        processes = [each for process in own for each in (process, *process.children(recursive=True))]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def new_database(self) -> str:
         """The URL of a database that was just made, empty."""

@@ -28,8 +28,13 @@ async def module_done(module: str, *arguments: str, **environ: str) -> tuple[int
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(50):
-        out, errors = await process.communicate()
+    try:
+        async with asyncio.timeout(50):
+            out, errors = await process.communicate()
+    finally:
+        if process.returncode is None:  # else it is left to the garbage collector, in some later test
+            process.kill()
+            await process.wait()
     assert process.returncode is not None
     return process.returncode, out.decode(), errors.decode()
 

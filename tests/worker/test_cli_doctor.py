@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from protocol.checks import Check
+from protocol.checks import CheckList
 from tests.support.coordinators import join_secret_of, running_coordinator
 from tests.support.program import module_done, program_done
 
@@ -21,7 +21,7 @@ async def test_all_is_well_is_exit_code_0_and_json_if_wanted(tmp_path: Path) -> 
             *(coordinator.url, "--state", str(tmp_path / "worker"), "--device", "cpu", "--json"),
             BRIGADE_SECRET=secret,
         )
-        checks = msgspec.json.decode(out, type=list[Check])
+        checks = msgspec.json.decode(out, type=CheckList).checks
         assert [check.name for check in checks if check.status == "fail"] == []
         assert code == 0
         assert {"versions", "device", "memory", "disk room", "state folder", "port", "reachable"} < {
@@ -51,7 +51,7 @@ async def test_it_works_where_torch_does_not(tmp_path: Path) -> None:
         PYTHONPATH=str(broken.parent),
     )
     assert code == 1
-    device = next(check for check in msgspec.json.decode(out, type=list[Check]) if check.name == "device")
+    device = next(check for check in msgspec.json.decode(out, type=CheckList).checks if check.name == "device")
     assert device.status == "fail"
     assert "libcudart" in device.seen
     assert "pip install" in device.mend

@@ -17,8 +17,8 @@ from worker.device import (
     chosen_kv_precision,
     chosen_precision,
     chosen_quantization,
+    device_memory,
     find_device,
-    free_memory_bytes,
     measure_device,
     usable_precisions,
 )
@@ -114,7 +114,7 @@ def test_auto_manages_without_bfloat16() -> None:
 def test_the_cpu_is_there() -> None:
     assert find_device("cpu") == CPU
     assert usable_precisions(CPU) == ("float32", "bfloat16")
-    assert free_memory_bytes(CPU) > 0
+    assert device_memory(CPU).free_bytes > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

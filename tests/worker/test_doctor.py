@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from protocol.errors import ConfigError
+from tests.support.cgroups import cgroup_v2
 from worker.device import unused_accelerator
 from worker.doctor import device_finding, disk_finding, memory_finding, precision_finding, state_finding
 from worker.hardware import Accelerator
@@ -63,6 +64,19 @@ def test_memory_is_judged_by_what_is_free(free_bytes: int, status: str) -> None:
     assert found.status == status
     assert "billion parameters" in found.seen
     assert bool(found.mend) == (status != "ok")
+
+
+def test_the_limit_of_a_container_that_holds_is_named(tmp_path: Path) -> None:
+    narrow = {"memory.max": str(2 * 10**9), "memory.current": str(5 * 10**8), "cpu.max": "50000 100000"}
+    root = cgroup_v2(tmp_path, narrow)
+    memory = memory_finding(root=root)
+    assert memory.status == "warn"
+    assert memory.seen.startswith(f"1.5 GB free (of 2.0 GB; {tmp_path}/sys/fs/cgroup/memory.max allows no more): ")
+    assert memory.mend.startswith("raise that limit (docker run --memory, MemoryMax=), or close")
+    device = device_finding("cpu", root=root)
+    assert (
+        f"({tmp_path}/sys/fs/cgroup/cpu.max allows no more: --threads 1 is the default, 1 the most)" in device.seen
+    )
 
 
 @pytest.mark.parametrize(("free_bytes", "status"), [(10**12, "ok"), (5 * 10**9, "warn"), (10**8, "fail")])

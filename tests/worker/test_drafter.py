@@ -17,6 +17,7 @@ from client.results import Generation
 from protocol.control_messages import SpanAssignment
 from protocol.errors import ConfigError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId
+from protocol.messages import MAX_DRAFTS
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from tests.support.whole_cluster import WholeCluster, greedy_ids, packed_tiny, whole_cluster
 from worker.draft_model import MAX_POSITIONS, DraftModelRequest
@@ -80,7 +81,9 @@ async def test_a_model_that_guesses_well_gives_the_same_answer_in_fewer_rounds(t
         assert (plain.drafted_tokens, plain.accepted_tokens) == (0, 0)
         assert N_TOKENS / 3 < guessed.accepted_tokens <= guessed.drafted_tokens
         n_drafted, n_accepted = n_by_model(logs)
-        assert n_accepted > n_drafted / 2  # all but those of the last round, whose outcome no head hears of
+        # the last round, of a few guesses or of many, is one whose outcome no head hears of
+        assert n_accepted > (n_drafted - MAX_DRAFTS) / 2
+        assert n_accepted > 0
         with capture_logs() as logs:
             plain, guessed = await both(cluster, relays, **SAMPLED)
         assert plain.token_ids == guessed.token_ids

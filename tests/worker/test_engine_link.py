@@ -134,3 +134,23 @@ async def test_steps_that_come_after_something_posted_go_in_together_too() -> No
     assert len(found) == 3, "each is answered once"
     assert it.n_pending_steps == 0
     await it.stop()
+
+
+async def test_a_stop_that_is_cancelled_returns_when_the_thread_has_ended() -> None:
+    """It hands its results to the loop, which may be closed by then."""
+    failed: list[BrigadeError] = []
+    it = link(failed)
+    it.start()
+    _, go_on = await held(it)
+    waiting = it.run(STEP)
+    stopping = asyncio.get_running_loop().create_task(it.stop())
+    for _ in range(5):
+        await asyncio.sleep(0)
+        stopping.cancel()
+    assert not stopping.done()
+    go_on.set()
+    await asyncio.wait([stopping])
+    assert stopping.cancelled()
+    assert not it._thread._thread.is_alive()
+    assert isinstance(waiting.exception(), DrainingError)
+    assert [type(error) for error in failed] == [DrainingError]

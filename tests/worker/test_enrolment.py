@@ -23,6 +23,7 @@ from protocol.exit_codes import EXIT_AUTH, EXIT_CLOCK, EXIT_UNREACHABLE, EXIT_VE
 from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import first_contact_context, server_context, worker_name
 from tests.support.coordinators import join_secret_of, running_coordinator
+from tests.support.open_files import WatchedThreads
 from tests.support.pki import TestAuthority
 from worker.enrolment import PREVIOUS_KEY_S, CredentialsHolder, asked_delay_s, enrol
 from worker.identity import Identity, load_identity
@@ -244,3 +245,32 @@ def test_a_stranger_who_says_to_wait_for_years_is_asked_again_within_a_minute() 
     assert asked_delay_s(OverloadedError("busy", retry_after_s=1e9)) <= 60
     assert asked_delay_s(OverloadedError("busy", retry_after_s=2.0)) == 2
     assert asked_delay_s(UnreachableError("away")) == 0
+
+
+async def test_who_gives_up_while_its_certificate_is_written_is_gone_when_it_is_written(
+    tmp_path: Path, identity: Identity
+) -> None:
+    """Else the next try writes the same file beside the first one."""
+    async with running_coordinator(tmp_path) as coordinator:
+        loop, threads, times = asyncio.get_running_loop(), WatchedThreads(1), list[float]()
+        url, secret = coordinator.url, join_secret_of(coordinator)
+        await enrol(identity, (url,), secret, lambda: times.append(utc_now_s()) or times[-1])
+        n_looks = len(times)
+
+        def clock() -> float:
+            """The last look at it is for what is written."""
+            times.append(utc_now_s())
+            if len(times) == 2 * n_looks:
+                loop.set_default_executor(threads)
+            return times[-1]
+
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(enrol(identity, (url,), secret, clock))
+            await threads.given[0].wait()
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0)
+            is_over = task.done()
+            threads.may_begin.set()
+        assert not is_over
+        assert task.cancelled()

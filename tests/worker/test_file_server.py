@@ -182,6 +182,12 @@ class ShrinkingFile:
     def __init__(self, file: Any, path: Path) -> None:
         self._file, self._path = file, path
 
+    def __enter__(self) -> ShrinkingFile:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._file.close()
+
     def seek(self, offset: int, whence: int = 0) -> Any:
         at = self._file.seek(offset, whence)
         if whence == 2:

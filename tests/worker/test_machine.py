@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +9,13 @@ import pytest
 import torch
 
 from protocol.errors import ConfigError
+from tests.support.cgroups import cgroup_v2
 from tests.support.whole_cluster import packed_tiny
 from worker.config import WorkerConfig
-from worker.device import DeviceProfile, PrecisionSpeed, total_memory_bytes
+from worker.device import DeviceProfile, PrecisionSpeed, device_memory
 from worker.engine import Engine
 from worker.machine import Machine, beside_draft_model, measured
+from worker.usable import usable_cpus
 
 
 async def test_a_draft_model_is_taken_out_of_the_memory_and_must_leave_some(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_caches_that_leave_nothing_for_weights_are_refused(tmp_path: Path) -> No
 
 
 def test_more_threads_than_this_machine_has_cpus_are_refused(tmp_path: Path) -> None:
-    n_cpus = os.cpu_count() or 1
+    n_cpus = usable_cpus().n_cpus
     config = WorkerConfig(
         coordinator_urls=("https://127.0.0.1:1",),
         secret="s" * 44,
@@ -71,7 +72,7 @@ def test_more_threads_than_this_machine_has_cpus_are_refused(tmp_path: Path) -> 
 
 
 def test_more_memory_than_the_device_has_is_refused(tmp_path: Path) -> None:
-    has = total_memory_bytes(torch.device("cpu"))
+    has = device_memory(torch.device("cpu")).total_bytes
     config = WorkerConfig(
         coordinator_urls=("https://127.0.0.1:1",),
         secret="s" * 44,
@@ -81,6 +82,24 @@ def test_more_memory_than_the_device_has_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=rf"--memory of .* MB: cpu has {has / 1e6:,.1f} MB in all"):
         measured(config)
+
+
+def test_a_container_leaves_the_memory_and_the_threads_that_its_cgroup_allows(tmp_path: Path) -> None:
+    config = WorkerConfig(coordinator_urls=("https://127.0.0.1:1",), secret="s" * 44, state=tmp_path, device="cpu")
+    n_threads = torch.get_num_threads()
+    narrow = cgroup_v2(tmp_path, {"memory.max": str(2 * 10**9), "memory.current": "0", "cpu.max": "50000 100000"})
+    try:
+        machine = measured(config, narrow)
+    finally:
+        torch.set_num_threads(n_threads)
+    assert machine.memory_bytes < 2 * 10**9
+    assert machine.profile.free_memory_bytes == 2 * 10**9
+    assert machine.profile.n_threads == 1
+    with pytest.raises(ConfigError, match=r"--memory of .*: \S+/memory\.max allows 2,000\.0 MB in all"):
+        measured(replace(config, memory_bytes=3 * 10**9), narrow)
+    if usable_cpus().n_cpus > 1:
+        with pytest.raises(ConfigError, match=r"--threads 2: \S+/cpu\.max allows 0\.5 of \d+ CPUs.* say 1 to 1"):
+            measured(replace(config, n_threads=2), narrow)
 
 
 def test_the_coordinator_is_told_what_caches_are_kept_in() -> None:

@@ -1,21 +1,30 @@
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol.errors import DrainingError
 from protocol.frames import encode_frame
-from protocol.ids import SessionId, WorkerId
+from protocol.ids import CoordinatorId, SessionId, WorkerId
 from protocol.messages import CloseSession, SessionEnded, SessionOpened, Token
 from protocol.tls import client_context, worker_name
+from tests.support.open_files import is_cut, nothing_left_open
+from tests.support.pki import TestAuthority
 from tests.support.ring import Generation, Ring, eventually, generated, running_ring
+from tests.support.socket_pair import connected
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from worker.engine import Engine
+from worker.enrolment import Credentials, CredentialsHolder
+from worker.holdings import Holdings
 from worker.limits import Limits
-from worker.server import MAX_CLIENT_FRAME_BYTES
+from worker.server import MAX_CLIENT_FRAME_BYTES, DataPlane
 
 Checkpoints = Callable[[str], TinyCheckpoint]
 PROMPT = [5, 9, 30]
@@ -191,3 +200,34 @@ async def test_only_the_head_says_that_a_client_has_opened_a_session(llama: Tiny
         head, tail = (worker.plane for worker in ring.workers)
         assert (head.sessions_begun, tail.sessions_begun) == ({generation.session_id}, frozenset())
         assert tail.n_sessions == 1
+
+
+async def test_an_end_that_is_cancelled_anywhere_leaves_nothing_open(tmp_path: Path) -> None:
+    files = TestAuthority().worker(tmp_path)
+    credentials = Credentials(
+        coordinator_url="https://127.0.0.1:1",
+        coordinator_id=CoordinatorId("c-test"),
+        certificate=files.certificate,
+        key=files.key,
+        ca_pem="",
+        session_token="none",
+        ticket_key=bytes(32),
+        renew_at_s=0.0,
+        expires_at_s=0.0,
+    )
+    engine = Engine(device=torch.device("cpu"), kv_budget_bytes=1, n_threads=1)
+
+    async def begun_and_ended() -> None:
+        holder, clock = CredentialsHolder(credentials), time.time  # noqa: TID251 - no ticket is looked at
+        async with DataPlane(engine, Holdings(), holder, files.worker_id, None, lambda _report: None, clock) as it:
+            it._incoming.add(connection)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                connection.post(CloseSession(session_id=SessionId("s"), reason="lost"))  # which is waited for
+
+    with nothing_left_open():
+        async with connected() as (_, _, connection):
+            tasks = asyncio.all_tasks()
+            assert await is_cut(begun_and_ended(), 2, n_times=3)
+            assert asyncio.all_tasks() <= tasks

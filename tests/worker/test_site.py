@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -13,6 +15,7 @@ from aiohttp import web
 from protocol.errors import PortInUseError
 from protocol.ids import CoordinatorId
 from protocol.tls import client_context, worker_name
+from tests.support.open_files import is_cut
 from tests.support.pki import TestAuthority, WorkerFiles
 from worker.enrolment import Credentials, CredentialsHolder
 from worker.site import Site, bound_socket, url_of
@@ -106,3 +109,30 @@ def test_a_socket_on_all_addresses_goes_by_the_one_that_faces_the_coordinator(
 ) -> None:
     with bound_socket(host, 0) as bound:
         assert url_of(bound, facing).startswith(begins)
+
+
+class AtOnce(ThreadPoolExecutor):
+    """No threads: what is given is done when it is given, so that the loop's turns can be counted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+async def test_a_start_that_is_cancelled_at_any_moment_listens_no_more(tmp_path: Path) -> None:
+    asyncio.get_running_loop().set_default_executor(AtOnce())
+
+    async def begun(it: Listening) -> None:
+        async with Site(web.Application(), it.bound, it.holder):
+            begun_after.append(n_turns)
+
+    n_turns, begun_after = 0, list[int]()
+    while not begun_after:
+        n_turns += 1
+        it = Listening(tmp_path)
+        with it.bound:
+            await is_cut(begun(it), n_turns)
+            with pytest.raises(OSError, match=r"refused|Connect call failed|descriptor"):
+                await it.connect()
+    assert n_turns > 2

@@ -59,6 +59,7 @@ class Linked:
         self.secret = lambda: join_secret_of(coordinator)
         self.lines: list[str] = []
         self.n_renewals = 0
+        self.longest_sessions: dict[ModelName, int] = {}
 
     async def renew(self) -> Credentials:
         self.n_renewals += 1
@@ -73,7 +74,12 @@ class Linked:
         hooks = UplinkHooks(
             announce=self._announce,
             heartbeat=lambda: Heartbeat(
-                n_sessions=3, n_queued=0, free_kv_bytes=7, decode_s_per_block=0.0, prefill_s_per_token_block=0.0
+                n_sessions=3,
+                n_queued=0,
+                free_kv_bytes=7,
+                decode_s_per_block=0.0,
+                prefill_s_per_token_block=0.0,
+                longest_sessions=self.longest_sessions,
             ),
             sessions_begun=lambda: frozenset(self.begun),
             renew=self.renew,
@@ -124,6 +130,20 @@ async def test_it_reports_spans_and_files_as_they_change(tmp_path: Path) -> None
         link.holdings.set_files(files)
         await eventually(lambda: link.record.files == files)
         await eventually(lambda: link.record.reported and link.record.reported[0].state == "ready")
+
+
+async def test_what_a_worker_has_room_for_is_told_with_what_became_ready_and_not_a_second_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In between, routes would be given out for sessions that are too long for it."""
+    monkeypatch.setattr("worker.uplink.HEARTBEAT_S", 60.0)
+    async with running_coordinator(tmp_path) as coordinator, linked(coordinator, tmp_path) as (link, _):
+        await add_model(coordinator)
+        await eventually(lambda: link.holdings.epoch > 0)
+        link.longest_sessions = {ModelName("tiny"): 40}
+        link.holdings.set_status(link.holdings.wanted[0], "ready", "", 1.0)
+        await eventually(lambda: link.record.heartbeat and link.record.heartbeat.longest_sessions == {"tiny": 40})
+        assert link.record.reported[0].state == "ready"
 
 
 async def test_it_comes_back_when_the_coordinator_does_and_reports_what_waited(tmp_path: Path) -> None:

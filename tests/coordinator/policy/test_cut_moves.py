@@ -90,6 +90,20 @@ def test_the_wait_says_for_whom_and_what_else_waits_and_what_to_do() -> None:
     assert f"{loading} (host-{loading}), which was stopped or isn't heard of" in moving_words(away.state)
 
 
+def test_one_whose_blocks_are_all_given_out_says_whom_its_end_waits_for() -> None:
+    fleet = restarted(cut_after(SEEDS[0], 2))
+    words = moving_words(fleet.state)
+    assert words.startswith(
+        "The coordinator was restarted in the midst of it, and ends it in a moment; Placed anew, "
+    )
+    loading = still_loading(fleet)
+    fleet.wait(5)
+    words = moving_words(fleet.state)
+    assert "and ends it, since all its blocks are given out, once all who hold blocks have them ready" in words
+    assert f"It waits for {loading} (host-{loading}), where blocks" in words
+    assert "goes on" not in words
+
+
 def add_a_model(fleet: Fleet, _loading: WorkerId) -> None:
     fleet.do(added("other", n_blocks=2))
 

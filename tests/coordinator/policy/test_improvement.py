@@ -78,6 +78,20 @@ def test_a_fast_worker_that_came_later_changes_what_the_others_hold() -> None:
     assert moving_words(fleet.state) == ""
 
 
+def test_a_move_that_is_done_but_for_somebody_who_takes_no_part_says_for_whom_it_waits() -> None:
+    fleet = fast_newcomer()
+    fleet.wait(3)
+    fleet.report("a")
+    assert moving_words(fleet.state).endswith("; it ends in a moment")
+    fleet.do(SocketLost(worker_id=WorkerId("b")))
+    words = moving_words(fleet.state)
+    assert "Placed anew, 1 of 1 workers done" in words
+    assert words.endswith(
+        "; it ends once all who hold blocks have them ready, and waits for b (host-b), which was stopped or isn't "
+        "heard of"
+    )
+
+
 def test_where_the_best_cant_be_reached_a_slower_one_that_can_is_moved_to() -> None:
     """c is full: it could run the head as well, but not hold other blocks beside those that it serves."""
     fleet = fast_newcomer(end_parameters=400)
