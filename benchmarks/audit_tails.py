@@ -1,10 +1,10 @@
 """How likely audits quarantine honest workers, reckoned from how far these differ.
 
 An alarm is a probe at which two honest workers differ by more than is allowed. A worker fails by an alarm that
-`N_AGAIN` of `MAX_CONFIRMATIONS` fresh probes show again; so if p is the chance of an alarm, that of a false
-quarantine is at most p times the chance of so many more (about 120 p^3), referees taken to be of the wrong mind
-each time. p is reckoned for each range of blocks of each model by itself, and the worst one counts: where alarms
-are likely at all they come again.
+`N_AGAIN` of `MAX_CONFIRMATIONS` fresh probes show again, or `N_AGAIN` of its `N_LATER` last audits showed; so if p
+is the chance of an alarm, that of a false quarantine is at most p times the chance of so many more (about 148 p^3),
+referees taken to be of the wrong mind each time. p is reckoned for each range of blocks of each model by itself,
+and the worst one counts: where alarms are likely at all they come again.
 
 Two bounds of p, each of 95 %; the smaller one counts: by counting (Clopper and Pearson 1934), and by a power law
 of the largest values (Hill's estimate of its exponent, less 1.645 of its standard errors). What is measured can't
@@ -21,6 +21,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.audit_alarms import PAIRS, Alarms, Cell, Floats
+from coordinator.policy.audit_accusations import N_LATER
 from coordinator.policy.audit_rules import MAX_CONFIRMATIONS, N_AGAIN
 
 GOAL = 1e-5
@@ -99,8 +100,9 @@ class Chance:
 
     @property
     def quarantine_at_most(self) -> float:
-        """Likewise, that it comes again when it is to be confirmed."""
-        return self.alarm_at_most * confirmed(self.alarm_at_most)
+        """Likewise, that it comes again when it is to be confirmed, or has come in the audits before."""
+        p = self.alarm_at_most
+        return p * (confirmed(p) + at_least(N_AGAIN, N_LATER, p))
 
 
 def chance_of(cell: Cell, values: Floats) -> Chance:

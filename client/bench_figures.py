@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from rich.table import Table
+
+TOGETHER_S = 0.0005
+"""Tokens that come so soon one after the other came in one message, or in two that were read at once."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class LevelFigures:
     ttft_p50_s: float
     ttft_p95_s: float
     inter_token_p50_s: float
+    """Of tokens that came together, as guesses that held do, each has its share of the wait for all of them."""
     inter_token_p95_s: float
     failures: dict[str, int]
     """How often each reason was given."""
@@ -63,7 +66,7 @@ class LevelFigures:
 def level_figures(n_streams: int, attempts: Sequence[Attempt]) -> LevelFigures:
     """The figures of one level, as far as it came."""
     firsts = [attempt.came_at_s[0] - attempt.began_s for attempt in attempts if attempt.came_at_s]
-    gaps = [after - before for attempt in attempts for before, after in pairwise(attempt.came_at_s)]
+    gaps = [gap_s for attempt in attempts for gap_s in _waits_s(attempt.came_at_s)]
     speeds = [speed for attempt in attempts if (speed := _tokens_per_s(attempt.came_at_s)) > 0]
     n_tokens = sum(len(attempt.came_at_s) for attempt in attempts)
     ends_s = [attempt.came_at_s[-1] for attempt in attempts if attempt.came_at_s]
@@ -146,6 +149,18 @@ def figures_table(report: BenchReport) -> Table:
             *(str(level.n_whole), str(level.n_failed)),
         )
     return table
+
+
+def _waits_s(came_at_s: Sequence[float]) -> Iterator[float]:
+    """How long each token took, but for those that came together with the first."""
+    i, before_s = 0, None
+    while i < len(came_at_s):
+        first, i = i, i + 1
+        while i < len(came_at_s) and came_at_s[i] - came_at_s[i - 1] < TOGETHER_S:
+            i += 1
+        if before_s is not None:
+            yield from [(came_at_s[first] - before_s) / (i - first)] * (i - first)
+        before_s = came_at_s[first]
 
 
 def _tokens_per_s(came_at_s: Sequence[float]) -> float:

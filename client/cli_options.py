@@ -9,25 +9,58 @@ from typing import Annotated, Any
 import typer
 
 from client.command import MinTrust, PinnedEnds, tell
-from client.options import DEFAULT_MAX_TOKENS, DEFAULT_PRIVATE_BLOCKS, DEFAULT_TIMEOUT_S, GenerationOptions
+from client.options import (
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_PRIVATE_BLOCKS,
+    DEFAULT_TIMEOUT_S,
+    GenerationOptions,
+    SamplingDefaults,
+)
 from protocol.errors import InvalidRequestError
 from protocol.messages import MAX_BIASES, MAX_CONSTRAINT_BYTES, MAX_LOGPROBS
+
+_NO_ADVICE = SamplingDefaults()
+"""Of a model that recommends nothing."""
+
+
+def _models_own(value: float) -> str:
+    return f"\\[default: the model's own, else {value:g}]"
+
 
 PromptText = Annotated[str | None, typer.Argument(help="The prompt; '-' or nothing: from standard input.")]
 Model = Annotated[str | None, typer.Option(help="The model's name; needed if there are several.")]
 MaxTokens = Annotated[
     int | None, typer.Option(help=f"Most tokens of the answer. \\[default: {DEFAULT_MAX_TOKENS}]")
 ]
-Temperature = Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")]
-TopP = Annotated[float | None, typer.Option(help="Only the likeliest tokens of this share together.")]
-TopK = Annotated[int | None, typer.Option(help="Only this many likeliest tokens; 0: all.")]
-MinP = Annotated[float | None, typer.Option(help="Only tokens of this share of the likeliest's.")]
-RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: repeat less.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help=f"0 always takes the likeliest token. {_models_own(_NO_ADVICE.temperature)}"),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help=f"Only the likeliest tokens of this share together. {_models_own(_NO_ADVICE.top_p)}"),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(help=f"Only this many likeliest tokens; 0: all. {_models_own(_NO_ADVICE.top_k)}"),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(help=f"Only tokens of this share of the likeliest's. {_models_own(_NO_ADVICE.min_p)}"),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(help=f"Above 1: repeat less. {_models_own(_NO_ADVICE.repetition_penalty)}"),
+]
 PresencePenalty = Annotated[
-    float | None, typer.Option(help="-2 to 2: above 0, favour tokens that the answer hasn't got yet.")
+    float | None,
+    typer.Option(help="-2 to 2: above 0, favour tokens that the answer hasn't got yet. \\[default: 0]"),
 ]
 FrequencyPenalty = Annotated[
-    float | None, typer.Option(help="-2 to 2: above 0, take a token the less, the oftener the answer has it.")
+    float | None,
+    typer.Option(
+        help="-2 to 2: above 0, take a token the less, the oftener the answer has it. \\[default: 0]",
+    ),
 ]
 LogitBias = Annotated[
     list[str] | None,

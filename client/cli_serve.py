@@ -17,7 +17,7 @@ from client.gateway.config import (
     GatewayConfig,
     gateway_address,
 )
-from protocol.listening import is_loopback, stop_signals
+from protocol.listening import is_loopback, raise_open_files_limit, stop_signals
 from protocol.metrics_address import metrics_address, metrics_notice
 
 Listen = Annotated[
@@ -112,8 +112,8 @@ async def _serve(config: GatewayConfig) -> None:
     from client.gateway.app import running
     from protocol.service_manager import tell_service_manager
 
-    stop = asyncio.Event()
-    with stop_signals(asyncio.get_running_loop(), stop):
+    raise_open_files_limit()
+    with stop_signals() as stop:
         async with running(config) as gateway:
             print(f"Brigade gateway at {gateway.url}/v1, for the cluster at {config.cluster.url}", flush=True)
             if line := metrics_notice(gateway.metrics_url, config.metrics_listen):

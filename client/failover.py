@@ -10,6 +10,8 @@ import math
 import random
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from protocol.errors import (
     BrigadeError,
     ContextExceededError,
@@ -110,6 +112,7 @@ def after_failure(
     `has_been_heard`: whether its head has been told of its session.
     """
     failure = failed.failure
+    continues = session_id if has_been_heard or not before.has_been_heard else before.continues
     is_new_stall = failure.code == STALLED and n_new_tokens == 0
     earlier = before if n_new_tokens == 0 else replace(before, n_stalls=0, fruitless=())
     kept = [known for known in before.exclusions if known.worker_id != failure.worker_id and now_s < known.until_s]
@@ -120,9 +123,9 @@ def after_failure(
         n_stalls=earlier.n_stalls + is_new_stall,
         fruitless=earlier.fruitless if n_new_tokens > 0 else (*earlier.fruitless, _in_words(failure)),
         exclusions=tuple(kept[-MAX_EXCLUDED:]),
-        continues=session_id if has_been_heard or not before.has_been_heard else before.continues,
+        continues=continues,
         has_been_heard=has_been_heard or before.has_been_heard,
-        failure=failure,
+        failure=failure if continues == session_id else structs.replace(failure, session_id=session_id),
         retry_after_s=_obeyed_s(failed.error),
     )
 

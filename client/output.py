@@ -11,6 +11,7 @@ import msgspec
 
 from client.results import Generation, RouteStage, TokenPiece
 from client.timings import Timings
+from protocol.byte_sizes import human_bytes
 from protocol.rest import ModelInfo
 
 
@@ -88,7 +89,7 @@ def models_table(models: Sequence[ModelInfo]) -> list[str]:
             model.state,
             str(model.n_blocks),
             str(model.context_length),
-            f"{model.size_bytes / 1e6:,.0f} MB",
+            human_bytes(model.size_bytes),
             "yes" if model.is_chat else "no",
             printable(model.reason),
         )

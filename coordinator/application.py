@@ -193,7 +193,8 @@ def _add_desks(app: web.Application) -> None:
         clock,
     )
     notes = app[ROUTE_DESK].notes
-    app[MODELS_LOOK] = SharedLook(lambda: partial(model_infos, cluster.state, clock()))
+    n_missing_files = app[CATALOGUE].n_missing_files
+    app[MODELS_LOOK] = SharedLook(lambda: partial(model_infos, cluster.state, clock(), n_missing_files))
     app[WORKERS_LOOK] = SharedLook(lambda: partial(explained_workers, cluster.state, clock(), notes()))
     app[REPORTS] = GenerationReports(
         app[REPOSITORY], clock, quota_clock=quota_clock, on_finished=partial(_take_finished, app)

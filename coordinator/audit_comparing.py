@@ -12,11 +12,11 @@ from coordinator.audit_found import (
     ask,
     compare_all,
     not_shown_again,
+    outcome_beside,
     outcome_of,
     why_none,
 )
 from coordinator.audit_kept import KeptAnswers, verdict
-from coordinator.audit_session import NoAnswerError
 from coordinator.policy.audit_rules import (
     MAX_CONFIRMATIONS,
     N_AGAIN,
@@ -92,7 +92,8 @@ class Comparer:
     async def _confirmed(self, found: Found, first: Ruling, *, is_recorded: bool = False) -> Ruling:
         """A failure stands if enough of a few fresh probes show it again: rounding alone hardly does so thrice.
 
-        Whom it was found by may fall silent: then the next one stands in, as long as others are left to decide.
+        Whom it was found by may fall silent: then the least trusted of those who decide stands in, as long as
+        others are left to, who have to be trusted as far as whom they decide between.
         Where kept answers said which of the two is wrong (`is_recorded`), it is enough that they differ again.
         """
         everybody = (found.plan.target, *found.plan.others)
@@ -106,7 +107,7 @@ class Comparer:
             direct = _direct(compare_all(found.plan, [failed, others[0]], answers), failed, others[0])
             if direct is None:
                 n_silent += found.asked[others[0].worker_id] is not None
-                others = others[1:] if len(others) > 2 else others
+                others = [others[-1], *others[1:-1]] if len(others) > 2 else others
                 continue
             if direct.agrees:
                 continue
@@ -117,6 +118,8 @@ class Comparer:
                     return first
             else:
                 n_silent += any(found.asked.get(c.worker_id) is not None for c in others[1:])
+        if not is_recorded:  # the same kept answers would say so again of the same rounding
+            found.accused = failed.worker_id
         return not_shown_again(found, first, failed.worker_id, n_asked, has_given_up=n_silent >= MAX_SILENCES)
 
     async def _is_ruled_so(
@@ -133,12 +136,9 @@ class Comparer:
         return again.target == "failed"
 
     def _all_answered(self, found: Found, answers: Mapping[WorkerId, Answer]) -> bool:
-        given = answers[found.plan.target.worker_id]
-        if isinstance(given, NoAnswerError):
-            found.outcome = outcome_of(given)
-        given = answers[found.plan.others[0].worker_id]
-        if isinstance(given, NoAnswerError):
-            found.partner_outcome = outcome_of(given)
+        target, partner = found.plan.target, found.plan.others[0]
+        found.outcome = outcome_beside(target, partner, answers)
+        found.partner_outcome = outcome_beside(partner, target, answers)
         found.words = why_none(answers)
         return not found.words
 

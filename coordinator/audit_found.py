@@ -41,12 +41,22 @@ class Found:
     """Who was asked, and why it gave no answer the last time, if so."""
     n_asked: Counter[WorkerId] = field(default_factory=Counter)
     """How often: each probe takes as much."""
+    accused: WorkerId | None = None
+    """Who was found wrong by others, which fresh probes didn't confirm."""
 
     def take_answers(self, answers: Mapping[WorkerId, Answer]) -> None:
         """These were asked."""
         for worker_id, given in answers.items():
             self.asked[worker_id] = given if isinstance(given, NoAnswerError) else None
             self.n_asked[worker_id] += 1
+
+    def proved(self, words: str) -> None:
+        """Whom it accuses has failed after all."""
+        if self.accused == self.plan.target.worker_id:
+            self.outcome = "failed"
+        else:
+            self.partner_outcome = "failed"
+        self.words = "; ".join(one for one in (self.words, words) if one)
 
     def info(self, now_s: float) -> AuditInfo:
         """For operators."""
@@ -107,6 +117,20 @@ def compare_all(
 def outcome_of(error: NoAnswerError) -> AuditOutcome:
     """What an audit says of who gave no answer."""
     return "unanswered" if error.failure in ("refused", "silent") else "undecided"
+
+
+def outcome_beside(one: Candidate, other: Candidate, answers: Mapping[WorkerId, Answer]) -> AuditOutcome:
+    """What an audit that came to nothing says of one of two.
+
+    The same blocks aren't damaged where the other one computed them well; but float16 may overflow alone.
+    """
+    given, others = answers[one.worker_id], answers[other.worker_id]
+    if not isinstance(given, NoAnswerError):
+        return "undecided"
+    is_narrower = one.held.weights == "float16" != other.held.weights
+    if given.failure == "faulty" and not isinstance(others, NoAnswerError) and not is_narrower:
+        return "unanswered"
+    return outcome_of(given)
 
 
 def why_none(answers: Mapping[WorkerId, Answer]) -> str:

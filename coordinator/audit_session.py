@@ -12,7 +12,7 @@ import asyncio
 import secrets
 import ssl
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -40,21 +40,23 @@ from protocol.messages import (
 )
 from protocol.tls import client_context, worker_name
 
+Failure = Literal["unreachable", "busy", "faulty", "refused", "silent", "incapable"]
+"""faulty: it says that the model is; incapable: its version can't be asked so."""
+
 DIAL_S = 10.0
 MAX_BACKWARD_BYTES = 2**16
 """Of what comes back to who opened the session: credit, and why it ended."""
 FRAME_ROOM_BYTES = 2**12
 """Of a frame beside hidden states."""
-PASSING = (
-    *("overloaded", "draining", "stale_epoch", "not_found", "deadline_exceeded", "conflict", "clock_skew"),
-    "model_fault",
-)
-"""Codes with which an honest worker ends a session: it is loaded, leaves, holds other blocks by now, or finds the
-ticket expired, since somebody's clock is wrong: maybe ours; or the model's weights are damaged. Who says so each
-time that it is audited, and serves clients all the same, is found out (`policy.audit_evasion`)."""
-
-Failure = Literal["unreachable", "busy", "refused", "silent", "incapable"]
-"""incapable: its version can't be asked so."""
+FAILURES: Mapping[str, Failure] = {
+    **dict.fromkeys(("overloaded", "draining", "stale_epoch", "not_found"), "busy"),
+    **dict.fromkeys(("deadline_exceeded", "conflict", "clock_skew"), "busy"),
+    "model_fault": "faulty",
+}
+"""By the codes with which an honest worker ends a session: it is loaded, leaves, holds other blocks by now, or
+finds the ticket expired, since somebody's clock is wrong: maybe ours; or the model's weights are damaged. Who says
+so each time that it is audited, and serves clients all the same, is found out (`policy.audit_evasion`). Any other
+code is a refusal."""
 
 
 class NoAnswerError(Exception):
@@ -99,8 +101,7 @@ async def answer(asked: Asked, neighbour: Neighbour, ca_pem: str, *, within_s: f
     except TimeoutError as exc:
         raise NoAnswerError("silent", f"no answer within {within_s:g} s") from exc
     except BrigadeError as exc:
-        failure: Failure = "busy" if exc.code in PASSING else "refused"
-        raise NoAnswerError(failure, exc.message) from exc
+        raise NoAnswerError(FAILURES.get(exc.code, "refused"), exc.message) from exc
 
 
 class _Conversation:

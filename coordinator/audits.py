@@ -16,7 +16,8 @@ from coordinator.audit_found import Found
 from coordinator.audit_kept import KeptAnswers
 from coordinator.audit_store import AuditStore
 from coordinator.cluster import Cluster
-from coordinator.policy import audit_evasion, audit_schedule
+from coordinator.policy import audit_accusations, audit_evasion, audit_schedule
+from coordinator.policy.audit_accusations import Accusations
 from coordinator.policy.audit_evasion import Rows
 from coordinator.policy.audit_evidence import evidence_of
 from coordinator.policy.trust_events import EvidenceSeen, Seen
@@ -56,6 +57,7 @@ class Auditor:
         self._paid_at_s: dict[WorkerId, float] = {}
         """When each has its share of audits back; by a clock that never steps."""
         self._rows: Rows = {}
+        self._accusations: Accusations = {}
 
     @property
     def share(self) -> float:
@@ -104,6 +106,7 @@ class Auditor:
             self._busy -= asked
             self._n_under_way -= 1
         self._charge(found)
+        self._count_accusation(found)
         return await self._settled(found, is_scheduled=is_scheduled)
 
     async def _audit_quietly(self, worker_id: WorkerId) -> None:
@@ -121,6 +124,7 @@ class Auditor:
         workers, now_s = self._cluster.state.workers, _now_s()
         self._paid_at_s = {w: at_s for w, at_s in self._paid_at_s.items() if at_s > now_s and w in workers}
         self._rows = {w: row for w, row in self._rows.items() if w in workers}
+        self._accusations = {w: ago for w, ago in self._accusations.items() if w in workers}
         return self._busy | {
             worker_id
             for worker_id, at_s in self._paid_at_s.items()
@@ -160,12 +164,25 @@ class Auditor:
         await self.store.save(info, datetime.fromtimestamp(self._clock(), UTC))
         return info
 
+    def _count_accusation(self, found: Found) -> None:
+        """Who is accused time and again fails, though fresh probes show nothing at the time."""
+        if found.comparisons and found.plan.others:
+            for worker_id in (found.plan.target.worker_id, found.plan.others[0].worker_id):
+                self._accusations = audit_accusations.compared(
+                    self._accusations, worker_id, is_accused=worker_id == found.accused
+                )
+        if found.accused is not None and audit_accusations.is_proved(self._accusations, found.accused):
+            n_times = len(self._accusations[found.accused])
+            n_audits = 1 + audit_accusations.N_LATER
+            found.proved(f"but it was time {n_times} in {n_audits} audits, which rounding hardly brings about")
+            self._accusations = {w: ago for w, ago in self._accusations.items() if w != found.accused}
+
     def _evasions(self, found: Found) -> list[Seen]:
         items = []
         for worker_id, error in found.asked.items():
             if error is None:
                 self._rows = audit_evasion.answered(self._rows, worker_id)
-            elif error.failure in ("busy", "unreachable"):
+            elif error.failure in ("busy", "faulty", "unreachable"):
                 self._rows = audit_evasion.came_to_nothing(self._rows, worker_id)
                 self._rows, seen = audit_evasion.counted(self._rows, worker_id)
                 items += [seen] if seen is not None else []

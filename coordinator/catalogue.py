@@ -60,6 +60,10 @@ class Catalogue:
                 return model.signature.envelope
         raise NotFoundError(f"no model here of the revision {repeated(revision)} is signed")
 
+    def n_missing_files(self, model: ModelRecord) -> int:
+        """How many of a model's files the store lacks. Blocks."""
+        return sum(not self._store.has(file.sha256) for file in model.manifest.all_files())
+
     def file_path(self, sha256: str) -> Path:
         """Where a file of a model that is served lies; NotFoundError for every other name."""
         self._index()
@@ -89,28 +93,33 @@ class Catalogue:
         model_name = checked_model_name(name)
         async with self._changing:
             present = self._cluster.state.models.get(model_name)
-            if present is not None:
-                if present.revision == revision:
-                    await self._changed(present, signature=signature, pinned_ends=pinned_ends or None)
-                    return
+            if present is None:
+                await self._added(model_name, revision, n_replicas, signature, pinned_ends=pinned_ends)
+            elif present.revision == revision:
+                await self._changed(present, signature=signature, pinned_ends=pinned_ends or None)
+            else:
                 raise ConflictError(
                     f"there is a model {name} already, of revision {present.revision[:12]}; remove it first "
                     f"(`coord model remove {name}`), or take another name"
                 )
-            manifest = await asyncio.to_thread(_checked_manifest, self._store, revision)
-            signed = None if signature is None else verified_signature(signature.encode(), revision)
-            if why := why_unsigned(self._cluster.state, model_name, signed):
-                raise ForbiddenError(why)
-            await self._cluster.handle(
-                ModelAdded(
-                    name=model_name,
-                    revision=revision,
-                    manifest=manifest,
-                    n_replicas=n_replicas,
-                    signature=signed,
-                    pinned_ends=pinned_ends,
-                )
+
+    async def _added(
+        self, name: ModelName, revision: Revision, n_replicas: int, signature: str | None, *, pinned_ends: bool
+    ) -> None:
+        manifest = await asyncio.to_thread(_checked_manifest, self._store, revision)
+        signed = None if signature is None else verified_signature(signature.encode(), revision)
+        if why := why_unsigned(self._cluster.state, name, signed):
+            raise ForbiddenError(why)
+        await self._cluster.handle(
+            ModelAdded(
+                name=name,
+                revision=revision,
+                manifest=manifest,
+                n_replicas=n_replicas,
+                signature=signed,
+                pinned_ends=pinned_ends,
             )
+        )
         log.info("model_added", model=name, revision=revision, n_blocks=manifest.n_blocks)
 
     async def change(

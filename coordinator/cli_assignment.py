@@ -12,7 +12,6 @@ from rich.text import Text
 from coordinator.admin_client import AdminTarget, all_pages
 from coordinator.cli_output import (
     cell,
-    human_bytes,
     notes,
     plain_table,
     print_answer,
@@ -32,6 +31,7 @@ from protocol.assignment_rest import (
     PinRequest,
     PreviewRequest,
 )
+from protocol.byte_sizes import human_bytes
 from protocol.control_messages import SpanAssignment
 from protocol.errors import ConfigError
 from protocol.ids import block_range_from_text, checked_model_name

@@ -11,7 +11,6 @@ import typer
 from coordinator.admin_client import AdminTarget, all_pages, changed_as_read
 from coordinator.cli_output import (
     console,
-    human_bytes,
     model_table,
     notes,
     print_answer,
@@ -26,6 +25,7 @@ from coordinator.file_store import FileStore
 from coordinator.served_models import check_is_here, model_path, served_model
 from coordinator.signing_files import read_signature, signature_beside
 from coordinator.state_folder import StateFolder
+from protocol.byte_sizes import human_bytes
 from protocol.cluster_rest import MAX_REPLICAS, AddModelRequest, ChangeModelRequest, ClusterStatus
 from protocol.errors import ConfigError, ConflictError
 from protocol.ids import FileHash, ModelName, Revision, checked_model_name

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protocol.admin_rest import MAX_PAGE
+from protocol.byte_sizes import human_bytes
 from protocol.cluster_rest import ClusterStatus, WorkerInfo
 from protocol.errors import BrigadeError
 from protocol.plan_rest import ModelledSpeed, PlanInfo, PlannedSpan
@@ -86,16 +87,6 @@ def printable(text: str) -> str:
 def short_ids(text: str) -> str:
     """The text with every worker's id cut to its first 12 characters."""
     return _WORKER_ID.sub(lambda found: found[0][:_ID_CHARS], text)
-
-
-def human_bytes(n_bytes: int) -> str:
-    """`n_bytes` with a unit, in powers of 1,024."""
-    size = float(n_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def coverage_text(coverage: tuple[BlockCoverage, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Annotated
 
 import msgspec
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.admin_client import AdminTarget
-from coordinator.cli_output import console, human_bytes, notes, print_answer, print_json, printable
+from coordinator.cli_output import console, notes, print_answer, print_json, printable
 from coordinator.cli_packing import packed
+from coordinator.cli_passphrase import PassphraseFileOption, given_passphrase, opened_with_passphrase
 from coordinator.cli_target import JsonOption, KeyFileOption, StateOption, UrlOption
 from coordinator.hash_only_store import HashOnlyStore
 from coordinator.served_models import (
@@ -25,30 +24,24 @@ from coordinator.served_models import (
 )
 from coordinator.signing_files import (
     new_key_pair,
-    opened_key,
     read_signature,
     signature_beside,
     signature_path,
     signed,
     write_signature,
 )
-from protocol.author_keys import AuthorKey, author_key_argument, author_key_of, readers_beside_owner
+from protocol.author_keys import AuthorKey, author_key_argument
+from protocol.byte_sizes import human_bytes
 from protocol.errors import ConfigError, UntrustedFileError
 from protocol.ids import ModelName, Revision, checked_model_name
 from protocol.model_signature import ModelSignature, check_author, verified_signature
 
-PassphraseFileOption = Annotated[
-    Path | None,
-    typer.Option("--passphrase-file", help="File with the key's passphrase. Else it is asked for on the terminal."),
-]
 SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL", help="A folder of safetensors, a GGUF file, a Hugging Face id, or a model that is served."
     ),
 ]
-MAX_PASSPHRASE_BYTES = 1023
-"""OpenSSL takes no longer ones."""
 
 
 class VerifiedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +70,7 @@ def keygen(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key to sign models with. Whoever has the file signs as you: keep it off the cluster's machines."""
-    passphrase = _passphrase(passphrase_file, is_new=True) if is_encrypted or passphrase_file else None
+    passphrase = given_passphrase(passphrase_file, is_new=True) if is_encrypted or passphrase_file else None
     public = new_key_pair(file.expanduser(), passphrase)
     if as_json:
         print_json({"key": public, "private_key_file": str(file), "public_key_file": f"{file}.pub"})
@@ -116,27 +109,47 @@ def sign_model(
     model or by --signature. Of files it reads the whole model, and writes none of it. Of a served model it reads
     nothing, and signs the revision that the coordinator names: do so only if you trust what is served there.
     """
-    private_key = _opened(key, passphrase_file)
+    private_key = opened_with_passphrase(key, passphrase_file)
     at = datetime.now(UTC)
+
+    def sign(revision: Revision, label: str) -> ModelSignature:
+        words = {"model": name or label, "version": version or at.date().isoformat(), "signer": signer}
+        return verified_signature(signed(revision, private_key, **words, at=at), revision)
+
     if _is_source(source):
-        path = out or _place_for(source)
-        revision = packed(source, HashOnlyStore()).revision
-        signature = _signed(revision, private_key, name or label_of(source), version, signer, at)
-        write_signature(path, signature)
-        where = f"in {path}"
+        signature, where = _signed_files(source, sign, out)
     else:
         target = AdminTarget.found(url=url, key_file=admin_key_file, state=state)
-        model = served_model(target, checked_model_name(source))
-        signature = _signed(model.revision, private_key, name or model.name, version, signer, at)
-        if out is not None:
-            write_signature(out, signature)
-        bring_signature(target, model.name, signature)
-        revision, where = model.revision, f"served as {model.name}"
+        signature, where = _signed_served(target, checked_model_name(source), sign, out)
+    said = signature.statement
     if as_json:
-        print_json(verified_signature(signature, revision).statement)
+        print_json(said)
         return
-    public = author_key_of(private_key)
-    console().print(f"signed revision {revision[:12]} with {public}, {where}", markup=False, soft_wrap=True)
+    console().print(f"signed revision {said.revision[:12]} with {said.key}, {where}", markup=False, soft_wrap=True)
+
+
+_Sign = Callable[[Revision, str], ModelSignature]
+"""Signs a revision; the text is what the model is called if nobody says."""
+
+
+def _signed_files(source: str, sign: _Sign, out: Path | None) -> tuple[ModelSignature, str]:
+    """A model's files are signed: the signature, and where it is now."""
+    path = out or _place_for(source)
+    signature = sign(packed(source, HashOnlyStore()).revision, label_of(source))
+    write_signature(path, signature.envelope)
+    return signature, f"in {path}"
+
+
+def _signed_served(
+    target: AdminTarget, served: ModelName, sign: _Sign, out: Path | None
+) -> tuple[ModelSignature, str]:
+    """A model that is served is signed there: the signature, and where it is now."""
+    model = served_model(target, served)
+    signature = sign(model.revision, model.name)
+    if out is not None:
+        write_signature(out, signature.envelope)
+    bring_signature(target, model.name, signature.envelope)
+    return signature, f"served as {model.name}"
 
 
 def verify_model(
@@ -230,52 +243,6 @@ def _verified(
         n_files=n_files,
         size_bytes=size_bytes,
     )
-
-
-def _signed(
-    revision: Revision, key: Ed25519PrivateKey, name: str, version: str | None, signer: str, at: datetime
-) -> bytes:
-    return signed(revision, key, model=name, version=version or at.date().isoformat(), signer=signer, at=at)
-
-
-def _opened(key: Path, passphrase_file: Path | None) -> Ed25519PrivateKey:
-    path = key.expanduser()
-    opened = opened_key(path, lambda: _passphrase(passphrase_file, is_new=False))
-    if warning := readers_beside_owner(path):
-        notes().print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-    return opened
-
-
-def _passphrase(file: Path | None, *, is_new: bool) -> str | None:
-    """What the file says, or whoever sits at the terminal; None if there is neither, and no new key is made."""
-    if file is not None:
-        return _passphrase_in(file)
-    if sys.stdin.isatty():
-        asked = typer.prompt("passphrase of the key", hide_input=True, confirmation_prompt=is_new, err=True)
-        return _checked_passphrase(str(asked))
-    if is_new:
-        raise ConfigError(
-            "--encrypt asks for a passphrase on the terminal, and there is none: name a file with it "
-            "(--passphrase-file)"
-        )
-    return None
-
-
-def _passphrase_in(file: Path) -> str:
-    try:
-        with file.expanduser().open("rb") as opened:
-            text = opened.read(2 * MAX_PASSPHRASE_BYTES).decode().strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"--passphrase-file {file} can't be read: {exc}") from exc
-    if not text:
-        raise ConfigError(f"--passphrase-file {file} is empty: a key without a passphrase needs no such file")
-    return _checked_passphrase(text)
-
-
-def _checked_passphrase(text: str) -> str:
-    if len(text.encode()) > MAX_PASSPHRASE_BYTES:
-        raise ConfigError(f"the passphrase has over {MAX_PASSPHRASE_BYTES} bytes: take a shorter one")
-    return text
 
 
 def _is_source(text: str) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiohttp import web
+from msgspec import structs
 
 from coordinator.credentials import KeyCaller
 from coordinator.keys import AUTHORITY, CALLER, CATALOGUE, CLOCK, CLUSTER, METRICS, MODELS_LOOK, ROUTE_DESK, RUNNING
 from coordinator.middleware import add_route, json_answer, read_json
-from coordinator.policy.state import ClusterState
+from coordinator.policy.state import ClusterState, ModelRecord
 from coordinator.policy.views import model_info
 from coordinator.quota_desk import database_away
 from coordinator.route_docs import Download, RouteDoc
@@ -90,9 +93,25 @@ async def model(request: web.Request) -> web.Response:
     return json_answer(model_info(request.app[CLUSTER].state, found.name, request.app[CLOCK]()))
 
 
-def model_infos(state: ClusterState, now_s: float) -> tuple[ModelInfo, ...]:
-    """Every model as it stands: for a thread, as what a large fleet lacks takes long to say."""
-    return tuple(model_info(state, name, now_s) for name in state.models)
+def model_infos(
+    state: ClusterState, now_s: float, n_missing_files: Callable[[ModelRecord], int]
+) -> tuple[ModelInfo, ...]:
+    """Every model as it stands: for a thread, as files are looked for, and what a large fleet lacks is."""
+    return tuple(
+        with_missing_files(model_info(state, name, now_s), n_missing_files(model))
+        for name, model in state.models.items()
+    )
+
+
+def with_missing_files(info: ModelInfo, n_missing: int) -> ModelInfo:
+    """The same, with what to do where the store lacks files of it."""
+    if n_missing == 0:
+        return info
+    words = (
+        f"the coordinator's store lacks {n_missing} of its files, which workers may need: "
+        f"coord model add {info.name} SOURCE, from the source that it was made of"
+    )
+    return structs.replace(info, reason="; ".join(filter(None, (info.reason, words))), n_missing_files=n_missing)
 
 
 async def manifest(request: web.Request) -> web.Response:

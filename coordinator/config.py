@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,6 @@ class CoordinatorConfig:
         host, port = listen_address_from_text(
             listen or environ.get("BRIGADE_LISTEN") or "127.0.0.1", default_port=DEFAULT_PORT
         )
-        database_url = database_url or environ.get("BRIGADE_DATABASE_URL") or None
-        public_url = public_url or environ.get("BRIGADE_PUBLIC_URL") or None
         changeable = {
             "placement": placement,
             "replan": replan,
@@ -140,9 +138,9 @@ class CoordinatorConfig:
             state=state or default_state(environ),
             listen_host=host,
             listen_port=port,
-            database_url=checked_database_url(database_url) if database_url else None,
+            database_url=_url(database_url, environ, "BRIGADE_DATABASE_URL", checked_database_url),
             secret=settled_secret(environ, secret, secret_file),
-            public_url=checked_coordinator_url(public_url) if public_url else None,
+            public_url=_url(public_url, environ, "BRIGADE_PUBLIC_URL", checked_coordinator_url),
             take_over=take_over,
             has_dashboard=_switch(environ, "BRIGADE_DASHBOARD", given=dashboard),
             announces=_switch(environ, "BRIGADE_MDNS", given=mdns),
@@ -151,6 +149,11 @@ class CoordinatorConfig:
             secret_from=secret_source(environ, secret, secret_file, where),
             **_checked_settings(environ, changeable),
         )
+
+
+def _url(given: str | None, environ: Mapping[str, str], variable: str, checked: Callable[[str], str]) -> str | None:
+    text = given or environ.get(variable)
+    return checked(text) if text else None
 
 
 def _checked_settings(environ: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:

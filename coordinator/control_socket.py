@@ -46,7 +46,9 @@ LARGE_BYTES = 2**16
 worker could have 64 times 4 MiB kept."""
 
 Outbox = asyncio.Queue[CoordinatorToWorker]
-Inbox = asyncio.Queue[WorkerToCoordinator | None]
+ForCluster = Announce | Heartbeat | SpanReport | FilesHeld | Leaving
+"""What waits for the cluster. The rest of what a worker says is taken where it is read."""
+Inbox = asyncio.Queue[ForCluster | None]
 """None: the worker says nothing any more."""
 
 
@@ -179,7 +181,7 @@ class ControlSocket:
             return None
         raise ProtocolError(f"a {frame.type.name.lower()} message; this socket takes binary ones")
 
-    async def _take(self, message: WorkerToCoordinator) -> None:
+    async def _take(self, message: ForCluster) -> None:
         """Hand on what a worker said."""
         worker_id = self._worker_id
         match message:
@@ -194,8 +196,6 @@ class ControlSocket:
             case Leaving(reason=reason, serves_on_s=serves_on_s):
                 left = events.WorkerLeft(worker_id=worker_id, reason=reason, serves_on_s=serves_on_s)
                 await self._cluster.handle(left)
-            case GenerationReport() | SessionsBegun():
-                pass  # taken when they were read
 
     async def _send(self, message: CoordinatorToWorker) -> None:
         try:

@@ -226,6 +226,7 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
         "journal_mode = WAL",
         "synchronous = NORMAL",
         f"wal_autocheckpoint = {LONGEST_LOG_PAGES}",
+        f"journal_size_limit = {LONGEST_LOG_PAGES * 4096}",  # what a long reader, as a backup, made it grow by
         "foreign_keys = ON",
     ):
         cursor.execute(f"PRAGMA {pragma}")

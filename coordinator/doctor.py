@@ -179,10 +179,15 @@ def in_use_finding(problem: str) -> Finding:
 
 def model_finding(model: ModelInfo) -> Finding:
     """Whether a model can be used, by as many workers as it is to be."""
-    if model.state != "ready":
-        return broken(f"{model.state}: {model.reason}", "add workers or memory, or wait if blocks are on their way")
-    seen = f"{model.n_blocks} blocks, ready"
-    return doubtful(f"{seen}; {model.reason}", "add workers, or wait") if model.reason else fine(seen)
+    seen, is_ready = f"{model.n_blocks} blocks, ready", model.state == "ready"
+    if is_ready and not model.reason:
+        return fine(seen)
+    mend = "add workers, or wait" if is_ready else "add workers or memory, or wait if blocks are on their way"
+    if model.n_missing_files:
+        mend = f"coord model add {model.name} SOURCE, from the source that it was made of"
+    if not is_ready:
+        return broken(f"{model.state}: {model.reason}", mend)
+    return doubtful(f"{seen}; {model.reason}", mend)
 
 
 def address_finding(url: str, worker_urls: Sequence[str]) -> Finding:

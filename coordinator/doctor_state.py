@@ -18,9 +18,9 @@ from sqlalchemy import make_url, text
 from sqlalchemy.engine import URL
 
 from coordinator import state_folder as names
-from coordinator.cli_output import human_bytes
 from coordinator.database import alembic_config, create_engine, database_errors
 from coordinator.state_folder import read_state_file
+from protocol.byte_sizes import human_bytes
 from protocol.checks import Finding, broken, doubtful, fine, opened_mode, write_problem
 
 SECRET_FILES = (

@@ -36,6 +36,15 @@ class EarlierSessions:
             )
         return found
 
+    async def failed(
+        self, continued: StoredGeneration, failure: HopFailure | None, key_id: KeyId
+    ) -> StoredGeneration | None:
+        """The session that failed so: the continued one, or one that was to go on from it; None: neither."""
+        if failure is None or failure.session_id is None:
+            return continued
+        found = await self._known(failure.session_id, key_id)
+        return found if found is not None and found.continues == continued.session_id else None
+
     async def held(self, model: ModelRecord, wanted: RouteRequest, key_id: KeyId) -> Held:
         """What workers hold of the prompt; nothing if the session isn't known that it shares it with."""
         if wanted.prefix is None:
@@ -51,10 +60,10 @@ class EarlierSessions:
             max_tokens=wanted.max_tokens,
         )
 
-    def silent(self, continued: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:
+    def silent(self, failed: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:
         """Workers of a route that stood still which may be the cause."""
         now_s, workers = self._clock(), self._cluster.state.workers
-        on_route = (workers.get(worker_id) for worker_id in doubted(continued, failure))
+        on_route = (workers.get(worker_id) for worker_id in doubted(failed, failure))
         return frozenset(w.worker_id for w in on_route if w is not None and now_s - w.seen_s > SILENT_S)
 
     async def _known(self, session_id: SessionId, key_id: KeyId) -> StoredGeneration | None:
@@ -65,8 +74,8 @@ class EarlierSessions:
         return found
 
 
-def doubted(continued: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:
+def doubted(failed: StoredGeneration | None, failure: HopFailure | None) -> frozenset[WorkerId]:
     """All workers of a route that stood still with nobody to blame: each is the last choice for the next one."""
-    if continued is None or failure is None or failure.code != STALLED or failure.worker_id is not None:
+    if failed is None or failure is None or failure.code != STALLED or failure.worker_id is not None:
         return frozenset()
-    return frozenset(worker_id for worker_id, _, _ in continued.route)
+    return frozenset(worker_id for worker_id, _, _ in failed.route)

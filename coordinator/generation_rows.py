@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import BindParameter, Connection, bindparam, insert, select, update
+from sqlalchemy import BindParameter, Connection, and_, bindparam, insert, or_, select, update
 
 from coordinator.policy.quota import MAX_CONTINUATIONS, Wanted
 from coordinator.quota_records import GENERATIONS, LockedQuota
@@ -35,7 +35,13 @@ _LOCKED = _BY_ID.with_for_update()
 _BEGIN = insert(GENERATIONS)
 _GO_ON = (
     update(GENERATIONS)
-    .where(GENERATIONS.c.session_id == bindparam("before"), GENERATIONS.c.key_id == bindparam("of_key"))
+    .where(
+        or_(
+            GENERATIONS.c.session_id == bindparam("before"),
+            and_(GENERATIONS.c.session_id == bindparam("replaced"), GENERATIONS.c.continues == bindparam("before")),
+        ),
+        GENERATIONS.c.key_id == bindparam("of_key"),
+    )
     .values(continued_by=bindparam("after"))
 )
 _END = (
@@ -54,7 +60,8 @@ def begin_generations(
     """As `Repository.record_generations`."""
     continues = {new.continues for new in generations if new.continues is not None}
     if continues:  # before the quotas, as reports do: else each would wait for what the other holds
-        connection.execute(_LOCKED, {"names": list(continues)})
+        replaced = {new.replaces for new in generations if new.replaces is not None}
+        connection.execute(_LOCKED, {"names": list(continues | replaced)})
     reserving = Reserving.of(connection, [new.key_id for new in generations], continues)
     refusals = decisions(reserving, generations, quota_clock, left)
     reserved = reserving.write(connection)
@@ -63,8 +70,8 @@ def begin_generations(
         connection.execute(_BEGIN, [new.values(reserved.get(new.session_id)) for new in allowed])
     for new in allowed:
         if new.continues is not None:
-            names = {"before": new.continues, "of_key": new.key_id, "after": new.session_id}
-            connection.execute(_GO_ON, names)
+            names = {"before": new.continues, "replaced": new.replaces or "", "of_key": new.key_id}
+            connection.execute(_GO_ON, names | {"after": new.session_id})
     return refusals
 
 

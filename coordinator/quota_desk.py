@@ -12,7 +12,8 @@ import structlog
 from msgspec import structs
 
 from coordinator.generation_rows import RatesLeft
-from coordinator.policy.quota import Wanted, check_allowed, refused_again
+from coordinator.policy.never_allowed import check_allowed
+from coordinator.policy.quota import Wanted, refused_again
 from coordinator.policy.state import ModelRecord
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration
@@ -222,6 +223,7 @@ class QuotaDesk:
             max_tokens=wanted.max_tokens,
             at=datetime.fromtimestamp(self._clock(), UTC),
             continues=wanted.continues,
+            replaces=None if wanted.failure is None else wanted.failure.session_id,
             is_opening_told=is_opening_told,
         )
 

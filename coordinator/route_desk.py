@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 import structlog
+from msgspec import structs
 
 from coordinator.cluster import Cluster
 from coordinator.earlier_sessions import EarlierSessions, doubted
@@ -99,20 +100,23 @@ class RouteDesk:
         if why := why_unserved(self._cluster.state, model):
             raise ForbiddenError(why)
         wanted = self._quotas.allowed(model, wanted, limits)
-        continued = None
+        continued = failed = None
         if wanted.continues is not None:
             continued = await self._earlier.continued(wanted.continues, key_id)
-            self._take_failure(continued, wanted.failure)
+            failed = await self._earlier.failed(continued, wanted.failure, key_id)
+            if failed is None:
+                wanted = structs.replace(wanted, failure=None)
+            self._take_failure(failed, wanted.failure)
         else:
             self._quotas.check_room(wanted, key_id)
         held = await self._earlier.held(model, wanted, key_id)
         asker = Asker(key_id, self._earned.of(key_id, limits.priority))
-        grant = await self._awaited(model, wanted, asker, continued, held, is_gone)
+        grant = await self._awaited(model, wanted, asker, failed, held, is_gone)
         is_opening_told = self._tickets.can_be_told(SessionsBegun, grant.hops[0].worker_id)
         grant = await self._quotas.record(grant, wanted, key_id, is_opening_told=is_opening_told, is_gone=is_gone)
         self._ends.check_not_revoked(key_id)
-        if continued is not None:
-            self._ends.end_continued(continued)
+        for ended in {one.session_id: one for one in (continued, failed) if one is not None}.values():
+            self._ends.end_continued(ended)
         self._breakers = policy.tried(self._breakers, [hop.worker_id for hop in grant.hops], _now_s())
         return grant
 
@@ -143,8 +147,8 @@ class RouteDesk:
 
     # -------------------------------------------------------------- what failed before
 
-    def _take_failure(self, session: StoredGeneration, failure: HopFailure | None) -> None:
-        if failure is None:
+    def _take_failure(self, session: StoredGeneration | None, failure: HopFailure | None) -> None:
+        if session is None or failure is None:
             return
         log.info(
             "session_failed",
@@ -172,7 +176,7 @@ class RouteDesk:
         model: ModelRecord,
         wanted: RouteRequest,
         asker: Asker,
-        continued: StoredGeneration | None,
+        failed: StoredGeneration | None,
         held: Held,
         is_gone: Callable[[], bool],
     ) -> RouteGrant:
@@ -180,8 +184,8 @@ class RouteDesk:
         place: Place | None = None
 
         def signed() -> RouteGrant:
-            silent = self._earlier.silent(continued, wanted.failure)
-            return self._signed(model, wanted, asker, silent, doubted(continued, wanted.failure), held)
+            silent = self._earlier.silent(failed, wanted.failure)
+            return self._signed(model, wanted, asker, silent, doubted(failed, wanted.failure), held)
 
         with ExitStack() as stack:
             while True:

@@ -51,6 +51,7 @@ class RunningGenerations:
         """A route was given out."""
         if wanted.continues is not None:
             self.ended(wanted.continues)
+            self._end_later_attempt(wanted)
         self._running[grant.session_id] = Running(
             session_id=grant.session_id,
             model=grant.model,
@@ -64,6 +65,15 @@ class RunningGenerations:
         )
         if len(self._running) > MAX_RUNNING:
             self._running.popitem(last=False)
+
+    def _end_later_attempt(self, wanted: RouteRequest) -> None:
+        """The failed session that the client names, if that was to go on from the same one."""
+        named = wanted.failure.session_id if wanted.failure is not None else None
+        if named is None:
+            return
+        known = self._running.get(named) or self._before.get(named, (None,))[0]
+        if known is not None and known.continues == wanted.continues:
+            self.ended(named)
 
     def remember(self, infos: Iterable[tuple[GenerationInfo, float]]) -> None:
         """Routes that were given out, at these times, before this program was started."""

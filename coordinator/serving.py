@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
 
@@ -14,7 +13,7 @@ from coordinator.cli_output import console, notes
 from coordinator.config import DEFAULT_PORT, CoordinatorConfig
 from coordinator.state_folder import default_state
 from protocol.background import freeze_heap
-from protocol.listening import is_loopback, stop_signals
+from protocol.listening import is_loopback, raise_open_files_limit, stop_signals
 from protocol.metrics_address import metrics_notice
 from protocol.service_manager import tell_service_manager
 
@@ -40,9 +39,9 @@ async def serve_until_stopped(config: CoordinatorConfig) -> None:
             )
             notes().print(Text(warning, style="yellow"), soft_wrap=True)
 
+    raise_open_files_limit()
     freeze_heap()  # of all that was imported, before there is anybody to keep waiting
-    stop = asyncio.Event()
-    with stop_signals(asyncio.get_running_loop(), stop):
+    with stop_signals() as stop:
         async with running(config) as coordinator:
             announce(coordinator)
             if config.has_dashboard:

@@ -95,6 +95,8 @@ class NewGeneration:
     max_tokens: int
     at: datetime
     continues: SessionId | None = None
+    replaces: SessionId | None = None
+    """A later attempt to go on from the same session, that failed: it runs no more either."""
     is_opening_told: bool = False
     """Whether its head will say that it was opened: what never is, is then given back soon."""
 

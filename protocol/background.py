@@ -14,6 +14,9 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+_FROZEN_AT_START = gc.get_freeze_count()
+"""Python 3.12 freezes some hundred objects of its own."""
+
 
 def freeze_heap() -> None:
     """Have the garbage collector pass over what there is by now: looking at it all stops the loop for 0.1 s."""
@@ -28,7 +31,7 @@ def garbage_collected_at_end() -> Iterator[None]:
     All threads stand still while a heap is looked through: with torch and transformers in it for 0.2 s of the
     processor's time, which are many seconds where others want the processor too.
     """
-    was_frozen = gc.get_freeze_count() > 0
+    was_frozen = gc.get_freeze_count() > _FROZEN_AT_START
     gc.freeze()
     try:
         yield

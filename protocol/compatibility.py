@@ -42,7 +42,7 @@ from protocol.errors import (
 )
 from protocol.key_rest import CreateKeyRequest, KeyInfo, KeyList
 from protocol.messages import CloseSession, OpenSession, SamplingParams, SessionEnded, SessionOpened, Step, Token
-from protocol.rest import ErrorAnswer, ModelInfo, ModelList, RouteGrant, RouteHop, RouteRequest
+from protocol.rest import ErrorAnswer, HopFailure, ModelInfo, ModelList, RouteGrant, RouteHop, RouteRequest
 from protocol.tickets import AttachTicket, Ticket
 from protocol.worker_rest import JoinRequest
 
@@ -77,7 +77,7 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         ModelList: ("next_cursor",),
         AddModelRequest: ("pinned_ends", "signature"),
         ChangeModelRequest: ("pinned_ends", "signature"),
-        ModelInfo: ("kind", "pinned_ends", "refused", "signed"),
+        ModelInfo: ("kind", "n_missing_files", "pinned_ends", "refused", "signed"),
         RouteRequest: (
             "client_legs",
             "min_trust",
@@ -88,12 +88,13 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
             "speculate",
             "states_after",
         ),
+        HopFailure: ("session_id",),
         RouteGrant: ("rates",),
         ErrorAnswer: ("rates",),
         RouteHop: ("kv_precision", "quantization"),
         CloseSession: ("error_code", "finish_reason"),
         SessionEnded: ("noticed_by",),
-        SessionOpened: ("n_cached",),
+        SessionOpened: ("n_cached", "prompt_costs"),
         OpenSession: ("traceparent", "wants_timings"),
         Step: ("drafts", "group", "timings"),
         AttachTicket: ("gives_states",),

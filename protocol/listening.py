@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,16 @@ def check_can_listen(host: str, port: int, *, option: str) -> None:
         raise _unusable(exc, host, port, option) from exc
 
 
+def raise_open_files_limit() -> None:
+    """Take as many open files as this user may have; a stranger's silent connections fill a shell's 1,024.
+
+    They count to no address before TLS is done, and have `guarded_site.HANDSHAKE_S` for that.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS: "unlimited", and no more than a number that it doesn't tell
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _unusable(exc: OSError, host: str, port: int, option: str) -> ConfigError | PortInUseError:
     if isinstance(exc, socket.gaierror):
         return ConfigError(f"{option}: {host!r} is no address of this machine ({exc.strerror})")
@@ -100,23 +111,48 @@ def _unusable(exc: OSError, host: str, port: int, option: str) -> ConfigError | 
     return ConfigError(f"can't listen on {address} ({why}); choose another address or port ({option})")
 
 
+class Stop:
+    """What SIGINT or SIGTERM asks for. A start is given up: it may be waiting for others, and for how long."""
+
+    def __init__(self) -> None:
+        self._starting = asyncio.current_task()
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        """Cancel the task that starts; one that runs already is told by the end of `wait`."""
+        self._asked.set()
+        if self._starting is not None:
+            self._starting.cancel()
+
+    async def wait(self) -> None:
+        """For what was started: run until this returns."""
+        self._starting = None
+        await self._asked.wait()
+
+
 @contextmanager
-def stop_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Iterator[None]:
-    """Set `stop` at the first SIGINT or SIGTERM; end the process at the second, which means "I won't wait"."""
-    is_stopping = False
+def stop_signals() -> Iterator[Stop]:
+    """Ask to stop at the first SIGINT or SIGTERM; end the process at the second, which means "I won't wait".
+
+    A start that was given up for it ends the context, and no error.
+    """
+    loop, stop, is_stopping = asyncio.get_running_loop(), Stop(), False
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         nonlocal is_stopping
         if is_stopping:
             os._exit(EXIT_CANCELLED)
         is_stopping = True
-        loop.call_soon_threadsafe(stop.set)
+        loop.call_soon_threadsafe(stop.ask)
 
     previous: dict[signal.Signals, Any] = {
         number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield
+        yield stop
+    except asyncio.CancelledError:
+        if not is_stopping:
+            raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

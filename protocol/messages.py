@@ -13,6 +13,7 @@ import msgspec
 from protocol.errors import ErrorBody
 from protocol.hop_timings import RouteTimings
 from protocol.ids import SessionId, WorkerId
+from protocol.prompt_cost import RoutePromptCosts
 
 PROTOCOL_VERSION = "1.2"
 """Major.minor. Sides of different majors refuse each other; what a minor may change: `protocol.compatibility`."""
@@ -238,6 +239,8 @@ class SessionOpened(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     n_cached: int = 0
     """Positions that are here already, from an earlier session: steps may begin after them, or anywhere before.
     Where the first one begins, what is here ends. Since 1.2."""
+    prompt_costs: RoutePromptCosts = ()
+    """Of this hop and the later ones, towards a worker; empty unless all have measured it. Since 1.2."""
 
 
 class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
@@ -259,8 +262,7 @@ class SessionEnded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     worker_id: WorkerId
     error: ErrorBody
     noticed_by: WorkerId | None = None
-    """Who noticed it first, passed on unchanged: of a lost connection that and `worker_id` are the two ends. None:
-    an older version says nothing of it. Since 1.2."""
+    """Who noticed it first, passed on unchanged: lost connections' ends are that and `worker_id`. Since 1.2."""
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="token"):
@@ -275,8 +277,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     n_accepted: int = 0
     """Likewise: how many of them are tokens of the answer. Since 1.2."""
     logprob: float | None = None
-    """The natural logarithm of its probability by the model alone, before anything that was asked changed the
-    scores: what a constraint left over may be unlikely. Since 1.2."""
+    """The natural logarithm of its probability by the model alone, before what was asked changed it. Since 1.2."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens for its place and the same of them, the likeliest first. Since 1.2."""
     timings: RouteTimings = ()

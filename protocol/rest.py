@@ -90,6 +90,8 @@ class ModelInfo(Body, frozen=True, kw_only=True):
     """An encoder is asked for hidden states alone. Since 1.2."""
     refused: str = ""
     """Why nothing new begins with it though its blocks may be there; empty where it may. Since 1.2."""
+    n_missing_files: int = 0
+    """Files of it that the coordinator's store lacks, as after a restore; told by lists alone. Since 1.2."""
 
 
 class ModelList(Body, frozen=True, kw_only=True):
@@ -112,6 +114,9 @@ class HopFailure(RequestBody, frozen=True, kw_only=True):
     """The worker that said so; None if the client saw it itself."""
     code: str
     """Of the error, as in `protocol.errors`; or `STALLED`."""
+    session_id: SessionId | None = None
+    """The session that failed, if not the one that is continued but a later attempt to go on from that. Passed over
+    with the failure if this key has no such session. Since 1.2."""
 
 
 class RouteRequest(RequestBody, frozen=True, kw_only=True):
@@ -124,7 +129,7 @@ class RouteRequest(RequestBody, frozen=True, kw_only=True):
     continues: SessionId | None = None
     """The session of the same key that failed and is to go on by another route."""
     failure: HopFailure | None = None
-    """How that session failed."""
+    """How that session failed, or the one that is named in it."""
     wait_s: float = 0.0
     """How long the answer may wait for a route, if there is none yet."""
     speculate: bool = True

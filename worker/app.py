@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import UTC, datetime
 
 from protocol.waits import until_set
 from worker.assembly import Parts, Surroundings, assembled
 from worker.config import WorkerConfig
+from worker.enrolment import Credentials, utc_now_s
 from worker.error_groups import most_telling
 
 _FLUSH_S = 2.0
@@ -99,21 +99,18 @@ class Departure:
         self.is_urgent.set()
 
 
-def utc_now_s() -> float:
-    """The clock of a worker: seconds since 1970, UTC."""
-    return datetime.now(UTC).timestamp()
-
-
 @asynccontextmanager
 async def running(
     config: WorkerConfig,
     *,
     tell: Callable[[str], None] = lambda _line: None,
     clock: Callable[[], float] = utc_now_s,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[RunningWorker]:
     """Run a worker; `tell` gets a line for people on every change. When the block ends, it drains and stops.
 
-    A block that ends with an error ends sessions at once.
+    A block that ends with an error ends sessions at once. `credentials`: those of an enrolment a moment ago; None:
+    it enrols.
 
     Raises:
         ConfigError: a setting can't be used, or another worker uses the state folder.
@@ -122,7 +119,7 @@ async def running(
         BrigadeError: later, what made the worker end: the coordinator's dismissal, the engine's death.
     """
     departure = Departure()
-    around = Surroundings(config=config, tell=tell, clock=clock, on_drain=departure.release)
+    around = Surroundings(config=config, tell=tell, clock=clock, on_drain=departure.release, enrolled=credentials)
     try:
         async with AsyncExitStack() as stack:
             parts = await assembled(around, stack)

@@ -61,6 +61,8 @@ class Surroundings:
     """Seconds since 1970, UTC."""
     on_drain: Callable[[str], None]
     """The coordinator asked the worker to leave, for this reason."""
+    enrolled: Credentials | None = None
+    """What it was granted a moment ago; None: it is still to enrol."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +162,9 @@ async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
         around.tell(cpu_line(*unused))
     around.tell(f"worker {identity.worker_id}: enrolling at {', '.join(config.coordinator_urls)}")
     renew = partial(_enrolled, around, identity)
-    first = await waited_for(renew, at_most_s=config.join_timeout_s, tell=around.tell)
+    first = around.enrolled
+    if first is None:
+        first = await waited_for(renew, at_most_s=config.join_timeout_s, tell=around.tell)
     credentials = CredentialsHolder(first, config.coordinator_urls)
     around.tell(f"enrolled at {credentials.current.coordinator_url}; others reach this worker at {address.url}")
     return Footing(

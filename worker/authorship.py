@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection
 import structlog
 
 from protocol.author_keys import AuthorKey
+from protocol.background import uninterrupted
 from protocol.errors import NotFoundError, UntrustedFileError
 from protocol.ids import Revision
 from protocol.model_signature import check_author, verified_signature
@@ -52,7 +53,7 @@ class Authorship:
             raise self._refusal(revision, "it isn't signed") from exc
         except UntrustedFileError as exc:
             raise self._refusal(revision, exc.message) from exc
-        await asyncio.to_thread(self._folders.save_signature, revision, envelope)
+        await uninterrupted(asyncio.to_thread(self._folders.save_signature, revision, envelope))
         log.info("model_signature_verified", revision=revision)
 
     def _is_good(self, envelope: bytes, revision: Revision) -> bool:

@@ -107,14 +107,16 @@ def _serve(config: WorkerConfig, *, is_verbose: bool) -> None:
     # these take long to import: not for --help, and not before the settings are known to be good
     from protocol.event_loops import event_loop
     from protocol.logs import configure_logs
+    from worker.early_enrolment import early_credentials
 
     configure_logs("worker", is_verbose=is_verbose)
     keep_few_arenas()
     say("starting: torch is loaded first, which takes some seconds")
-    from worker.serving import serve_until_stopped  # torch
-
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(serve_until_stopped(config))
+        credentials = runner.run(early_credentials(config))
+        from worker.serving import serve_until_stopped  # torch
+
+        runner.run(serve_until_stopped(config, credentials))
 
 
 def _warn_of_arguments(secrets: Mapping[str, str | None], from_file: Container[str]) -> None:

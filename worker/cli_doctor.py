@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -17,6 +18,7 @@ from worker import cli_options as options
 from worker.config import checked_url, default_state, given_secret, listed_urls, listen_address
 
 if TYPE_CHECKING:  # it imports torch
+    from protocol.checks import Check
     from worker.device import PrecisionChoice
 
 _Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -47,9 +49,7 @@ def doctor(
     Exit code 0: nothing failed (there may be warnings); 1: a check failed.
     """
     # what a worker that joins needs none of
-    from rich.console import Console
-
-    from protocol.checks import CheckList, exit_code_of, report_table
+    from protocol.checks import exit_code_of
     from worker.doctor import Patient, examine
     from worker.doctor_network import Doorway
 
@@ -66,11 +66,19 @@ def doctor(
         clock=lambda: datetime.now(UTC).timestamp(),
     )
     checks = asyncio.run(examine(patient))
+    _print(checks, as_json=as_json)
+    raise typer.Exit(exit_code_of(checks))
+
+
+def _print(checks: Sequence[Check], *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from protocol.checks import CheckList, report_table
+
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(CheckList(checks=tuple(checks)))).decode() + "\n")
     else:
         Console(highlight=False).print(report_table(checks))
-    raise typer.Exit(exit_code_of(checks))
 
 
 def _invited_to(secret_file: Path | None, invite_file: Path | None) -> tuple[str, ...]:

@@ -1,10 +1,15 @@
-"""In which pieces this worker runs the prompts that begin here: by what its steps were measured to take."""
+"""In which pieces this worker runs the prompts that begin here: by what its steps were measured to take.
+
+The later hops of a route say what they take when a session is opened.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from protocol.ids import WorkerId
+from protocol.prompt_cost import PromptCost, RoutePromptCosts
 from worker.fairness import UNLABELLED, Tenant
 from worker.flow import chunks
 from worker.measures import Measures
@@ -20,6 +25,20 @@ _AMONG_OTHERS = replace(_ALONE, most_tokens=_ALONE.short_tokens)
 _GAIN = 0.04
 """Worth another cut, once attention was measured. Otherwise prompts are cut alike: by kernels that are there, and
 the same one to the same bits."""
+_MOST_ROUTES = 256
+"""That something is remembered of; who has more forgets the oldest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way of a prompt from this worker on."""
+
+    span: SpanKey
+    n_blocks: int
+    """Of the span, that run here."""
+    next: WorkerId | None
+    tail: WorkerId
+    n_later_hops: int
 
 
 class PromptCutter:
@@ -28,29 +47,45 @@ class PromptCutter:
     def __init__(self, measures: Measures, chunk_tokens: int | None = None) -> None:
         self._measures = measures
         self._chunk_tokens = chunk_tokens
-        self._used: dict[SpanKey, StepCost] = {}
-        """By what prompts were cut last."""
+        self._later: dict[Route, tuple[StepCost, ...]] = {}
+        """Of later hops."""
+        self._used: dict[Route, tuple[StepCost, ...]] = {}
+        """By what prompts were cut last: of all hops."""
 
-    def pieces(self, positions: range, span: SpanKey, *, n_blocks: int, n_hops: int, n_others: int) -> list[range]:
-        """A prompt's positions that go through `n_hops` workers, in the pieces to run one after the other.
+    def heard(self, route: Route, later: RoutePromptCosts) -> RoutePromptCosts:
+        """Take in what the later hops of a route say of themselves, if each does.
 
-        `n_blocks`: of the span, that run here. `n_others`: sessions that wait as long as a piece is run.
+        What to say of this one and them; nothing unless all is known.
+        """
+        own = self._own_cost(route)
+        if len(later) != route.n_later_hops:
+            return ()
+        if route not in self._later:
+            self._used.pop(route, None)  # by which all were like this one
+        costs = [StepCost(base=cost.base, per_token=cost.per_token, per_pair=cost.per_pair) for cost in later]
+        _put(self._later, route, tuple(costs))
+        return (PromptCost(own.base, own.per_token, own.per_pair), *later) if own is not None else ()
+
+    def pieces(self, positions: range, route: Route, *, n_others: int) -> list[range]:
+        """A prompt's positions, in the pieces to run one after the other.
+
+        Hops of which nothing is known are taken to be like this one. `n_others`: sessions that wait as long as a
+        piece is run.
         """
         if self._chunk_tokens is not None:
             return self.even_pieces(positions)
-        costs = self._measures.prompt_costs.get(span)
-        per_block = costs.fitted() if costs is not None else None
-        if per_block is None:
-            self._used.pop(span, None)
+        own = self._own_cost(route)
+        if own is None:
+            self._used.pop(route, None)
             return self.even_pieces(positions)
-        cost = per_block.of_blocks(n_blocks)
-        pieces = _cut(cost, positions, n_hops, n_others)
-        used = self._used.get(span)
-        if used is not None and used.per_pair:
-            before = _cut(used.of_blocks(n_blocks), positions, n_hops, n_others)
-            if done_s(cost, before, n_hops) <= (1 + _GAIN) * done_s(cost, pieces, n_hops):
+        stages = (own, *self._later.get(route, (own,) * route.n_later_hops))
+        pieces = _cut(stages, positions, n_others)
+        used = self._used.get(route)
+        if used is not None and used[0].per_pair:
+            before = _cut(used, positions, n_others)
+            if done_s(stages, before) <= (1 + _GAIN) * done_s(stages, pieces):
                 return before
-        self._used[span] = per_block
+        _put(self._used, route, stages)
         return pieces
 
     def even_pieces(self, positions: range) -> list[range]:
@@ -66,13 +101,25 @@ class PromptCutter:
         streams have them cut as short as they can bear.
         """
         for piece in pieces:
-            most = self._measures.bounds.piece_tokens(tenant, _AMONG_OTHERS.most_tokens)
+            most = self._measures.bounds().piece_tokens(tenant, _AMONG_OTHERS.most_tokens)
             if len(piece) > most and self._chunk_tokens is None and n_others():
                 yield from chunks(piece.start, len(piece), most)
             else:
                 yield piece
 
+    def _own_cost(self, route: Route) -> StepCost | None:
+        costs = self._measures.prompt_costs.get(route.span)
+        per_block = costs.fitted() if costs is not None else None
+        return per_block.of_blocks(route.n_blocks) if per_block is not None else None
 
-def _cut(cost: StepCost, positions: range, n_hops: int, n_others: int) -> list[range]:
-    bounds = _AMONG_OTHERS if n_others else _ALONE
-    return soonest_pieces(cost, positions, n_stages=n_hops, bounds=bounds)
+
+def _cut(stages: tuple[StepCost, ...], positions: range, n_others: int) -> list[range]:
+    return soonest_pieces(stages, positions, bounds=_AMONG_OTHERS if n_others else _ALONE)
+
+
+def _put(known: dict[Route, tuple[StepCost, ...]], route: Route, costs: tuple[StepCost, ...]) -> None:
+    """The latest route last."""
+    known.pop(route, None)
+    known[route] = costs
+    if len(known) > _MOST_ROUTES:
+        del known[next(iter(known))]

@@ -16,6 +16,7 @@ from protocol.file_locks import HeldLock, try_lock
 from protocol.ids import BlockRange
 from protocol.manifest import Manifest, ModelFile
 from protocol.tls import COORDINATOR_NAME, client_context
+from worker.byte_sizes import size_text
 from worker.downloads import Downloader, FileSource
 from worker.files import FileCache
 from worker.model_folders import ModelFolders
@@ -80,7 +81,7 @@ async def _fetch_missing(
     if not missing:
         return
     n_bytes = sum(file.size_bytes for file in missing.values())
-    say(f"fetching {n_bytes / 1e6:,.1f} MB of the model's first and last blocks, which run on this machine")
+    say(f"fetching {size_text(n_bytes)} of the model's first and last blocks, which run on this machine")
     cache.make_room(n_bytes - sum(map(cache.part_size, missing)), keep=[file.sha256 for file in files])
     context = client_context(load.ca_pem)
     sources = [

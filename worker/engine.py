@@ -245,8 +245,6 @@ class Engine:
             n_waiting_sessions=len(plan.waiting),
             n_pending_steps=self._link.n_pending_steps,
             n_positions_run=self.measures.n_positions_run,
-            decode_s_per_block=self.measures.decode.s_per_block,
-            prefill_s_per_token_per_block=self.measures.prefill_s_per_token_per_block.value,
         )
 
     def _reservation(self, spec: SessionSpec) -> Reservation:

@@ -106,6 +106,7 @@ class EngineThread:
         self._is_rested = True
         """Whether nothing was done since the core last rested."""
         self._turns = Turns()
+        core.measures.bounds = lambda: self._turns.bounds
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -212,7 +213,6 @@ class EngineThread:
                 item.reply.fail(error)
         self._ready = [item for item in self._ready if item.step.session_id != session_id]
         self._turns.ended(session_id)
-        self._core.measures.bounds = self._turns.bounds
 
     def _ready_steps(self) -> list[ReadyStep]:
         return [item.as_ready() for item in self._ready]
@@ -235,6 +235,5 @@ class EngineThread:
                     batch[index].reply.fail(result)
         took_s = self._clock() - started_s
         self._turns.ran(turn, sum(item.step.n_tokens for item in batch), took_s)
-        self._core.measures.bounds = self._turns.bounds
         if all(item.as_ready().is_decode for item in batch):
             self._decode_step_s = took_s

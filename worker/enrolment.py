@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,6 +95,11 @@ class CredentialsHolder:
     def on_replaced(self, listener: Callable[[Credentials], None]) -> None:
         """Call `listener` with every new set of credentials."""
         self._listeners.append(listener)
+
+
+def utc_now_s() -> float:
+    """The clock of a worker: seconds since 1970, UTC."""
+    return datetime.now(UTC).timestamp()
 
 
 async def enrol(

@@ -15,9 +15,9 @@ import torch
 from protocol.errors import HopLostError, ProtocolError
 from protocol.ids import WorkerId
 from protocol.messages import Credit, FeedToken, OpenSession, SessionOpened, Step
+from protocol.prompt_cost import RoutePromptCosts
 from worker.connections import Connection, ConnectionUser
 from worker.ending import Ending, EndingError, ended_by_close, ended_by_error
-from worker.fairness import Tenant
 from worker.flow import Arrivals
 from worker.history import History
 from worker.hop_clock import HopClock
@@ -91,10 +91,11 @@ class Hop:
         if self._onward is not None:
             self._onward.add_credit(n_steps)
 
-    def next_opened(self, n_cached: int) -> None:
-        """The next hop is open, and has so many positions already."""
+    def next_opened(self, said: SessionOpened) -> SessionOpened:
+        """The next hop is open; what to say to the one before."""
         if self._onward is not None:
-            self._onward.opened(n_cached)
+            self._onward.opened(said.n_cached)
+        return self._opened(said.prompt_costs)
 
     async def open(self) -> None:
         """Reserve memory here, then open the next hop, or, at the tail, the way back to the head.
@@ -115,7 +116,7 @@ class Hop:
             return
         if not self.is_head and not self._ticket.gives_states:
             self.ring = await self._connected(self._ticket.head, self._ticket.head_url)
-        self._opening.opener.post(SessionOpened(session_id=self._session_id, n_cached=self.n_cached))
+        self._opening.opener.post(self._opened())
 
     def park(self) -> bool:
         """Leave what was computed to sessions with the same text; False if that can't be: free it then."""
@@ -138,6 +139,11 @@ class Hop:
             if is_finished:
                 return ended_by_close("finished", self._shared.worker_id, None)
 
+    def _opened(self, later: RoutePromptCosts = ()) -> SessionOpened:
+        costs = self._shared.cutter.heard(self._opening.route, later)
+        told = costs if self._ticket.previous is not None else ()
+        return SessionOpened(session_id=self._session_id, n_cached=self.n_cached, prompt_costs=told)
+
     def _opening_onward(self) -> OpenSession:
         opening = self._opening
         return OpenSession(
@@ -159,7 +165,7 @@ class Hop:
             n_hops=self._ticket.n_hops,
             hands_on=self._ticket.next is not None or self._ticket.gives_states,
             wants_inputs=self._ticket.returned == "inputs",
-            tenant=Tenant(self._ticket.tenant, self._ticket.priority),
+            tenant=self._opening.tenant,
         )
         deadline_s = min(MEMORY_WAIT_S, max(0.0, self._opening.time_left_s()))
         now_s = asyncio.get_running_loop().time
@@ -232,12 +238,8 @@ class Hop:
         if ticket.is_private and ticket.previous is None:
             pieces = cutter.even_pieces(positions)
         elif ticket.previous is None:
-            n_hops = 1 + len(self._opening.later_tickets)  # a coordinator of 1.1 doesn't say
-            n_others, n_blocks = engine.n_sessions - 1, len(ticket.blocks)
-            span = self._opening.span
-            pieces = cutter.pieces(positions, span, n_blocks=n_blocks, n_hops=n_hops, n_others=n_others)
-        tenant = Tenant(ticket.tenant, ticket.priority)
-        return cutter.as_others_come(pieces, lambda: engine.n_sessions - 1, tenant)
+            pieces = cutter.pieces(positions, self._opening.route, n_others=engine.n_sessions - 1)
+        return cutter.as_others_come(pieces, lambda: engine.n_sessions - 1, self._opening.tenant)
 
     async def _run(self, piece: StepInput, *, is_last: bool, sender: WorkerId | None) -> bool:
         """Run one chunk or token of `sender`'s and hand on what comes out; whether the generation is finished."""

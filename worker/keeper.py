@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from protocol.background import uninterrupted
 from protocol.backoff import jittered_delay_s
 from protocol.control_messages import SpanAssignment
 from protocol.error_forms import error_fields
@@ -166,7 +167,7 @@ class Keeper:
         manifest = await asyncio.to_thread(self._folders.manifest, revision)
         if manifest is None:
             data = await self._fetching.manifest(revision)
-            manifest = await asyncio.to_thread(self._folders.save_manifest, revision, data)
+            manifest = await uninterrupted(asyncio.to_thread(self._folders.save_manifest, revision, data))
         await self._authorship.check(revision)
         if duty.span.blocks.end > manifest.n_blocks:
             self._refuse(Refuse(span=duty.span, reason=f"the model has {manifest.n_blocks} blocks only"))
@@ -190,10 +191,9 @@ class Keeper:
         span, started_s = duty.span, _now_s()
         into = self._compile_folder
         compiling = Compiling(folder=into, n_sessions=self._engine.n_sessions) if into else None
-        doing = "loading" if compiling is None else "loading and compiling"
-        device = self._engine.device
-        self._holdings.set_status(span, "loading", f"{doing} blocks {span.blocks} into {device}; next: ready")
-        self._tell(f"{doing} blocks {span.blocks} of {span.model}")
+        doing = f"{'loading and compiling' if compiling else 'loading'} blocks {span.blocks}"
+        self._holdings.set_status(span, "loading", f"{doing} into {self._engine.device}; next: ready")
+        self._tell(f"{doing} of {span.model}")
         manifest = self._manifests[span.revision]
         paths = await asyncio.to_thread(self._fetching.paths, manifest.weight_files(span.blocks))
         folder = await asyncio.to_thread(self._folders.config_folder, span.revision, manifest)

@@ -74,8 +74,8 @@ class Measures:
     """Of a forward of decode steps alone, however many: what each of those who read along waits for."""
     prefill_s_per_token_per_block: Average = field(default_factory=Average)
     n_positions_run: int = 0
-    bounds: BatchBounds = field(default_factory=BatchBounds)
-    """Of how long a batch may take where sessions of several tenants run."""
+    bounds: Callable[[], BatchBounds] = BatchBounds
+    """Of how long a batch may take now, where sessions of several tenants run."""
     prompt_costs: dict[SpanKey, PromptCosts] = field(default_factory=dict)
     """Of each block of a span."""
 

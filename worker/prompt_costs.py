@@ -4,11 +4,13 @@ A step of n tokens from position p on takes `base + per_token * n + per_pair * (
 it, the matrices, attention between each token and those before it, and reading those once, which takes as long as
 attention of r tokens.
 
-Stages that work at once are a flow shop of like machines: the prompt is done after the sum of its pieces' times at
+Stages that work at once are a flow shop. Of like ones, the prompt is done after the sum of its pieces' times at
 one stage, and the longest piece's at each other (S. M. Johnson, "Optimal two- and three-stage production
 schedules", 1954). So all pieces are to take equally long, which makes later ones shorter; and for k of them on s
 stages, each with costs c of its own beside its tokens', that is (k + s - 1) * (c + rest / k), least at
 k = sqrt((s - 1) * rest / c).
+Of unlike ones, quicker stages behind the first add little but the last piece's time, and to slower ones the first
+adds little but the first piece's: there pieces' times may fall or rise, each in one proportion to the one before.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
@@ -37,6 +40,10 @@ _N_HALVINGS = 6
 """Of a piece's time: what is left is less than the tokens take that lengths are multiples of."""
 _MANY_PIECES = 64
 """The longest of so many hardly counts."""
+_GROWTHS = (0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
+"""What a piece may take for each second of the one before, where stages are unlike."""
+_MOST_UNEVEN = 16
+"""Pieces, by which their times are tried; the bounds may make them more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +139,28 @@ class PieceBounds:
     longest_s: float
 
 
-def soonest_pieces(cost: StepCost, positions: range, *, n_stages: int, bounds: PieceBounds) -> list[range]:
-    """The pieces in which a prompt is done soonest by `n_stages` like this one; empty if it has no positions.
+def soonest_pieces(stages: Sequence[StepCost], positions: range, *, bounds: PieceBounds) -> list[range]:
+    """The pieces in which a prompt is done soonest by stages of these costs; empty if it has no positions.
 
-    As many as it takes at best, rounded down or up.
+    All take equally long, and they are as many as that takes at best, rounded down or up; or ever less or more, if
+    stages are unlike and it is sooner so.
     """
+    cost = stages[0]
     apart_s = cost.apart_s((positions.start + positions.stop) / 2)
     whole_s = cost.seconds(len(positions), positions.start) - cost.apart_s(positions.start)
-    n_at_best = max(1.0, math.sqrt((n_stages - 1) * whole_s / max(apart_s, _TINY)))
+    n_at_best = max(1.0, math.sqrt((len(stages) - 1) * whole_s / max(apart_s, _TINY)))
     cuts = [
         _shortest_pieces((apart_s + whole_s / n) * (1 + _ROUNDING), cost, positions, bounds)
         for n in dict.fromkeys((math.floor(n_at_best), math.ceil(n_at_best)))
     ]
-    return min(cuts, key=lambda pieces: done_s(cost, pieces, n_stages))
+    if n_at_best <= _MANY_PIECES and any(stage != cost for stage in stages):
+        for growth, n in product(_GROWTHS, range(1, _MOST_UNEVEN + 1)):
+            first_s = (whole_s + n * apart_s) / sum(growth**index for index in range(n))
+            cut = _pieces_within(
+                first_s * (1 + _ROUNDING), cost, positions, bounds, growth=growth, most_pieces=_MANY_PIECES
+            )
+            cuts += [cut] if cut else []
+    return min(cuts, key=lambda pieces: done_s(stages, pieces))
 
 
 def _shortest_pieces(long_s: float, cost: StepCost, positions: range, bounds: PieceBounds) -> list[range]:
@@ -162,9 +178,18 @@ def _shortest_pieces(long_s: float, cost: StepCost, positions: range, bounds: Pi
 
 
 def _pieces_within(
-    seconds: float, cost: StepCost, positions: range, bounds: PieceBounds, most_pieces: int | None = None
+    seconds: float,
+    cost: StepCost,
+    positions: range,
+    bounds: PieceBounds,
+    *,
+    growth: float = 1.0,
+    most_pieces: int | None = None,
 ) -> list[range]:
-    """Pieces that take no longer each, as far as the bounds allow; empty if they are more than `most_pieces`."""
+    """Pieces that take no longer, the first `seconds`, each `growth` of the one before, as far as the bounds allow.
+
+    Empty if they are more than `most_pieces`.
+    """
     pieces: list[range] = []
     start = positions.start
     while start < positions.stop:
@@ -176,11 +201,15 @@ def _pieces_within(
             n_tokens -= n_tokens % bounds.grain
         end = min(positions.stop, start + max(bounds.least_tokens, n_tokens))
         pieces.append(range(start, end))
-        start = end
+        start, seconds = end, seconds * growth
     return pieces
 
 
-def done_s(cost: StepCost, pieces: Sequence[range], n_stages: int) -> float:
-    """When a prompt in these pieces is done by `n_stages` like this one."""
-    times = [cost.seconds(len(piece), piece.start) for piece in pieces]
-    return sum(times) + (n_stages - 1) * max(times, default=0.0)
+def done_s(stages: Sequence[StepCost], pieces: Sequence[range]) -> float:
+    """When a prompt in these pieces is done by stages of these costs that work at once."""
+    ends_s = [0.0] * len(stages)
+    for piece in pieces:
+        end_s = 0.0
+        for index, stage in enumerate(stages):
+            end_s = ends_s[index] = max(end_s, ends_s[index]) + stage.seconds(len(piece), piece.start)
+    return ends_s[-1]

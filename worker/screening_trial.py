@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from worker.batching_trial import trial_payload
+from worker.byte_sizes import size_text
 from worker.column_linear import ColumnLinear
 from worker.huge_pages import collapse_to_huge_pages
 from worker.screened_head import ScreenedHead
@@ -49,7 +50,7 @@ def settle_screening(stage: Stage, cache_bytes: int | None = None) -> Screening:
         return NO_SCREENING
     n_bytes = before.weight.numel()
     if cache_bytes is not None and n_bytes > cache_bytes // _CACHE_SHARE:
-        because = f"its codes take {n_bytes / 1e6:,.0f} MB, and caches have {cache_bytes / 1e6:,.0f} MB in all"
+        because = f"its codes take {size_text(n_bytes)}, and caches have {size_text(cache_bytes)} in all"
     else:
         because = _tried(stage, before)
     if because:

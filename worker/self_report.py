@@ -31,15 +31,15 @@ def announcement(config: WorkerConfig, url: str, machine: Machine, holdings: Hol
 
 def heartbeat(engine: Engine, data_plane: DataPlane, holdings: Holdings, now_s: float) -> Heartbeat:
     """How busy the worker is, and how quick."""
-    stats, decode = engine.stats(), engine.measures.decode
+    stats, measures = engine.stats(), engine.measures
     hop_p50_s, hop_p99_s = data_plane.hop_quantiles_s(0.5, 0.99)
     return Heartbeat(
         n_sessions=stats.n_sessions,
         n_queued=stats.n_waiting_sessions,
         free_kv_bytes=max(0, stats.kv_free_bytes),
-        decode_s_per_block=decode.s_per_block,
-        ends_per_block=decode.ends_per_block,
-        prefill_s_per_token_block=stats.prefill_s_per_token_per_block,
+        decode_s_per_block=measures.decode.s_per_block,
+        ends_per_block=measures.decode.ends_per_block,
+        prefill_s_per_token_block=measures.prefill_s_per_token_per_block.value,
         round_trips_s=data_plane.round_trips_s,
         hop_p50_s=hop_p50_s,
         hop_p99_s=hop_p99_s,

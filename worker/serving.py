@@ -8,17 +8,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from protocol.listening import raise_open_files_limit
 from protocol.service_manager import tell_service_manager
 from worker.app import running
 from worker.config import WorkerConfig
+from worker.enrolment import Credentials
 from worker.told import say
 
 
-async def serve_until_stopped(config: WorkerConfig) -> None:
-    """Join and serve until SIGINT or SIGTERM, and tell people and the service manager how it goes."""
+async def serve_until_stopped(config: WorkerConfig, credentials: Credentials | None = None) -> None:
+    """Join and serve until SIGINT or SIGTERM, and tell people and the service manager how it goes.
+
+    `credentials`: those of an enrolment a moment ago.
+    """
+    raise_open_files_limit()
     stop = _Stop(asyncio.current_task())
     with _signals(asyncio.get_running_loop(), stop.on_signal):
-        async with running(config, tell=say) as worker:
+        async with running(config, tell=say, credentials=credentials) as worker:
             stop.joined(worker.departure.ask, worker.departure.hurry)
             say(f"joined; {worker.holdings.reason}")
             tell_service_manager("READY=1")

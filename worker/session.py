@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 
-from msgspec import structs
-
 from protocol.control_messages import GenerationReport
 from protocol.errors import (
     BrigadeError,
@@ -125,8 +123,7 @@ class Session:
             case SessionOpened():
                 if not self._is_opened:  # repeating it would only fill the opener's outbox
                     self._is_opened = True
-                    self._hop.next_opened(message.n_cached)
-                    self.opener.post(structs.replace(message, n_cached=self._hop.n_cached))
+                    self.opener.post(self._hop.next_opened(message))
             case Credit():
                 try:
                     self._hop.add_credit(message.n_steps)

@@ -10,8 +10,9 @@ from protocol.spans import NO_SPANS, SpanSink
 from protocol.tickets import Ticket
 from protocol.tracing import Trace
 from worker.connections import Connection
-from worker.cutting import PromptCutter
+from worker.cutting import PromptCutter, Route
 from worker.engine import Engine
+from worker.fairness import Tenant
 from worker.grammars import Grammars
 from worker.hop_times import HopTimes
 from worker.peers import Peers
@@ -48,6 +49,17 @@ class Opening:
     trace: Trace | None = None
     """What it belongs to, as its client says."""
     wants_timings: bool = False
+
+    @property
+    def route(self) -> Route:
+        """The way of its prompts from here on."""
+        ticket = self.ticket
+        return Route(self.span, len(ticket.blocks), ticket.next, ticket.tail, len(self.later_tickets))
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose it is."""
+        return Tenant(self.ticket.tenant, self.ticket.priority)
 
     def time_left_s(self) -> float:
         """Seconds until the deadline."""

@@ -203,10 +203,7 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """How busy the engine is; what is parked counts as free.
-
-    The averages are exponential, of real steps; 0 until there was one.
-    """
+    """How busy the engine is; what is parked counts as free."""
 
     kv_budget_bytes: int
     kv_free_bytes: int
@@ -215,5 +212,3 @@ class EngineStats:
     n_pending_steps: int
     n_positions_run: int
     """Positions computed since the engine began."""
-    decode_s_per_block: float
-    prefill_s_per_token_per_block: float

@@ -21,12 +21,14 @@ _LARGEST_EPOCH = 2**53
 def joined(change: Change, worker_id: WorkerId, invite_id: InviteId | None = None) -> Change:
     """Enrolment: a new worker is known from now on. Renewed credentials change nothing, unless it is back."""
     old = change.state.workers.get(worker_id)
+    settings = change.state.settings
+    starts_by_s = change.now_s + max(settings.longest_start_s, settings.lost_after_s)
     if old is not None and old.presence != "gone":
-        is_coming_back = old.kept_until_s is not None and not old.is_connected
-        kept_until_s = change.now_s + change.state.settings.lost_after_s
-        if not is_coming_back:
+        # whoever enrols again and again and never connects has the time of the first try only
+        if old.is_connected or old.presence == "lost" or old.starts_by_s is not None:
             return change
-        return change.updated(worker_id, seen_s=change.now_s, kept_until_s=kept_until_s)
+        kept_until_s = None if old.kept_until_s is None else starts_by_s
+        return change.updated(worker_id, seen_s=change.now_s, starts_by_s=starts_by_s, kept_until_s=kept_until_s)
     assignment = Assignment() if old is None else old.assignment
     record = change.state.trust.get(worker_id)
     trust = NEWCOMER if record is None else standing(record, change.now_s)
@@ -34,6 +36,7 @@ def joined(change: Change, worker_id: WorkerId, invite_id: InviteId | None = Non
         worker_id=worker_id,
         presence="expected",
         seen_s=change.now_s,
+        starts_by_s=starts_by_s,
         assignment=assignment,
         trust=trust,
         pin=change.state.pins.get(worker_id),
@@ -77,6 +80,7 @@ def _present(old: WorkerRecord, announce: Announce, now_s: float) -> WorkerRecor
         drain_reason=old.drain_reason if is_same_process else None,
         departure=old.departure if is_same_process else None,
         kept_until_s=old.kept_until_s if is_same_process else None,
+        starts_by_s=None,
         is_doubted=is_same_process and old.is_doubted and (old.kept_until_s is not None or old.is_shut_out),
         hostname=announce.hostname[:MAX_LABEL],
         version=announce.version[:MAX_LABEL],

@@ -1,7 +1,8 @@
 """Whether what is served should be placed anew: what the planner would choose, what that is worth, who would move.
 
-Worth is modelled (`modelled`), by what the coordinator places for. Of the plan only the moves count that its worth
-hangs on, and only as far as they can be made while all that is served stays served (`moving`).
+Worth is modelled (`modelled`), by what the coordinator places for; who spreads gains by blocks that fewer hold. Of
+the plan only the moves count that its worth hangs on, and only as far as they can be made while all that is served
+stays served (`moving`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from coordinator.policy.handover import Spans
-from coordinator.policy.layouts import Layout, Speeds
+from coordinator.policy.layouts import Layout, Served
 from coordinator.policy.modelled import MAX_GIVEN_UP, ModelledSpeed
 from coordinator.policy.moving import is_at_rest, reachable
 from coordinator.policy.plan import planned_spans
 from coordinator.policy.quantising import loses_bits
 from coordinator.policy.state import ClusterState, Placement
-from protocol.ids import WorkerId
+from protocol.ids import ModelName, WorkerId
 
 MAX_PLANNED_AGAIN = 4_000
 """Workers times blocks up to which a second plan is made: with 50 workers and 80 blocks each takes 0.8 s of CPU
@@ -33,7 +34,7 @@ class Improvement:
     """Something better than what is held, or why there is nothing to move for."""
 
     gain: float
-    """How many times as fast it is modelled to be; endless if it serves a model of which blocks are missing now."""
+    """How many times as good it is modelled to be; endless if it serves a model of which blocks are missing now."""
     moves: Mapping[WorkerId, Spans] = field(default_factory=dict)
     """What those who change are to hold in the end; nobody if it isn't worth it, or can't be done."""
     reason: str
@@ -75,8 +76,6 @@ def _towards(state: ClusterState, margin: float, *, counts_head: bool) -> Improv
 def _why_not_now(state: ClusterState) -> str:
     if not state.models:
         return "no model is served"
-    if state.settings.placement == "spread":
-        return "the coordinator places to spread, which isn't for speed"
     if state.moving is not None:
         cut = ", and go on once all are back after a restart" if state.moving.is_cut else ""
         return f"workers are being moved already{cut}: {state.moving.reason}"
@@ -92,14 +91,14 @@ def _judged(
 ) -> Improvement:
     now = Layout.of(state, held)
     then = Layout.of(state, {**held, **target})
-    gain = _gain(state, now.speeds, then.speeds)
+    gain = _gain(state, now, then)
     if gain < margin:
         return Improvement(gain=gain, reason=f"{_percent(gain)}, which is under {_percent(margin, bare=True)}")
     if not then.keeps_replicas(now):
         return Improvement(gain=gain, reason=f"{_percent(gain)}, but blocks would have fewer replicas than wanted")
     moves = _possible(state, now, target)
     after = Layout.of(state, {**held, **moves})
-    possible = _gain(state, now.speeds, after.speeds)
+    possible = _gain(state, now, after)
     if possible < margin:
         return Improvement(
             gain=gain,
@@ -107,7 +106,7 @@ def _judged(
             f"would serve instead: without leaving blocks unserved for a while, {_percent(possible)} can be had, "
             f"and {_percent(margin, bare=True)} is asked for; more memory (--memory) or another worker helps",
         )
-    return Improvement(gain=possible, moves=moves, reason=_words(now.speeds, after.speeds, possible))
+    return Improvement(gain=possible, moves=moves, reason=_words(now, after, possible))
 
 
 def _held(state: ClusterState) -> dict[WorkerId, Spans]:
@@ -122,7 +121,7 @@ def _possible(state: ClusterState, now: Layout, target: Mapping[WorkerId, Spans]
 
     def worth(moves: Mapping[WorkerId, Spans]) -> float:
         after = Layout.of(state, {**now.spans, **moves})
-        return _gain(state, now.speeds, after.speeds) if after.keeps_replicas(now) else 0.0
+        return _gain(state, now, after) if after.keeps_replicas(now) else 0.0
 
     ways = [reachable(state, moves) for moves in (_needed(state, now, target), target)]
     best = max(ways, key=worth)
@@ -130,22 +129,26 @@ def _possible(state: ClusterState, now: Layout, target: Mapping[WorkerId, Spans]
     return fewer if worth(fewer) >= worth(best) * (1 - MAX_GIVEN_UP) else best
 
 
-def _gain(state: ClusterState, now: Speeds, then: Speeds) -> float:
-    """How many times as fast all models are, on the mean; nothing gained if one is given up, or much slower then.
+def _gain(state: ClusterState, now: Layout, then: Layout) -> float:
+    """How many times as good it is for all models, on the mean; nothing gained if one is given up, or much worse.
 
-    That all are served comes before how fast.
+    That all are served comes before how well.
     """
-    ratios = [_ratio(state.settings.placement, now[name], then[name]) for name in state.models]
+    ratios = [_ratio(state.settings.placement, now.served[name], then.served[name]) for name in state.models]
     if math.inf in ratios and min(ratios) > 0.0:
         return math.inf
     is_fair = min(ratios) * state.settings.replan_margin >= 1.0
     return math.prod(ratios) ** (1 / len(ratios)) if is_fair else min(ratios)
 
 
-def _ratio(placement: Placement, now: ModelledSpeed | None, then: ModelledSpeed | None) -> float:
-    if then is None:
-        return 1.0 if now is None else 0.0
-    return math.inf if now is None else _worth(placement, then) / _worth(placement, now)
+def _ratio(placement: Placement, now: Served, then: Served) -> float:
+    if then.speed is None:
+        return 1.0 if now.speed is None else 0.0
+    if now.speed is None:
+        return math.inf
+    if placement == "spread":
+        return sum(now.n_holders) / sum(then.n_holders)
+    return _worth(placement, then.speed) / _worth(placement, now.speed)
 
 
 def _worth(placement: Placement, speed: ModelledSpeed) -> float:
@@ -161,10 +164,10 @@ def _worth(placement: Placement, speed: ModelledSpeed) -> float:
 def _needed(state: ClusterState, now: Layout, target: Mapping[WorkerId, Spans]) -> dict[WorkerId, Spans]:
     """The target without those whose staying as they are costs next to nothing, and no replica that is wanted."""
     moves, whole = dict(target), Layout.of(state, {**now.spans, **target})
-    least, layout = _gain(state, now.speeds, whole.speeds) * (1 - MAX_GIVEN_UP), whole
+    least, layout = _gain(state, now, whole) * (1 - MAX_GIVEN_UP), whole
     for worker_id in sorted(target):
         fewer = layout.changed({worker_id: now.spans[worker_id]})
-        if fewer.keeps_replicas(whole) and _gain(state, now.speeds, fewer.speeds) >= least:
+        if fewer.keeps_replicas(whole) and _gain(state, now, fewer) >= least:
             layout = fewer
             del moves[worker_id]
     return moves
@@ -182,15 +185,21 @@ def _percent(gain: float, *, bare: bool = False) -> str:
     return f"gain {percent}" if gain >= 1 else f"the planner knows nothing better ({percent})"
 
 
-def _words(now: Speeds, then: Speeds, gain: float) -> str:
-    parts = [_percent(gain)]
-    for name, speed in then.items():
-        old = now[name]
-        if speed is not None and old is not None:
-            parts.append(
-                f"{name}: {1 / speed.step_s:.1f} tokens/s for one stream instead of {1 / old.step_s:.1f}, "
-                f"{speed.tokens_per_s:.1f} for many instead of {old.tokens_per_s:.1f}"
-            )
-        elif speed is not None:
-            parts.append(f"{name}: {1 / speed.step_s:.1f} tokens/s for one stream, where blocks are missing now")
-    return "; ".join(parts)
+def _words(now: Layout, then: Layout, gain: float) -> str:
+    models = ((name, now.served[name], then.served[name]) for name in then.served)
+    return "; ".join(
+        [_percent(gain), *filter(None, (_model_words(then.state.settings.placement, *m) for m in models))]
+    )
+
+
+def _model_words(placement: Placement, name: ModelName, old: Served, new: Served) -> str:
+    if new.speed is None:
+        return ""
+    if old.speed is None:
+        return f"{name}: {1 / new.speed.step_s:.1f} tokens/s for one stream, where blocks are missing now"
+    if placement == "spread":
+        return f"{name}: its workers hold {sum(new.n_holders)} blocks in all instead of {sum(old.n_holders)}"
+    return (
+        f"{name}: {1 / new.speed.step_s:.1f} tokens/s for one stream instead of {1 / old.speed.step_s:.1f}, "
+        f"{new.speed.tokens_per_s:.1f} for many instead of {old.speed.tokens_per_s:.1f}"
+    )

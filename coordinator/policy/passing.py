@@ -82,12 +82,16 @@ def _clock_looked_at(change: Change) -> Change:
         return change
     shift_s = max(0.0, gap_s - state.settings.longest_sweep_s)
     latest_s = now_s + state.settings.lost_after_s
+    latest_start_s = max(latest_s, now_s + state.settings.longest_start_s)
     workers = {
         worker_id: replace(
             worker,
             # who was heard after the clock was set has the new time already
             seen_s=min(worker.seen_s + shift_s, now_s),
-            kept_until_s=None if worker.kept_until_s is None else min(worker.kept_until_s + shift_s, latest_s),
+            starts_by_s=_later(worker.starts_by_s, shift_s, latest_start_s),
+            kept_until_s=_later(
+                worker.kept_until_s, shift_s, latest_s if worker.starts_by_s is None else latest_start_s
+            ),
             departure=_shifted(worker.departure, shift_s, now_s + state.settings.longest_departure_s),
         )
         for worker_id, worker in state.workers.items()
@@ -106,6 +110,10 @@ def _moves_shifted(state: ClusterState, shift_s: float, now_s: float) -> Cluster
     return replace(state, moving=moving, improve_s=improve_s)
 
 
+def _later(deadline_s: float | None, shift_s: float, latest_s: float) -> float | None:
+    return None if deadline_s is None else min(deadline_s + shift_s, latest_s)
+
+
 def _shifted(departure: Departure | None, shift_s: float, latest_s: float) -> Departure | None:
     return None if departure is None else replace(departure, by_s=min(departure.by_s + shift_s, latest_s))
 
@@ -118,14 +126,14 @@ def _judged(change: Change, worker: WorkerRecord) -> Change:
             return gone(change, worker, f"left: {worker.drain_reason}")
         change = change.to_place()
     settings, silent_s = change.state.settings, change.now_s - worker.seen_s
-    presence = _presence(worker, silent_s, settings)
+    presence = _presence(worker, change.now_s, settings)
     if presence == worker.presence:
         if presence == "gone" and silent_s > settings.forget_after_s:
             return change.without_worker(worker.worker_id)
         return _doubted_if_away(change, worker)
     is_leaving = worker.is_draining or worker.departure is not None
     if presence in ("lost", "gone"):
-        worker = replace(worker, kept_until_s=None, is_doubted=False, departure=None)
+        worker = replace(worker, kept_until_s=None, starts_by_s=None, is_doubted=False, departure=None)
     worker = replace(worker, presence=presence)
     change = change.with_worker(worker)
     if presence == "gone" or (presence == "lost" and is_leaving):
@@ -145,10 +153,12 @@ def _doubted_if_away(change: Change, worker: WorkerRecord) -> Change:
     return change.with_worker(replace(worker, is_doubted=True))
 
 
-def _presence(worker: WorkerRecord, silent_s: float, settings: PolicySettings) -> Presence:
+def _presence(worker: WorkerRecord, now_s: float, settings: PolicySettings) -> Presence:
+    silent_s = now_s - worker.seen_s
     match worker.presence:
         case "here" | "suspect" | "expected":
-            if silent_s > settings.lost_after_s:
+            is_starting = worker.starts_by_s is not None and now_s <= worker.starts_by_s
+            if silent_s > settings.lost_after_s and not is_starting:
                 return "lost"
             is_late = worker.presence == "here" and silent_s > settings.suspect_after_s
             return "suspect" if is_late else worker.presence
@@ -187,6 +197,7 @@ def gone(change: Change, worker: WorkerRecord, reason: str) -> Change:
         drain_reason=reason,
         departure=None,
         kept_until_s=None,
+        starts_by_s=None,
         is_doubted=False,
         files=frozenset(),
         heartbeat=None,

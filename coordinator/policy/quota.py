@@ -13,9 +13,8 @@ from operator import sub
 from typing import get_args
 
 from coordinator.policy.ratelimit import Bucket, RateLimit, taken
-from protocol.error_forms import by_limit, repeated
-from protocol.errors import ContextExceededError, ForbiddenError, OverLimitError, QuotaExceededError
-from protocol.ids import ModelName
+from protocol.error_forms import by_limit
+from protocol.errors import OverLimitError, QuotaExceededError
 from protocol.key_limits import KeyLimits, LimitName
 
 PERIODS_S: Mapping[LimitName, float] = {"requests/min": 60.0, "tokens/min": 60.0, "tokens/day": 86_400.0}
@@ -98,35 +97,6 @@ def rate_of(limits: KeyLimits, name: LimitName) -> int | None:
 def has_limits(limits: KeyLimits) -> bool:
     """Whether anything has to be counted for the key."""
     return limits.max_concurrent is not None or any(rate_of(limits, name) is not None for name in RATE_NAMES)
-
-
-def check_allowed(limits: KeyLimits, model: ModelName, wanted: Wanted) -> None:
-    """Refuse what these limits never let through.
-
-    Raises:
-        ForbiddenError: the key may not use the model.
-        ContextExceededError: prompt and answer are longer than the key may ask for.
-        OverLimitError: one request is more than a rate lets through at once.
-    """
-    if limits.models is not None and model not in limits.models:
-        raise ForbiddenError(
-            f"this API key may not use the model {repeated(model)}, only {', '.join(limits.models)}; ask whoever "
-            "gave it to you"
-        )
-    asked = f"the prompt's {wanted.n_prompt_tokens:,} tokens and max_tokens {wanted.max_tokens:,}"
-    if limits.max_context is not None and wanted.n_tokens > limits.max_context:
-        raise ContextExceededError(
-            f"{asked} are {wanted.n_tokens:,} together; this API key takes {limits.max_context:,}: shorten the "
-            f"prompt or ask for at most {max(0, limits.max_context - wanted.n_prompt_tokens):,}"
-        )
-    for name in TOKEN_RATES:
-        limit = rate_of(limits, name)
-        if limit is not None and wanted.n_tokens > limit:
-            message = (
-                f"{asked} are {wanted.n_tokens:,} together; this API key's limit is {limit:,} {name}, so waiting "
-                f"doesn't help: shorten the prompt or ask for at most {max(0, limit - wanted.n_prompt_tokens):,}"
-            )
-            raise by_limit(name, OverLimitError(message))
 
 
 def begun(

@@ -46,7 +46,12 @@ def _standing(state: ClusterState, worker: WorkerRecord, now_s: float) -> tuple[
                 "started again; meanwhile others with room are given them as well, and then they are taken from it"
             )
         case "suspect":
-            return "suspect", _suspicion(state, worker, silent_s)
+            return "suspect", _suspicion(state, worker, now_s)
+        case "expected" if worker.starts_by_s is not None:
+            return "enrolling", (
+                f"enrolled {silent_s:.0f} s ago, and not connected yet: it loads its programs first; it counts as "
+                f"lost in {max(0.0, worker.starts_by_s - now_s):.0f} s"
+            )
         case "expected":
             return "enrolling", (
                 f"known, but not connected for {silent_s:.0f} s; it counts as lost after "
@@ -67,9 +72,10 @@ def listed(said: Sequence[str]) -> str:
     return ", ".join(said[:_MAX_LISTED]) + (f" and {n_more} more" if n_more > 0 else "")
 
 
-def _suspicion(state: ClusterState, worker: WorkerRecord, silent_s: float) -> str:
+def _suspicion(state: ClusterState, worker: WorkerRecord, now_s: float) -> str:
     what = "silent" if worker.is_connected else "its control socket closed; not heard of"
-    left_s = max(0.0, state.settings.lost_after_s - silent_s)
+    silent_s = max(0.0, now_s - worker.seen_s)
+    left_s = max(0.0, state.settings.lost_after_s - silent_s, (worker.starts_by_s or now_s) - now_s)
     return (
         f"{what} for {silent_s:.0f} s: no new sessions go there; others with room are given its blocks as well "
         f"after {state.settings.failover_after_s:g} s, and in {left_s:.0f} s it counts as lost"

@@ -84,6 +84,8 @@ class PolicySettings:
     failover_after_s: float = 2.0
     """Others with room are given the blocks of a worker that has been away for this long as well (`is_doubted`)."""
     lost_after_s: float = 15.0
+    longest_start_s: float = 120.0
+    """A worker that has enrolled has so long to connect: torch takes it 40 to 50 s where ten share two cores."""
     settle_s: float = 1.0
     """Placement waits until nobody joined or left, and no model changed, for this long."""
     forget_after_s: float = 3600.0
@@ -146,6 +148,8 @@ class WorkerRecord:
     """Set while it is to drain and others are still to load its blocks: it serves until then."""
     kept_until_s: float | None = None
     """Set when it was stopped where it runs: its blocks are kept for it until then, in case that was a restart."""
+    starts_by_s: float | None = None
+    """Set when it enrolled without having a control socket: until then it isn't lost, since it is starting."""
     is_doubted: bool = False
     """Whether it was away, or let nobody in, so long that others get its blocks too; once back it keeps them."""
     hostname: str = ""

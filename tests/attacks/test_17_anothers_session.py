@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from msgspec import structs
+from structlog.testing import capture_logs
 
 from protocol.control_messages import GenerationReport
 from protocol.ids import SessionId
@@ -118,6 +120,31 @@ async def test_another_keys_session_is_as_one_that_isnt_there(tmp_path: Path) ->
                     answers.append(await http.ask("POST", "/v1/routes", asked))
             assert [answer.status for answer in answers] == [404, 404]
             assert answers[0].body == answers[1].body
+
+
+async def test_another_keys_session_cant_be_named_as_the_one_that_failed(tmp_path: Path) -> None:
+    """Fails if whoever continues a session of its own can end another's by the way, and blame it on somebody."""
+    async with running_coordinator(tmp_path) as coordinator:
+        await add_model(coordinator)
+        async with (
+            pinned_workers(coordinator, (0, 4)),
+            http_session(coordinator, key_of(coordinator, "admin")) as admin,
+        ):
+            made = (await admin.ask("POST", "/admin/v1/keys", CreateKeyRequest(name="victim"))).read(CreatedKey)
+            wanted = RouteRequest(model="tiny", n_prompt_tokens=3, max_tokens=5)
+            async with http_session(coordinator, made.key) as http:
+                theirs = (await http.ask("POST", "/v1/routes", wanted)).read(RouteGrant)
+            with capture_logs() as logs:
+                async with http_session(coordinator, key_of(coordinator, "client")) as http:
+                    own = (await http.ask("POST", "/v1/routes", wanted)).read(RouteGrant)
+                    blame = HopFailure(
+                        code="hop_lost", worker_id=theirs.hops[0].worker_id, session_id=theirs.session_id
+                    )
+                    going_on = structs.replace(wanted, continues=own.session_id, failure=blame)
+                    assert (await http.ask("POST", "/v1/routes", going_on)).status == 200
+            assert not [line for line in logs if line["event"] == "session_failed"]
+            ended = [line["n_sessions"] for line in logs if line["event"] == "sessions_ended"]
+            assert ended == [1], "its own"
 
 
 async def test_only_the_tail_of_its_route_ends_a_generation(tmp_path: Path) -> None:

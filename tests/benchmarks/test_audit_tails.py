@@ -17,6 +17,7 @@ from benchmarks.audit_tails import (
     tail_of,
     words,
 )
+from coordinator.policy.audit_accusations import N_LATER
 from coordinator.policy.audit_rules import MAX_CONFIRMATIONS, N_AGAIN
 
 CELL = Cell("llama", 0, WHOLE, 0)
@@ -48,7 +49,8 @@ def test_none_of_n_and_some_of_n_are_bounded() -> None:
 
 def test_a_false_quarantine_needs_three_alarms() -> None:
     found = chance_of(CELL, np.full(3000, 0.5, np.float32))
-    assert found.quarantine_at_most == found.alarm_at_most * confirmed(found.alarm_at_most)
+    comes_again = confirmed(found.alarm_at_most) + at_least(N_AGAIN, N_LATER, found.alarm_at_most)
+    assert found.quarantine_at_most == found.alarm_at_most * comes_again
     assert confirmed(1e-5) == pytest.approx(math.comb(MAX_CONFIRMATIONS, N_AGAIN) * 1e-10, rel=1e-3)
     frequent = chance_of(CELL, np.tile([0.5, 0.5, 0.5, 1.5], 1000).astype(np.float32))
     assert frequent.n_alarms == 1000

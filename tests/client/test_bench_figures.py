@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,21 @@ def test_a_level_counts_what_came_of_every_generation() -> None:
     assert (figures.ttft_p50_s, figures.ttft_p95_s) == (1.0, 3.0)
     assert (figures.inter_token_p50_s, figures.inter_token_p95_s) == (0.5, 1.5)
     assert figures.failures == {"worker w-1 is gone": 1}
+
+
+def test_tokens_that_come_together_share_the_wait_for_them() -> None:
+    """Guesses that held come in one message; each at once after the other, they would have taken no time at all."""
+    guessed = Attempt(began_s=0.0, came_at_s=[1.0, 1.0001, 1.4, 1.4001, 1.4002, 1.4003, 1.5])
+    figures = level_figures(1, [guessed])
+    assert figures.inter_token_p50_s == pytest.approx(0.1)
+    assert figures.inter_token_p95_s == pytest.approx(0.1)
+
+
+@given(st.lists(st.floats(0.001, 10.0), min_size=1, max_size=20))
+def test_tokens_that_come_one_by_one_have_the_times_between_them(waits_s: list[float]) -> None:
+    figures = level_figures(1, [Attempt(began_s=0.0, came_at_s=list(accumulate(waits_s, initial=1.0)))])
+    assert figures.inter_token_p50_s == pytest.approx(quantile(waits_s, 0.5))
+    assert figures.inter_token_p95_s == pytest.approx(quantile(waits_s, 0.95))
 
 
 def test_nothing_measured_is_zeros() -> None:

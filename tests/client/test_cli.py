@@ -332,7 +332,7 @@ async def test_lists_models(program: Program) -> None:
     ended = await program.run("models")
     header, line = ended.out.splitlines()
     assert header.split() == ["NAME", "KIND", "STATE", "BLOCKS", "CONTEXT", "SIZE", "CHAT"]
-    assert line.split() == ["tiny", "decoder", "ready", "10", "1000", "10", "MB", "yes"]
+    assert line.split() == ["tiny", "decoder", "ready", "10", "1000", "10.0", "MB", "yes"]
     ended = await program.run("models", "--json")
     assert json.loads(ended.out)["models"][0]["name"] == "tiny"
 

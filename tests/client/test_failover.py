@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from client.failover import (
     EXCLUDED_S,
@@ -124,7 +125,10 @@ def test_whatever_fails_the_account_is_bounded_and_right(
             return
         assert len(known.fruitless) == n_in_a_row
         assert known.continues == (heard[-1] if heard else session)
-        assert known.failure == failed.failure
+        told = known.failure
+        assert told is not None
+        assert (told.session_id or known.continues) == session, "whose failure it is"
+        assert structs.replace(told, session_id=None) == failed.failure
         assert 0.0 <= known.retry_after_s <= LONGEST_RETRY_AFTER_S
         excluded = known.excluded(now_s)
         assert len(excluded) == len(set(excluded)) <= MAX_EXCLUDED

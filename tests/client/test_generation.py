@@ -178,7 +178,7 @@ async def test_of_sessions_that_no_head_heard_of_the_failure_is_told_and_a_cache
         assert [request.continues for request in cluster.route_requests] == [None, "s-1", "s-2", "s-2"]
         head = cluster.workers[0][0]
         assert cluster.failures[1] == HopFailure(worker_id=head, code="hop_lost")
-        assert cluster.failures[3] == HopFailure(worker_id=head, code="hop_lost")
+        assert cluster.failures[3] == HopFailure(worker_id=head, code="hop_lost", session_id=SessionId("s-3"))
 
 
 async def test_a_neighbours_word_blames_only_workers_of_the_route(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_models_are_aligned_and_say_what_they_wait_for() -> None:
         coverage=(),
     )
     header, line = models_table([model])
-    assert line == "tiny  decoder  incomplete  10      2048     1,500 MB  no    blocks 3:5 are missing"
+    assert line == "tiny  decoder  incomplete  10      2048     1.5 GB  no    blocks 3:5 are missing"
     assert header.index("STATE") == line.index("incomplete")
     assert json.loads(models_line([model]))["models"][0]["size_bytes"] == 1_500_000_000
 

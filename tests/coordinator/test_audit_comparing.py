@@ -60,13 +60,14 @@ class Workers:
         return (wrong if number in self.wrong_at.get(worker_id, set()) else right)(seed)
 
 
-def candidate(worker_id: WorkerId) -> Candidate:
-    return Candidate(worker_id=worker_id, url="", epoch=0, held=HELD, rank=1)
+def candidate(worker_id: WorkerId, rank: int = 1) -> Candidate:
+    return Candidate(worker_id=worker_id, url="", epoch=0, held=HELD, rank=rank)
 
 
-def plan(*others: WorkerId) -> AuditPlan:
+def plan(*others: WorkerId, ranks: Mapping[WorkerId, int]) -> AuditPlan:
     model = ModelRecord(name=ModelName("m"), revision=REVISION, manifest=scripted_manifest({}, 64))
-    return AuditPlan(model=model, blocks=BLOCKS, target=candidate(TARGET), others=tuple(map(candidate, others)))
+    candidates = tuple(candidate(other, ranks.get(other, 1)) for other in others)
+    return AuditPlan(model=model, blocks=BLOCKS, target=candidate(TARGET), others=candidates)
 
 
 @pytest.fixture
@@ -75,9 +76,11 @@ async def store(database_url: str) -> AsyncIterator[AuditStore]:
         yield AuditStore(Repository(engine).transactions)
 
 
-async def found(workers: Workers, store: AuditStore, *others: WorkerId) -> Found:
+async def found(
+    workers: Workers, store: AuditStore, *others: WorkerId, ranks: Mapping[WorkerId, int] | None = None
+) -> Found:
     kept = KeptAnswers(workers, store, ClusterState, lambda: 0.0, random.Random(1))
-    return await Comparer(workers, kept).found(plan(*others))
+    return await Comparer(workers, kept).found(plan(*others, ranks=ranks or {}))
 
 
 async def keep(store: AuditStore, n_kept: int, worker_id: WorkerId = PARTNER, *, first: int = 0) -> None:
@@ -94,6 +97,7 @@ async def test_who_is_wrong_thrice_fails(store: AuditStore, again: tuple[int, in
     assert (audit.outcome, audit.partner_outcome, audit.referee) == ("failed", "passed", THIRD)
     assert len(workers.seeds) == 1 + again[-1]
     assert audit.n_asked == {TARGET: 1 + again[-1], PARTNER: 1 + again[-1], THIRD: 3}
+    assert audit.accused is None
     assert len(audit.comparisons) == 9  # of each time: the two, and either with the third
 
 
@@ -107,7 +111,7 @@ async def test_who_differs_as_often_as_rounding_may_is_suspected_and_does_not_fa
     workers = Workers({one: {0, *again}, other: {3}})
     audit = await found(workers, store, PARTNER, THIRD)
     outcomes = {TARGET: audit.outcome, PARTNER: audit.partner_outcome}
-    assert (outcomes[one], outcomes[other]) == ("suspected", "passed")
+    assert (outcomes[one], outcomes[other], audit.accused) == ("suspected", "passed", one)
     assert len(workers.seeds) == 1 + MAX_CONFIRMATIONS
     assert f"{MAX_CONFIRMATIONS} fresh probes didn't show it of {one} as often again" in audit.words
 
@@ -116,11 +120,17 @@ async def test_who_falls_silent_when_asked_again_has_given_no_answer(store: Audi
     workers = Workers({TARGET: {0, 1, 2}}, {TARGET: {1}})
     audit = await found(workers, store, PARTNER, THIRD)
     # suspicion counts once, however often: who is silent after each wrong answer would lose nothing more
-    assert (audit.outcome, audit.partner_outcome) == ("unanswered", "passed")
+    assert (audit.outcome, audit.partner_outcome, audit.accused) == ("unanswered", "passed", TARGET)
     assert audit.words == f"asked again, {TARGET} gave no answer: nothing came"
     assert len(workers.seeds) == 2
     workers = Workers({TARGET: {0, 1, 2, 3}}, {PARTNER: {1}})  # a partner that falls silent clears nobody
     assert (await found(workers, store, PARTNER, THIRD)).outcome == "failed"
+
+
+async def test_who_stands_in_is_not_the_one_who_has_to_be_trusted_most(store: AuditStore) -> None:
+    workers = Workers({TARGET: set(range(100))}, {PARTNER: set(range(1, 100))})
+    audit = await found(workers, store, PARTNER, THIRD, FOURTH, ranks={PARTNER: 0, THIRD: 2})
+    assert (audit.outcome, audit.partner_outcome, audit.referee) == ("failed", "passed", THIRD)
 
 
 async def test_others_stand_in_for_a_partner_that_stays_silent(store: AuditStore) -> None:
@@ -165,6 +175,7 @@ async def test_a_kept_answer_decides_between_two_that_go_on_to_differ(
     audit = await found(workers, store, PARTNER)
     outcome = "failed" if is_wrong_again else "suspected"
     assert (audit.outcome, audit.partner_outcome, audit.referee) == (outcome, "passed", "recorded")
+    assert audit.accused is None  # the same kept answer would say it of the same rounding time and again
     assert len(workers.seeds) == (10 if is_wrong_again else 2 + MAX_CONFIRMATIONS)
 
 

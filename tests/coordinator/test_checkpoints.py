@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from sqlite3 import Connection
+from sqlite3 import Connection, connect
 
 import pytest
 from structlog.testing import capture_logs
@@ -38,6 +38,12 @@ class Log:
     @property
     def log_bytes(self) -> int:
         return self.path.with_name(f"{self.path.name}-wal").stat().st_size
+
+    @property
+    def n_begun_anew(self) -> int:
+        """The log's own count (bytes 12 to 16 of its header)."""
+        header = self.path.with_name(f"{self.path.name}-wal").read_bytes()[:16]
+        return int.from_bytes(header[12:], "big")
 
     async def write(self, n_bytes: int = 1) -> None:
         await self.transactions.write_plainly(
@@ -103,19 +109,35 @@ async def test_it_is_due_once_enough_turns_have_been_taken(log: Log) -> None:
     assert not log.transactions.checkpoint_due.is_set()
 
 
-async def test_the_log_begins_anew_though_somebody_always_writes(log: Log) -> None:
-    """Whatever comes while it is moved stays, so without a turn for the rest it would never be empty."""
+async def test_from_time_to_time_the_rest_is_moved_in_a_turn_so_that_the_log_begins_anew(log: Log) -> None:
+    """Whatever comes while it is moved stays, so beside those who always write it would never be empty."""
+    for _ in range(TURNS_ANEW):
+        await log.write()
+    with closing(connect(log.path)) as reader:
+        await log.write(MANY_BYTES)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM written").fetchone()
+        await log.write(MANY_BYTES)  # stays in the log for as long as somebody reads what was before
+        before = log.file_bytes
+        async with asyncio.TaskGroup() as tasks, somebody_writing(log):
+            tasks.create_task(log.transactions.checkpoint())
+            await eventually(lambda: log.file_bytes >= before + MANY_BYTES)
+            reader.rollback()
+    n_before = log.n_begun_anew
+    await log.write()
+    assert log.n_begun_anew == n_before + 1
 
-    async def write_forever() -> None:
-        while True:
-            await log.write(4 * PAGE_BYTES)
 
-    async with running_beside(one=write_forever(), other=write_forever()), asyncio.timeout(60.0):
-        for _ in range(3):
-            for _ in range(TURNS_ANEW // CHECKPOINT_TURNS):
-                await log.transactions.checkpoint_due.wait()
-                await log.transactions.checkpoint()
-    assert log.log_bytes < 2 * TURNS_ANEW * 8 * PAGE_BYTES
+async def test_what_a_long_reader_made_it_grow_by_goes_back_to_the_disk(log: Log) -> None:
+    with closing(connect(log.path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM written").fetchone()
+        for _ in range(2):
+            await log.write(PAGE_BYTES * LONGEST_LOG_PAGES)
+        assert log.log_bytes > 2 * PAGE_BYTES * LONGEST_LOG_PAGES
+    await log.transactions.checkpoint()
+    await log.write()
+    assert log.log_bytes <= PAGE_BYTES * LONGEST_LOG_PAGES
 
 
 async def test_it_goes_on_whenever_it_is_due(log: Log) -> None:

@@ -48,7 +48,7 @@ def test_a_preview_is_shown_with_speeds_memory_and_what_speaks_against_it() -> N
     with out.capture() as captured:
         out.print(_preview(found), soft_wrap=True)
     text = captured.get()
-    for said in ("1.0 MiB needed", "2.0 tokens/s", "not all blocks are held", "m 0:3", "too big", "--force", "3:4"):
+    for said in ("1.0 MB needed", "2.0 tokens/s", "not all blocks are held", "m 0:3", "too big", "--force", "3:4"):
         assert said in text
     assert "\x1b[31mevil" not in text
     assert pin_text(PIN) == "is pinned to blocks 0:3 of m by k-1: why not"

@@ -143,6 +143,25 @@ async def test_an_incomplete_model_fails_and_says_why(tmp_path: Path) -> None:
         assert check.seen.startswith("incomplete: ")
 
 
+async def test_files_that_the_store_lacks_are_named_with_what_brings_them_back(tmp_path: Path) -> None:
+    """As after a restore: backups have no model files. A worker may hold all blocks and a newcomer find nothing."""
+    async with running_coordinator(tmp_path) as coordinator:
+        model = await add_model(coordinator)
+        coordinator.state_folder.files.rename(tmp_path / "elsewhere")
+        n_files = len(model.manifest.all_files())
+        check = (await examined(coordinator, tmp_path))["model tiny"]
+        assert check.status == "fail"
+        assert f"the coordinator's store lacks {n_files} of its files" in check.seen
+        assert check.mend.startswith("coord model add tiny SOURCE")
+        async with pinned_workers(coordinator, (0, 4)):
+            check = (await examined(coordinator, tmp_path))["model tiny"]
+            assert check.status == "warn"
+            assert f"ready; the coordinator's store lacks {n_files} of its files" in check.seen
+            assert check.mend.startswith("coord model add tiny SOURCE")
+        (tmp_path / "elsewhere").rename(coordinator.state_folder.files)
+        assert "lacks" not in (await examined(coordinator, tmp_path))["model tiny"].seen
+
+
 async def test_a_model_that_is_held_is_ready(tmp_path: Path) -> None:
     async with running_coordinator(tmp_path) as coordinator:
         await add_model(coordinator)

@@ -198,6 +198,18 @@ def test_a_copy_of_the_state_folder_is_refused_and_can_stand_by(
             assert second.wait(STOP_DEADLINE_S) == 0
 
 
+def test_one_that_stands_by_stops_when_told(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """Nobody knows how long it would stand by otherwise, and a service manager kills it after 90 s."""
+    url = postgres_server.new_database()
+    with forked(tmp_path / "one", "--database-url", url):
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+        with _standing_by(tmp_path / "two", url) as second:
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(STOP_DEADLINE_S) == 0
+            assert second.stderr is not None
+            assert "Traceback" not in second.stderr.read()
+
+
 def test_one_that_was_replaced_stops_by_itself(tmp_path: Path) -> None:
     with forked(tmp_path / "state") as first:
         with closing(sqlite3.connect(tmp_path / "state" / "brigade.db", timeout=10)) as connection, connection:

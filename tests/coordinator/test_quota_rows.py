@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, event, func, make_url, select, update
 
 from coordinator import transactions
 from coordinator.database import create_engine, migrate, opened
+from coordinator.policy.quota import MAX_CONTINUATIONS
 from coordinator.quota_rows import GOES_ON_WITHIN, LONGEST_GENERATION, OPENS_WITHIN, REPORTED_WITHIN
 from coordinator.repository import Repository
 from coordinator.stored_rows import NewGeneration, ReportedEnd
@@ -55,6 +56,7 @@ async def begin(
     *,
     now: datetime = NOW,
     continues: str | None = None,
+    replaces: str | None = None,
     key_id: KeyId = KEY,
     is_opening_told: bool = False,
 ) -> None:
@@ -68,6 +70,7 @@ async def begin(
         max_tokens=max_tokens,
         at=now,
         continues=None if continues is None else SessionId(continues),
+        replaces=None if replaces is None else SessionId(replaces),
         is_opening_told=is_opening_told,
     )
     await repository.record_generation(new)
@@ -425,6 +428,12 @@ class Generation:
     n_delivered: int = 0
     is_over: bool = False
     failed: bool = False
+    n_continuations: int = 0
+    """At most; one whose answer is lost counts too."""
+
+    @property
+    def may_go_on(self) -> bool:
+        return not self.is_over and self.n_continuations + 2 * MOST_UNHEARD <= MAX_CONTINUATIONS
 
     @property
     def n_held(self) -> int:
@@ -436,7 +445,46 @@ class Generation:
 
 
 LIMIT = 500
+MOST_UNHEARD = 4
 STEPS = st.one_of(st.none(), st.none(), st.integers(1, 14), st.just(LOST_ANSWER))
+
+
+async def test_a_session_and_attempts_after_it_of_which_nobody_hears_hold_and_give_back_once(
+    repository: Repository,
+) -> None:
+    await add_key(
+        repository, KeyLimits(requests_per_min=5, tokens_per_min=1000, tokens_per_day=2000, max_concurrent=1)
+    )
+    await begin(repository, "heard", 10, 90, is_opening_told=True)
+    for before, session in ((None, "s2"), ("s2", "s3"), ("s3", "s4")):
+        await begin(repository, session, 14, 86, continues="heard", replaces=before, is_opening_told=True)
+        assert await used(repository) == ([1, 100, 100], 1)
+    assert await end(repository, "heard", 10, 4, "failed"), "its tail reports late"
+    assert await used(repository) == ([1, 100, 100], 1)
+    assert await end(repository, "s4", 14, 6)
+    later = NOW + OPENS_WITHIN + timedelta(seconds=1)
+    before = await used(repository, later)
+    await repository.quotas.expire(later)
+    assert await used(repository) == ([1, 20, 20], 0)
+    assert await used(repository, later) == before, "nothing of the attempts is left to be given back"
+    replaced = [await repository.generation(SessionId(session)) for session in ("heard", "s2", "s3", "s4")]
+    assert [one.continued_by for one in replaced if one is not None] == ["s4", "s3", "s4", None]
+
+
+async def test_only_an_attempt_from_the_same_session_and_of_the_same_key_is_replaced(
+    repository: Repository,
+) -> None:
+    other = KeyId("k2")
+    await add_key(repository, KeyLimits())
+    await add_key(repository, KeyLimits(), other)
+    await begin(repository, "theirs", 10, 90, key_id=other)
+    await begin(repository, "mine", 10, 90)
+    await begin(repository, "beside", 10, 90)
+    for replaced in ("theirs", "beside"):
+        await begin(repository, f"after {replaced}", 14, 86, continues="mine", replaces=replaced)
+        found = await repository.generation(SessionId(replaced))
+        assert found is not None
+        assert found.continued_by is None
 
 
 @functools.cache
@@ -521,17 +569,41 @@ class Ledger(RuleBasedStateMachine):
         one.n_delivered += n_tokens
         if outcome != "failed":
             one.is_over, one.failed = True, False
-        elif goes_on:
+        elif goes_on and one.n_continuations + 2 <= MAX_CONTINUATIONS:
             self.goes_on(one, fails_at)
         else:
             one.is_over = one.failed = True
             self.runner.run(self.let_pass(one.session))
             assert self.done(self.repository.quotas.expire(NOW), None)
 
-    def goes_on(self, one: Generation, fails_at: int | None) -> None:
-        """By another session, asked for until it is granted."""
+    @precondition(lambda self: any(one.may_go_on for one in self.all))
+    @rule(
+        data=st.data(),
+        n_unheard=st.integers(1, MOST_UNHEARD),
+        is_first_heard=st.booleans(),
+        is_told=st.booleans(),
+        fails_at=STEPS,
+    )
+    def finds_nobody(
+        self, data: st.DataObject, n_unheard: int, is_first_heard: bool, is_told: bool, fails_at: int | None
+    ) -> None:
+        """Attempts of which no worker hears go on from the last one, or all from one that was heard.
+
+        Nobody reports them. The heard one's tail may (`is_told`), while they fail: it is not the latest any more.
+        """
+        one = data.draw(st.sampled_from([one for one in self.all if one.may_go_on]))
+        heard = one.session
+        for _ in range(n_unheard):
+            self.goes_on(one, fails_at, heard if is_first_heard else one.session)
+            if is_told:
+                n_prompt = one.n_prompt + one.n_delivered
+                self.runner.run(end(self.repository, heard, n_prompt, 0, "failed"))
+
+    def goes_on(self, one: Generation, fails_at: int | None, before: str | None = None) -> None:
+        """By another session, asked for until it is granted; from its latest, or from `before`."""
         asked = (one.n_prompt + one.n_delivered, one.max_tokens - one.n_delivered)
-        before, one.session = one.session, self.new_session()
+        before, one.session = before or one.session, self.new_session()
+        one.n_continuations += 2
         if not self.done(begin(self.repository, one.session, *asked, continues=before), fails_at):
             one.session = self.new_session()  # the first may be there, and nobody knows of it
             assert self.done(begin(self.repository, one.session, *asked, continues=before), None)

@@ -17,6 +17,7 @@ from coordinator.policy.breakers import FIRST_OPEN_S
 from coordinator.ticket_desk import TICKET_LIFE_S
 from protocol.cluster_rest import ClusterStatus
 from protocol.control_messages import Assign, GenerationReport
+from protocol.generation_rest import GenerationPage
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
 from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest
@@ -369,6 +370,56 @@ async def test_a_stranger_to_the_route_cant_be_blamed(coordinator: RunningCoordi
             await granted(http, continues=grant.session_id, failure=failure)
         assert [hop.worker_id for hop in (await granted(http, exclude=(first,))).hops] == [second]
         assert [hop.worker_id for hop in (await granted(http)).hops] == [first]
+
+
+async def later_attempts_fail(http: Http, worker: WorkerId, other: WorkerId, *, goes_on: bool) -> RouteGrant:
+    """A session over `other`, three after it that fail at `worker`, and one more over `other`; the first of them.
+
+    All go on from the first, or, unless `goes_on`, the three from none.
+    """
+    first, failure = await granted(http, exclude=(worker,)), None
+    for _ in range(3):
+        going_on = {"continues": first.session_id, "failure": failure} if goes_on else {}
+        later = await granted(http, exclude=(other,), **going_on)
+        assert [hop.worker_id for hop in later.hops] == [worker]
+        failure = HopFailure(worker_id=worker, code="hop_lost", session_id=later.session_id)
+        if not goes_on:
+            await granted(http, exclude=(worker,), continues=first.session_id, failure=failure)
+    await granted(http, exclude=(worker,), continues=first.session_id, failure=failure)
+    return first
+
+
+async def shown(coordinator: RunningCoordinator, worker_id: WorkerId) -> tuple[str, GenerationPage]:
+    """What operators are told of a worker, and which generations run."""
+    async with http_session(coordinator, key_of(coordinator, "admin")) as admin:
+        status = (await admin.ask("GET", "/admin/v1/status")).read(ClusterStatus)
+        running = (await admin.ask("GET", "/admin/v1/generations?state=running")).read(GenerationPage)
+    return {worker.worker_id: worker.reason for worker in status.workers}[worker_id], running
+
+
+async def test_later_attempts_that_failed_count_though_an_earlier_session_is_continued(
+    coordinator: RunningCoordinator, http: Http
+) -> None:
+    """No worker has heard of them, so that what is kept is the earlier one's, whose route was another."""
+    async with pinned_workers(coordinator, (0, 4), (0, 4)) as workers:
+        bad, good = (worker.worker_id for worker in workers)
+        await later_attempts_fail(http, bad, good, goes_on=True)
+        reason, running = await shown(coordinator, bad)
+        assert "it is avoided for" in reason
+        (last,) = running.generations
+        assert [hop.worker_id for hop in last.hops] == [good], "those that failed run no more"
+
+
+async def test_a_session_that_does_not_go_on_from_the_continued_one_is_not_blamed_on_anybody(
+    coordinator: RunningCoordinator, http: Http
+) -> None:
+    async with pinned_workers(coordinator, (0, 4), (0, 4)) as workers:
+        first, second = (worker.worker_id for worker in workers)
+        await later_attempts_fail(http, first, second, goes_on=False)
+        reason, running = await shown(coordinator, first)
+        assert "avoided" not in reason
+        on_first = [one for one in running.generations if one.hops[0].worker_id == first]
+        assert len(on_first) == 3, "they run on"
 
 
 async def test_after_a_stall_the_silent_are_left_out(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ MACHINES = (
         attack=24,
         what="of who can't be dialled clients tell too",
         file="client/failover.py",
-        before="continues=session_id if has_been_heard or not before.has_been_heard else before.continues",
-        after="continues=session_id if has_been_heard else before.continues",
+        before="continues = session_id if has_been_heard or not before.has_been_heard else before.continues",
+        after="continues = session_id if has_been_heard else before.continues",
         tests=(f"{_MACHINES}::test_who_says_ready_and_is_not_costs_no_client_an_answer_and_loses_its_routes",),
     ),
     Mutation(

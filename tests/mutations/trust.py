@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutations.mutation import Mutation
 
 _LIES, _GAMES = "test_24_lies_about_work.py", "test_25_trust_games.py"
+_LOW = "test_24_lying_low.py"
 _RULES = "tests/coordinator/policy/test_audit_rules.py"
 _COMPARING = "tests/coordinator/test_audit_comparing.py"
 
@@ -77,7 +78,7 @@ TRUST = (
         attack=24,
         what="others stand in for a partner whose silence would keep an accomplice from failing",
         file="coordinator/audit_comparing.py",
-        before="                others = others[1:] if len(others) > 2 else others\n",
+        before="                others = [others[-1], *others[1:-1]] if len(others) > 2 else others\n",
         after="",
         tests=(f"{_COMPARING}::test_others_stand_in_for_a_partner_that_stays_silent",),
     ),
@@ -112,6 +113,24 @@ TRUST = (
         before="    if not row.is_telling:\n",
         after="    if row.n_audits >= 0:\n",
         tests=(f"{_LIES}::test_who_is_never_free_for_audits_but_for_clients_is_told_of",),
+    ),
+    Mutation(
+        attack=24,
+        what="who lies low after each wrong answer is accused often enough all the same",
+        file="coordinator/policy/audit_accusations.py",
+        before="    return len(accusations.get(worker_id, ())) > N_AGAIN\n",
+        after="    return len(accusations.get(worker_id, ())) > 3 * N_AGAIN\n",
+        tests=(f"{_LOW}::test_who_is_honest_for_minutes_after_each_wrong_answer_is_found_all_the_same",),
+    ),
+    Mutation(
+        attack=24,
+        what="the model isn't to blame where another worker computes it well",
+        file="coordinator/audit_found.py",
+        before='    if given.failure == "faulty" and',
+        after='    if given.failure == "" and',
+        tests=(
+            f"{_LOW}::test_who_says_that_the_model_is_damaged_while_another_one_computes_it_well_gave_no_answer",
+        ),
     ),
     Mutation(
         attack=25,

@@ -20,9 +20,11 @@ from protocol.messages import (
     Step,
     Token,
 )
+from protocol.prompt_cost import PromptCost
 
 ids = st.text(min_size=1, max_size=40)
 positions = st.integers(0, 2**31 - 1)
+costs = st.floats(0, 1e6)
 token_ids = st.integers(0, 2**31 - 1)
 block_ranges = st.tuples(st.integers(0, 5000), st.integers(1, 5000)).map(lambda p: BlockRange(p[0], p[0] + p[1]))
 hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -58,7 +60,13 @@ data_messages = st.one_of(
     ),
     st.builds(FeedToken, session_id=ids, position=positions, token_id=token_ids),
     st.builds(CloseSession, session_id=ids, reason=st.sampled_from(["finished", "cancelled", "failed", "lost"])),
-    st.builds(SessionOpened, session_id=ids),
+    st.builds(
+        SessionOpened,
+        session_id=ids,
+        prompt_costs=st.lists(st.builds(PromptCost, base=costs, per_token=costs, per_pair=costs), max_size=3).map(
+            tuple
+        ),
+    ),
     st.builds(Credit, session_id=ids, n_steps=st.integers(1, STEP_CREDIT)),
     st.builds(
         SessionEnded,

@@ -277,6 +277,8 @@ def test_what_is_newer_than_the_peer_is_left_out() -> None:
     assert understood_by(wanted, PROTOCOL_VERSION) is wanted
     assert understood_by(wanted, "1.0") == RouteRequest(model="m", n_prompt_tokens=3, max_tokens=4)
     msgspec.json.decode(msgspec.json.encode(understood_by(wanted, "1.0")), type=bodies_1_0.RouteRequest)
+    later = msgspec.structs.replace(wanted, failure=HopFailure(code="hop_lost", session_id=SessionId("t")))
+    assert understood_by(later, "1.1") == wanted
 
 
 @each_version

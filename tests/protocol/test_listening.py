@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import resource
+import signal
 import socket
 
 import pytest
@@ -7,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError, PortInUseError
-from protocol.listening import check_can_listen, listen_address_from_text
+from protocol.listening import (
+    check_can_listen,
+    listen_address_from_text,
+    raise_open_files_limit,
+    stop_signals,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +62,36 @@ def test_where_one_cannot_listen_is_known_before_and_said_with_the_option() -> N
         check_can_listen("192.0.2.1", 1, option="--metrics-listen")
     with pytest.raises(ConfigError, match=r"--metrics-listen: 'nowhere.invalid' is no address"):
         check_can_listen("nowhere.invalid", 1, option="--metrics-listen")
+
+
+async def test_a_start_is_given_up_when_told_to_stop() -> None:
+    async with asyncio.timeout(30.0):
+        with stop_signals():
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.Event().wait()
+
+
+async def test_what_runs_is_told_to_stop_and_ends_in_order() -> None:
+    steps = []
+    async with asyncio.timeout(30.0):
+        with stop_signals() as stop:
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            await stop.wait()
+            await asyncio.sleep(0)
+            steps.append("ended")
+    assert steps == ["ended"]
+
+
+async def test_a_cancellation_that_no_signal_asked_for_goes_on() -> None:
+    with pytest.raises(asyncio.CancelledError), stop_signals():
+        raise asyncio.CancelledError
+
+
+def test_as_many_files_may_be_open_as_the_user_may_have() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, before[1]), before[1]))
+    try:
+        raise_open_files_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

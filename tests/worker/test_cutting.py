@@ -1,15 +1,29 @@
 from __future__ import annotations
 
-from protocol.ids import BlockRange, Revision
+import pytest
+
+from protocol.ids import BlockRange, Revision, WorkerId
+from protocol.prompt_cost import PromptCost
 from worker.batch_bounds import batch_bounds
 from worker.batch_costs import BatchCosts
-from worker.cutting import UNMEASURED_TOKENS, PromptCutter
+from worker.cutting import UNMEASURED_TOKENS, PromptCutter, Route
 from worker.fairness import Tenant
 from worker.measures import Measures
 from worker.prompt_costs import PromptCosts, RunStep, StepCost
 from worker.steps import SpanKey
 
 SPAN = SpanKey(revision=Revision("a" * 64), blocks=BlockRange(0, 4), precision="float32")
+COST = StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6)
+"""Of the four blocks."""
+
+
+def route(n_hops: int = 2) -> Route:
+    return Route(SPAN, 4, WorkerId("w-next"), WorkerId("w-tail"), n_hops - 1)
+
+
+def said(share: float, cost: StepCost = COST) -> PromptCost:
+    """By a later hop that takes so much of the time of a first one."""
+    return PromptCost(share * cost.base, share * cost.per_token, share * cost.per_pair)
 
 
 def measured(cost: StepCost) -> Measures:
@@ -21,7 +35,7 @@ def measured(cost: StepCost) -> Measures:
 
 
 def lengths(cutter: PromptCutter, n_tokens: int = 1024, *, n_hops: int = 2, n_others: int = 0) -> list[int]:
-    pieces = cutter.pieces(range(n_tokens), SPAN, n_blocks=4, n_hops=n_hops, n_others=n_others)
+    pieces = cutter.pieces(range(n_tokens), route(n_hops), n_others=n_others)
     return [len(piece) for piece in pieces]
 
 
@@ -30,18 +44,18 @@ def test_before_anything_is_measured_pieces_are_even() -> None:
 
 
 def test_an_operators_choice_counts_whatever_was_measured() -> None:
-    measures = measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6))
+    measures = measured(COST)
     assert lengths(PromptCutter(measures, 256)) == [256] * 4
 
 
 def test_pieces_get_shorter_as_attention_takes_longer() -> None:
-    cut = lengths(PromptCutter(measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6))))
+    cut = lengths(PromptCutter(measured(COST)))
     assert cut == sorted(cut, reverse=True)
     assert cut[0] > 1.3 * cut[-2]
 
 
 def test_more_workers_take_more_pieces_and_one_takes_few() -> None:
-    cutter = PromptCutter(measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6)))
+    cutter = PromptCutter(measured(COST))
     assert len(lengths(cutter, n_hops=1)) < len(lengths(cutter, n_hops=2)) < len(lengths(cutter, n_hops=4))
 
 
@@ -63,21 +77,21 @@ def test_who_comes_while_a_prompt_runs_does_not_wait_for_its_long_pieces_to_the_
 def test_a_prompt_is_cut_shorter_while_another_keys_stream_runs_and_no_piece_for_ones_own() -> None:
     many, one = Tenant("many"), Tenant("one")
     costs = BatchCosts().with_batch(1, 1.0).with_batch(48, 3.0).with_batch(128, 5.0)
-    cutter = PromptCutter(Measures(bounds=batch_bounds({one: 1}, 2.0, costs)))
+    cutter = PromptCutter(Measures(bounds=lambda: batch_bounds({one: 1}, 2.0, costs)))
     run = cutter.as_others_come([range(128), range(128, 168)], lambda: 1, many)
     assert [len(piece) for piece in run] == [42, 43, 43, 40]
     assert [len(piece) for piece in cutter.as_others_come([range(128)], lambda: 1, one)] == [128]
 
 
 def test_what_a_client_has_cut_is_not_cut_further() -> None:
-    cutter = PromptCutter(measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6)))
+    cutter = PromptCutter(measured(COST))
     assert len(lengths(cutter, UNMEASURED_TOKENS)) > 1
     assert cutter.even_pieces(range(7, 7 + UNMEASURED_TOKENS)) == [range(7, 7 + UNMEASURED_TOKENS)]
     assert PromptCutter(Measures(), 64).even_pieces(range(128)) == [range(64), range(64, 128)]
 
 
 def test_a_prompt_is_cut_alike_until_another_cut_is_worth_it() -> None:
-    measures = measured(StepCost(base=0.008, per_token=0.75e-3, per_pair=0.55e-6))
+    measures = measured(COST)
     cutter = PromptCutter(measures)
     first = lengths(cutter)
     measures.prompt_costs[SPAN] = measured(StepCost(base=0.0085, per_token=0.7e-3, per_pair=0.6e-6)).prompt_costs[
@@ -86,3 +100,55 @@ def test_a_prompt_is_cut_alike_until_another_cut_is_worth_it() -> None:
     assert lengths(cutter) == first
     measures.prompt_costs[SPAN] = measured(StepCost(base=0.2, per_token=0.7e-3, per_pair=0.6e-6)).prompt_costs[SPAN]
     assert len(lengths(cutter)) < len(first)
+
+
+def test_behind_quicker_hops_the_last_pieces_are_short_and_before_slower_ones_the_first() -> None:
+    cutter = PromptCutter(measured(COST))
+    cutter.heard(route(), (said(0.7),))
+    falling = lengths(cutter)
+    cutter = PromptCutter(measured(COST))
+    cutter.heard(route(), (said(1.4),))
+    rising = lengths(cutter)
+    assert falling[-1] < falling[0] / 3
+    assert rising[0] < max(rising) / 2
+
+
+def test_hops_of_which_nothing_is_known_are_taken_to_be_alike() -> None:
+    cutter = PromptCutter(measured(COST))
+    alike = lengths(cutter, n_hops=3)
+    assert cutter.heard(route(3), ()) == ()
+    assert cutter.heard(route(3), (said(0.5),)) == ()
+    assert lengths(cutter, n_hops=3) == alike
+    cutter.heard(route(3), (said(0.5), said(0.5)))
+    assert lengths(cutter, n_hops=3) != alike
+
+
+def test_what_later_hops_said_counts_for_their_route_until_they_say_something_else_worth_another_cut() -> None:
+    cutter = PromptCutter(measured(COST))
+    cutter.heard(route(), (said(0.7),))
+    first = lengths(cutter)
+    assert len(lengths(cutter, n_hops=3)) > len(first)
+    for later in ((said(0.72),), ()):
+        cutter.heard(route(), later)
+        assert lengths(cutter) == first
+    cutter.heard(route(), (said(3.0),))
+    assert lengths(cutter) != first
+
+
+def test_a_hop_tells_the_one_before_what_it_and_the_later_ones_take() -> None:
+    told = PromptCutter(measured(COST)).heard(route(), (said(0.5),))
+    assert told[1:] == (said(0.5),)
+    assert told[0].per_token == pytest.approx(COST.per_token, rel=0.01)
+    assert PromptCutter(Measures()).heard(route(), (said(0.5),)) == ()
+
+
+def test_only_the_latest_routes_are_remembered() -> None:
+    cutter = PromptCutter(measured(COST))
+    alike = lengths(cutter)
+    cutter.heard(route(), (said(0.5),))
+    assert lengths(cutter) != alike
+    for index in range(256):
+        other = Route(SPAN, 4, WorkerId(f"w-{index}"), WorkerId("w-tail"), 1)
+        cutter.heard(other, (said(0.5),))
+        cutter.pieces(range(32), other, n_others=0)
+    assert lengths(cutter) == alike

@@ -16,23 +16,29 @@ from protocol.messages import (
 from protocol.tickets import sign_claims
 from tests.support.fake_worker import fake_worker, opened_by
 from tests.support.hidden_steps import SESSION, hidden_step
-from tests.support.ring import Ring, eventually, generated, running_ring
+from tests.support.ring import Generation, Ring, eventually, generated, running_ring
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from worker.prompt_costs import PromptCosts, RunStep, StepCost
 
 Checkpoints = Callable[[str], TinyCheckpoint]
+COST = StepCost(base=0.004, per_token=0.3e-3, per_pair=0.3e-6)
 
 
 @pytest.fixture
 async def cutting_ring(checkpoint: Checkpoints, tmp_path: Path) -> AsyncIterator[Ring]:
     """A ring that cuts prompts by what its head has measured."""
     async with running_ring(checkpoint("llama"), tmp_path, (2,), chunk_tokens=None) as ring:
-        costs, cost = PromptCosts(0.004), StepCost(base=0.004, per_token=0.3e-3, per_pair=0.3e-6)
-        for position in range(0, 1024, 128):
-            costs = costs.with_step(RunStep(128, position, cost.seconds(128, position)))
-        engine = ring.workers[0].engine
-        engine.measures.prompt_costs[engine.loaded()[0].key] = costs
+        measure(ring, 0, COST)
         yield ring
+
+
+def measure(ring: Ring, index: int, cost: StepCost) -> None:
+    """As if a worker had run a prompt of 1,024 tokens; `cost`: of each block."""
+    costs = PromptCosts(cost.base)
+    for position in range(0, 1024, 128):
+        costs = costs.with_step(RunStep(128, position, cost.seconds(128, position)))
+    engine = ring.workers[index].engine
+    engine.measures.prompt_costs[engine.loaded()[0].key] = costs
 
 
 def lengths_run(ring: Ring, index: int) -> list[int]:
@@ -48,6 +54,20 @@ async def test_a_route_of_a_coordinator_that_does_not_say_its_hops_is_cut_for_al
     lengths = lengths_run(cutting_ring, 0)
     await generated(cutting_ring, [5] * 300, 1, max_positions=310)
     assert len(lengths) > 3
+
+
+async def test_the_head_learns_what_the_later_hops_take_and_cuts_by_it_and_no_client_is_told(
+    cutting_ring: Ring,
+) -> None:
+    measure(cutting_ring, 1, COST.of_blocks(3))
+    lengths = lengths_run(cutting_ring, 0)
+    generation = await Generation.prepared(cutting_ring, [6] * 300, 1, max_positions=310)
+    await generation.open()
+    assert (await generation.head.receive(SessionOpened)).prompt_costs == ()
+    await generation.cancel(generation.head)
+    await cutting_ring.until_clean()
+    await generated(cutting_ring, [7] * 300, 1, max_positions=310)
+    assert lengths[0] < lengths[1]
 
 
 async def test_what_the_client_of_a_private_session_has_cut_is_run_as_it_is(cutting_ring: Ring) -> None:

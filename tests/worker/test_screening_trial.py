@@ -13,6 +13,7 @@ from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, VOCAB_SIZE
 from worker import screening_trial
 from worker.batching_trial import settle_batching
+from worker.byte_sizes import size_text
 from worker.column_linear import ColumnLinear
 from worker.engine_core import EngineCore
 from worker.screened_head import ScreenedHead
@@ -124,7 +125,8 @@ def test_codes_take_little_of_what_caches_have(
     head, n_before = stage.head, stage.n_weight_bytes()
     found = settle_screening(stage, None if share is None else share * head.weight.numel())
     assert isinstance(stage.head, ScreenedHead) == is_screened == found.is_on
-    assert is_screened or "its codes take 0 MB, and caches have 0 MB in all" in found.off_because
+    codes, caches = size_text(head.weight.numel()), size_text(7 * head.weight.numel())
+    assert is_screened or f"its codes take {codes}, and caches have {caches} in all" in found.off_because
     assert (stage.n_weight_bytes() - n_before >= head.weight.numel()) == is_screened
 
 

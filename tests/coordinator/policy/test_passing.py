@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +49,67 @@ def test_a_restarted_worker_gets_its_blocks_back_and_is_a_replica_more() -> None
     assert fleet.state.workers[B].assignment.epoch == 2
     fleet.all_ready()
     assert model_info(fleet.state, M, fleet.now_s).state == "ready"
+
+
+def restarted_pair() -> Fleet:
+    """A pair whose coordinator was started again, as after a power cut: nobody is connected yet."""
+    before = ready_pair().state
+    workers = {w: replace(worker, presence="expected", is_connected=False) for w, worker in before.workers.items()}
+    return Fleet(replace(before, workers=workers), now_s=1002.0)
+
+
+def test_a_worker_that_has_enrolled_has_two_minutes_to_load_its_programs() -> None:
+    fleet = restarted_pair()
+    fleet.wait(10)
+    fleet.do(WorkerJoined(worker_id=A))
+    assert (
+        "it loads its programs first; it counts as lost in 120 s" in worker_info(fleet.state, A, fleet.now_s).reason
+    )
+    fleet.wait(20)
+    assert worker_info(fleet.state, A, fleet.now_s).state == "enrolling"
+    assert worker_info(fleet.state, B, fleet.now_s).state == "lost", "it said nothing"
+    fleet.join("c")
+    fleet.wait(2)
+    assert fleet.blocks() == {"a": "0:4", "b": "4:8", "c": "4:8"}
+
+    fleet.do(WorkerConnected(worker_id=A, announce=announce("a")))
+    assert fleet.state.workers[A].starts_by_s is None
+    fleet.wait(20, silent=("a",))
+    assert worker_info(fleet.state, A, fleet.now_s).state == "lost", "what it was given was for its start"
+
+
+def test_a_worker_that_enrols_again_and_again_and_never_connects_is_lost_all_the_same() -> None:
+    fleet = restarted_pair()
+    for _ in range(25):
+        fleet.do(WorkerJoined(worker_id=A))
+        fleet.wait(5)
+    assert worker_info(fleet.state, A, fleet.now_s).state == "lost"
+    fleet.do(WorkerJoined(worker_id=A))
+    assert worker_info(fleet.state, A, fleet.now_s).state == "lost"
+
+
+def test_a_killed_worker_that_starts_again_is_waited_for_while_others_hold_its_blocks_too() -> None:
+    fleet = ready_pair()
+    fleet.do(SocketLost(worker_id=A))
+    fleet.wait(3)
+    assert fleet.blocks() == {"a": "0:4", "b": "0:8"}
+    fleet.do(WorkerJoined(worker_id=A))
+    fleet.wait(40)
+    assert "in 80 s it counts as lost" in worker_info(fleet.state, A, fleet.now_s).reason
+    fleet.wait(81)
+    assert worker_info(fleet.state, A, fleet.now_s).state == "lost"
+
+
+@pytest.mark.parametrize("step_s", [-5000.0, 5000.0])
+def test_a_clock_that_is_set_neither_shortens_nor_lengthens_a_start(step_s: float) -> None:
+    fleet = restarted_pair()
+    fleet.do(WorkerJoined(worker_id=A))
+    fleet.wait(10)
+    fleet.now_s += step_s
+    fleet.wait(1)
+    assert worker_info(fleet.state, A, fleet.now_s).state == "enrolling"
+    fleet.wait(122)
+    assert worker_info(fleet.state, A, fleet.now_s).state == "lost"
 
 
 def test_a_stopped_worker_that_stays_away_loses_its_blocks_as_one_that_fell_silent() -> None:

@@ -321,7 +321,7 @@ def test_every_worker_and_model_that_is_not_ready_says_why() -> None:
     fleet.do(added())
     assert "no worker is connected" in model_info(fleet.state, M, fleet.now_s).reason
     fleet.do(WorkerJoined(worker_id=A))
-    assert "not connected for 0 s" in worker_info(fleet.state, A, fleet.now_s).reason
+    assert "not connected yet" in worker_info(fleet.state, A, fleet.now_s).reason
     fleet.join("a", memory=memory_for(3, ends=1))
     assert "once nothing has changed for 1 s" in worker_info(fleet.state, A, fleet.now_s).reason
     assert "once nothing has changed for 1 s" in model_info(fleet.state, M, fleet.now_s).reason
