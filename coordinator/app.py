@@ -61,7 +61,7 @@ from protocol.traced_requests import SPANS
 log = structlog.get_logger(__name__)
 
 SHUTDOWN_S = 5.0
-"""Requests under way get so long at the stop."""
+"""Requests under way get so long at the stop, and then what is still to be written does."""
 ANY_HOST = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 
 
@@ -118,20 +118,23 @@ async def running(
             is_new_folder = await asyncio.to_thread(_note_url, opened.folder, own_url)
             cluster = app[CLUSTER].state
             log.info("coordinator_started", url=url, coordinator_id=opened.authority.coordinator_id)
-            async with running_beside(announcer=app[ANNOUNCER].announce_forever(port)):
-                yield RunningCoordinator(
-                    url=url,
-                    port=port,
-                    is_first_start=is_new_folder and not (cluster.models or cluster.workers),  # else restored
-                    metrics_url=metrics_url,
-                    cluster=app[CLUSTER],
-                    authority=opened.authority,
-                    state_folder=opened.folder,
-                    repository=opened.repository,
-                    catalogue=app[CATALOGUE],
-                    application=app,
-                )
-            log.info("coordinator_stopping", url=url)
+            try:
+                async with running_beside(announcer=app[ANNOUNCER].announce_forever(port)):
+                    yield RunningCoordinator(
+                        url=url,
+                        port=port,
+                        is_first_start=is_new_folder and not (cluster.models or cluster.workers),  # else restored
+                        metrics_url=metrics_url,
+                        cluster=app[CLUSTER],
+                        authority=opened.authority,
+                        state_folder=opened.folder,
+                        repository=opened.repository,
+                        catalogue=app[CATALOGUE],
+                        application=app,
+                    )
+            finally:
+                log.info("coordinator_stopping", url=url)
+                opened.repository.transactions.stop_limit.begin(SHUTDOWN_S)
 
 
 async def _application(

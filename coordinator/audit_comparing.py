@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from coordinator.audit_asking import Answer
 from coordinator.audit_found import (
@@ -26,22 +26,25 @@ from coordinator.policy.audit_rules import (
     accused,
     outcomes,
 )
-from coordinator.policy.audit_schedule import AuditPlan, Candidate
+from coordinator.policy.audit_schedule import ANSWER_S, AuditPlan, Candidate
 from protocol.audit_rest import AuditOutcome
 from protocol.ids import WorkerId
 
 MAX_SILENCES = 2
 """Answers, each waited for as long as one may take, that those may owe by whom a failure is to be confirmed."""
+CONFIRMING_S = 3 * ANSWER_S
+"""No fresh probe begins later: who takes long over each would hold one of the audits that may be under way."""
 
 _Compared = dict[frozenset[str], Comparison]
 
 
 class Comparer:
-    """Carries audits out, as planned."""
+    """Carries audits out, as planned; `clock`: one that never steps."""
 
-    def __init__(self, examiner: Examiner, kept: KeptAnswers) -> None:
+    def __init__(self, examiner: Examiner, kept: KeptAnswers, clock: Callable[[], float]) -> None:
         self._examiner = examiner
         self._kept = kept
+        self._clock = clock
 
     async def found(self, plan: AuditPlan) -> Found:
         """What comes of an audit."""
@@ -101,7 +104,10 @@ class Comparer:
         (failed,) = (c for c in everybody if c.worker_id == name)
         others = [c for c in everybody if c is not failed]
         n_asked = n_again = n_silent = 0
+        is_late = self._deadline()
         while n_asked < MAX_CONFIRMATIONS and n_silent < MAX_SILENCES and found.asked[failed.worker_id] is None:
+            if is_late():
+                break
             n_asked, seed = n_asked + 1, secrets.token_hex(16)
             answers = await ask(self._examiner, found, seed, [failed, others[0]])
             direct = _direct(compare_all(found.plan, [failed, others[0]], answers), failed, others[0])
@@ -134,6 +140,11 @@ class Comparer:
         if again.target == "failed":
             _take_referee(found, again, comparisons)
         return again.target == "failed"
+
+    def _deadline(self) -> Callable[[], bool]:
+        """Whether it is too late for another fresh probe."""
+        until_s = self._clock() + CONFIRMING_S
+        return lambda: self._clock() >= until_s
 
     def _all_answered(self, found: Found, answers: Mapping[WorkerId, Answer]) -> bool:
         target, partner = found.plan.target, found.plan.others[0]
@@ -169,7 +180,7 @@ class Comparer:
         if found.comparisons:
             found.outcome = verdict(found.comparisons)
             found.partner = found.comparisons[0].other
-            if found.outcome == "failed" and not await self._kept.show_again(found, records):
+            if found.outcome == "failed" and not await self._kept.show_again(found, records, self._deadline()):
                 found.outcome, found.words = _unshown(found, plan.target)
         elif (error := found.asked.get(plan.target.worker_id)) is not None:
             found.partner, found.outcome = RECORDED, outcome_of(error)

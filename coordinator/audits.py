@@ -51,7 +51,7 @@ class Auditor:
         self._clock = clock
         self._rng = rng or SystemRandom()
         kept = KeptAnswers(examiner, store, lambda: cluster.state, clock, self._rng)
-        self._comparer = Comparer(examiner, kept)
+        self._comparer = Comparer(examiner, kept, _now_s)
         self._busy: set[WorkerId] = set()
         self._n_under_way = 0
         self._paid_at_s: dict[WorkerId, float] = {}
@@ -68,6 +68,10 @@ class Auditor:
         """A generation is over, with the outcome that its tail reported."""
         if generation.outcome in SUCCESSES:
             self._rows = audit_evasion.served(self._rows, (worker_id for worker_id, _, _ in generation.route))
+
+    def pardon(self, worker_id: WorkerId) -> None:
+        """Forget what it was accused of, as operators have its blame forgotten."""
+        self._accusations = {w: ago for w, ago in self._accusations.items() if w != worker_id}
 
     def evading(self) -> str:
         """Whose audits come to nothing, in words for operators."""
@@ -175,7 +179,7 @@ class Auditor:
             n_times = len(self._accusations[found.accused])
             n_audits = 1 + audit_accusations.N_LATER
             found.proved(f"but it was time {n_times} in {n_audits} audits, which rounding hardly brings about")
-            self._accusations = {w: ago for w, ago in self._accusations.items() if w != found.accused}
+            self.pardon(found.accused)
 
     def _evasions(self, found: Found) -> list[Seen]:
         items = []

@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, PoolProxiedConnection
 
 import migrations
+from coordinator.stop_limit import close_connections
 from protocol.background import uninterrupted
 from protocol.coordinator_errors import DatabaseVersionError
 from protocol.errors import StorageError
@@ -76,7 +77,7 @@ async def opened(url: str, revision: str = "head") -> AsyncIterator[AsyncEngine]
     try:
         yield engine
     finally:
-        await uninterrupted(engine.dispose())  # what isn't closed here is left to the garbage collector
+        await uninterrupted(close_connections(engine))  # what isn't closed here is left to the garbage collector
 
 
 def migrate(url: str, revision: str = "head") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -77,13 +77,20 @@ class LeaseKeeper:
                 yield
         finally:
             if self._table.is_ours:
-                with suppress(StorageError):  # gone already, or it lapses by itself
-                    await uninterrupted(self._table.release())
+                await uninterrupted(self._release())
 
     def tell_url(self, url: str) -> None:
         """Have the lease say where this coordinator really answers."""
         self.url = url
         self._wants_renewal.set()
+
+    async def _release(self) -> None:
+        try:
+            await self._table.release()
+        except LeaseError:  # gone already
+            return
+        except StorageError as error:
+            log.warning("lease_not_released", lapses_in_s=LEASE_S, error_message=error.message)
 
     # -------------------------------------------------------------- taking
 

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from coordinator.database import BUSY_TIMEOUT_MS, READ_ONLY, blocking_engine, database_errors
 from coordinator.fence import Fence
 from coordinator.same_file import SameFile
+from coordinator.stop_limit import StopLimit
 from protocol.background import uninterrupted
 from protocol.coordinator_errors import LeaseError
 from protocol.errors import StorageError
@@ -48,6 +49,8 @@ class Transactions:
         self._engine = engine
         self._file = SameFile(Path(engine.url.database or "")) if self.database == "sqlite" else None
         self.fence = Fence()
+        self.stop_limit = StopLimit()
+        """Of PostgreSQL only: SQLite lets go after `BUSY_TIMEOUT_MS`."""
         self.on_done: Callable[[TransactionKind, float], None] = lambda _kind, _seconds: None
         """Told of each transaction that is over, and of the seconds that it took after its turn had come."""
         self._sqlite_writer = asyncio.Lock()
@@ -110,7 +113,7 @@ class Transactions:
                     written = partial(copy_context().run, self._written, self._file, work)
                     return await uninterrupted(self._in_thread(written))
                 with database_errors(self._engine.url):
-                    async with self._engine.begin() as connection:
+                    async with self.stop_limit.kept(), self._engine.begin() as connection:
                         return await connection.run_sync(self._fenced, work)
 
     async def write_plainly(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -179,7 +182,7 @@ class Transactions:
     @asynccontextmanager
     async def _native(self, what: TransactionKind) -> AsyncIterator[asyncpg.Connection]:
         with self._noted(what), database_errors(self._engine.url):
-            async with self._engine.connect() as connection:
+            async with self.stop_limit.kept(), self._engine.connect() as connection:
                 native: asyncpg.Connection = (await connection.get_raw_connection()).driver_connection
                 try:
                     yield native
@@ -271,7 +274,7 @@ class Transactions:
                 await self._in_thread(self._file.check)
             with database_errors(self._engine.url):
                 async with (
-                    asyncio.timeout(within_s),
+                    asyncio.timeout(within_s) if self._file is not None else self.stop_limit.kept(within_s),
                     AsyncSession(self._engine, expire_on_commit=False) as session,
                     session.begin(),
                 ):

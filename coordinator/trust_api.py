@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from coordinator.credentials import KeyCaller
-from coordinator.keys import CALLER, CLOCK, CLUSTER, REPOSITORY, SESSION_ENDS
+from coordinator.keys import AUDITOR, CALLER, CLOCK, CLUSTER, REPOSITORY, SESSION_ENDS
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.paging import page
 from coordinator.policy.state import ClusterState
@@ -66,6 +66,8 @@ async def decide(request: web.Request) -> web.Response:
     caller = request[CALLER]
     assert isinstance(caller, KeyCaller)  # the route's access says so
     await cluster.handle(_event(wanted, worker_id, caller.key_id))
+    if wanted.action == "pardon":
+        request.app[AUDITOR].pardon(worker_id)
     if wanted.action == "ban":
         request.app[SESSION_ENDS].end_beside(worker_id)
     return json_answer(_info(cluster.state, worker_id, request.app[CLOCK]()))

@@ -124,12 +124,12 @@ class WorkerConfig:
         )
 
     def join_secret(self) -> str | Invite:
-        """The join secret, or the invite, as it is now. Blocks: it may be in a file.
+        """The join secret, or the invite, as it is now; a pipe gave it once. Blocks: it may be in a file.
 
         Raises:
             ConfigError: the file can't be read any more, or holds no secret.
         """
-        if self.secret_file is None:
+        if self.secret_file is None or self.secret_file.is_fifo():
             return self.secret
         return read_again(self.secret_file, is_invite=isinstance(self.secret, Invite))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from protocol.ids import WorkerId
 from protocol.prompt_cost import PromptCost, RoutePromptCosts
@@ -79,14 +80,14 @@ class PromptCutter:
             self._used.pop(route, None)
             return self.even_pieces(positions)
         stages = (own, *self._later.get(route, (own,) * route.n_later_hops))
-        pieces = _cut(stages, positions, n_others)
+        pieces = _cut(stages, positions, is_among_others=n_others > 0)
         used = self._used.get(route)
         if used is not None and used[0].per_pair:
-            before = _cut(used, positions, n_others)
+            before = _cut(used, positions, is_among_others=n_others > 0)
             if done_s(stages, before) <= (1 + _GAIN) * done_s(stages, pieces):
-                return before
+                return list(before)
         _put(self._used, route, stages)
-        return pieces
+        return list(pieces)
 
     def even_pieces(self, positions: range) -> list[range]:
         """The same, whatever was measured: for a part of a prompt that its client has cut."""
@@ -113,8 +114,10 @@ class PromptCutter:
         return per_block.of_blocks(route.n_blocks) if per_block is not None else None
 
 
-def _cut(stages: tuple[StepCost, ...], positions: range, n_others: int) -> list[range]:
-    return soonest_pieces(stages, positions, bounds=_AMONG_OTHERS if n_others else _ALONE)
+@lru_cache(_MOST_ROUTES)
+def _cut(stages: tuple[StepCost, ...], positions: range, *, is_among_others: bool) -> tuple[range, ...]:
+    """Kept: prompts of a length come again, and are cut by what was used before each time."""
+    return tuple(soonest_pieces(stages, positions, bounds=_AMONG_OTHERS if is_among_others else _ALONE))
 
 
 def _put(known: dict[Route, tuple[StepCost, ...]], route: Route, costs: tuple[StepCost, ...]) -> None:

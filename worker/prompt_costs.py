@@ -42,8 +42,14 @@ _MANY_PIECES = 64
 """The longest of so many hardly counts."""
 _GROWTHS = (0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
 """What a piece may take for each second of the one before, where stages are unlike."""
-_MOST_UNEVEN = 16
+_N_UNEVEN = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Pieces, by which their times are tried; the bounds may make them more."""
+_LIKE = _GROWTHS.index(1.0)
+_FIRST_TRIED = ((_LIKE, 0), *product((0, _LIKE, len(_GROWTHS) - 1), (1, 3, 6, 8)))
+"""Of growths and numbers of pieces, by their places above. Then those beside the best, until none is better."""
+_PLACES = frozenset(product(range(len(_GROWTHS)), range(len(_N_UNEVEN))))
+_MOST_TRIED = 1200
+"""Pieces, each once more for each stage, that are looked at in all: the event loop waits meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +152,43 @@ def soonest_pieces(stages: Sequence[StepCost], positions: range, *, bounds: Piec
     stages are unlike and it is sooner so.
     """
     cost = stages[0]
-    apart_s = cost.apart_s((positions.start + positions.stop) / 2)
-    whole_s = cost.seconds(len(positions), positions.start) - cost.apart_s(positions.start)
+    apart_s, whole_s = _apart_and_whole_s(cost, positions)
     n_at_best = max(1.0, math.sqrt((len(stages) - 1) * whole_s / max(apart_s, _TINY)))
     cuts = [
         _shortest_pieces((apart_s + whole_s / n) * (1 + _ROUNDING), cost, positions, bounds)
         for n in dict.fromkeys((math.floor(n_at_best), math.ceil(n_at_best)))
     ]
     if n_at_best <= _MANY_PIECES and any(stage != cost for stage in stages):
-        for growth, n in product(_GROWTHS, range(1, _MOST_UNEVEN + 1)):
-            first_s = (whole_s + n * apart_s) / sum(growth**index for index in range(n))
-            cut = _pieces_within(
-                first_s * (1 + _ROUNDING), cost, positions, bounds, growth=growth, most_pieces=_MANY_PIECES
-            )
-            cuts += [cut] if cut else []
+        cuts += filter(None, [_uneven_pieces(stages, positions, bounds)])
     return min(cuts, key=lambda pieces: done_s(stages, pieces))
+
+
+def _apart_and_whole_s(cost: StepCost, positions: range) -> tuple[float, float]:
+    """What a piece takes beside its tokens on average, and what all tokens take."""
+    whole_s = cost.seconds(len(positions), positions.start) - cost.apart_s(positions.start)
+    return cost.apart_s((positions.start + positions.stop) / 2), whole_s
+
+
+def _uneven_pieces(stages: Sequence[StepCost], positions: range, bounds: PieceBounds) -> list[range]:
+    """About the soonest of those that take each one proportion of the one before; empty if they are too many.
+
+    A search, since to try all took milliseconds.
+    """
+    apart_s, whole_s = _apart_and_whole_s(stages[0], positions)
+    found: dict[tuple[int, int], tuple[float, list[range]]] = {}
+    nearby, n_left = list(_FIRST_TRIED), _MOST_TRIED
+    while nearby:
+        for at in nearby:
+            if n_left > 0:
+                growth, n = _GROWTHS[at[0]], _N_UNEVEN[at[1]]
+                first_s = (whole_s + n * apart_s) / sum(growth**index for index in range(n)) * (1 + _ROUNDING)
+                cut = _pieces_within(first_s, stages[0], positions, bounds, growth=growth, most_pieces=_MANY_PIECES)
+                n_left -= (len(cut) or _MANY_PIECES) * (1 + len(stages))
+                found[at] = (done_s(stages, cut), cut) if cut else (math.inf, cut)
+        best = min(found, key=lambda at: found[at][0])
+        beside = product(range(best[0] - 1, best[0] + 2), range(best[1] - 1, best[1] + 2))
+        nearby = [at for at in beside if at in _PLACES and at not in found] if n_left > 0 else []
+    return min(found.values(), key=lambda tried: tried[0])[1]
 
 
 def _shortest_pieces(long_s: float, cost: StepCost, positions: range, bounds: PieceBounds) -> list[range]:
@@ -195,8 +223,10 @@ def _pieces_within(
     while start < positions.stop:
         if len(pieces) == most_pieces:
             return []
-        in_time = min(bounds.most_tokens, cost.tokens_within(bounds.longest_s, start))
-        n_tokens = min(cost.tokens_within(seconds, start), max(bounds.short_tokens, in_time))
+        n_tokens = cost.tokens_within(seconds, start)
+        if n_tokens > bounds.short_tokens:
+            in_time = min(n_tokens, bounds.most_tokens, cost.tokens_within(bounds.longest_s, start))
+            n_tokens = max(bounds.short_tokens, in_time)
         if n_tokens < positions.stop - start:
             n_tokens -= n_tokens % bounds.grain
         end = min(positions.stop, start + max(bounds.least_tokens, n_tokens))
@@ -207,9 +237,13 @@ def _pieces_within(
 
 def done_s(stages: Sequence[StepCost], pieces: Sequence[range]) -> float:
     """When a prompt in these pieces is done by stages of these costs that work at once."""
-    ends_s = [0.0] * len(stages)
-    for piece in pieces:
-        end_s = 0.0
-        for index, stage in enumerate(stages):
-            end_s = ends_s[index] = max(end_s, ends_s[index]) + stage.seconds(len(piece), piece.start)
-    return ends_s[-1]
+    ends_s = [0.0] * len(pieces)
+    sizes = [(len(piece), piece.start) for piece in pieces]
+    for stage in stages:
+        end_s, seconds = 0.0, stage.seconds
+        for index, (n_tokens, position) in enumerate(sizes):
+            if ends_s[index] > end_s:
+                end_s = ends_s[index]
+            end_s += seconds(n_tokens, position)
+            ends_s[index] = end_s
+    return ends_s[-1] if ends_s else 0.0

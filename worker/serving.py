@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from protocol.exit_codes import EXIT_CANCELLED
 from protocol.listening import raise_open_files_limit
 from protocol.service_manager import tell_service_manager
 from worker.app import running
@@ -22,7 +24,7 @@ async def serve_until_stopped(config: WorkerConfig, credentials: Credentials | N
     `credentials`: those of an enrolment a moment ago.
     """
     raise_open_files_limit()
-    stop = _Stop(asyncio.current_task())
+    stop = Stop(asyncio.current_task())
     with _signals(asyncio.get_running_loop(), stop.on_signal):
         async with running(config, tell=say, credentials=credentials) as worker:
             stop.joined(worker.departure.ask, worker.departure.hurry)
@@ -34,27 +36,37 @@ async def serve_until_stopped(config: WorkerConfig, credentials: Credentials | N
     say("left")
 
 
-class _Stop:
-    """What a signal does: before the worker has joined, give up; then drain; then, the second time, don't wait."""
+class Stop:
+    """What a signal does: before the worker has joined, give up; then drain; then, the second time, don't wait.
 
-    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+    Once more, and the process ends as it is: something hangs, or whoever asks won't wait.
+    """
+
+    def __init__(self, task: asyncio.Task[Any] | None, end: Callable[[int], object] = os._exit) -> None:
         self._task = task
+        self._end = end
         self._ask: Callable[[str], None] | None = None
         self._hurry: Callable[[], None] | None = None
         self._n_signals = 0
 
     def joined(self, ask: Callable[[str], None], hurry: Callable[[], None]) -> None:
+        """From now on a signal asks the worker to leave, and the next one to hurry."""
         self._ask, self._hurry = ask, hurry
 
     def on_signal(self) -> None:
+        """One more."""
         self._n_signals += 1
         if self._ask is None or self._hurry is None:
-            if self._task is not None:
+            if self._n_signals > 1:
+                self._end(EXIT_CANCELLED)
+            elif self._task is not None:
                 self._task.cancel()
         elif self._n_signals == 1:
             self._ask("the worker was stopped")
-        else:
+        elif self._n_signals == 2:
             self._hurry()
+        else:
+            self._end(EXIT_CANCELLED)
 
 
 @contextmanager

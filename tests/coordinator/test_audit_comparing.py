@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from coordinator.audit_asking import Answer
-from coordinator.audit_comparing import MAX_SILENCES, Comparer
+from coordinator.audit_comparing import CONFIRMING_S, MAX_SILENCES, Comparer
 from coordinator.audit_found import Found
 from coordinator.audit_kept import KeptAnswers
 from coordinator.audit_session import NoAnswerError
@@ -45,12 +45,16 @@ class Workers:
     wrong_at: Mapping[WorkerId, set[int]]
     silent_at: Mapping[WorkerId, set[int]] = field(default_factory=dict)
     seeds: list[str] = field(default_factory=list)
+    probe_s: float = 0.0
+    """What each probe takes."""
+    now_s: float = 1000.0
 
     async def answers(
         self, plan: AuditPlan, seed: str, candidates: Sequence[Candidate]
     ) -> Mapping[WorkerId, Answer]:
         if seed not in self.seeds:
             self.seeds.append(seed)
+        self.now_s += self.probe_s
         return {one.worker_id: self._answer(one.worker_id, seed) for one in candidates}
 
     def _answer(self, worker_id: WorkerId, seed: str) -> Answer:
@@ -80,7 +84,7 @@ async def found(
     workers: Workers, store: AuditStore, *others: WorkerId, ranks: Mapping[WorkerId, int] | None = None
 ) -> Found:
     kept = KeptAnswers(workers, store, ClusterState, lambda: 0.0, random.Random(1))
-    return await Comparer(workers, kept).found(plan(*others, ranks=ranks or {}))
+    return await Comparer(workers, kept, lambda: workers.now_s).found(plan(*others, ranks=ranks or {}))
 
 
 async def keep(store: AuditStore, n_kept: int, worker_id: WorkerId = PARTNER, *, first: int = 0) -> None:
@@ -114,6 +118,18 @@ async def test_who_differs_as_often_as_rounding_may_is_suspected_and_does_not_fa
     assert (outcomes[one], outcomes[other], audit.accused) == ("suspected", "passed", one)
     assert len(workers.seeds) == 1 + MAX_CONFIRMATIONS
     assert f"{MAX_CONFIRMATIONS} fresh probes didn't show it of {one} as often again" in audit.words
+
+
+async def test_who_takes_long_over_right_answers_after_a_wrong_one_is_accused_and_the_audit_ends(
+    store: AuditStore,
+) -> None:
+    workers = Workers({TARGET: {0}}, probe_s=59.0)
+    audit = await found(workers, store, PARTNER, THIRD)
+    assert (audit.outcome, audit.partner_outcome, audit.accused) == ("suspected", "passed", TARGET)
+    n_fresh = len(workers.seeds) - 1
+    assert n_fresh == 4  # the fourth began before the end
+    assert n_fresh * 59.0 < CONFIRMING_S + 60.0
+    assert f"{n_fresh} fresh probes didn't show it of {TARGET} as often again" in audit.words
 
 
 async def test_who_falls_silent_when_asked_again_has_given_no_answer(store: AuditStore) -> None:
@@ -190,6 +206,13 @@ async def test_alone_one_fails_by_three_kept_probes_not_by_two(
     audit = await found(Workers({TARGET: wrong_at}), store)
     assert audit.outcome == outcome
     assert ("fewer than 3 kept probes showed it" in audit.words) == (outcome == "suspected")
+
+
+async def test_alone_who_takes_long_is_asked_no_longer_than_others(store: AuditStore) -> None:
+    await keep(store, 4)
+    await keep(store, 4, THIRD, first=4)
+    audit = await found(Workers({TARGET: {0, 1}}, probe_s=59.0), store)
+    assert (audit.outcome, audit.n_asked[TARGET]) == ("suspected", 2 + 4)
 
 
 async def test_alone_who_falls_silent_after_a_wrong_answer_is_not_waited_for_again(store: AuditStore) -> None:

@@ -178,7 +178,7 @@ def test_disk_room_is_judged(tmp_path: Path, free_bytes: int, status: str) -> No
     (tmp_path / "files" / "a").write_bytes(b"x" * 2048)
     found = disk_finding(tmp_path, free_bytes)
     assert found.status == status
-    assert "models take 2.0 KiB" in found.seen
+    assert "models take 2.0 KB" in found.seen
 
 
 async def test_certificates_that_have_ended_or_end_soon_are_named(tmp_path: Path) -> None:

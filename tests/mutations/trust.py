@@ -54,8 +54,8 @@ TRUST = (
         attack=24,
         what="nor by two kept probes",
         file="coordinator/audit_comparing.py",
-        before='            if found.outcome == "failed" and not await self._kept.show_again(found, records):\n',
-        after='            if found.outcome == "" and not await self._kept.show_again(found, records):\n',
+        before='            if found.outcome == "failed" and not await self._kept.show_again(',
+        after='            if found.outcome == "" and not await self._kept.show_again(',
         tests=(f"{_COMPARING}::test_alone_one_fails_by_three_kept_probes_not_by_two",),
     ),
     Mutation(
@@ -121,6 +121,16 @@ TRUST = (
         before="    return len(accusations.get(worker_id, ())) > N_AGAIN\n",
         after="    return len(accusations.get(worker_id, ())) > 3 * N_AGAIN\n",
         tests=(f"{_LOW}::test_who_is_honest_for_minutes_after_each_wrong_answer_is_found_all_the_same",),
+    ),
+    Mutation(
+        attack=24,
+        what="who takes long over each answer doesn't hold an audit for long",
+        file="coordinator/audit_comparing.py",
+        before="        return lambda: self._clock() >= until_s\n",
+        after="        return lambda: until_s < 0.0\n",
+        tests=(
+            f"{_COMPARING}::test_who_takes_long_over_right_answers_after_a_wrong_one_is_accused_and_the_audit_ends",
+        ),
     ),
     Mutation(
         attack=24,

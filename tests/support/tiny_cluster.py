@@ -80,7 +80,8 @@ def worker(cluster: LocalCluster, *arguments: str, state: Path | None = None) ->
 
 
 def workers_of(cluster: LocalCluster) -> list[dict[str, Any]]:
-    return [one for one in cluster.status()["workers"] if one["state"] not in ("gone", "lost")]
+    """Those that are connected: who ended before it was counts as starting for two minutes."""
+    return [one for one in cluster.status()["workers"] if one["state"] not in ("gone", "lost", "enrolling")]
 
 
 def until(cluster: LocalCluster, look: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:

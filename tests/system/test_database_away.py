@@ -85,7 +85,8 @@ async def test_a_database_that_is_locked_then_gone_then_back_disturbs_no_generat
                 http_session(cluster.coordinator, key_of(cluster.coordinator, "client")) as http,
                 asyncio.TaskGroup() as tasks,
             ):
-                stream = WatchedStream(client.stream("tiny", PROMPT, max_tokens=N_TOKENS, temperature=0.0), tasks)
+                asked = client.stream("tiny", PROMPT, max_tokens=N_TOKENS, temperature=0.0, speculate=False)
+                stream = WatchedStream(asked, tasks)
                 await stream.reached(4)
                 async with locked:
                     for _ in range(N_REFUSALS):

