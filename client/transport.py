@@ -31,6 +31,7 @@ from protocol.frames import (
     decode_frame,
     encode_frame,
 )
+from protocol.http_connector import ClosingConnector
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -279,7 +280,7 @@ def _ends(websocket: ClientWebSocketResponse) -> Ends | None:
 @asynccontextmanager
 async def connection_pool(ca_pem: str) -> AsyncIterator[ConnectionPool]:
     """Connections to workers of the cluster whose CA this is; all are closed at the end."""
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http:
+    async with aiohttp.ClientSession(connector=ClosingConnector(), cookie_jar=aiohttp.DummyCookieJar()) as http:
         readers = asyncio.TaskGroup()
         await readers.__aenter__()
         pool = ConnectionPool(http, client_context(ca_pem), readers)

@@ -33,6 +33,7 @@ from protocol.errors import (
     UnreachableError,
 )
 from protocol.http_answers import connection_errors, error_of, read_body
+from protocol.http_connector import ClosingConnector
 from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import Hello
@@ -240,7 +241,7 @@ async def pinned_session(url: str, key: ApiKey) -> AsyncIterator[CoordinatorSess
     """
     urls = deque(checked_coordinator_urls(url))
     ca_pem = await _first_answer(urls, lambda one: _pinned_ca(one, key.ca_fingerprint))
-    connector = aiohttp.TCPConnector(ssl=client_context(ca_pem), limit=16)
+    connector = ClosingConnector(ssl=client_context(ca_pem), limit=16)
     headers = {"Authorization": f"Bearer {key.text()}", VERSION_HEADER: PROTOCOL_VERSION}
     async with aiohttp.ClientSession(
         connector=connector, headers=headers, cookie_jar=aiohttp.DummyCookieJar()
@@ -276,7 +277,7 @@ def _put_first(urls: deque[str], url: str) -> None:
 
 async def _pinned_ca(url: str, ca_fingerprint: str) -> str:
     """Fetch the CA that `url` shows and compare it with the pinned fingerprint."""
-    connector = aiohttp.TCPConnector(ssl=first_contact_context())
+    connector = ClosingConnector(ssl=first_contact_context())
     timeout = aiohttp.ClientTimeout(total=CONNECT_TIMEOUT_S)
     with connection_errors(url):
         async with (

@@ -43,6 +43,7 @@ from protocol.handshake import (
     key_challenge,
 )
 from protocol.http_answers import error_of, read_body
+from protocol.http_connector import ClosingConnector
 from protocol.invites import Invite, check_pinned
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import Hello
@@ -103,7 +104,7 @@ async def _begun(url: str) -> AsyncIterator[_Exchange]:
     certificate = await _shown_certificate(url)
     shown = fingerprint(certificate)
     # the request's context sets the TLS version, the connector's fingerprint is checked on each new connection
-    connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(shown), limit=1)
+    connector = ClosingConnector(ssl=aiohttp.Fingerprint(shown), limit=1)
     async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
         yield _Exchange(
             session=session, url=url, context=first_contact_context(), certificate=certificate, shown=shown

@@ -16,6 +16,7 @@ from protocol.compatibility import VERSION_HEADER, spoken_version
 from protocol.control_messages import LinkReport
 from protocol.errors import BrigadeError, ConfigError, HopLostError, ProtocolError
 from protocol.frames import MAX_FRAME_BYTES, Frame
+from protocol.http_connector import ClosingConnector
 from protocol.ids import WorkerId
 from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import client_context, worker_name
@@ -69,7 +70,7 @@ class Peers:
         self._open: set[Connection] = set()
         self._is_closed = False
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            connector=ClosingConnector(limit=0, force_close=True),
             auto_decompress=False,
             trust_env=False,
         )
