@@ -248,9 +248,19 @@ class SyncClient:
                     return  # nobody waits for it any more
                 self._opened.set_result(None)
                 await self._leaving.wait()
+                await self._end_calls()
         except BaseException as exc:  # noqa: BLE001 - raised in the thread that opens the client
             if not self._opened.done():
                 self._opened.set_exception(exc)
+
+    async def _end_calls(self) -> None:
+        """Before the connections that they use are closed; there can be no more from now on."""
+        with self._lock:
+            calls, self._calls = self._calls or (), None
+        await asyncio.sleep(0)  # all that were asked for begin
+        ending = [task for call in calls if (task := call.cancel()) is not None]
+        if ending:
+            await asyncio.wait(ending, timeout=_ENDING_S)
 
 
 class _Call(Generic[T]):
@@ -266,10 +276,11 @@ class _Call(Generic[T]):
         self._task = asyncio.get_running_loop().create_task(self.work)
         self._task.add_done_callback(self._settle)
 
-    def cancel(self) -> None:
+    def cancel(self) -> asyncio.Task[T] | None:
         """On the loop, after `begin`: the answer is there when the work has ended."""
         if self._task is not None:
             self._task.cancel()
+        return self._task
 
     def _settle(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():

@@ -22,7 +22,7 @@ from client.own_address import own_address
 from client.pings import Pings
 from protocol.client_legs import ClientLeg
 from protocol.compatibility import VERSION_HEADER, spoken_version, understood_by
-from protocol.errors import BrigadeError, HopLostError, ProtocolError
+from protocol.errors import BrigadeError, ConfigError, HopLostError, ProtocolError
 from protocol.frames import (
     MAX_CLIENT_PAYLOAD_BYTES,
     MAX_HEADER_BYTES,
@@ -31,7 +31,7 @@ from protocol.frames import (
     decode_frame,
     encode_frame,
 )
-from protocol.http_connector import ClosingConnector
+from protocol.http_connector import CLOSED, ClosingConnector
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -209,6 +209,7 @@ class ConnectionPool:
         self._connections: dict[_Address, Connection] = {}
         self._dialling: dict[_Address, asyncio.Lock] = {}
         self._legs = Legs()
+        self._is_closed = False
 
     async def connection(self, worker_id: WorkerId, url: str, *, takes_states: bool = False) -> Connection:
         """The connection to this worker at this address, dialled now if there is none.
@@ -216,10 +217,13 @@ class ConnectionPool:
         Private sessions have connections of their own, which take hidden states in (`takes_states`).
 
         Raises:
+            ConfigError: the pool is closed.
             HopLostError: nobody answers there, or not as a worker does.
             UnauthenticatedError: whoever answers is not this worker.
             ProtocolVersionError: it speaks another version.
         """
+        if self._is_closed:
+            raise ConfigError(CLOSED)
         key = (worker_id, url, takes_states)
         async with self._dialling.setdefault(key, asyncio.Lock()):
             known = self._connections.get(key)
@@ -244,7 +248,8 @@ class ConnectionPool:
         return self._legs.said({connection.worker_id for connection in kept}, now_s)
 
     async def close(self) -> None:
-        """Close all connections, at the same time."""
+        """Close all connections, at the same time; there are no more from now on."""
+        self._is_closed = True
         async with asyncio.TaskGroup() as closing:
             for connection in self._connections.values():
                 closing.create_task(connection.close(), name=f"close {connection.worker_id}")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 from yarl import URL
 
-from protocol.errors import ConfigError
+from protocol.errors import BrigadeError, ConfigError, UnreachableError
+
+T = TypeVar("T")
 
 
 def checked_coordinator_url(text: str) -> str:
@@ -35,3 +41,27 @@ def checked_coordinator_urls(text: str) -> tuple[str, ...]:
     """
     parts = [part for part in text.split(",") if part.strip()] or [""]
     return tuple(dict.fromkeys(checked_coordinator_url(part) for part in parts))
+
+
+async def first_answer(urls: deque[str], ask: Callable[[str], Awaitable[T]]) -> T:
+    """What the first address says that answers at all; it then stands first in `urls`."""
+    failures: list[UnreachableError] = []
+    for url in tuple(urls):
+        try:
+            answer = await ask(url)
+        except UnreachableError as exc:
+            failures.append(exc)
+        except BrigadeError:
+            _put_first(urls, url)
+            raise
+        else:
+            _put_first(urls, url)
+            return answer
+    if len(failures) == 1:
+        raise failures[0]
+    reasons = "; ".join(failure.message for failure in failures)
+    raise UnreachableError(f"none of the coordinator's {len(failures)} addresses answers: {reasons}")
+
+
+def _put_first(urls: deque[str], url: str) -> None:
+    urls.rotate(-urls.index(url))

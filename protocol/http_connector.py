@@ -10,6 +10,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.tracing import Trace
 
+CLOSED = "the client was closed while this was under way: keep it open until all its calls have their answers"
+
 
 class ClosingConnector(aiohttp.TCPConnector):
     """Closing it ends every connection that it made, and returns when their sockets are closed.

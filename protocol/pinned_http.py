@@ -11,7 +11,7 @@ import hmac
 import secrets
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TypeVar
@@ -22,9 +22,9 @@ import msgspec
 from protocol.api_key import ApiKey
 from protocol.codec import check_version, decode_json, encode_json
 from protocol.compatibility import VERSION_HEADER, knows, understood_by
-from protocol.coordinator_urls import checked_coordinator_urls
+from protocol.coordinator_urls import checked_coordinator_urls, first_answer
 from protocol.errors import (
-    BrigadeError,
+    ConfigError,
     InternalError,
     InvalidRequestError,
     OverloadedError,
@@ -33,7 +33,7 @@ from protocol.errors import (
     UnreachableError,
 )
 from protocol.http_answers import connection_errors, error_of, read_body
-from protocol.http_connector import ClosingConnector
+from protocol.http_connector import CLOSED, ClosingConnector
 from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import Hello
@@ -180,7 +180,7 @@ class CoordinatorSession:
         if body:
             headers = {**headers, "Content-Type": "application/json"}
         try:
-            return await _first_answer(
+            return await first_answer(
                 self._urls, lambda url: self._answer_of(url, method, path, body, headers, max_bytes, timeout_s)
             )
         except UnreachableError:
@@ -197,6 +197,8 @@ class CoordinatorSession:
         max_bytes: int,
         timeout_s: float,
     ) -> tuple[bytes, str | None]:
+        if self._http.closed:
+            raise ConfigError(CLOSED)
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S)
         with connection_errors(url):
             async with self._http.request(
@@ -240,7 +242,7 @@ async def pinned_session(url: str, key: ApiKey) -> AsyncIterator[CoordinatorSess
         ProtocolVersionError: it speaks another version.
     """
     urls = deque(checked_coordinator_urls(url))
-    ca_pem = await _first_answer(urls, lambda one: _pinned_ca(one, key.ca_fingerprint))
+    ca_pem = await first_answer(urls, lambda one: _pinned_ca(one, key.ca_fingerprint))
     connector = ClosingConnector(ssl=client_context(ca_pem), limit=16)
     headers = {"Authorization": f"Bearer {key.text()}", VERSION_HEADER: PROTOCOL_VERSION}
     async with aiohttp.ClientSession(
@@ -249,30 +251,6 @@ async def pinned_session(url: str, key: ApiKey) -> AsyncIterator[CoordinatorSess
         session = CoordinatorSession(http, urls, ca_pem)
         await session.greet()
         yield session
-
-
-async def _first_answer(urls: deque[str], ask: Callable[[str], Awaitable[T]]) -> T:
-    """What the first address says that answers at all; it then stands first in `urls`."""
-    failures: list[UnreachableError] = []
-    for url in tuple(urls):
-        try:
-            answer = await ask(url)
-        except UnreachableError as exc:
-            failures.append(exc)
-        except BrigadeError:
-            _put_first(urls, url)
-            raise
-        else:
-            _put_first(urls, url)
-            return answer
-    if len(failures) == 1:
-        raise failures[0]
-    reasons = "; ".join(failure.message for failure in failures)
-    raise UnreachableError(f"none of the coordinator's {len(failures)} addresses answers: {reasons}")
-
-
-def _put_first(urls: deque[str], url: str) -> None:
-    urls.rotate(-urls.index(url))
 
 
 async def _pinned_ca(url: str, ca_fingerprint: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from client.api import Client
-from protocol.errors import DeadlineExceededError, HopLostError
+from protocol.errors import ConfigError, DeadlineExceededError, HopLostError
 from tests.support.scripted_client import client, cluster, config_of, impatient
 from tests.support.scripted_cluster import Script, ScriptedCluster
 from tests.support.tiny_tokenizer import ids_of
@@ -55,6 +55,23 @@ async def test_cancelling_the_task_cancels_on_head_and_tail(client: Client, clus
         await has_begun.wait()
         task.cancel()
     await cluster.until_closed("cancelled")
+
+
+async def test_closing_the_client_tells_who_still_generates(cluster: ScriptedCluster, tmp_path: Path) -> None:
+    has_begun = asyncio.Event()
+    cluster.script = Script(answer=tuple(ids_of("abc")), stop_short=True)
+    async with asyncio.TaskGroup() as group, Client(config=config_of(cluster, tmp_path)) as client:
+
+        async def generating() -> None:
+            async for _ in client.stream("tiny", "x"):
+                has_begun.set()
+
+        async def told() -> None:
+            with pytest.raises(ConfigError, match="the client was closed while this was under way"):
+                await generating()
+
+        group.create_task(told())
+        await has_begun.wait()
 
 
 async def test_the_deadline_ends_it_on_all_workers(client: Client, cluster: ScriptedCluster) -> None:
