@@ -2,7 +2,7 @@
 
     python -m benchmarks.audits differences [--audits N]   how far honest workers differ
     python -m benchmarks.audits alarms [--inputs N]        how likely false quarantines are, by very many inputs
-    python -m benchmarks.audits real [--inputs N]          likewise with SmolLM2-135M instead of tiny random models
+    python -m benchmarks.audits real [--inputs N] [--anew] likewise with SmolLM2-135M instead of tiny random models
     python -m benchmarks.audits attacks [--audits N]       attack x audits that it takes to find it
     python -m benchmarks.audits simulation [--trials N]    wrong on 10 % of the steps: audits until quarantine
 
@@ -51,7 +51,14 @@ def main() -> None:
         "--models", nargs="+", choices=tuple(TINY_CONFIGS), default=tuple(TINY_CONFIGS), metavar="ARCHITECTURE",
         help=f"Those of `differences` and `alarms`, all where none is named: {', '.join(TINY_CONFIGS)}.",
     )  # fmt: skip
+    parser.add_argument(
+        "--anew",
+        action="store_true",
+        help="Of `real`: int8 as a worker rounds full-precision weights, not as it takes over the file's codes.",
+    )
     arguments = parser.parse_args()
+    if arguments.anew and arguments.what != "real":
+        parser.error(f"--anew goes with `real`, not with `{arguments.what}`: tiny models are always rounded anew")
     torch.set_num_threads(1)
     match arguments.what:
         case "differences":
@@ -60,7 +67,7 @@ def main() -> None:
             print(audit_honest.words(honest))
         case "alarms" | "real":
             alarms = (
-                audit_real.measured(arguments.inputs)
+                audit_real.measured(arguments.inputs, is_anew=arguments.anew)
                 if arguments.what == "real"
                 else audit_alarms.measured(arguments.inputs, arguments.models, range(arguments.random))
             )

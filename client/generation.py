@@ -84,11 +84,12 @@ class Deadline:
         except TimeoutError as exc:
             raise self.error() from exc
 
-    def error(self) -> DeadlineExceededError:
-        """That it is over."""
-        return DeadlineExceededError(
+    def error(self, standing: str = "") -> DeadlineExceededError:
+        """That it is over, and how far the generation was."""
+        message = (
             f"the generation took longer than its {self.timeout_s:g} s: give a longer --timeout or ask for less"
         )
+        return DeadlineExceededError(f"{message}; {standing}" if standing else message)
 
 
 async def generated_pieces(
@@ -290,6 +291,6 @@ class _Run:
                 return await work
         except TimeoutError as exc:
             if now_s + limit_s >= self._deadline.at_s:
-                raise self._deadline.error() from exc
+                raise self._deadline.error(self._progress.standing) from exc
             error = HopLostError(f"no token came for {limit_s:.0f} s: the route stands still")
             raise AttemptFailed(error, HopFailure(code=STALLED)) from exc

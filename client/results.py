@@ -116,6 +116,15 @@ class Progress:
             if self._on_notice is not None:
                 self._on_notice(notice)
 
+    @property
+    def standing(self) -> str:
+        """For people: how far it is where no token comes any more."""
+        if self.token_ids:
+            return f"tokens that had come: {len(self.token_ids)}"
+        if self.clock.is_opening:
+            return "none of its workers has begun: they wait for room, or for one another; see `coord status`"
+        return "its prompt was being run"
+
     def fail_over(self, notice: str) -> None:
         """Count a route that failed and is replaced."""
         self.n_failovers += 1

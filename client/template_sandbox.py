@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import sys
 from datetime import datetime
 from typing import Any, NoReturn
@@ -19,6 +18,9 @@ from jinja2.ext import Extension
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+if sys.platform != "win32":
+    import resource
 
 MAX_OUTPUT_CHARACTERS = 64 * 2**20
 MAX_MEMORY_BYTES = 2 * 2**30
@@ -101,13 +103,20 @@ def _tojson(
 
 def main() -> None:
     """Answer lines until there are no more."""
-    with contextlib.suppress(ValueError, OSError):  # macOS knows no limit of address space: the deadline is left
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_memory()
     for line in sys.stdin.buffer:
         said = answer(**json.loads(line))
         sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()
+
+
+def _limit_memory() -> None:
+    """Where the system can: macOS knows no limit of address space, Windows none at all; the deadline is left."""
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 if __name__ == "__main__":

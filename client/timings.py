@@ -112,6 +112,11 @@ class GenerationClock:
         self._spent_s[self._phase] += now_s - self._since_s
         self._phase, self._since_s = phase, now_s
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether a route was asked to begin, and not all its workers have what that needs."""
+        return self._phase == "open"
+
     def opened(self, now_s: float) -> None:
         """All workers of the route have reserved what is needed; told too late, it is no news."""
         if self._phase == "open":

@@ -22,13 +22,16 @@ from coordinator.catalogue import Catalogue
 from coordinator.checkpoints import checkpoint_forever
 from coordinator.cluster import Cluster
 from coordinator.config import CoordinatorConfig
+from coordinator.cut_rotations import tell_untold_forever
 from coordinator.dashboard_start import take_up_dashboard
 from coordinator.file_store import FileStore
 from coordinator.keys import (
     ANNOUNCER,
     AUDITOR,
     AUTHENTICATOR,
+    AUTHORITY,
     CATALOGUE,
+    CLOCK,
     CLUSTER,
     CONFIG,
     DASHBOARD_FEED,
@@ -41,6 +44,7 @@ from coordinator.keys import (
     QUOTA_CLOCK,
     REPORTS,
     REPOSITORY,
+    ROTATING,
     TRUST_REPORTS,
 )
 from coordinator.loop_watch import LoopWatch
@@ -52,6 +56,7 @@ from coordinator.state_folder import StateFolder
 from coordinator.sweeps import look_forever, sweep_forever
 from protocol.guarded_site import GuardedSite
 from protocol.listening import start_listening
+from protocol.metrics import RefusedConnections
 from protocol.metrics_site import metrics_served
 from protocol.running_beside import running_beside
 from protocol.span_export import span_export
@@ -157,6 +162,7 @@ async def _working(app: web.Application) -> AsyncIterator[None]:
         "sweep": sweep_forever(cluster),
         "keys": app[AUTHENTICATOR].refresh_forever(),
         "secrets": expire_secrets_forever(app),
+        "rotations": tell_untold_forever(app[ROTATING], app[REPOSITORY], app[AUTHORITY].secrets, app[CLOCK]),
         "look": look_forever(cluster),
         "reports": reports.save_forever(),
         "trust": trust.hand_in_forever(),
@@ -187,6 +193,7 @@ async def _listening(app: web.Application, config: CoordinatorConfig, opened: Op
     runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     site = GuardedSite(runner, context, host=config.listen_host or None, port=config.listen_port)
+    app[METRICS].registry.register(RefusedConnections(site.n_refused))
     try:
         await start_listening(site, config.listen_host, config.listen_port)
         yield runner.addresses[0][1]

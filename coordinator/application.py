@@ -25,6 +25,7 @@ from coordinator.client_api import add_client_routes, model_infos
 from coordinator.cluster import Cluster
 from coordinator.config import CoordinatorConfig
 from coordinator.credentials import Authenticator
+from coordinator.cut_rotations import Rotating
 from coordinator.dashboard_api import SIGN_IN_LIMIT, add_dashboard_routes
 from coordinator.dashboard_assets import add_dashboard_file_routes
 from coordinator.dashboard_feed import DashboardFeed
@@ -76,6 +77,7 @@ from coordinator.keys import (
     REPEATING,
     REPORTS,
     REPOSITORY,
+    ROTATING,
     ROUTE_DESK,
     ROUTE_DOCS,
     RUNNING,
@@ -133,6 +135,7 @@ def application(
     app[CONFIG] = config
     app[CLOCK] = clock
     app[AUTHORITY] = opened.authority
+    app[ROTATING] = Rotating()
     app[REPOSITORY] = opened.repository
     app[CLUSTER] = cluster
     app[CATALOGUE] = catalogue

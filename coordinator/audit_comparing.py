@@ -35,6 +35,8 @@ MAX_SILENCES = 2
 CONFIRMING_S = 3 * ANSWER_S
 """No fresh probe begins later: who takes long over each would hold one of the audits that may be under way."""
 
+UNDECIDED = "nobody could say which of the two is wrong"
+
 _Compared = dict[frozenset[str], Comparison]
 
 
@@ -71,7 +73,7 @@ class Comparer:
             ruling = await self._confirmed(found, ruling)
         found.outcome, found.partner_outcome = ruling.target, ruling.partner
         if ruling.target == ruling.partner == "suspected":
-            found.words = "nobody could say which of the two is wrong"
+            found.words = UNDECIDED
             await self._decided_by_records(found)
         return found
 
@@ -92,12 +94,11 @@ class Comparer:
         ruled = outcomes(one.worker_id, other.worker_id, comparisons, [c.worker_id for c in referees])
         return ruled, comparisons
 
-    async def _confirmed(self, found: Found, first: Ruling, *, is_recorded: bool = False) -> Ruling:
+    async def _confirmed(self, found: Found, first: Ruling) -> Ruling:
         """A failure stands if enough of a few fresh probes show it again: rounding alone hardly does so thrice.
 
         Whom it was found by may fall silent: then the least trusted of those who decide stands in, as long as
         others are left to, who have to be trusted as far as whom they decide between.
-        Where kept answers said which of the two is wrong (`is_recorded`), it is enough that they differ again.
         """
         everybody = (found.plan.target, *found.plan.others)
         name = accused(first, everybody[0].worker_id, everybody[1].worker_id)
@@ -117,15 +118,14 @@ class Comparer:
                 continue
             if direct.agrees:
                 continue
-            if is_recorded or await self._is_ruled_so(found, seed, answers, failed, others):
+            if await self._is_ruled_so(found, seed, answers, failed, others):
                 found.comparisons.append(direct)
                 n_again += 1
                 if n_again == N_AGAIN:
                     return first
             else:
                 n_silent += any(found.asked.get(c.worker_id) is not None for c in others[1:])
-        if not is_recorded:  # the same kept answers would say so again of the same rounding
-            found.accused = failed.worker_id
+        found.accused = failed.worker_id
         return not_shown_again(found, first, failed.worker_id, n_asked, has_given_up=n_silent >= MAX_SILENCES)
 
     async def _is_ruled_so(
@@ -156,22 +156,27 @@ class Comparer:
     # -------------------------------------------------------------- kept answers
 
     async def _decided_by_records(self, found: Found) -> None:
-        """Both are given the probes of earlier audits, whose answers are kept."""
-        plan, partner = found.plan, found.plan.others[0]
-        checked = {
-            c.worker_id: await self._kept.compared(found, c, await self._kept.for_one(plan, c))
-            for c in (plan.target, partner)
-        }
-        verdicts = {worker_id: verdict(all_of_one) for worker_id, all_of_one in checked.items()}
-        if set(verdicts.values()) != {"passed", "failed"}:
+        """Both are given the probes of earlier audits, whose answers are kept.
+
+        Who fails by one of these has to fail by others of them, not by more that the two differ in: one that lies
+        to all probes but the kept ones goes on to differ from an honest one for ever.
+        """
+        both = (found.plan.target, found.plan.others[0])
+        records = [await self._kept.for_one(found.plan, c) for c in both]
+        checked = [await self._kept.compared(found, c, r) for c, r in zip(both, records, strict=True)]
+        verdicts = [verdict(all_of_one) for all_of_one in checked]
+        if set(verdicts) != {"passed", "failed"}:
             return
-        found.referee, found.words = RECORDED, ""
-        found.comparisons.extend(c for all_of_one in checked.values() for c in all_of_one)
-        first = Ruling(
-            target=verdicts[plan.target.worker_id], partner=verdicts[partner.worker_id], referee=RECORDED
-        )
-        ruling = await self._confirmed(found, first, is_recorded=True)
-        found.outcome, found.partner_outcome = ruling.target, ruling.partner
+        found.comparisons.extend(c for all_of_one in checked for c in all_of_one)
+        at = verdicts.index("failed")
+        n_compared, is_late = len(checked[at]), self._deadline()
+        if await self._kept.show_again(found, both[at], records[at], n_compared, is_late):
+            found.referee, found.words = RECORDED, ""
+        else:
+            verdicts = ["suspected", "suspected"]
+            verdicts[at], why = _unshown(found, both[at])
+            found.words = f"{UNDECIDED}: {why}"
+        found.outcome, found.partner_outcome = verdicts
 
     async def _compared_with_records(self, plan: AuditPlan) -> Found:
         found = Found(plan=plan)
@@ -180,8 +185,10 @@ class Comparer:
         if found.comparisons:
             found.outcome = verdict(found.comparisons)
             found.partner = found.comparisons[0].other
-            if found.outcome == "failed" and not await self._kept.show_again(found, records, self._deadline()):
-                found.outcome, found.words = _unshown(found, plan.target)
+            if found.outcome == "failed":
+                n_compared, is_late = len(found.comparisons), self._deadline()
+                if not await self._kept.show_again(found, plan.target, records, n_compared, is_late):
+                    found.outcome, found.words = _unshown(found, plan.target)
         elif (error := found.asked.get(plan.target.worker_id)) is not None:
             found.partner, found.outcome = RECORDED, outcome_of(error)
             found.words = why_none({plan.target.worker_id: error})

@@ -71,16 +71,21 @@ class KeptAnswers:
         return compared_with
 
     async def show_again(
-        self, found: Found, records: Sequence[RecordedAnswer], is_late: Callable[[], bool]
+        self,
+        found: Found,
+        candidate: Candidate,
+        records: Sequence[RecordedAnswer],
+        n_compared: int,
+        is_late: Callable[[], bool],
     ) -> bool:
-        """Whether enough other probes showed it, or show it, of a target that differed from answers of these."""
-        seeds = {record.seed for record in _one_of_each(records)[: len(found.comparisons)]}
+        """Whether enough other probes show it of one that differed from the answers of `n_compared` workers."""
+        seeds = {record.seed for record in _one_of_each(records)[:n_compared]}
         n_shown = len(seeds)
         others = {record.seed: record for record in records if record.seed not in seeds}
         for record in list(others.values())[:MAX_CONFIRMATIONS]:
             if n_shown > N_AGAIN or is_late():
                 break
-            again = await self._with_record(found, found.plan.target, record)
+            again = await self._with_record(found, candidate, record)
             if again is None:
                 break
             if not again.agrees:

@@ -22,12 +22,12 @@ from protocol.messages import KvPrecision, WeightFormat
 MAX_FINDINGS = 1000
 """Of audits that went well, and as many of others: in a large fleet the former fill a thousand within minutes."""
 WENT_WELL = ("passed", "undecided")
-MAX_ANSWERS = 16
+MAX_ANSWERS = 32
 """Of one range of blocks, held in one way: more seeds are harder to remember for who would answer from memory."""
-MAX_ANSWERS_OF_ONE = 4
+MAX_ANSWERS_OF_ONE = 8
 """Of those, of one worker: two that agree on something else can't push all others out."""
-MAX_ANSWERS_IN_ALL = 2000
-"""6 kB each; ranges and revisions come and go."""
+MAX_ANSWERS_IN_ALL = 4000
+"""6 kB each, so 25 MB: 125 ranges in full; they and revisions come and go."""
 _FORM = struct.Struct(f"<{N_POSITIONS * N_SUMS}d")
 
 

@@ -17,10 +17,10 @@ from coordinator.audit_kept import KeptAnswers
 from coordinator.audit_store import AuditStore
 from coordinator.cluster import Cluster
 from coordinator.policy import audit_accusations, audit_evasion, audit_schedule
-from coordinator.policy.audit_accusations import Accusations
 from coordinator.policy.audit_evasion import Rows
 from coordinator.policy.audit_evidence import evidence_of
-from coordinator.policy.trust_events import EvidenceSeen, Seen
+from coordinator.policy.trust import NO_RECORD
+from coordinator.policy.trust_events import AuditEnded, Seen
 from coordinator.stored_rows import StoredGeneration
 from coordinator.trust_reports import SUCCESSES
 from protocol.audit_rest import AuditInfo, AuditOutcome
@@ -57,7 +57,6 @@ class Auditor:
         self._paid_at_s: dict[WorkerId, float] = {}
         """When each has its share of audits back; by a clock that never steps."""
         self._rows: Rows = {}
-        self._accusations: Accusations = {}
 
     @property
     def share(self) -> float:
@@ -70,8 +69,8 @@ class Auditor:
             self._rows = audit_evasion.served(self._rows, (worker_id for worker_id, _, _ in generation.route))
 
     def pardon(self, worker_id: WorkerId) -> None:
-        """Forget what it was accused of, as operators have its blame forgotten."""
-        self._accusations = {w: ago for w, ago in self._accusations.items() if w != worker_id}
+        """Forget that its audits came to nothing; what it was accused of goes with its blame."""
+        self._rows = audit_evasion.pardoned(self._rows, worker_id)
 
     def evading(self) -> str:
         """Whose audits come to nothing, in words for operators."""
@@ -106,12 +105,12 @@ class Auditor:
         self._n_under_way += 1
         try:
             found = await self._comparer.found(plan)
+            self._charge(found)
+            self._prove(found)
+            return await self._settled(found, is_scheduled=is_scheduled)
         finally:
-            self._busy -= asked
+            self._busy -= asked  # only now: the next audit of the same goes by what this one accused them of
             self._n_under_way -= 1
-        self._charge(found)
-        self._count_accusation(found)
-        return await self._settled(found, is_scheduled=is_scheduled)
 
     async def _audit_quietly(self, worker_id: WorkerId) -> None:
         try:
@@ -128,7 +127,6 @@ class Auditor:
         workers, now_s = self._cluster.state.workers, _now_s()
         self._paid_at_s = {w: at_s for w, at_s in self._paid_at_s.items() if at_s > now_s and w in workers}
         self._rows = {w: row for w, row in self._rows.items() if w in workers}
-        self._accusations = {w: ago for w, ago in self._accusations.items() if w in workers}
         return self._busy | {
             worker_id
             for worker_id, at_s in self._paid_at_s.items()
@@ -163,23 +161,22 @@ class Auditor:
             partner_outcome=info.partner_outcome,
         )
         items = (*evidence_of(info, self._cluster.state, self._clock()), *self._evasions(found))
-        if items:
-            await self._cluster.handle(EvidenceSeen(items=items))
+        compared = _compared_workers(found)
+        if items or compared:
+            await self._cluster.handle(AuditEnded(items=items, compared=compared, accused=found.accused))
         await self.store.save(info, datetime.fromtimestamp(self._clock(), UTC))
         return info
 
-    def _count_accusation(self, found: Found) -> None:
+    def _prove(self, found: Found) -> None:
         """Who is accused time and again fails, though fresh probes show nothing at the time."""
-        if found.comparisons and found.plan.others:
-            for worker_id in (found.plan.target.worker_id, found.plan.others[0].worker_id):
-                self._accusations = audit_accusations.compared(
-                    self._accusations, worker_id, is_accused=worker_id == found.accused
-                )
-        if found.accused is not None and audit_accusations.is_proved(self._accusations, found.accused):
-            n_times = len(self._accusations[found.accused])
+        if found.accused is None:
+            return
+        earlier = self._cluster.state.trust.get(found.accused, NO_RECORD).accused_ago
+        accusations = audit_accusations.after_audit(earlier, is_accused=True)
+        if audit_accusations.is_proved(accusations):
             n_audits = 1 + audit_accusations.N_LATER
-            found.proved(f"but it was time {n_times} in {n_audits} audits, which rounding hardly brings about")
-            self.pardon(found.accused)
+            times = f"time {len(accusations)} in {n_audits} audits"
+            found.proved(f"but it was {times}, which rounding hardly brings about")
 
     def _evasions(self, found: Found) -> list[Seen]:
         items = []
@@ -191,6 +188,13 @@ class Auditor:
                 self._rows, seen = audit_evasion.counted(self._rows, worker_id)
                 items += [seen] if seen is not None else []
         return items
+
+
+def _compared_workers(found: Found) -> tuple[WorkerId, ...]:
+    """The two whose answers were compared; none where an audit came to nothing, or went by kept answers alone."""
+    if not found.comparisons or not found.plan.others:
+        return ()
+    return found.plan.target.worker_id, found.plan.others[0].worker_id
 
 
 def _now_s() -> float:

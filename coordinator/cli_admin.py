@@ -38,7 +38,7 @@ def plan(
         typer.Option(
             "--apply",
             help="Move to it now, a few workers at a time and while all that is served stays served, however small "
-            "the gain. A restart of the coordinator ends the move where it is: say it again then.",
+            "the gain. After a restart of the coordinator it goes on, unless the cluster is another one by then.",
         ),
     ] = False,
     as_json: JsonOption = False,

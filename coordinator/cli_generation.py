@@ -63,7 +63,8 @@ def cancel_generation(
 
 
 def _table(generations: Sequence[GenerationInfo]) -> Table:
-    table = plain_table("session", "since (UTC)", "key", "model", "tokens in", "tokens out", "state", "workers")
+    columns = ("session", "since (UTC)", "key", "model", "tokens in", "tokens out", "state", "workers")
+    table = plain_table(*columns, unbroken="session")
     for info in generations:
         n_out = f"up to {info.max_tokens}" if info.n_completion_tokens is None else str(info.n_completion_tokens)
         workers = ", ".join(f"{short_ids(hop.worker_id)} {hop.blocks}" for hop in info.hops)

@@ -76,7 +76,12 @@ def create_invite(
     )
     if as_json:
         print_json(created)
-        return
+    else:
+        _print_created(created)
+
+
+def _print_created(created: CreatedInvite) -> None:
+    """The invite alone on standard output; what there is to know of it beside that."""
     until, n_uses = minute(created.info.expires_at), created.info.n_uses
     notes().print(
         f"invite {created.info.invite_id}, for {n_uses} worker{'s' * (n_uses > 1)} until {until}, to "

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protocol.admin_rest import MAX_PAGE
+from protocol.answer_console import answer_console
 from protocol.byte_sizes import human_bytes
 from protocol.cluster_rest import ClusterStatus, WorkerInfo
 from protocol.errors import BrigadeError
@@ -39,7 +40,7 @@ _ID_CHARS = 12
 
 def console() -> Console:
     """Where answers go."""
-    return Console(highlight=False)
+    return answer_console()
 
 
 def notes() -> Console:
@@ -262,11 +263,14 @@ def minute(time: str | None) -> str:
     return f"{time[:16].replace('T', ' ')} UTC" if time else ""
 
 
-def plain_table(*columns: str) -> Table:
-    """A table without lines, whose long cells go on below."""
+def plain_table(*columns: str, unbroken: str | None = None) -> Table:
+    """A table without lines, whose long cells go on below, but for the `unbroken` column's.
+
+    That one has what people copy into commands, short enough for any terminal.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == unbroken)
     return table
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from coordinator.admin_client import AdminTarget, changed_as_read
 from coordinator.cli_output import cell, plain_table, print_answer, print_done, printable
-from coordinator.cli_target import JsonOption, for_coordinator
+from coordinator.cli_target import MINUS_IS_A_NUMBER, JsonOption, for_coordinator
 from coordinator.policy.settings import setting_named, shown
 from protocol.settings_rest import ChangeSettingsRequest, SettingList, SettingValue
 
@@ -34,7 +34,7 @@ def show_settings(target: AdminTarget, *, as_json: JsonOption = False) -> None:
     print_answer(found, _table(found), as_json=as_json)
 
 
-@settings_commands.command("set")
+@settings_commands.command("set", context_settings=MINUS_IS_A_NUMBER)
 @for_coordinator
 def set_setting(
     target: AdminTarget, name: NameArgument, value: ValueArgument, *, as_json: JsonOption = False
@@ -58,7 +58,7 @@ def _change(target: AdminTarget, name: str, value: SettingValue | None, *, as_js
 
 
 def _table(found: SettingList) -> Group:
-    table = plain_table("setting", "value", "where from", "may be")
+    table = plain_table("setting", "value", "where from", "may be", unbroken="setting")
     for info in found.settings:
         table.add_row(info.name, shown(info.value), cell(info.where), info.allowed)
     meanings = [Text(f"  {info.name}: {printable(info.meaning)}", style="dim") for info in found.settings]

@@ -29,6 +29,9 @@ StateOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
+MINUS_IS_A_NUMBER = {"ignore_unknown_options": True}
+"""For a command that takes a number: -1 is told what it may be, instead of that it is no option."""
+
 _TARGET_OPTIONS = {"url": (UrlOption, None), "admin_key_file": (KeyFileOption, None), "state": (StateOption, None)}
 
 

@@ -16,7 +16,7 @@ from coordinator.cli_output import (
     trust_history,
     trust_table,
 )
-from coordinator.cli_target import JsonOption, for_coordinator
+from coordinator.cli_target import MINUS_IS_A_NUMBER, JsonOption, for_coordinator
 from protocol.errors import ConfigError
 from protocol.trust_rest import MAX_TRUST_REASON, TrustHistory, TrustInfo, TrustList, TrustRequest
 
@@ -45,7 +45,7 @@ def show_trust(target: AdminTarget, worker: WorkerArgument, *, as_json: JsonOpti
     print_answer(found, trust_history(found), as_json=as_json)
 
 
-@trust_commands.command("pin")
+@trust_commands.command("pin", context_settings=MINUS_IS_A_NUMBER)
 @for_coordinator
 def pin(
     target: AdminTarget,

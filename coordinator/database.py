@@ -8,14 +8,11 @@ own, in a thread.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sqlite3
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,13 +23,17 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Dialect, Engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool, PoolProxiedConnection
+from sqlalchemy.pool import NullPool
 
 import migrations
+from coordinator.cut_loop import CutLoop
+from coordinator.rested_connections import see_that_connections_answer
+from coordinator.slow_starts import told_if_slow
 from coordinator.stop_limit import close_connections
+from coordinator.whole_statements import whole_statements
 from protocol.background import uninterrupted
 from protocol.coordinator_errors import DatabaseVersionError
 from protocol.errors import StorageError
@@ -50,9 +51,6 @@ _ASYNCPG_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 LONGEST_SILENCE_S = 30.0
 """In the middle of a transaction, until PostgreSQL undoes it. A machine that lost its power there says no goodbye,
 and whoever takes over waits for what it has locked: TCP alone lets go after two hours."""
-PING_AFTER_S = 1.0
-"""A connection that rested for longer is asked whether it is still there."""
-_USED_S = "brigade_used_s"
 SQLITE_LOCKED = "database is locked"
 LEASE_SCHEMA = "0003"
 """The first schema with a lease (`coordinator.lease`), which then decides who may go further: until a coordinator
@@ -72,7 +70,7 @@ async def opened(url: str, revision: str = "head") -> AsyncIterator[AsyncEngine]
         DatabaseVersionError: a newer version of Brigade wrote the database; nothing was changed.
         StorageError: it can't be reached or used.
     """
-    await uninterrupted(asyncio.to_thread(migrate, url, revision))
+    await migrated(url, revision)
     engine = create_engine(make_url(url))
     try:
         yield engine
@@ -80,10 +78,26 @@ async def opened(url: str, revision: str = "head") -> AsyncIterator[AsyncEngine]
         await uninterrupted(close_connections(engine))  # what isn't closed here is left to the garbage collector
 
 
-def migrate(url: str, revision: str = "head") -> None:
+async def migrated(url: str, revision: str = "head") -> None:
+    """As `migrate`. PostgreSQL's is one transaction, on a server that may hang: a caller's cancellation cuts it.
+
+    Raises:
+        DatabaseVersionError, StorageError: as `opened`.
+    """
+    loop, parsed = CutLoop(), make_url(url)
+    is_cut_off = parsed.get_backend_name() == "postgresql"
+    async with told_if_slow(_described(parsed)):
+        await uninterrupted(
+            asyncio.to_thread(migrate, url, revision, loop.run), loop.cut if is_cut_off else lambda: None
+        )
+
+
+def migrate(
+    url: str, revision: str = "head", run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+) -> None:
     """Bring the schema up to `revision` at least; "base" takes everything away.
 
-    Blocks; no event loop may run in this thread.
+    Blocks; no event loop may run in this thread. `run` runs what needs one.
 
     Raises:
         DatabaseVersionError, StorageError: as `opened`.
@@ -91,7 +105,7 @@ def migrate(url: str, revision: str = "head") -> None:
     parsed = make_url(url)
     with database_errors(parsed):
         _create_privately(parsed)
-        asyncio.run(_migrate(parsed, revision))
+        run(_migrate(parsed, revision))
 
 
 def create_engine(url: URL, *, is_pooled: bool = True, migrates: bool = False) -> AsyncEngine:
@@ -101,7 +115,8 @@ def create_engine(url: URL, *, is_pooled: bool = True, migrates: bool = False) -
     """
     options: dict[str, Any] = _QUIET if is_pooled else {**_QUIET, "poolclass": NullPool}
     if url.get_backend_name() == "sqlite":
-        engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **options)
+        asking = {"timeout": BUSY_TIMEOUT_MS / 1000, "async_creator_fn": whole_statements}
+        engine = create_async_engine(url, connect_args=asking, **options)
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         if migrates:  # it can't be changed within a transaction
             event.listen(engine.sync_engine, "connect", _without_references)
@@ -116,8 +131,7 @@ def create_engine(url: URL, *, is_pooled: bool = True, migrates: bool = False) -
     if is_pooled:  # whose server process was at work just now has all that it needs at hand
         options = {**options, "pool_use_lifo": True}
     engine = create_async_engine(url, connect_args=asking, **options)
-    event.listen(engine.sync_engine, "checkin", _note_use)
-    event.listen(engine.sync_engine, "checkout", partial(_see_that_it_answers, engine.dialect))
+    see_that_connections_answer(engine)
     return engine
 
 
@@ -243,33 +257,6 @@ def _without_references(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     is_read_only = connection.get_execution_options().get("brigade_read_only", False)
     connection.exec_driver_sql("BEGIN" if is_read_only else "BEGIN IMMEDIATE")
-
-
-def _note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
-    record.info[_USED_S] = time.monotonic()
-
-
-def _see_that_it_answers(
-    dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection
-) -> None:
-    """Before a connection is used again; `pool_pre_ping` would take three round trips each time.
-
-    That the server has closed one is known without, and what else breaks them does so while they rest.
-
-    Raises:
-        DisconnectionError: it doesn't; the pool makes another one.
-    """
-    is_closed = connection.driver_connection.is_closed()
-    rested_s = time.monotonic() - record.info.get(_USED_S, math.inf)
-    if is_closed or (rested_s > PING_AFTER_S and not _answers(dialect, connection)):
-        raise DisconnectionError
-
-
-def _answers(dialect: Dialect, connection: Any) -> bool:
-    try:
-        return dialect.do_ping(connection)
-    except dialect.loaded_dbapi.Error:
-        return False
 
 
 def _described(url: URL) -> str:

@@ -18,6 +18,7 @@ from coordinator.cluster import Cluster
 from coordinator.config import CoordinatorConfig
 from coordinator.control_socket import ControlSocket
 from coordinator.credentials import Access, Authenticator, Caller, WorkerCaller
+from coordinator.cut_rotations import Rotating
 from coordinator.dashboard_feed import DashboardFeed
 from coordinator.dashboard_files import DashboardFile
 from coordinator.dashboard_sessions import DashboardSessions
@@ -52,6 +53,7 @@ CONFIG: Final = web.AppKey("config", CoordinatorConfig)
 CLOCK: Final = web.AppKey[Clock]("clock")
 QUOTA_CLOCK: Final = web.AppKey("quota_clock", SteadyClock)
 AUTHORITY: Final = web.AppKey("authority", Authority)
+ROTATING: Final = web.AppKey("rotating", Rotating)
 REPOSITORY: Final = web.AppKey("repository", Repository)
 CLUSTER: Final = web.AppKey("cluster", Cluster)
 MODELS_LOOK: Final = web.AppKey[SharedLook[tuple[ModelInfo, ...]]]("models_look")

@@ -35,6 +35,7 @@ PAGE = f"""<!doctype html>
 <head>
 <meta charset="utf-8">
 <title>Brigade coordinator</title>
+<link rel="icon" href="data:,">
 <link rel="stylesheet" href="/docs/swagger-ui.css" integrity="{INTEGRITY["swagger-ui.css"]}">
 </head>
 <body>

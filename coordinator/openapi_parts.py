@@ -87,10 +87,9 @@ def _parameters() -> dict[str, Any]:
         "IdempotencyKey": {
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "A new one for every new request. The same again within 24 hours is answered as the "
-            "first time, and carried out once.",
+            "description": "A new one for every new request, such as a UUID. The same again within 24 hours is "
+            "answered as the first time, and carried out once.",
             "schema": {"type": "string", "minLength": 8, "maxLength": 128, "pattern": "^[!-~]{8,128}$"},
-            "example": "7d4ff86c-6f7a-4a86-a2d6-f24a8b3c1e55",
         },
         "IfMatch": {
             "name": "If-Match",

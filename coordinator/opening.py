@@ -20,11 +20,14 @@ from coordinator.lease import LeaseTable
 from coordinator.lease_keeper import LeaseKeeper, holder_of
 from coordinator.repository import Repository
 from coordinator.state_folder import StateFolder
+from coordinator.stop_limit import StopLimit
 from protocol.api_key import ApiKey, api_key_from_text, new_api_key, secret_hash
 from protocol.background import uninterrupted
 from protocol.errors import UnauthenticatedError
 from protocol.key_rest import KeyKind
 
+GIVEN_UP_S = 1.0
+"""Whoever gives a start up waits so long for the lease to be let go; else it lapses by itself."""
 FIRST_KEYS: tuple[tuple[KeyKind, str], ...] = (("admin", names.ADMIN_KEY), ("client", names.CLIENT_KEY))
 """Keys that every state folder has, and their files."""
 
@@ -63,18 +66,29 @@ async def opened_state(config: CoordinatorConfig, now: datetime) -> AsyncIterato
                 config.public_url or f"{config.listen_host}:{config.listen_port}",
             )
             await repository.check_owner(authority.coordinator_id)
-            async with lease.held(takes_over=config.take_over):
+            async with lease.held(takes_over=config.take_over), _given_up(repository.transactions.stop_limit):
                 if config.take_over and not authority.secrets.has_new_secret:
                     # the copy of the folder may have been renewed while this coordinator stood by
                     stood_by = timedelta(seconds=asyncio.get_running_loop().time() - began_s)
                     authority = await asyncio.to_thread(_authority, folder, config, now + stood_by)
-                await uninterrupted(asyncio.to_thread(database.migrate, database_url))
+                await database.migrated(database_url)
                 await repository.claim(authority.coordinator_id)
                 await _ensure_first_keys(folder, authority, repository, now)
                 await tell_cut_rotations(repository, authority.secrets.rotated_at, now)
                 yield OpenedState(
                     folder=folder, authority=authority, engine=engine, repository=repository, lease=lease
                 )
+
+
+@asynccontextmanager
+async def _given_up(stop_limit: StopLimit) -> AsyncIterator[None]:
+    """A start that is given up may be so because the database hangs: what is still to be said to it isn't much."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not stop_limit.has_begun:
+            stop_limit.begin(GIVEN_UP_S)
+        raise
 
 
 def _opened_folder(config: CoordinatorConfig, now: datetime, stack: ExitStack) -> tuple[StateFolder, Authority]:

@@ -145,6 +145,7 @@ def _save_worker(session: Session, effect: SaveWorker) -> None:
     row.url = _storable(effect.url)
     row.device = None if effect.device is None else msgspec.to_builtins(effect.device)
     row.seen_at = datetime.fromtimestamp(effect.seen_s, UTC)
+    row.starts_by = None if effect.starts_by_s is None else datetime.fromtimestamp(effect.starts_by_s, UTC)
 
 
 def _save_assignment(session: Session, effect: SaveAssignment) -> None:
@@ -179,6 +180,7 @@ def _worker(row: WorkerRow, spans: tuple[SpanAssignment, ...]) -> StoredWorker:
         url=row.url,
         device=_device(row.device),
         seen_s=row.seen_at.timestamp(),
+        starts_by_s=None if row.starts_by is None else row.starts_by.timestamp(),
         epoch=row.epoch,
         spans=spans,
         reason=row.assignment_reason,

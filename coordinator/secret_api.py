@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TypeVar
 
+import structlog
 from aiohttp import web
 
 from coordinator.credentials import KeyCaller
-from coordinator.keys import AUTHORITY, CALLER, CLOCK, CLUSTER, CONFIG, JOINING, REPOSITORY
+from coordinator.cut_rotations import tell_untold
+from coordinator.keys import AUTHORITY, CALLER, CLOCK, CLUSTER, CONFIG, JOINING, REPOSITORY, ROTATING
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.policy.effects import AuditAction, AuditView, WriteAudit
 from coordinator.recent_joins import Join
@@ -25,6 +26,8 @@ from coordinator.secret_sweep import close_outdated_sockets
 from protocol.background import uninterrupted
 from protocol.errors import BrigadeError, ConflictError, StorageError
 from protocol.secret_rest import RecentJoin, RotatedSecret, RotateSecretRequest, SecretDates, SecretsInfo
+
+log = structlog.get_logger(__name__)
 
 MAX_JOINS_SHOWN = 200
 T = TypeVar("T")
@@ -77,9 +80,8 @@ async def secrets(request: web.Request) -> web.Response:
 async def rotate_join_secret(request: web.Request) -> web.Response:
     """`RotateSecretRequest` -> `RotatedSecret`."""
     wanted = await read_json(request, RotateSecretRequest)
-    now, grace = _now(request), timedelta(seconds=wanted.grace_s)
-    files = request.app[AUTHORITY].secrets
-    secret = await _rotated(request, "join_secret_rotated", grace, partial(files.rotate_join_secret, now, grace))
+    grace, files = timedelta(seconds=wanted.grace_s), request.app[AUTHORITY].secrets
+    secret, now = await _rotated(request, "join_secret_rotated", grace, files.rotate_join_secret)
     request.app[JOINING].recent.rotated()
     return json_answer(RotatedSecret(secret=secret, old_until=(now + grace).isoformat()))
 
@@ -87,37 +89,66 @@ async def rotate_join_secret(request: web.Request) -> web.Response:
 async def rotate_signing_key(request: web.Request) -> web.Response:
     """`RotateSecretRequest` -> `SecretsInfo`, as it is from now on."""
     wanted = await read_json(request, RotateSecretRequest)
-    now, grace = _now(request), timedelta(seconds=wanted.grace_s)
-    files = request.app[AUTHORITY].secrets
-    await _rotated(request, "signing_key_rotated", grace, partial(files.rotate_signing_key, now, grace))
+    grace, files = timedelta(seconds=wanted.grace_s), request.app[AUTHORITY].secrets
+    await _rotated(request, "signing_key_rotated", grace, files.rotate_signing_key)
     await close_outdated_sockets(request.app)
     return json_answer(_info(request))
 
 
-async def _rotated(request: web.Request, action: AuditAction, grace: timedelta, rotate: Callable[[], T]) -> T:
-    caller = request[CALLER]
-    assert isinstance(caller, KeyCaller)  # the route's access says so
-    files, until = request.app[AUTHORITY].secrets, (_now(request) + grace).isoformat()
-    told = f"by {caller.key_id}; older ones end at {until} at the latest"
-    older = files.join_secret_dates if action == "join_secret_rotated" else files.signing_key_dates
-    before = {"older_end_at": [each.ends.isoformat() for each in older if each.ends is not None]}
+async def _rotated(
+    request: web.Request, action: AuditAction, grace: timedelta, rotate: Callable[[datetime, timedelta], T]
+) -> tuple[T, datetime]:
+    """What `rotate` comes to, when its turn has come, and when that was."""
+    rotating, files = request.app[ROTATING], request.app[AUTHORITY].secrets
 
-    async def step() -> T:
-        await _audit(request, action, told, before, {"older_end_at": [until]})
-        try:
-            return await asyncio.to_thread(rotate)
-        except BrigadeError as error:
-            await _audit(request, "rotation_failed", f"{action}: {error.message}")
-            raise
+    async def step() -> tuple[T, datetime]:
+        async with rotating.turn:
+            await tell_untold(rotating, request.app[REPOSITORY], files, _now(request))
+            now = _now(request)  # of the line and of the secret: by that they are known to belong together
+            rotating.has_untold = True
+            await _write_line(request, action, now, grace)
+            try:
+                result = await asyncio.to_thread(rotate, now, grace)
+            except BrigadeError as error:
+                await _tell_failure(request, f"{action}: {error.message}")
+                raise
+            rotating.has_untold = False
+            return result, now
 
     return await uninterrupted(step())
 
 
+async def _write_line(request: web.Request, action: AuditAction, now: datetime, grace: timedelta) -> None:
+    caller = request[CALLER]
+    assert isinstance(caller, KeyCaller)  # the route's access says so
+    files, until = request.app[AUTHORITY].secrets, (now + grace).isoformat()
+    older = files.join_secret_dates if action == "join_secret_rotated" else files.signing_key_dates
+    before = {"older_end_at": [each.ends.isoformat() for each in older if each.ends is not None]}
+    details = f"by {caller.key_id}; older ones end at {until} at the latest"
+    await _audit(request, now, action, details, before, {"older_end_at": [until]})
+
+
+async def _tell_failure(request: web.Request, details: str) -> None:
+    try:
+        await _audit(request, _now(request), "rotation_failed", details)
+    except (
+        StorageError
+    ) as error:  # what the caller is to hear is why it failed; `tell_untold_forever` says it later
+        log.warning("failed_rotation_not_said_yet", error_message=error.message)
+    else:
+        request.app[ROTATING].has_untold = False
+
+
 async def _audit(
-    request: web.Request, action: AuditAction, details: str, before: AuditView = None, after: AuditView = None
+    request: web.Request,
+    at: datetime,
+    action: AuditAction,
+    details: str,
+    before: AuditView = None,
+    after: AuditView = None,
 ) -> None:
     line = WriteAudit(
-        at_s=request.app[CLOCK](), action=action, subject="cluster", details=details, before=before, after=after
+        at_s=at.timestamp(), action=action, subject="cluster", details=details, before=before, after=after
     )
     await request.app[REPOSITORY].apply([line])
 

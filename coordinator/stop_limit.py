@@ -34,6 +34,11 @@ class StopLimit:
         """How many transactions run."""
         return len(self._open)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the program is to stop."""
+        return self._limit_s is not None
+
     def begin(self, limit_s: float) -> None:
         """Give what runs, and each that comes, so many seconds from now on."""
         self._limit_s = limit_s

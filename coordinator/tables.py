@@ -43,6 +43,8 @@ class WorkerRow(Base):
     url: Mapped[str] = mapped_column(Text)
     device: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    starts_by: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """Set while it is starting, when it enrolled and hasn't connected."""
     epoch: Mapped[int] = mapped_column(BigInteger, default=0)
     assignment_reason: Mapped[str] = mapped_column(Text, default="")
 
@@ -254,6 +256,8 @@ class TrustRow(Base):
     pinned: Mapped[float | None] = mapped_column(Double)
     banned_reason: Mapped[str | None] = mapped_column(Text)
     n_events: Mapped[int] = mapped_column(Integer)
+    accused_ago: Mapped[list[int]] = mapped_column(JSON)
+    """How many of its audits ago each accusation was."""
 
 
 class TrustEventRow(Base):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import asyncpg
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -34,7 +34,7 @@ TransactionKind = Literal["writing", "reading"]
 
 PATIENCE_S = 2.0
 """For an answer that one can do without: an operator who asks how things are isn't kept waiting by the database."""
-SQLITE_THREADS = 4
+_threads = partial(ThreadPoolExecutor, max_workers=4, thread_name_prefix="database")
 """One that writes, one that checkpoints, some that see whether the file is there: a slow disk makes them wait."""
 CHECKPOINT_TURNS = 100
 """Of writers on SQLite: one that records a route adds some eight pages of 4 KiB to the write-ahead log."""
@@ -55,8 +55,9 @@ class Transactions:
         """Told of each transaction that is over, and of the seconds that it took after its turn had come."""
         self._sqlite_writer = asyncio.Lock()
         """SQLite has one writer at a time, and lets the others look again and again: here they stand in line."""
-        self._threads = ThreadPoolExecutor(max_workers=SQLITE_THREADS, thread_name_prefix="database")
+        self._threads = _threads()
         """Of its own: what others do in threads, such as looks at a large fleet, keeps no transaction waiting."""
+        event.listen(engine.sync_engine, "engine_disposed", self._end_threads)
         self.checkpoint_due = asyncio.Event()
         """Set once enough was written since the last `checkpoint`."""
         self._n_turns = self._n_turns_anew = 0
@@ -100,8 +101,7 @@ class Transactions:
     async def write_rows(self, work: Callable[[Connection], T]) -> T:
         """What `work` comes to, in a transaction as `writing` has it; `work` knows no event loop.
 
-        On SQLite a thread runs all of it: to go there and back for each statement takes several times what the
-        statements themselves take.
+        On SQLite a thread runs all of it: to go there and back for each statement takes several times as long.
 
         Raises:
             StorageError: as `writing`.
@@ -109,9 +109,7 @@ class Transactions:
         async with self._turn():
             with self._noted("writing"):
                 if self._file is not None:
-                    # As `to_thread`, without a task around it: who is acting is known there too.
-                    written = partial(copy_context().run, self._written, self._file, work)
-                    return await uninterrupted(self._in_thread(written))
+                    return await uninterrupted(self._in_thread(partial(self._written, self._file, work)))
                 with database_errors(self._engine.url):
                     async with self.stop_limit.kept(), self._engine.begin() as connection:
                         return await connection.run_sync(self._fenced, work)
@@ -125,8 +123,7 @@ class Transactions:
         assert self._file is not None, "PostgreSQL has `write_natively`"
         async with self._turn():
             with self._noted("writing"):
-                written = partial(copy_context().run, self._written_plainly, self._file, work)
-                return await uninterrupted(self._in_thread(written))
+                return await uninterrupted(self._in_thread(partial(self._written_plainly, self._file, work)))
 
     async def write_natively(self, locks: str, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         """What `work` comes to on PostgreSQL's own connection, in a transaction that begins with `locks`.
@@ -191,7 +188,13 @@ class Transactions:
                     raise
 
     def _in_thread(self, step: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, step)
+        """As `to_thread`, without a task around it: who is acting is known there too."""
+        return asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, step)
+
+    def _end_threads(self, _engine: Engine) -> None:
+        """With the engine's connections, and as these they would be made anew for whoever goes on."""
+        self._threads.shutdown(wait=False)
+        self._threads = _threads()
 
     @cached_property
     def blocking(self) -> Engine:

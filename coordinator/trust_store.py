@@ -76,11 +76,13 @@ def _save(session: Session, effect: SaveTrust) -> None:
     row.pinned = record.pinned
     row.banned_reason = None if record.banned_reason is None else _storable(record.banned_reason)
     row.n_events = record.n_events
+    row.accused_ago = list(record.accused_ago)
 
 
 def _record(row: TrustRow) -> TrustRecord:
     try:
         opinions: tuple[Opinion, ...] = msgspec.convert(row.opinions, tuple[Opinion, ...])
+        accused_ago: tuple[int, ...] = msgspec.convert(row.accused_ago, tuple[int, ...])
     except msgspec.ValidationError as exc:
         raise StorageError(f"what the database holds of worker {row.worker_id}'s trust isn't known here") from exc
     return TrustRecord(
@@ -90,6 +92,7 @@ def _record(row: TrustRow) -> TrustRecord:
         pinned=row.pinned,
         banned_reason=row.banned_reason,
         n_events=row.n_events,
+        accused_ago=accused_ago,
     )
 
 

@@ -26,7 +26,7 @@ from coordinator.keys import (
 )
 from coordinator.middleware import add_route, json_answer, read_body, read_json
 from coordinator.policy.effects import WriteAudit
-from coordinator.policy.events import WorkerJoined
+from coordinator.policy.events import WorkerJoined, WorkerNotComing
 from coordinator.policy.views import file_sources
 from coordinator.route_docs import RouteDoc
 from protocol.codec import MAX_CONTROL_BYTES
@@ -50,6 +50,7 @@ from protocol.worker_rest import (
     ChallengeRequest,
     JoinGrant,
     JoinRequest,
+    NotComing,
     Source,
     SourcesAnswer,
     SourcesRequest,
@@ -70,6 +71,9 @@ JOIN_DOC = RouteDoc(
     errors=(WrongSecretError, ClockSkewError, ForbiddenError, OverloadedError),
 )
 CONTROL_DOC = RouteDoc("Open the control socket: a WebSocket.", answer=None, status=101)
+NOT_COMING_DOC = RouteDoc(
+    "Say that this worker, which was let in, ends before it connects.", body=NotComing, answer=None, status=204
+)
 SOURCES_DOC = RouteDoc("Ask who else has files.", body=SourcesRequest, answer=SourcesAnswer)
 BAD_SOURCE_DOC = RouteDoc(
     "Report that a worker sent wrong bytes.", body=BadSource, answer=None, status=204, errors=(NotFoundError,)
@@ -81,6 +85,7 @@ def add_worker_routes(app: web.Application) -> None:
     add_route(app, "open", "POST", "/v1/join/challenge", challenge, CHALLENGE_DOC)
     add_route(app, "open", "POST", "/v1/join", join, JOIN_DOC)
     add_route(app, "worker", "GET", "/v1/worker/control", control, CONTROL_DOC)
+    add_route(app, "worker", "POST", "/v1/worker/not-coming", not_coming, NOT_COMING_DOC)
     add_route(app, "worker", "POST", "/v1/worker/sources", sources, SOURCES_DOC)
     add_route(app, "worker", "POST", "/v1/worker/sources/bad", bad_source, BAD_SOURCE_DOC)
 
@@ -134,6 +139,13 @@ async def control(request: web.Request) -> web.WebSocketResponse:
     finally:
         del request.app[CONTROL_SOCKETS][control_socket]
     return socket
+
+
+async def not_coming(request: web.Request) -> web.Response:
+    """`NotComing`: it isn't awaited any more. Nothing changes if it is here."""
+    said = await read_json(request, NotComing)
+    await request.app[CLUSTER].handle(WorkerNotComing(worker_id=_worker(request).worker_id, reason=said.reason))
+    return web.Response(status=204)
 
 
 async def sources(request: web.Request) -> web.Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -41,16 +41,18 @@ def garbage_collected_at_end() -> Iterator[None]:
             gc.unfreeze()
 
 
-async def uninterrupted(step: Awaitable[T]) -> T:
+async def uninterrupted(step: Awaitable[T], cut: Callable[[], None] = lambda: None) -> T:
     """Run `step` to its end even if the caller is cancelled meanwhile; the cancellation goes on after it.
 
     For writes: a transaction that is cut in two leaves the database locked, and nobody knows what is in it. The
-    step must have deadlines of its own.
+    step must have deadlines of its own, or an end that is brought about in another way: by `cut`, which is called
+    when the caller is cancelled.
     """
     task = asyncio.ensure_future(step)  # noqa: TID251 - awaited right here, whatever happens
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        cut()
         # However often it is cancelled: what the caller holds is held until the step is done.
         while not task.done():
             with suppress(asyncio.CancelledError):

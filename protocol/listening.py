@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from protocol.errors import ConfigError, PortInUseError
 from protocol.exit_codes import EXIT_CANCELLED
 
+if sys.platform != "win32":
+    import resource
 if TYPE_CHECKING:  # who only reads an address needs no server
     from protocol.guarded_site import GuardedSite
 
@@ -94,8 +96,10 @@ def check_can_listen(host: str, port: int, *, option: str) -> None:
 def raise_open_files_limit() -> None:
     """Take as many open files as this user may have; a stranger's silent connections fill a shell's 1,024.
 
-    They count to no address before TLS is done, and have `guarded_site.HANDSHAKE_S` for that.
+    One address has 128 before TLS is done and 256 after it (`guarded_site`): a few are enough for 1,024.
     """
+    if sys.platform == "win32":  # which has no such limit
+        return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS: "unlimited", and no more than a number that it doesn't tell
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import InfoMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
+from protocol.door import Refusal
 from protocol.version import program_version
 
 OPERATION = "gen_ai_operation_name"
@@ -65,6 +68,24 @@ class BuildInfo(Collector):
     def collect(self) -> list[InfoMetricFamily]:
         """The one sample."""
         return [self._info]
+
+
+class RefusedConnections(Collector):
+    """How many connections a port refused, by what their address had too many of, as `door` names it."""
+
+    def __init__(self, n_refused: Mapping[Refusal, int]) -> None:
+        self._n_refused = n_refused
+
+    def collect(self) -> list[CounterMetricFamily]:
+        """One sample for each reason."""
+        refused = CounterMetricFamily(
+            "brigade_connections_refused",
+            "Connections refused because their address had too many: open, or TLS handshakes under way.",
+            labels=["reason"],
+        )
+        for reason in get_args(Refusal):
+            refused.add_metric([reason], self._n_refused[reason])
+        return [refused]
 
 
 def new_registry(program: str) -> CollectorRegistry:

@@ -52,6 +52,15 @@ class JoinGrant(Body, frozen=True, kw_only=True):
     coordinator_id: CoordinatorId
 
 
+class NotComing(Body, frozen=True, kw_only=True):
+    """`POST /v1/worker/not-coming` (1.2): the worker was let in and ends before it has connected. Answer: 204."""
+
+    reason: str
+
+
+MAX_REASON_CHARS = 1000
+"""Of why a worker doesn't come."""
+
 # ------------------------------------------------------------------ a worker wants files
 
 

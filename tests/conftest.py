@@ -13,7 +13,8 @@ from xdist import is_xdist_worker
 from xdist.remote import Producer
 
 from tests.support import scheduling
-from tests.support.postgres import database_url, postgres_server
+from tests.support.open_files import collect_what_is_left
+from tests.support.postgres import WHEN_TESTS_ARE_OVER, database_url, postgres_server
 
 __all__ = ["database_url", "postgres_server"]
 
@@ -52,15 +53,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """The same at the end of each file, which may have imported more; of its garbage it is warned itself."""
+    """The same at the end of each file, which may have imported more; what it left open fails it, not the next."""
     yield
-    if nextitem is not None and nextitem.path != item.path:
-        collect_and_freeze()
+    if nextitem is None or nextitem.path != item.path:
+        left = collect_and_freeze()
+        assert left == [], f"{item.path.name} left to the garbage collector, in any of its tests: {left}"
 
 
-def collect_and_freeze() -> None:
-    gc.collect()
+def pytest_sessionfinish() -> None:
+    WHEN_TESTS_ARE_OVER.close()
+
+
+def collect_and_freeze() -> list[str]:
+    """What was left open."""
+    left = collect_what_is_left()
     gc.freeze()
+    return left
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -106,11 +106,12 @@ async def running(
     tell: Callable[[str], None] = lambda _line: None,
     clock: Callable[[], float] = utc_now_s,
     credentials: Credentials | None = None,
+    has_state: bool = False,
 ) -> AsyncIterator[RunningWorker]:
     """Run a worker; `tell` gets a line for people on every change. When the block ends, it drains and stops.
 
     A block that ends with an error ends sessions at once. `credentials`: those of an enrolment a moment ago; None:
-    it enrols.
+    it enrols. `has_state`: the caller holds the state folder for it (`identity.opened_state`).
 
     Raises:
         ConfigError: a setting can't be used, or another worker uses the state folder.
@@ -119,7 +120,14 @@ async def running(
         BrigadeError: later, what made the worker end: the coordinator's dismissal, the engine's death.
     """
     departure = Departure()
-    around = Surroundings(config=config, tell=tell, clock=clock, on_drain=departure.release, enrolled=credentials)
+    around = Surroundings(
+        config=config,
+        tell=tell,
+        clock=clock,
+        on_drain=departure.release,
+        enrolled=credentials,
+        has_state=has_state,
+    )
     try:
         async with AsyncExitStack() as stack:
             parts = await assembled(around, stack)

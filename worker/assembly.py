@@ -32,6 +32,7 @@ from worker.enrolment import Credentials, CredentialsHolder, enrol, waited_for
 from worker.fetching import Fetching
 from worker.file_server import FileServer
 from worker.files import FileCache
+from worker.goodbye import said_if_failed
 from worker.holdings import Holdings
 from worker.identity import Identity, load_identity, opened_state
 from worker.keeper import Keeper
@@ -63,6 +64,8 @@ class Surroundings:
     """The coordinator asked the worker to leave, for this reason."""
     enrolled: Credentials | None = None
     """What it was granted a moment ago; None: it is still to enrol."""
+    has_state: bool = False
+    """Whether the state folder is held for it already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +124,9 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
     data_plane, uplink = _planes(around, footing, draft, engine, holdings, spans)
     await stack.enter_async_context(data_plane)
     application = _application(around.config, footing.address.url, data_plane, footing.cache)
-    await stack.enter_async_context(Site(application, footing.address.bound, footing.credentials))
+    site = await stack.enter_async_context(Site(application, footing.address.bound, footing.credentials))
     listen = around.config.metrics_listen
-    metrics_url = await stack.enter_async_context(metrics_at(listen, engine, data_plane, holdings))
+    metrics_url = await stack.enter_async_context(metrics_at(listen, engine, data_plane, holdings, site))
     if line := metrics_notice(metrics_url, listen):
         around.tell(line)
     http = await stack.enter_async_context(_file_session())
@@ -145,11 +148,14 @@ async def assembled(around: Surroundings, stack: AsyncExitStack) -> Parts:
 
 
 async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
+    if not around.has_state:
+        stack.enter_context(opened_state(around.config.state))
+    if around.enrolled is not None:
+        stack.push_async_exit(partial(said_if_failed, around.enrolled))
     if around.config.draft_model is not None:
         await asyncio.to_thread(check_draft_model, around.config.draft_model)
     if around.config.metrics_listen is not None:
         await asyncio.to_thread(check_can_listen, *around.config.metrics_listen, option=METRICS_OPTION)
-    stack.enter_context(opened_state(around.config.state))
     identity = await asyncio.to_thread(load_identity, around.config.state)
     around = await _directed(around, identity)
     config = around.config
@@ -165,6 +171,7 @@ async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     first = around.enrolled
     if first is None:
         first = await waited_for(renew, at_most_s=config.join_timeout_s, tell=around.tell)
+        stack.push_async_exit(partial(said_if_failed, first))
     credentials = CredentialsHolder(first, config.coordinator_urls)
     around.tell(f"enrolled at {credentials.current.coordinator_url}; others reach this worker at {address.url}")
     return Footing(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -107,16 +109,33 @@ def _serve(config: WorkerConfig, *, is_verbose: bool) -> None:
     # these take long to import: not for --help, and not before the settings are known to be good
     from protocol.event_loops import event_loop
     from protocol.logs import configure_logs
-    from worker.early_enrolment import early_credentials
+    from worker.early_enrolment import early_start
+    from worker.goodbye import say_not_coming
+    from worker.identity import opened_state
 
     configure_logs("worker", is_verbose=is_verbose)
     keep_few_arenas()
     say("starting: torch is loaded first, which takes some seconds")
-    with asyncio.Runner(loop_factory=event_loop) as runner:
-        credentials = runner.run(early_credentials(config))
-        from worker.serving import serve_until_stopped  # torch
+    with opened_state(config.state), _stopped_as_by_ctrl_c(), asyncio.Runner(loop_factory=event_loop) as runner:
+        start = runner.run(early_start(config, say))
+        try:
+            from worker.serving import serve_until_stopped  # torch
+        except BaseException as exc:
+            runner.run(say_not_coming(start.credentials, exc))
+            raise
+        runner.run(serve_until_stopped(start.config, start.credentials, has_state=True))
 
-        runner.run(serve_until_stopped(config, credentials))
+
+@contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM do what SIGINT does, until the worker itself takes both: what was begun is ended."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    except KeyboardInterrupt as exc:  # with which typer ends the program without a word
+        raise asyncio.CancelledError from exc
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _warn_of_arguments(secrets: Mapping[str, str | None], from_file: Container[str]) -> None:

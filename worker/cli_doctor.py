@@ -71,14 +71,13 @@ def doctor(
 
 
 def _print(checks: Sequence[Check], *, as_json: bool) -> None:
-    from rich.console import Console
-
+    from protocol.answer_console import answer_console
     from protocol.checks import CheckList, report_table
 
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(CheckList(checks=tuple(checks)))).decode() + "\n")
     else:
-        Console(highlight=False).print(report_table(checks))
+        answer_console().print(report_table(checks))
 
 
 def _invited_to(secret_file: Path | None, invite_file: Path | None) -> tuple[str, ...]:

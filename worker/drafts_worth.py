@@ -7,17 +7,16 @@ repeats itself is left alone from its first token on, and one that begins to is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from operator import mul
 from typing import NamedTuple
 
 from protocol.messages import MAX_DRAFTS
 
 MIN_GAIN = 1.05
 """Tokens per second are to be better by so much: the measured times are not exact."""
-DEFAULT_DRAFT_SHARE = 0.25
-"""A position more in a round, as a share of the round, before any was measured: float32 on a CPU."""
 
 _MEMORY = 0.97
 """What an earlier guess still counts with each later one: about thirty count."""
@@ -40,13 +39,27 @@ _TIME_WEIGHT = 0.2
 """Of a new measurement of the draft model's times."""
 
 _TIME_NOISE = 0.1
-_BASE_DRIFT = 0.02
-_DRAFT_DRIFT = 0.002
-_FIRST_NOISE = 0.2
-"""Standard deviations, in rounds without guesses: of one measured, of what changes from one to the next, of the
-first."""
+_DRIFTS = (0.01, 0.01, 0.002)
+_FIRST_NOISES = (0.2, 0.15, 0.1)
+"""Standard deviations, in rounds without guesses: of one measured; then of a round without guesses, what guessing
+adds, and a guess: of how they change from one round to the next, and of what they are taken for at first."""
 _LONGEST = 2.0
-"""Times what was expected: a round that takes longer was held up by something else."""
+"""Times what was expected: a round that takes longer was held up by something else. None counts as taking less than
+one of as many parts: what was held up may have been what is compared with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftShares:
+    """What guesses cost, as shares of a round without any."""
+
+    guessing: float
+    """Whatever their number: several rows are multiplied by other kernels than one."""
+    draft: float
+    """Each."""
+
+
+DEFAULT_SHARES = DraftShares(guessing=0.2, draft=0.05)
+"""Before any was measured: between float32 on a CPU (0.5 and 0.03) and bfloat16 (0 and 0.03)."""
 
 
 @dataclass(slots=True)
@@ -70,39 +83,50 @@ class Acceptance:
 
 @dataclass(slots=True)
 class RoundTimes:
-    """How long a round takes by the guesses in it: `base_s` + `draft_s` for each (a Kalman filter of these two)."""
+    """How long a round takes by the guesses in it: `base_s`, `guessing_s` if there are any, `draft_s` for each.
 
-    draft_share: float = DEFAULT_DRAFT_SHARE
-    """Of a session before: what a guess costs, as a share of a round without any."""
+    A Kalman filter of these three.
+    """
+
+    shares: DraftShares = DEFAULT_SHARES
+    """Of a session before."""
     base_s: float = 0.0
+    guessing_s: float = 0.0
     draft_s: float = 0.0
-    _base_variance: float = 0.0
-    _draft_variance: float = 0.0
-    _covariance: float = 0.0
+    _covariances: Sequence[Sequence[float]] = ()
+    """(3, 3), in the order above."""
 
     def seconds(self, n_drafts: int) -> float:
         """What a round with so many guesses is expected to take; 0 until one was measured."""
-        return self.base_s + n_drafts * self.draft_s
+        return self.base_s + self.guessing_s + n_drafts * self.draft_s if n_drafts else self.base_s
+
+    def measured_shares(self) -> DraftShares:
+        """What guesses cost, for a session that comes later; once a round was measured."""
+        return DraftShares(guessing=self.guessing_s / self.base_s, draft=self.draft_s / self.base_s)
 
     def add(self, n_drafts: int, seconds: float) -> None:
         """Count a measured round; the first has no guesses."""
         if self.base_s == 0.0:
-            self.base_s, self.draft_s = seconds, self.draft_share * seconds
-            self._base_variance = (_FIRST_NOISE * seconds) ** 2
-            self._draft_variance = (DEFAULT_DRAFT_SHARE * seconds) ** 2
+            self.base_s = seconds
+            self.guessing_s, self.draft_s = self.shares.guessing * seconds, self.shares.draft * seconds
+            self._covariances = _diagonal(seconds, _FIRST_NOISES)
             return
-        self._base_variance += (_BASE_DRIFT * self.base_s) ** 2
-        self._draft_variance += (_DRAFT_DRIFT * self.base_s) ** 2
+        inputs = (1.0, float(n_drafts > 0), float(n_drafts))
+        known = [list(row) for row in self._covariances]
+        for index, drift in enumerate(_DRIFTS):
+            known[index][index] += (drift * self.base_s) ** 2
+        gains = [sum(map(mul, row, inputs)) for row in known]
         expected = self.seconds(n_drafts)
-        with_base = self._base_variance + n_drafts * self._covariance
-        with_draft = self._covariance + n_drafts * self._draft_variance
-        variance = with_base + n_drafts * with_draft + (_TIME_NOISE * self.base_s) ** 2
-        surprise = (min(seconds, _LONGEST * expected) - expected) / variance
-        self.base_s = max(self.base_s + with_base * surprise, 1e-6)
-        self.draft_s = max(self.draft_s + with_draft * surprise, 0.0)
-        self._base_variance -= with_base**2 / variance
-        self._draft_variance -= with_draft**2 / variance
-        self._covariance -= with_base * with_draft / variance
+        variance = sum(map(mul, gains, inputs)) + (_TIME_NOISE * self.base_s) ** 2
+        likely_s = min(max(seconds, expected / _LONGEST), expected * _LONGEST)
+        surprise = (likely_s - expected) / variance
+        self.base_s = max(self.base_s + gains[0] * surprise, 1e-6)
+        self.guessing_s = max(self.guessing_s + gains[1] * surprise, 0.0)
+        self.draft_s = max(self.draft_s + gains[2] * surprise, 0.0)
+        self._covariances = [
+            [value - gain * other / variance for value, other in zip(row, gains, strict=True)]
+            for row, gain in zip(known, gains, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +227,13 @@ def _best(
         if tokens_per_s > best.tokens_per_s:
             best = Promise(n_drafts, tokens_per_s)
     return best
+
+
+def _diagonal(unit: float, deviations: Sequence[float]) -> list[list[float]]:
+    """The covariances of what doesn't hang together."""
+    return [
+        [(unit * one) ** 2 if i == j else 0.0 for j in range(len(deviations))] for i, one in enumerate(deviations)
+    ]
 
 
 def _class_of(n_matched: int) -> int:

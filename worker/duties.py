@@ -296,5 +296,5 @@ def _too_big(wanted: WantedSpan, situation: Situation, kept_bytes: int) -> str:
         f"blocks {wanted.span.blocks} in {held_as} need {size_text(wanted.weight_bytes)} of memory and "
         f"{size_text(free)} can be used ({size_text(situation.memory_bytes + draft_bytes)} in all, less {drafts}"
         f"{size_text(kept_bytes)} of other wanted blocks and room for sessions); next: the coordinator assigns "
-        "fewer blocks, or give it more with --memory"
+        "fewer blocks, unless --blocks names them; or give it more with --memory"
     )

@@ -6,31 +6,55 @@ The coordinator keeps the blocks of a worker that it knows to be starting, and w
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from protocol.errors import DrainingError, OverloadedError, UnreachableError
 from worker.config import WorkerConfig
 from worker.enrolment import Credentials, enrol, utc_now_s
-from worker.identity import load_identity, opened_state
+from worker.identity import Identity, load_identity
+from worker.when_needed import coordinator_on_network
 
 _AT_MOST_S = 5.0
 """A coordinator that doesn't answer is waited for later, with torch loaded."""
+_SEARCH_AT_MOST_S = 15.0
+"""One search, and being let in by the first that is found."""
+_PASSING = (UnreachableError, OverloadedError, DrainingError, TimeoutError)
 
 
-async def early_credentials(config: WorkerConfig) -> Credentials | None:
-    """What the coordinator grants to the identity in the state folder; None: it is away, or to be searched for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyStart:
+    """How far a worker has come without torch."""
+
+    config: WorkerConfig
+    """With the coordinator's addresses, if it was found."""
+    credentials: Credentials | None
+    """None: the coordinator is away, or wasn't found."""
+
+
+async def early_start(config: WorkerConfig, tell: Callable[[str], None]) -> EarlyStart:
+    """Enrol with the identity in the state folder, which the caller holds (`identity.opened_state`).
 
     Raises:
-        ConfigError: a setting can't be used, or another worker uses the state folder.
+        ConfigError: a setting can't be used.
         StorageError: the state folder can't be used.
         WrongSecretError, ForbiddenError, ProtocolVersionError, ClockSkewError: it can't enrol, now or later.
     """
-    if not config.coordinator_urls:
-        return None
-    with opened_state(config.state):
-        identity = await asyncio.to_thread(load_identity, config.state)
+    identity = await asyncio.to_thread(load_identity, config.state)
+    with suppress(*_PASSING):
+        config = await _directed(config, identity, tell)
         secret = await asyncio.to_thread(config.join_secret)
-        with suppress(UnreachableError, OverloadedError, DrainingError, TimeoutError):
-            async with asyncio.timeout(_AT_MOST_S):
-                return await enrol(identity, config.coordinator_urls, secret, utc_now_s)
-    return None
+        async with asyncio.timeout(_AT_MOST_S):
+            credentials = await enrol(identity, config.coordinator_urls, secret, utc_now_s)
+        return EarlyStart(config=config, credentials=credentials)
+    return EarlyStart(config=config, credentials=None)
+
+
+async def _directed(config: WorkerConfig, identity: Identity, tell: Callable[[str], None]) -> WorkerConfig:
+    if config.coordinator_urls:
+        return config
+    tell("no coordinator's address is given: searching the local network")
+    secret = await asyncio.to_thread(config.join_secret)
+    async with asyncio.timeout(_SEARCH_AT_MOST_S):
+        return replace(config, coordinator_urls=await coordinator_on_network(identity, secret, utc_now_s, tell))

@@ -11,7 +11,10 @@ from typing import Literal
 
 _NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
 _NVIDIA_SMI_S = 3.0
-_CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
+"""torch's builds for CUDA 13.0: of 2.9 and all that came since. Those for 12.8 ended with 2.11."""
+_OLD_CUDA_INDEX = "https://download.pytorch.org/whl/cu126"
+"""For GPUs before Turing and drivers before 580, which CUDA 13 knows no more; up to torch 2.14."""
 _ROCM_TORCH = "torch's build for ROCm (pytorch.org/get-started/locally); Brigade hasn't been tried on it"
 _AMD_VENDOR = "0x1002"
 _AMD_LEAST_BYTES = 4 * 2**30
@@ -75,13 +78,22 @@ def unused_because(accelerator: Accelerator | None, torch: TorchBuild) -> tuple[
     if torch.cuda_version is None:
         return (
             f"this machine has an {accelerator.name}, but torch {torch.version} is a build without CUDA",
-            _CUDA_TORCH,
+            _cuda_torch(torch),
         )
     built = f"torch {torch.version} (for CUDA {torch.cuda_version})"
     return (
         f"this machine has an {accelerator.name}, but {built} can't use it",
         "see that `nvidia-smi` works, that its CUDA version isn't older than torch's, and that "
-        f"CUDA_VISIBLE_DEVICES isn't empty; else {_CUDA_TORCH}",
+        f"CUDA_VISIBLE_DEVICES isn't empty; else {_cuda_torch(torch)}",
+    )
+
+
+def _cuda_torch(torch: TorchBuild) -> str:
+    """How to install the same version of torch as a build for CUDA."""
+    version = torch.version.partition("+")[0]
+    return (
+        f"pip install --force-reinstall torch=={version} --index-url {_CUDA_INDEX} ({_OLD_CUDA_INDEX} for a GPU "
+        "older than the RTX 20 series or a driver older than 580)"
     )
 
 

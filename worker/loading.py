@@ -106,6 +106,8 @@ def load_cut_model(
                 if isinstance(exc, torch.OutOfMemoryError):
                     raise
                 raise UntrustedFileError(f"the weights of blocks {blocks} can't be loaded: {exc}") from exc
+            finally:
+                state.clear()  # the model's class keeps it, and a slice keeps its file open
         _check_loaded(model, info, blocks, making.outside)
         cut_config(model, blocks)
         lay_out_for_decode(model)

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from protocol.metrics import SHORT_BUCKETS_S, LoopLag, new_registry
+from protocol.metrics import SHORT_BUCKETS_S, LoopLag, RefusedConnections, new_registry
 from protocol.metrics_address import MetricsAddress
 from protocol.metrics_site import metrics_served
 from protocol.running_beside import running_beside
@@ -19,6 +19,7 @@ from worker.engine import Engine
 from worker.holdings import Holdings
 from worker.measures import Forward, ForwardKind
 from worker.server import DataPlane
+from worker.site import Site
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 HOP_SHARES = (0.5, 0.99)
@@ -26,7 +27,7 @@ HOP_SHARES = (0.5, 0.99)
 
 @asynccontextmanager
 async def worker_metrics(
-    address: MetricsAddress, engine: Engine, data_plane: DataPlane, holdings: Holdings
+    address: MetricsAddress, engine: Engine, data_plane: DataPlane, holdings: Holdings, site: Site
 ) -> AsyncIterator[str | None]:
     """Have them read at `address` until the context closes; yields where.
 
@@ -34,6 +35,7 @@ async def worker_metrics(
         PortInUseError, ConfigError: the address can't be used.
     """
     metrics = WorkerMetrics(engine, data_plane, holdings)
+    metrics.registry.register(RefusedConnections(site.n_refused))
     async with metrics_served(metrics.registry, address) as url, running_beside(lag=metrics.lag.watch_forever()):
         yield url
 

@@ -225,8 +225,9 @@ def _pieces_within(
             return []
         n_tokens = cost.tokens_within(seconds, start)
         if n_tokens > bounds.short_tokens:
-            in_time = min(n_tokens, bounds.most_tokens, cost.tokens_within(bounds.longest_s, start))
-            n_tokens = max(bounds.short_tokens, in_time)
+            if seconds > bounds.longest_s:
+                n_tokens = min(n_tokens, cost.tokens_within(bounds.longest_s, start))
+            n_tokens = max(bounds.short_tokens, min(n_tokens, bounds.most_tokens))
         if n_tokens < positions.stop - start:
             n_tokens -= n_tokens % bounds.grain
         end = min(positions.stop, start + max(bounds.least_tokens, n_tokens))
@@ -240,10 +241,12 @@ def done_s(stages: Sequence[StepCost], pieces: Sequence[range]) -> float:
     ends_s = [0.0] * len(pieces)
     sizes = [(len(piece), piece.start) for piece in pieces]
     for stage in stages:
-        end_s, seconds = 0.0, stage.seconds
+        end_s, base, per_token, per_pair = 0.0, stage.base, stage.per_token, stage.per_pair
+        reading = per_pair * _READING_TOKENS
         for index, (n_tokens, position) in enumerate(sizes):
             if ends_s[index] > end_s:
                 end_s = ends_s[index]
-            end_s += seconds(n_tokens, position)
+            # `StepCost.seconds`, written out: this runs some thousand times while the event loop waits
+            end_s += base + reading * position + n_tokens * (per_token + per_pair * (position + n_tokens / 2))
             ends_s[index] = end_s
     return ends_s[-1] if ends_s else 0.0

@@ -18,15 +18,17 @@ from worker.enrolment import Credentials
 from worker.told import say
 
 
-async def serve_until_stopped(config: WorkerConfig, credentials: Credentials | None = None) -> None:
+async def serve_until_stopped(
+    config: WorkerConfig, credentials: Credentials | None = None, *, has_state: bool = False
+) -> None:
     """Join and serve until SIGINT or SIGTERM, and tell people and the service manager how it goes.
 
-    `credentials`: those of an enrolment a moment ago.
+    `credentials`: those of an enrolment a moment ago. `has_state`: whether the caller holds the state folder.
     """
     raise_open_files_limit()
     stop = Stop(asyncio.current_task())
     with _signals(asyncio.get_running_loop(), stop.on_signal):
-        async with running(config, tell=say, credentials=credentials) as worker:
+        async with running(config, tell=say, credentials=credentials, has_state=has_state) as worker:
             stop.joined(worker.departure.ask, worker.departure.hurry)
             say(f"joined; {worker.holdings.reason}")
             tell_service_manager("READY=1")

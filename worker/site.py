@@ -6,6 +6,7 @@ import asyncio
 import errno
 import ipaddress
 import socket
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import structlog
 from aiohttp import web
 
+from protocol.door import Refusal
 from protocol.errors import ConfigError, PortInUseError, UnreachableError
 from protocol.guarded_site import IDLE_S, GuardedSite
 from protocol.tls import server_context
@@ -94,6 +96,12 @@ class Site:
         self._socket = bound
         self._credentials = credentials
         self._guarded: GuardedSite | None = None
+
+    @property
+    def n_refused(self) -> Mapping[Refusal, int]:
+        """Connections, by what their address had too many of; once it was entered."""
+        assert self._guarded is not None, "it listens once it was entered"
+        return self._guarded.n_refused
 
     async def __aenter__(self) -> Self:
         current = self._credentials.current

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from protocol.messages import MAX_DRAFTS, FeedToken
 from worker.drafts import Draft, Text
 from worker.drafts_worth import (
-    DEFAULT_DRAFT_SHARE,
+    DEFAULT_SHARES,
     Acceptance,
+    DraftShares,
     ModelTimes,
     ModelWorth,
     RoundTimes,
@@ -26,8 +27,8 @@ from worker.drafts_worth import (
 class DraftPrior:
     """What the sessions of a worker tell those that come after them."""
 
-    draft_share: float = DEFAULT_DRAFT_SHARE
-    """What a guess costs, as a share of a round without any."""
+    shares: DraftShares = DEFAULT_SHARES
+    """What guesses cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ class Rounds:
         self._n_drafted_by_model = self._n_accepted_by_model = 0
         self._text = Text()
         self._acceptance = Acceptance()
-        self._times = RoundTimes(DEFAULT_DRAFT_SHARE if prior is None else prior.draft_share)
+        self._times = RoundTimes(DEFAULT_SHARES if prior is None else prior.shares)
         self.n_model_positions = 0 if model is None else model.max_positions
         """The draft model reads so many at most."""
         self._worth = None if model is None else ModelWorth(model.times)
@@ -122,7 +123,7 @@ class Rounds:
         self._times.add(n_run, seconds)
         if n_run:
             self._n_accepted += n_held
-            prior.draft_share = self._times.draft_s / self._times.base_s
+            prior.shares = self._times.measured_shares()
         if self._worth is not None:
             self._learn_of_model(self._worth, n_run, n_held)
         if self._guess is not None:

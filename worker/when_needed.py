@@ -8,16 +8,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from protocol.invites import Invite
 from protocol.metrics_address import MetricsAddress
-from worker.engine import Engine
-from worker.holdings import Holdings
 from worker.identity import Identity
-from worker.server import DataPlane
 
-_Find = Callable[[Identity, str | Invite, Callable[[], float], Callable[[str], None]], Awaitable[tuple[str, ...]]]
-_Serve = Callable[[MetricsAddress, Engine, DataPlane, Holdings], AbstractAsyncContextManager[str | None]]
+if TYPE_CHECKING:  # torch: a coordinator is searched for before that is loaded
+    from worker.engine import Engine
+    from worker.holdings import Holdings
+    from worker.server import DataPlane
+    from worker.site import Site
+
+    _Find = Callable[
+        [Identity, str | Invite, Callable[[], float], Callable[[str], None]], Awaitable[tuple[str, ...]]
+    ]
+    _Serve = Callable[[MetricsAddress, Engine, DataPlane, Holdings, Site], AbstractAsyncContextManager[str | None]]
 
 
 async def coordinator_on_network(
@@ -30,14 +36,14 @@ async def coordinator_on_network(
 
 @asynccontextmanager
 async def metrics_at(
-    address: MetricsAddress | None, engine: Engine, data_plane: DataPlane, holdings: Holdings
+    address: MetricsAddress | None, engine: Engine, data_plane: DataPlane, holdings: Holdings, site: Site
 ) -> AsyncIterator[str | None]:
     """See `worker.metrics.worker_metrics`. None: nothing is counted or read."""
     if address is None:
         yield None
         return
     worker_metrics = await asyncio.to_thread(_metrics)
-    async with worker_metrics(address, engine, data_plane, holdings) as url:
+    async with worker_metrics(address, engine, data_plane, holdings, site) as url:
         yield url
 
 

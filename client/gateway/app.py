@@ -33,6 +33,7 @@ from protocol.errors import ConfigError
 from protocol.guarded_site import GuardedSite
 from protocol.host_names import own_names
 from protocol.listening import start_listening
+from protocol.metrics import RefusedConnections
 from protocol.metrics_site import metrics_served
 from protocol.running_beside import running_beside
 from protocol.span_export import span_export
@@ -76,7 +77,9 @@ async def running(config: GatewayConfig) -> AsyncIterator[RunningGateway]:
             host=config.listen_host or None,
             port=config.listen_port,
             max_connections=config.max_connections,
+            max_handshakes=max(1, config.max_connections // 2),
         )
+        app[METRICS].registry.register(RefusedConnections(site.n_refused))
         try:
             await start_listening(site, config.listen_host, config.listen_port)
             port = int(runner.addresses[0][1])

@@ -73,13 +73,8 @@ def _open_gguf(path: Path) -> OpenedSource:
     auxiliary = gguf_files(path) if "tokenizer.ggml.tokens" in tensors.header.array_lengths else {}
     auxiliary[CONFIG_FILE] = _gguf_config(tensors, numbers)
     auxiliary.setdefault("generation_config.json", generation_config(json.loads(auxiliary[CONFIG_FILE])))
-    notes = list(numbers.notes)
-    if tensors.left_out:
-        notes.append(f"tensors that the model doesn't use were left out: {', '.join(tensors.left_out[:5])}")
-    notes += tensors.unpacked_notes()
-    return OpenedSource(
-        tensors=tensors, used=tensors.tensors, numbers=numbers, auxiliary=auxiliary, notes=tuple(notes)
-    )
+    notes = (*numbers.notes, *tensors.notes())
+    return OpenedSource(tensors=tensors, used=tensors.tensors, numbers=numbers, auxiliary=auxiliary, notes=notes)
 
 
 def _gguf_config(source: GgufSource, numbers: ModelNumbers) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.policy.changes import Change, assign, save_assignment, save_worker
+from coordinator.policy.changes import Change, assign, is_starting, save_assignment, save_worker
 from coordinator.policy.handover import reported_on
 from coordinator.policy.sizing import capacity_bytes, spans_bytes
 from coordinator.policy.sound import MAX_LABEL, sound_device, sound_files, sound_model, sound_status
@@ -24,11 +24,7 @@ def joined(change: Change, worker_id: WorkerId, invite_id: InviteId | None = Non
     settings = change.state.settings
     starts_by_s = change.now_s + max(settings.longest_start_s, settings.lost_after_s)
     if old is not None and old.presence != "gone":
-        # whoever enrols again and again and never connects has the time of the first try only
-        if old.is_connected or old.presence == "lost" or old.starts_by_s is not None:
-            return change
-        kept_until_s = None if old.kept_until_s is None else starts_by_s
-        return change.updated(worker_id, seen_s=change.now_s, starts_by_s=starts_by_s, kept_until_s=kept_until_s)
+        return _enrolled_again(change, old, starts_by_s)
     assignment = Assignment() if old is None else old.assignment
     record = change.state.trust.get(worker_id)
     trust = NEWCOMER if record is None else standing(record, change.now_s)
@@ -44,6 +40,18 @@ def joined(change: Change, worker_id: WorkerId, invite_id: InviteId | None = Non
     change = change.with_worker(worker).then(save_worker(worker))
     admission = "with the join secret" if invite_id is None else f"by the invite {invite_id}"
     return change.audited("worker_joined", worker_id, f"enrolled {admission}")
+
+
+def _enrolled_again(change: Change, old: WorkerRecord, starts_by_s: float) -> Change:
+    if old.presence == "lost" or (not old.is_connected and is_starting(old)):
+        # whoever enrols again and again and never connects has the time of the first try only
+        return change
+    if old.is_connected:  # with new credentials; or started again, and nobody has told us of the old socket's end
+        return change.updated(old.worker_id, starts_by_s=starts_by_s)
+    starts_by_s = starts_by_s if old.starts_by_s is None else old.starts_by_s
+    kept_until_s = None if old.kept_until_s is None else starts_by_s
+    worker = replace(old, seen_s=change.now_s, starts_by_s=starts_by_s, kept_until_s=kept_until_s)
+    return change.with_worker(worker).then(save_worker(worker))
 
 
 def connected(change: Change, worker_id: WorkerId, announce: Announce) -> Change:

@@ -52,6 +52,11 @@ def came_to_nothing(rows: Rows, worker_id: WorkerId) -> Rows:
     return {**rows, worker_id: replace(row, n_audits=row.n_audits + 1)}
 
 
+def pardoned(rows: Rows, worker_id: WorkerId) -> Rows:
+    """An operator has what speaks against a worker forgotten: its row is over."""
+    return {other: row for other, row in rows.items() if other != worker_id}
+
+
 def served(rows: Rows, route: Iterable[WorkerId]) -> Rows:
     """A generation ended well over these."""
     more = {name: replace(rows[name], n_served=rows[name].n_served + 1) for name in set(route) if name in rows}

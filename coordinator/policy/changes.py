@@ -175,7 +175,15 @@ def save_worker(worker: WorkerRecord) -> SaveWorker:
         url=worker.url,
         device=worker.device,
         seen_s=worker.seen_s,
+        starts_by_s=worker.starts_by_s if is_starting(worker) else None,
     )
+
+
+def is_starting(worker: WorkerRecord) -> bool:
+    """Whether it enrolled to connect soon, and hasn't said since that it doesn't come: then less is kept for it."""
+    if worker.starts_by_s is None:
+        return False
+    return worker.kept_until_s is None or worker.kept_until_s >= worker.starts_by_s
 
 
 def _status_on(worker: WorkerRecord, span: SpanAssignment) -> SpanStatus | None:

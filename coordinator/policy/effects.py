@@ -88,6 +88,8 @@ class SaveWorker:
     """As last announced; None until it has connected once."""
     seen_s: float
     """Seconds since 1970, UTC."""
+    starts_by_s: float | None = None
+    """While it is starting: when it counts as lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

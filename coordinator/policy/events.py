@@ -41,6 +41,14 @@ class WorkerConnected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerNotComing:
+    """A worker that had enrolled said that it ends before it has connected."""
+
+    worker_id: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpansReported:
     """A worker said how its spans are."""
 
@@ -226,6 +234,7 @@ WorkerEvent = (
     | WorkerBeat
     | FilesChanged
     | WorkerLeft
+    | WorkerNotComing
     | SocketLost
     | DrainAsked
     | DrainWithdrawn

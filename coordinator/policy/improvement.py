@@ -19,6 +19,7 @@ from coordinator.policy.moving import is_at_rest, reachable
 from coordinator.policy.plan import planned_spans
 from coordinator.policy.quantising import loses_bits
 from coordinator.policy.state import ClusterState, Placement
+from coordinator.policy.trimming import slowest_s, trimmed
 from protocol.ids import ModelName, WorkerId
 
 MAX_PLANNED_AGAIN = 4_000
@@ -67,10 +68,21 @@ def _can_plan_again(state: ClusterState) -> bool:
 def _towards(state: ClusterState, margin: float, *, counts_head: bool) -> Improvement:
     held = _held(state)
     planned = planned_spans(state, state.settings.placement, counts_head=counts_head)
-    target = {w: spans for w, spans in planned.items() if spans != held[w]}
+    wanted = _least_moved(state, held, planned) if state.settings.placement == "spread" else planned
+    target = {w: spans for w, spans in wanted.items() if spans != held[w]}
     if loses_bits(chain.from_iterable(held.values()), chain.from_iterable(target.values())):
         return Improvement(gain=1.0, reason="what the planner would choose holds blocks in fewer bits than now")
     return _judged(state, held, target, margin)
+
+
+def _least_moved(
+    state: ClusterState, held: Mapping[WorkerId, Spans], planned: Mapping[WorkerId, Spans]
+) -> Mapping[WorkerId, Spans]:
+    """Parts of what is held, which nobody has to load, if they are about as even as what is planned."""
+    kept = trimmed(state, held)
+    if kept is None or slowest_s(state, kept) > slowest_s(state, planned) * state.settings.replan_margin:
+        return planned
+    return kept
 
 
 def _why_not_now(state: ClusterState) -> str:

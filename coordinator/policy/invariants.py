@@ -52,7 +52,7 @@ def check_worker(worker: WorkerRecord) -> None:
     is_away = worker.presence == "suspect" or worker.kept_until_s is not None
     assert not worker.is_doubted or is_away or worker.is_shut_out
     assert worker.kept_until_s is None or (worker.has_said_leaving and worker.presence not in ("lost", "gone"))
-    assert worker.starts_by_s is None or not (worker.is_connected or worker.presence in ("lost", "gone"))
+    assert worker.starts_by_s is None or worker.presence not in ("lost", "gone")
     assert worker.departure is None or not worker.departure.is_own_wish or worker.has_said_leaving
     assert worker.departure is None or (not worker.is_draining and worker.presence not in ("lost", "gone"))
     assert not worker.is_connected or worker.device is not None

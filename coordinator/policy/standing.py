@@ -48,9 +48,9 @@ def _standing(state: ClusterState, worker: WorkerRecord, now_s: float) -> tuple[
         case "suspect":
             return "suspect", _suspicion(state, worker, now_s)
         case "expected" if worker.starts_by_s is not None:
+            left_s = max(0.0, worker.starts_by_s - now_s, state.settings.lost_after_s - silent_s)
             return "enrolling", (
-                f"enrolled {silent_s:.0f} s ago, and not connected yet: it loads its programs first; it counts as "
-                f"lost in {max(0.0, worker.starts_by_s - now_s):.0f} s"
+                f"enrolled, and not connected yet: it loads its programs first; it counts as lost in {left_s:.0f} s"
             )
         case "expected":
             return "enrolling", (

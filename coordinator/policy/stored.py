@@ -29,6 +29,7 @@ class StoredWorker:
     url: str
     device: DeviceReport | None
     seen_s: float
+    starts_by_s: float | None = None
     epoch: int = 0
     spans: tuple[SpanAssignment, ...] = ()
     reason: str = ""
@@ -57,13 +58,17 @@ _ASKED_BEFORE = "an operator asked for it before the coordinator was restarted"
 
 
 def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> ClusterState:
-    """The state after a start. Workers keep their blocks while they have `lost_after_s` from now to connect."""
+    """The state after a start. Workers keep their blocks while they have `lost_after_s` from now to connect.
+
+    Those that were starting have what was left of their time, if that is more.
+    """
     models = {model.name: model for model in stored.models}
     workers = {
         worker.worker_id: WorkerRecord(
             worker_id=worker.worker_id,
             presence="gone" if worker.status == "gone" else "expected",
             seen_s=worker.seen_s if worker.status == "gone" else now_s,
+            starts_by_s=_starts_by_s(worker, settings, now_s),
             drain_reason=_ASKED_BEFORE if worker.status == "draining" else None,
             departure=(
                 Departure(reason=_ASKED_BEFORE, by_s=now_s + settings.longest_departure_s)
@@ -94,6 +99,13 @@ def restored(stored: StoredState, settings: PolicySettings, now_s: float) -> Clu
         is_move_asked=stored.is_move_asked,
         moving=None if stored.moving is None else _cut(stored.moving, now_s),
     )
+
+
+def _starts_by_s(worker: StoredWorker, settings: PolicySettings, now_s: float) -> float | None:
+    """Also where it is over: else who enrols again and again has it anew. The clock may have been set since."""
+    if worker.starts_by_s is None or worker.status == "gone":
+        return None
+    return min(worker.starts_by_s, now_s + max(settings.longest_start_s, settings.lost_after_s))
 
 
 def _cut(moving: Moving, now_s: float) -> Moving:

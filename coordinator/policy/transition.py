@@ -12,7 +12,7 @@ from dataclasses import replace
 import msgspec
 
 from coordinator.policy.arrival import connected, joined
-from coordinator.policy.changes import Change, model_view, save_model, save_worker
+from coordinator.policy.changes import Change, model_view, save_model
 from coordinator.policy.coverage import has_failed
 from coordinator.policy.effects import AuditAction, DeleteModel, Effect
 from coordinator.policy.events import (
@@ -43,25 +43,31 @@ from coordinator.policy.events import (
     WorkerEvent,
     WorkerJoined,
     WorkerLeft,
+    WorkerNotComing,
     WorkerRemoved,
 )
 from coordinator.policy.giving_out import improvement_found, moved_on, placement_found
 from coordinator.policy.handover import reported_on
+from coordinator.policy.leaving import going, left
 from coordinator.policy.measured import with_beat
 from coordinator.policy.operator_changes import finished_moves, operator_decided
-from coordinator.policy.passing import departed, gone, kept, let_go, removed, time_passed, to_depart
+from coordinator.policy.passing import kept, let_go, removed, time_passed
 from coordinator.policy.signing import author_changed, model_signed, pinned_ends_asked
 from coordinator.policy.sound import sound_beat, sound_files, sound_status
-from coordinator.policy.state import ClusterState, Departure, ModelRecord, WorkerRecord
+from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from coordinator.policy.statuses import span_in
 from coordinator.policy.trust_changes import is_banned, refused, reviewed_some, trust_changed
-from coordinator.policy.trust_events import EvidenceSeen, TrustPinned, TrustUnpinned, WorkerBanned, WorkerPardoned
+from coordinator.policy.trust_events import (
+    AuditEnded,
+    EvidenceSeen,
+    TrustPinned,
+    TrustUnpinned,
+    WorkerBanned,
+    WorkerPardoned,
+)
 from coordinator.policy.worker_clocks import clock_said
-from protocol.control_messages import Drain, SpanReport
+from protocol.control_messages import SpanReport
 from protocol.ids import ModelName
-
-MAX_REASON = 1000
-"""Characters of why a worker leaves that are kept."""
 
 
 def apply(state: ClusterState, event: Event, now_s: float) -> tuple[ClusterState, tuple[Effect, ...]]:
@@ -82,7 +88,7 @@ def _changed(change: Change, event: Event) -> Change:
             return reviewed_some(finished_moves(time_passed(change)))
         case PlacementFound() | ImprovementFound() | MoveStepEnded():
             return _found(change, event)
-        case EvidenceSeen() | TrustPinned() | TrustUnpinned() | WorkerBanned() | WorkerPardoned():
+        case EvidenceSeen() | AuditEnded() | TrustPinned() | TrustUnpinned() | WorkerBanned() | WorkerPardoned():
             return trust_changed(change, event)
         case AssignmentPinned() | AssignmentUnpinned() | SettingsChanged():
             return operator_decided(change, event)
@@ -91,6 +97,7 @@ def _changed(change: Change, event: Event) -> Change:
             | WorkerBeat()
             | FilesChanged()
             | WorkerLeft()
+            | WorkerNotComing()
             | SocketLost()
             | DrainAsked()
             | DrainWithdrawn()
@@ -132,11 +139,9 @@ def _worker_changed(change: Change, worker: WorkerRecord, event: WorkerEvent) ->
         case FilesChanged():
             return change.with_worker(replace(_heard(change, worker), files=sound_files(event.files)))
         case WorkerLeft():
-            return _left(change, _heard(change, worker), event)
-        case SocketLost():
-            return _socket_lost(change, worker)
-        case DrainAsked():
-            return _drain_asked(change, worker, event.reason)
+            return left(change, _heard(change, worker), event)
+        case WorkerNotComing() | SocketLost() | DrainAsked():
+            return going(change, worker, event)
         case DrainWithdrawn():
             return kept(change, worker)
         case WorkerRemoved():
@@ -149,7 +154,8 @@ def _heard(change: Change, worker: WorkerRecord) -> WorkerRecord:
         return worker
     # one that was stopped and finishes what runs is on its way out, however much is heard of it
     is_doubted = worker.is_doubted and (worker.kept_until_s is not None or worker.is_shut_out)
-    return replace(worker, presence="here", seen_s=change.now_s, is_doubted=is_doubted)
+    # on this socket it speaks: if it enrolled, that was for new credentials
+    return replace(worker, presence="here", seen_s=change.now_s, starts_by_s=None, is_doubted=is_doubted)
 
 
 def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) -> Change:
@@ -168,61 +174,6 @@ def _spans_reported(change: Change, worker: WorkerRecord, report: SpanReport) ->
     if newly_failed or (newly_ready and change.state.moving is None):
         change = change.to_place(is_news=False)
     return let_go(change, is_placed=False) if newly_ready else change
-
-
-def _left(change: Change, worker: WorkerRecord, event: WorkerLeft) -> Change:
-    if worker.presence == "gone":
-        return change
-    reason = event.reason[:MAX_REASON]
-    # an operator who drains it wants its blocks elsewhere; who stops it where it runs may start it again
-    is_own_wish = not worker.is_draining and worker.departure is None and worker.presence != "lost"
-    if is_own_wish and event.serves_on_s > 0 and worker.presence == "here":
-        serves_s = min(event.serves_on_s, change.state.settings.longest_departure_s)
-        departure = Departure(reason=reason, by_s=change.now_s + serves_s, is_own_wish=True)
-        return to_depart(change, worker, departure)
-    kept_until_s = change.now_s + change.state.settings.lost_after_s if is_own_wish else worker.kept_until_s
-    worker = replace(worker, drain_reason=reason, departure=None, has_said_leaving=True, kept_until_s=kept_until_s)
-    change = change.with_worker(worker)
-    if not worker.is_connected and kept_until_s is None:
-        return gone(change, worker, f"left: {reason}")
-    change = change.then(save_worker(worker)).audited("worker_draining", worker.worker_id, reason)
-    if event.serves_on_s > 0:
-        change = change.sent(worker.worker_id, Drain(reason=reason))
-    return change if kept_until_s is not None else change.to_place()
-
-
-def _socket_lost(change: Change, worker: WorkerRecord) -> Change:
-    if not worker.is_connected:
-        return change
-    worker = replace(worker, is_connected=False)
-    if worker.departure is not None and worker.departure.is_own_wish:
-        change = departed(change, worker, worker.departure, worker.departure.reason)
-        worker = change.state.workers[worker.worker_id]
-    if worker.has_said_leaving and worker.kept_until_s is None:
-        return gone(change.with_worker(worker), worker, f"left: {worker.drain_reason}")
-    presence = "suspect" if worker.presence == "here" else worker.presence
-    return change.with_worker(replace(worker, presence=presence))
-
-
-def _drain_asked(change: Change, worker: WorkerRecord, reason: str) -> Change:
-    if worker.presence == "gone" or (worker.departure is not None and not worker.departure.is_own_wish):
-        return change
-    if worker.presence == "here" and not worker.is_draining:
-        departure = Departure(reason=reason, by_s=change.now_s + change.state.settings.longest_departure_s)
-        return to_depart(_drain_audited(change, worker, reason), worker, departure)
-    change = _drain_audited(change, worker, reason)
-    is_doubted = worker.is_doubted and worker.presence == "suspect"
-    worker = replace(worker, drain_reason=reason, kept_until_s=None, is_doubted=is_doubted)
-    change = change.with_worker(worker)
-    if not worker.is_connected and (worker.presence == "lost" or worker.has_said_leaving):
-        return gone(change, worker, f"drained while away: {reason}")
-    change = change.then(save_worker(worker)).to_place()
-    return change.sent(worker.worker_id, Drain(reason=reason))
-
-
-def _drain_audited(change: Change, worker: WorkerRecord, reason: str) -> Change:
-    before, after = {"drain_reason": worker.drain_reason}, {"drain_reason": reason}
-    return change.audited("drain_asked", worker.worker_id, reason, before=before, after=after)
 
 
 # ------------------------------------------------------------------ models

@@ -118,6 +118,8 @@ class TrustRecord:
     banned_reason: str | None = None
     n_events: int = 0
     """How many events are kept of it one by one."""
+    accused_ago: tuple[int, ...] = ()
+    """How many of its audits ago it was accused by one, without proof (`policy.audit_accusations`)."""
 
 
 NO_RECORD = TrustRecord()

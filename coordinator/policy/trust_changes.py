@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from coordinator.policy.audit_accusations import accusations_counted
 from coordinator.policy.changes import Change
 from coordinator.policy.departure import is_served_elsewhere
 from coordinator.policy.effects import (
@@ -35,6 +36,7 @@ from coordinator.policy.trust import (
     without_blame,
 )
 from coordinator.policy.trust_events import (
+    AuditEnded,
     EvidenceSeen,
     Seen,
     TrustEvent,
@@ -69,7 +71,9 @@ class _Line:
 
 def trust_changed(change: Change, event: TrustEvent) -> Change:
     """What was seen of workers, or decided about one, and all that follows."""
-    if isinstance(event, EvidenceSeen):
+    if isinstance(event, AuditEnded):
+        change = accusations_counted(change, event)
+    if isinstance(event, EvidenceSeen | AuditEnded):
         for seen in event.items:
             change = _seen(change, seen)
         return change

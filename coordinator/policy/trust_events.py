@@ -25,6 +25,16 @@ class EvidenceSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEnded:
+    """An audit is over: the evidence that came of it, and whom it accuses without having shown it again."""
+
+    items: tuple[Seen, ...]
+    compared: tuple[WorkerId, ...]
+    """Workers that were compared with one another: their earlier accusations are an audit older now."""
+    accused: WorkerId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrustPinned:
     """An operator decided on a worker's score, whatever the evidence."""
 
@@ -62,4 +72,4 @@ class WorkerPardoned:
     reason: str
 
 
-TrustEvent = EvidenceSeen | TrustPinned | TrustUnpinned | WorkerBanned | WorkerPardoned
+TrustEvent = EvidenceSeen | AuditEnded | TrustPinned | TrustUnpinned | WorkerBanned | WorkerPardoned

@@ -11,7 +11,7 @@ model built without memory (torch's meta device), so a file that doesn't fit its
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,12 @@ SUPPORTED_ARCHITECTURES = (
 
 _FLOATS = ("F32", "F16", "BF16")
 """Encodings that float32 holds as they are."""
+
+_PARTS_OF_MATRICES = (".scale", ".bias")
+"""Ends of the names of what is multiplied with a matrix' values (NVFP4) or added to its products."""
+
+_STRETCH = "rope_freqs.weight"
+"""By what Llama 3.1 and its successors divide their position frequencies; transformers' reader leaves it out."""
 
 _READER_ERRORS = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, OSError,
@@ -74,9 +80,8 @@ class GgufSource:
                 self._origins.setdefault(name, []).append(tensor)
             else:
                 unused.append(tensor.name)
-        self.left_out = tuple(
-            tensor.name for tensor in self.header.tensors if names.get(tensor.name) not in expected
-        )
+        self.left_out = tuple(unused)
+        _check_unused(path, self.left_out)
         if missing := sorted(expected.keys() - self._origins.keys()):
             raise UntrustedFileError(
                 f"{path.name} lacks {len(missing)} of the {len(expected)} tensors of the {self.config.model_type} "
@@ -91,8 +96,19 @@ class GgufSource:
         }
         self._data = np.memmap(path, mode="r", dtype=np.uint8)
 
-    def unpacked_notes(self) -> list[str]:
-        """What the operator should know of quantised tensors that don't stay as they are."""
+    def notes(self) -> list[str]:
+        """What the operator should know of what isn't in the model as it is in the file."""
+        notes = []
+        if others := [name for name in self.left_out if name != _STRETCH]:
+            notes.append(f"tensors that the model doesn't use were left out: {', '.join(others[:5])}")
+        if _STRETCH in self.left_out:
+            notes.append(
+                f"{_STRETCH} was left out, as transformers does: the model counts positions otherwise than its "
+                "authors' does, and answers worse the longer the text; its safetensors version doesn't"
+            )
+        return notes + self._unpacked_notes()
+
+    def _unpacked_notes(self) -> list[str]:
         given_up = [origins for name, origins in self._origins.items() if name not in self._rows]
         n_by_encoding = Counter(type_name[origin.encoding] for origins in given_up for origin in origins)
         counts = [f"{n} in {kind}" for kind, n in sorted(n_by_encoding.items()) if kind not in _FLOATS]
@@ -189,7 +205,8 @@ class GgufSource:
             typed = raw.view(np.float32 if encoding is gguf.GGMLQuantizationType.F32 else np.float16)
             return typed.reshape(tensor.shape).astype(np.float32)
         rows = raw.reshape(gguf.quant_shape_to_byte_shape(tensor.shape, encoding))
-        return gguf.dequantize(rows, encoding)
+        with np.errstate(all="ignore"):  # what comes out as no number is found, and told, by whoever takes it
+            return gguf.dequantize(rows, encoding)
 
 
 def _check_architecture(header: GgufHeader, path: Path) -> None:
@@ -209,6 +226,16 @@ def _check_architecture(header: GgufHeader, path: Path) -> None:
                 f"{path.name}: tensor {tensor.name[:80]} is encoded as {type_name[tensor.encoding]}, which "
                 f"can't be unpacked; these can: {', '.join(sorted(type_name[kind] for kind in known))}"
             )
+
+
+def _check_unused(path: Path, names: Sequence[str]) -> None:
+    """Refuse a file with parts of blocks that transformers' model has no place for, and would be wrong without."""
+    lost = [name for name in names if name.startswith("blk.") and name.endswith(_PARTS_OF_MATRICES)]
+    if lost:
+        raise InvalidRequestError(
+            f"{path.name} has {len(lost)} scales and biases that belong to its matrices and can't be applied, "
+            f"among them {lost[0][:80]}; use another GGUF of the model, or its safetensors version"
+        )
 
 
 def _read_config(path: Path) -> PreTrainedConfig:

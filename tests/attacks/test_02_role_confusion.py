@@ -37,7 +37,11 @@ ADMIN_ROUTES = (
     ("POST", "/admin/v1/workers/w-x/drain"),
 )
 CLIENT_ROUTES = (("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("POST", "/v1/routes"))
-WORKER_ROUTES = (("GET", "/v1/worker/control"), ("POST", "/v1/worker/sources"))
+WORKER_ROUTES = (
+    ("GET", "/v1/worker/control"),
+    ("POST", "/v1/worker/not-coming"),
+    ("POST", "/v1/worker/sources"),
+)
 
 
 async def test_no_kind_of_credential_passes_for_another(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 import coordinator.middleware
 import protocol.guarded_site
@@ -66,6 +67,49 @@ async def test_slow_handshakes_are_cut_off(open_door: Opener, monkeypatch: pytes
             writer.write(begin)
             await end(reader)
             writer.transport.abort()
+
+
+async def test_an_address_has_so_many_handshakes_under_way(
+    open_door: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if whoever begins TLS and says no more can have as many sockets as he likes."""
+    preset(monkeypatch, GuardedSite.__init__, max_handshakes=3)
+    hello = ("GET /v1/hello HTTP/1.1", "Host: 127.0.0.1")
+    async with AsyncExitStack() as stack:
+        door = await open_door(stack)
+        crowd = [await begun_handshake(door, stack) for _ in range(3)]
+        with capture_logs() as logs:
+            for _ in range(2):
+                refused, _ = await begun_handshake(door, stack)
+                assert await end(refused) == 0
+        told = {"remote": "127.0.0.1", "n_handshakes": 3, "log_level": "warning", "event": "handshake_refused"}
+        assert logs == [told]  # once: who floods us doesn't flood the log
+        _, writer = crowd[0]
+        writer.transport.abort()
+        answers = [status_of(await said_once_let_in(door, *hello)) for _ in range(5)]  # done ones don't count
+        assert answers[-1] in (200, 404), answers
+
+
+async def begun_handshake(door: Door, stack: AsyncExitStack) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that has sent the beginning of TLS; cut when the stack closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    stack.callback(cut, writer)
+    writer.write(b"\x16\x03\x01\x02\x00\x01")
+    return reader, writer
+
+
+def cut(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def said_once_let_in(door: Door, *lines: str) -> bytes:
+    """What is answered to who tries until the server has seen that another one has gone."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await door.say(*lines)
+            except OSError:
+                await asyncio.sleep(0.01)
 
 
 async def test_slow_headers_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

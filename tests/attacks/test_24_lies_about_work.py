@@ -14,12 +14,10 @@ import pytest
 from coordinator.audit_neighbours import MAX_SOCKETS
 from coordinator.audit_store import RecordedAnswer
 from coordinator.keys import AUDITOR, NEIGHBOURS
-from coordinator.policy.audit_evasion import IN_A_ROW, SERVED
 from coordinator.policy.events import SettingsChanged
 from coordinator.policy.trust import TrustRecord
 from coordinator.policy.trust_events import TrustPinned, WorkerBanned
 from protocol.audit_rest import AuditInfo, AuditList
-from protocol.cluster_rest import ClusterStatus
 from protocol.compatibility import VERSION_HEADER
 from protocol.errors import InternalError
 from protocol.frames import encode_frame
@@ -135,7 +133,8 @@ async def test_of_two_that_differ_the_kept_answer_says_who_is_wrong(tmp_path: Pa
         await trusted(cluster, good)
         assert (await audit(bad)).outcome == "passed"  # and the trusted one's answer is kept
         assert [opinion.kind for opinion in record(cluster, bad).opinions] == ["audit_passed"]
-        assert (await audit(bad)).outcome == "passed"
+        for _ in range(2):  # nobody fails by two probes alone
+            assert (await audit(bad)).outcome == "passed"
         await change_weights(bad, 0, noise=0.1)
         found = await audit(good)
         assert (found.outcome, found.partner_outcome, found.referee) == ("passed", "failed", "recorded")
@@ -270,31 +269,6 @@ async def records(cluster: WholeCluster) -> tuple[RecordedAnswer, ...]:
 
 def kept_of(found: tuple[RecordedAnswer, ...], member: Member) -> list[RecordedAnswer]:
     return [one for one in found if one.worker_id == member.worker.worker_id]
-
-
-async def test_who_is_never_free_for_audits_but_for_clients_is_told_of(tmp_path: Path) -> None:
-    packed, _ = packed_tiny(tmp_path, "llama")
-    async with whole_cluster(tmp_path, settle_s=0.3) as cluster:
-        await cluster.add_model("tiny", packed)
-        good, bad = await cluster.join("a", "0:2"), await cluster.join("b", "0:4")
-        await cluster.until_ready()
-        audit = auditing(cluster)
-        for _ in range(IN_A_ROW):
-            bad.worker.data_plane._sessions.is_draining = True  # type: ignore[union-attr]
-            found = await audit(good)
-            assert (found.outcome, found.partner_outcome) == ("undecided", "undecided")
-            bad.worker.data_plane._sessions.is_draining = False  # type: ignore[union-attr]
-            await cluster.generate("tiny", PROMPT, max_tokens=2)
-        auditor = cluster.coordinator.application[AUDITOR]
-        await eventually(lambda: auditor._rows[bad.worker.worker_id].n_served >= SERVED)
-        bad.worker.data_plane._sessions.is_draining = True  # type: ignore[union-attr]
-        await audit(good)
-        assert [(o.kind, o.reporter) for o in record(cluster, bad).opinions if o.reporter == "coordinator"] == [
-            ("overloaded", "coordinator")
-        ]
-        assert "coordinator" not in {opinion.reporter for opinion in record(cluster, good).opinions}
-        status = (await cluster.admin("GET", "/admin/v1/status")).read(ClusterStatus)
-        assert f"{bad.worker.worker_id} ({IN_A_ROW + 1} in a row)" in status.audits
 
 
 async def test_whoever_is_asked_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import audit_alarms
+from benchmarks import audit_alarms, audits
 from benchmarks.audit_alarms import BFLOAT16, FLOAT32, PAIRS, asked, measured, projections, ratios
 from benchmarks.audit_answers import RANGES, WHOLE, tiny_files
 from coordinator.policy.audit_rules import Held, allowed_difference, compared
@@ -30,3 +30,12 @@ def test_audits_are_kept_by_model_blocks_and_pair(monkeypatch: pytest.MonkeyPatc
     assert {(cell.blocks, cell.pair): len(found) for cell, found in alarms.ratios.items()} == {
         (blocks, pair): 4 for blocks in RANGES for pair in (0, 1)
     }
+
+
+def test_rounding_anew_is_refused_where_it_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["audits", "alarms", "--anew"])
+    with pytest.raises(SystemExit, match="2"):
+        audits.main()
+    assert "--anew goes with `real`, not with `alarms`" in capsys.readouterr().err

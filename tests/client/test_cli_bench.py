@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.test_cli import Program
+from tests.support.client_program import Program
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
 
 ANSWER = Script(answer=(7, 8, 9), finish="length")

@@ -13,7 +13,7 @@ from client.cli import main
 from client.terminal.conversation import Conversation
 from client.terminal.saved_conversation import saved, write_conversation
 from protocol.api_key import new_api_key
-from tests.client.test_cli import DEADLINE_S, ROOT, Program
+from tests.support.client_program import DEADLINE_S, ROOT, Program
 from tests.support.coordinators import key_of
 from tests.support.gateways import packed_tiny_chat
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster

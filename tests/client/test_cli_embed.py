@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.file_store import FileStore
 from coordinator.packing import pack_model
-from tests.client.test_cli import Ended, Program
+from tests.support.client_program import Ended, Program
 from tests.support.coordinators import key_of
 from tests.support.tiny_models import TINY_ENCODERS, save_tiny_model
 from tests.support.tiny_tokenizer import tiny_files, tiny_tokenizer

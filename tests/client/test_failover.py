@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import itertools
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,14 +13,9 @@ from client.failover import (
     LONGEST_RETRY_AFTER_S,
     MAX_EXCLUDED,
     MAX_FRUITLESS_ATTEMPTS,
-    RESTART_GRACE_S,
-    ROUTE_WAIT_S,
-    AskAgain,
-    Asked,
     AttemptFailed,
     Failover,
     after_failure,
-    after_refusal,
     delay_s,
     final_error,
     notice_of,
@@ -30,7 +23,6 @@ from client.failover import (
 from protocol.errors import (
     BrigadeError,
     CancelledByClientError,
-    ConflictError,
     ContextExceededError,
     DeadlineExceededError,
     DrainingError,
@@ -39,8 +31,6 @@ from protocol.errors import (
     InternalError,
     InvalidRequestError,
     ModelFaultError,
-    ModelLoadingError,
-    ModelUnavailableError,
     NotFoundError,
     OverloadedError,
     ProtocolError,
@@ -49,16 +39,11 @@ from protocol.errors import (
     StorageError,
     TooLargeError,
     UnauthenticatedError,
-    UnreachableError,
     UntrustedFileError,
 )
-from protocol.ids import SessionId, WorkerId
-from protocol.rest import MAX_ROUTE_WAIT_S, STALLED, HopFailure
-
-WORKERS = [WorkerId(f"w-{letter * 26}") for letter in "abcdefghijklmnopqrstuvwxyz"]
-A, B = WORKERS[:2]
-FIRST = Failover()
-RNG = random.Random(1)
+from protocol.ids import SessionId
+from protocol.rest import STALLED, HopFailure
+from tests.support.failed_attempts import FIRST, RNG, WORKERS, A, B, known_after, lost
 
 SOME_ERRORS = [HopLostError, OverloadedError, InternalError, ProtocolError, StaleEpochError]
 retry_after = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
@@ -75,28 +60,10 @@ def failed_attempts(draw: st.DrawFn) -> tuple[AttemptFailed, SessionId, bool, in
     return failed, session, draw(st.booleans()), draw(st.integers(0, 3)), draw(st.floats(0.0, 20.0))
 
 
-def lost(worker_id: WorkerId | None = A, *, error: BrigadeError | None = None) -> AttemptFailed:
-    error = error or HopLostError("gone")
-    return AttemptFailed(error, HopFailure(worker_id=worker_id, code=STALLED if worker_id is None else error.code))
-
-
-def heard_after(before: Failover, failed: AttemptFailed, *, n_new_tokens: int, now_s: float) -> Failover:
-    return after_failure(
-        before, failed, session_id=SessionId("s"), has_been_heard=True, n_new_tokens=n_new_tokens, now_s=now_s
-    )
-
-
 def unheard_after(before: Failover, failed: AttemptFailed, *, n_new_tokens: int, now_s: float) -> Failover:
     return after_failure(
         before, failed, session_id=SessionId("s"), has_been_heard=False, n_new_tokens=n_new_tokens, now_s=now_s
     )
-
-
-def known_after(*failed: AttemptFailed, n_new_tokens: int = 0, now_s: float = 0.0) -> Failover:
-    known = FIRST
-    for one in failed:
-        known = heard_after(known, one, n_new_tokens=n_new_tokens, now_s=now_s)
-    return known
 
 
 @given(st.lists(failed_attempts(), max_size=30))
@@ -215,120 +182,6 @@ def test_a_worker_is_excluded_for_a_while_since_it_was_blamed_last() -> None:
     again = unheard_after(known, lost(A), n_new_tokens=0, now_s=20.0)
     assert again.excluded(20.0) == (B, A)
     assert again.excluded(EXCLUDED_S) == (A,)
-
-
-# ---------------------------------------------------------------- no route
-
-
-def asked(**fields: object) -> Asked:
-    first = Asked(has_excluded=False, wait_s=0.0, n_refusals=1, answered_after_s=0.01, since_s=0.01)
-    return replace(first, **fields)  # type: ignore[arg-type]
-
-
-FAILED = known_after(lost(A))
-
-
-@pytest.mark.parametrize(
-    "kind", [ModelUnavailableError, OverloadedError, InvalidRequestError, UnauthenticatedError, StorageError]
-)
-def test_before_anything_failed_the_coordinators_word_is_final(kind: type[BrigadeError]) -> None:
-    assert after_refusal(FIRST, kind("no"), asked(), RNG) is None
-
-
-@pytest.mark.parametrize("known", [FIRST, FAILED])
-def test_loading_blocks_are_waited_for_at_the_coordinator(known: Failover) -> None:
-    again = after_refusal(known, ModelLoadingError("loading", retry_after_s=9.0), asked(), RNG)
-    assert again == AskAgain(known=known, after_s=0.0, wait_s=ROUTE_WAIT_S, waits_for="loading")
-    assert ROUTE_WAIT_S <= MAX_ROUTE_WAIT_S
-    # once a wait has begun, it goes on though the blocks' new holder goes too
-    second = asked(wait_s=ROUTE_WAIT_S, n_refusals=2)
-    more = after_refusal(known, ModelUnavailableError("missing"), second, RNG)
-    assert more is not None
-    assert more.wait_s == ROUTE_WAIT_S
-
-
-def test_blocks_that_nobody_gets_to_hold_are_not_waited_for_long_before_a_first_attempt() -> None:
-    late = asked(wait_s=ROUTE_WAIT_S, n_refusals=3, since_s=RESTART_GRACE_S + 1)
-    assert after_refusal(FIRST, ModelUnavailableError("the disk is full"), late, RNG) is None
-    assert after_refusal(FIRST, UnreachableError("away"), late, RNG) is not None
-    assert after_refusal(FAILED, ModelUnavailableError("the disk is full"), late, RNG) is not None
-
-
-@pytest.mark.parametrize(
-    "kind", [ModelUnavailableError, UnreachableError, OverloadedError, DrainingError, InternalError, StorageError]
-)
-def test_after_a_failure_it_waits_for_the_coordinator_however_long(kind: type[BrigadeError]) -> None:
-    for n_refusals in (1, 5, 10_000):
-        again = after_refusal(
-            FAILED, kind("no"), asked(n_refusals=n_refusals, since_s=9999.0, wait_s=ROUTE_WAIT_S), RNG
-        )
-        assert again is not None
-        assert 0.0 < again.after_s <= LONGEST_DELAY_S
-        assert again.waits_for == "no"
-
-
-@pytest.mark.parametrize("kind", [ContextExceededError, UnauthenticatedError, ForbiddenError, ConflictError])
-def test_after_a_failure_a_wrong_request_is_still_wrong(kind: type[BrigadeError]) -> None:
-    assert after_refusal(FAILED, kind("no"), asked(has_excluded=True), RNG) is None
-
-
-@given(retry_after, st.floats(0.0, 60.0), st.integers(1, 100))
-def test_retry_after_is_obeyed_within_reason(
-    retry_after_s: float | None, answered_after_s: float, n_refusals: int
-) -> None:
-    refused = asked(answered_after_s=answered_after_s, n_refusals=n_refusals, wait_s=1.0)
-    again = after_refusal(FAILED, OverloadedError("full", retry_after_s=retry_after_s), refused, RNG)
-    assert again is not None
-    assert 0.0 <= again.after_s <= LONGEST_RETRY_AFTER_S
-    if retry_after_s is not None and 0.0 < retry_after_s <= LONGEST_RETRY_AFTER_S:
-        assert again.after_s >= retry_after_s - answered_after_s
-
-
-def test_exclusions_that_leave_no_route_are_dropped_after_the_workers_own_wait() -> None:
-    known = known_after(lost(A, error=OverloadedError("full", retry_after_s=2.0)))
-    again = after_refusal(known, ModelUnavailableError("missing"), asked(has_excluded=True), RNG)
-    assert again == AskAgain(known=replace(known, exclusions=()), after_s=2.0, wait_s=0.0, waits_for=None)
-
-
-def test_who_failed_last_is_avoided_longest() -> None:
-    """Blame for a dead link may have fallen on the wrong end of it: then that one is needed to pass the other."""
-    known, refused = known_after(lost(A), lost(B)), ModelUnavailableError("missing")
-    again = after_refusal(known, refused, asked(has_excluded=True), RNG)
-    assert again is not None
-    assert again.known.excluded(0.0) == (B,)
-    last = after_refusal(again.known, refused, asked(has_excluded=True), RNG)
-    assert last is not None
-    assert last.known.excluded(0.0) == ()
-
-
-def test_a_session_that_the_coordinator_does_not_know_is_not_named_again() -> None:
-    again = after_refusal(FAILED, NotFoundError("no such session"), asked(), RNG)
-    assert again is not None
-    assert (again.known.continues, again.known.failure) == (None, None)
-    assert after_refusal(again.known, NotFoundError("no such model"), asked(n_refusals=2), RNG) is None
-
-
-def test_a_restart_is_waited_for_before_the_first_attempt_but_not_for_ever() -> None:
-    for kind, n_refusals in itertools.product((UnreachableError, DrainingError), (1, 9)):
-        refused = asked(n_refusals=n_refusals)
-        assert after_refusal(FIRST, kind("away"), refused, RNG) is not None
-        assert after_refusal(FIRST, kind("away"), replace(refused, since_s=RESTART_GRACE_S), RNG) is None
-    # it is back, and its workers aren't yet
-    back = after_refusal(FIRST, ModelUnavailableError("nobody yet"), asked(n_refusals=2), RNG)
-    assert back is not None
-    late = asked(n_refusals=2, since_s=RESTART_GRACE_S)
-    assert after_refusal(FIRST, ModelUnavailableError("nobody"), late, RNG) is None
-
-
-@given(st.sampled_from([FIRST, FAILED]), st.integers(1, 10**9), st.booleans())
-def test_every_wait_leads_to_another_or_to_an_end_and_never_spins(
-    known: Failover, n_refusals: int, is_waiting: bool
-) -> None:
-    refused = asked(n_refusals=n_refusals, wait_s=ROUTE_WAIT_S if is_waiting else 0.0, answered_after_s=0.0)
-    again = after_refusal(known, ModelLoadingError("loading"), refused, RNG)
-    assert again is not None
-    assert again.wait_s > 0.0
-    assert again.after_s > 0.0 or not is_waiting
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,22 @@ async def test_a_wait_ends_with_the_deadline_and_says_what_was_waited_for(tmp_pa
             await generated(cluster, timeout_s=1.0)
 
 
+@pytest.mark.parametrize(
+    ("script", "standing"),
+    [
+        (Script(answer=(), stop_short=True, has_room=False), "none of its workers has begun.*coord status"),
+        (Script(answer=(), stop_short=True), "its prompt was being run"),
+        (Script(answer=ANSWER[:2], stop_short=True), "tokens that had come: 2"),
+    ],
+)
+async def test_a_deadline_says_how_far_it_came(script: Script, standing: str, tmp_path: Path) -> None:
+    async with scripted_cluster(tmp_path) as cluster:
+        cluster.script = script
+        with pytest.raises(DeadlineExceededError, match=rf"its 0\.5 s.*; {standing}"):
+            await generated(cluster, timeout_s=0.5)
+        await cluster.until_closed("deadline")
+
+
 async def test_a_coordinator_that_is_away_is_not_noticed_without_a_failure(tmp_path: Path) -> None:
     async with scripted_cluster(tmp_path) as cluster:
         stop = cluster.served[0].stop

@@ -59,10 +59,12 @@ def write_gguf(
     has_tokenizer: bool = True,
     mix: Mapping[str, GGMLQuantizationType] | None = None,
     width: int = 64,
+    extra: Mapping[str, int] | None = None,
 ) -> Path:
     """A GGUF file whose weights are random; the tensors of at least two dimensions are stored as `encoding`.
 
     Those whose names end as a key of `mix` are of its kind. `width` is the hidden size: 256 for K-quants.
+    `extra` names tensors of one dimension that no model asks for, and their lengths.
     """
     model_type = _MODEL_TYPES.get(architecture, architecture)
     names = {hf: key for key, hf in GGUF_CONFIG_MAPPING[model_type].items() if hf is not None}
@@ -85,6 +87,8 @@ def write_gguf(
         if name != "output.weight" or has_head:
             kinds = [kind for end, kind in (mix or {}).items() if name.endswith(end)]
             _add_tensor(writer, name, shape, kinds[0] if kinds else encoding)
+    for name, length in (extra or {}).items():
+        _add_tensor(writer, name, (length,), encoding)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -48,6 +48,8 @@ class Workers:
     probe_s: float = 0.0
     """What each probe takes."""
     now_s: float = 1000.0
+    honest_at: Mapping[WorkerId, set[str]] = field(default_factory=dict)
+    """Seeds at which one is right all the same."""
 
     async def answers(
         self, plan: AuditPlan, seed: str, candidates: Sequence[Candidate]
@@ -61,7 +63,8 @@ class Workers:
         number = self.seeds.index(seed)
         if number in self.silent_at.get(worker_id, set()):
             return NoAnswerError("silent", "nothing came")
-        return (wrong if number in self.wrong_at.get(worker_id, set()) else right)(seed)
+        is_wrong = number in self.wrong_at.get(worker_id, set()) and seed not in self.honest_at.get(worker_id, ())
+        return (wrong if is_wrong else right)(seed)
 
 
 def candidate(worker_id: WorkerId, rank: int = 1) -> Candidate:
@@ -182,17 +185,46 @@ async def test_an_audit_waits_as_seldom_for_who_is_to_decide(store: AuditStore, 
     assert audit.words == ("" if is_shown else words)
 
 
-@pytest.mark.parametrize("is_wrong_again", [True, False])
-async def test_a_kept_answer_decides_between_two_that_go_on_to_differ(
-    store: AuditStore, is_wrong_again: bool
+@pytest.mark.parametrize("is_target", [True, False])
+@pytest.mark.parametrize(("n_kept", "outcome"), [(4, "failed"), (3, "failed"), (2, "suspected")])
+async def test_of_two_one_fails_by_three_kept_probes_not_by_two(
+    store: AuditStore, n_kept: int, outcome: str, is_target: bool
 ) -> None:
-    await keep(store, 1, THIRD)  # the second probe, of each of the two
-    workers = Workers({TARGET: {0, 1, 4, 9} if is_wrong_again else {0, 1, 4}})
-    audit = await found(workers, store, PARTNER)
-    outcome = "failed" if is_wrong_again else "suspected"
-    assert (audit.outcome, audit.partner_outcome, audit.referee) == (outcome, "passed", "recorded")
+    one, other = (TARGET, PARTNER) if is_target else (PARTNER, TARGET)
+    await keep(store, n_kept, THIRD)
+    audit = await found(Workers({one: set(range(100))}), store, PARTNER)
+    outcomes = {TARGET: audit.outcome, PARTNER: audit.partner_outcome}
+    is_shown = outcome == "failed"
+    assert (outcomes[one], outcomes[other]) == (outcome, "passed" if is_shown else "suspected")
+    assert audit.referee == ("recorded" if is_shown else "")
+    assert audit.n_asked == {one: 1 + min(n_kept, 1 + N_AGAIN), other: 2}
     assert audit.accused is None  # the same kept answer would say it of the same rounding time and again
-    assert len(workers.seeds) == (10 if is_wrong_again else 2 + MAX_CONFIRMATIONS)
+    assert ("nobody could say which of the two is wrong: fewer than 3 kept" in audit.words) == (not is_shown)
+
+
+@pytest.mark.parametrize("at", [{1}, {1, 3}])
+async def test_one_that_lies_to_all_but_kept_probes_frames_nobody_by_a_rounding(
+    store: AuditStore, at: set[int]
+) -> None:
+    await keep(store, 8, THIRD)
+    seeds = await kept_seeds(store)
+    liar = Workers({TARGET: at, PARTNER: set(range(100))}, honest_at={PARTNER: seeds})
+    audit = await found(liar, store, PARTNER)
+    assert (audit.outcome, audit.partner_outcome, audit.accused) == ("suspected", "suspected", None)
+
+
+async def kept_seeds(store: AuditStore) -> set[str]:
+    return {one.seed for one in await store.recorded(REVISION, BLOCKS)}
+
+
+async def test_of_two_who_falls_silent_when_kept_probes_are_asked_again_has_given_no_answer(
+    store: AuditStore,
+) -> None:
+    await keep(store, 4, THIRD)
+    workers = Workers({TARGET: set(range(100))}, {TARGET: {2, 3, 4, 5}})
+    audit = await found(workers, store, PARTNER)
+    assert (audit.outcome, audit.partner_outcome) == ("unanswered", "suspected")
+    assert f"asked again, {TARGET} gave no answer" in audit.words
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ async def test_one_worker_pushes_out_its_own_answers_alone(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_store, "MAX_ANSWERS_IN_ALL", 7)
+    monkeypatch.setattr(audit_store, "MAX_ANSWERS_OF_ONE", 4)
     exact = Held(weights="float32")
     async with opened(database_url) as engine:
         store = AuditStore(Repository(engine).transactions)

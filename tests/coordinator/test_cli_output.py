@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from coordinator.cli_output import (
     coverage_text,
     model_table,
+    plain_table,
     plan_table,
     print_status,
     printable,
@@ -160,3 +161,14 @@ def test_what_a_worker_notes_of_a_span_is_shown() -> None:
     text = shown(worker_table((msgspec.structs.replace(WORKER, spans=(noted,)),)))
     assert "w-abc: blocks 0:4: its sessions run one at a time: why" in text
     assert "\x1b[31m" not in text
+
+
+def test_what_is_copied_into_commands_is_whole_on_a_small_terminal() -> None:
+    session_id, words = "90d7c3ef94b7f9d077513e914a86c227", "many words of what runs on which worker and why"
+    table = plain_table("session", "workers", unbroken="session")
+    table.add_row(session_id, words)
+    out = Console(width=50)
+    with out.capture() as captured:
+        out.print(table)
+    assert session_id in captured.get()
+    assert words not in captured.get()

@@ -23,6 +23,7 @@ def test_what_cant_be_is_refused_before_anything_is_asked(here: Coord) -> None:
     for given, said in (
         (("set", "auto_quantize", "maybe"), "on or off"),
         (("set", "replan_margin", "nan"), "1.01 to 100"),
+        (("set", "replan_margin", "-1"), "1.01 to 100"),
         (("set", "colour", "red"), "there are placement"),
         (("reset", "colour"), "there are placement"),
     ):

@@ -18,9 +18,10 @@ def test_nothing_is_known_of_nobody(here: Coord) -> None:
 
 
 def test_a_score_is_between_0_and_1(here: Coord) -> None:
-    code, _, err = here("trust", "pin", "w-nobody", "1.5")
-    assert code == EXIT_USAGE
-    assert "between 0 and 1" in err
+    for score in ("1.5", "-1"):
+        code, _, err = here("trust", "pin", "w-nobody", score)
+        assert code == EXIT_USAGE
+        assert "between 0 and 1" in err
     code, _, err = here("trust", "ban", "w-nobody", "--reason", "x" * 501)
     assert code == EXIT_USAGE
     assert "501" in err

@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from coordinator import database
+from coordinator import rested_connections
 from coordinator.database import READ_ONLY, opened
 from coordinator.log_tables import AuditRow
 from protocol.errors import StorageError
@@ -133,6 +133,6 @@ async def test_connections_that_the_server_closed_are_replaced_and_rested_ones_a
             with suppress(DBAPIError):
                 await used(engine)
         await used(engine)
-        monkeypatch.setattr(database, "PING_AFTER_S", 0.0)
+        monkeypatch.setattr(rested_connections, "PING_AFTER_S", 0.0)
         await used(engine)
         assert len(pings) == 1

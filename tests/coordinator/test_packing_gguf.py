@@ -76,6 +76,36 @@ def test_what_is_more_than_rows_in_another_order_is_unpacked(tmp_path: Path) -> 
     assert source.tensors["transformer.wte.weight"].dtype == "Q4_1"
 
 
+@pytest.mark.parametrize("architecture", SETTINGS)
+def test_nothing_that_is_used_is_said_to_be_left_out(architecture: str, tmp_path: Path) -> None:
+    assert GgufSource(write_gguf(tmp_path / "m.gguf", architecture)).left_out == ()
+
+
+@pytest.mark.parametrize(("name", "length"), [("blk.1.attn_q.scale", 1), ("blk.0.attn_q.bias", 64)])
+def test_what_belongs_to_a_matrix_and_would_be_lost_is_refused(name: str, length: int, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", extra={name: length})
+    with pytest.raises(InvalidRequestError, match=rf"1 scales and biases .*{name}.*safetensors"):
+        GgufSource(path)
+
+
+def test_stretched_positions_that_are_lost_are_told(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", extra={"rope_freqs.weight": 8, "other.weight": 8})
+    notes = pack_model(str(path), FileStore(tmp_path / "store"), no_progress).notes
+    assert any("left out: other.weight" in note for note in notes)
+    assert any("rope_freqs.weight" in note and "safetensors" in note for note in notes)
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_are_no_numbers_are_told_once(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", encoding=GGMLQuantizationType.Q5_0)
+    whole = bytearray(path.read_bytes())
+    tensor = next(tensor for tensor in read_gguf(path).tensors if tensor.name == "blk.0.ffn_up.weight")
+    whole[tensor.offset : tensor.offset + 22] = b"\x00\x7c" + b"\xff" * 4 + bytes(16)  # infinity times zero
+    path.write_bytes(whole)
+    with pytest.raises(BrigadeError, match="NaN"):
+        pack_model(str(path), FileStore(tmp_path / "store"), no_progress)
+
+
 def test_the_tokenizer_comes_out_in_files_of_its_own(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "store")
     path = write_gguf(tmp_path / "m.gguf")

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from coordinator import database
+from coordinator import database, rested_connections
 from coordinator.database import opened
 from coordinator.generation_rows import RatesLeft, begin_generations
 from coordinator.quota_records import GENERATIONS, QUOTAS, RESERVATIONS
@@ -140,7 +140,7 @@ async def counted_repository(url: str, *key_ids: KeyId) -> AsyncIterator[tuple[R
                 native.add_query_logger(note)
         with pytest.MonkeyPatch.context() as patch:
             # A machine that is busy for so long would have the connection asked whether it is still there.
-            patch.setattr(database, "PING_AFTER_S", math.inf)
+            patch.setattr(rested_connections, "PING_AFTER_S", math.inf)
             yield repository, queries
 
 

@@ -11,7 +11,7 @@ from coordinator.database import opened
 from coordinator.repository import Repository
 from protocol.errors import QuotaExceededError
 from protocol.key_limits import KeyLimits
-from tests.coordinator.test_quota_rows import KEY, NOW, add_key, begin, end
+from tests.support.quota_ledger import KEY, NOW, add_key, begin, end
 
 
 @pytest.fixture

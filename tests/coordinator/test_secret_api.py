@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from coordinator.app import RunningCoordinator, utc_now_s
-from coordinator.keys import CONTROL_SOCKETS
+from coordinator.cut_rotations import tell_untold_forever
+from coordinator.keys import AUTHORITY, CONTROL_SOCKETS, REPOSITORY, ROTATING
+from protocol.admin_rest import AuditPage
 from protocol.cluster_rest import ClusterStatus
 from protocol.rest import ErrorAnswer
+from protocol.running_beside import running_beside
 from protocol.secret_rest import RotatedSecret, RotateSecretRequest, SecretsInfo
 from protocol.worker_rest import JoinGrant, SourcesAnswer, SourcesRequest
 from tests.support.coordinators import (
@@ -166,3 +171,50 @@ async def test_a_signing_key_whose_grace_is_over_has_workers_join_anew(tmp_path:
             assert await asyncio.wait_for(worker.closed(), 30) == aiohttp.WSCloseCode.GOING_AWAY
             await eventually(lambda: len(coordinator.application[CONTROL_SOCKETS]) == 1)
             assert not newer.socket.closed, "who has a token of the new key stays"
+
+
+async def test_a_rotation_that_failed_is_said_so_once_the_database_takes_it(tmp_path: Path) -> None:
+    """A disk with room for the line, and then neither for the file nor for the line that says so."""
+    async with (
+        running_coordinator(tmp_path) as coordinator,
+        http_session(coordinator, key_of(coordinator, "admin")) as admin,
+    ):
+        before, in_the_way = join_secret_of(coordinator), coordinator.state_folder.path("join-secret.new")
+        in_the_way.mkdir()
+        await in_database(
+            coordinator,
+            "CREATE TRIGGER full BEFORE INSERT ON audit_log WHEN NEW.action = 'rotation_failed' "
+            "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
+        )
+        answer = await admin.ask("POST", f"{SECRETS}/join/rotate", RotateSecretRequest(grace_s=3600))
+        assert (answer.status, join_secret_of(coordinator)) == (507, before)
+        assert "join-secret" in answer.read(ErrorAnswer).error.message, (
+            "what went wrong first is what is to be mended"
+        )
+        assert await rotations(admin) == ["join_secret_rotated"]
+        await in_database(coordinator, "DROP TRIGGER full")
+        in_the_way.rmdir()
+        app = coordinator.application
+        telling = tell_untold_forever(
+            app[ROTATING], app[REPOSITORY], app[AUTHORITY].secrets, utc_now_s, every_s=0.01
+        )
+        async with asyncio.timeout(10), running_beside(telling=telling):
+            while len(await rotations(admin)) == 1:
+                pass
+        await rotated(admin, 3600)
+        assert await rotations(admin) == ["join_secret_rotated", "rotation_failed", "join_secret_rotated"]
+
+
+async def rotations(admin: Http) -> list[str]:
+    """What the audit log says of rotations, oldest first."""
+    found = (await admin.ask("GET", "/admin/v1/audit?subject=cluster")).read(AuditPage)
+    return [line.action for line in reversed(found.entries) if "rotat" in line.action]
+
+
+async def in_database(coordinator: RunningCoordinator, statement: str) -> None:
+    def step() -> None:
+        with closing(sqlite3.connect(coordinator.state_folder.path("brigade.db"), timeout=10)) as connection:
+            connection.execute(statement)
+            connection.commit()
+
+    await asyncio.to_thread(step)  # the coordinator of this loop may be writing

@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from coordinator.database import opened
 from coordinator.repository import Repository
+from coordinator.transactions import Transactions
 from protocol.errors import StorageError
 from protocol.ids import KeyId
 
@@ -46,6 +48,15 @@ async def test_that_reading_works_does_not_hide_that_writing_does_not(tmp_path: 
         assert "audit_log" in repository.problem
 
 
+async def test_the_threads_end_with_the_database(tmp_path: Path) -> None:
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as engine:
+        repository = Repository(engine)
+        thread = await repository.transactions.write_rows(lambda _rows: threading.current_thread())
+        assert thread.is_alive()
+    await asyncio.to_thread(thread.join, 10.0)
+    assert not thread.is_alive()
+
+
 async def test_what_others_do_in_threads_keeps_no_transaction_waiting(tmp_path: Path) -> None:
     """Whoever may ask for a look at a large fleet may ask for many at once."""
     may_end, loop = threading.Event(), asyncio.get_running_loop()
@@ -60,3 +71,33 @@ async def test_what_others_do_in_threads_keeps_no_transaction_waiting(tmp_path: 
         finally:
             may_end.set()
             await asyncio.gather(*looks)
+
+
+@pytest.mark.parametrize("n_cancellations", [1, 2, 3])
+async def test_whoever_is_cancelled_several_times_leaves_no_lock_and_no_task(
+    tmp_path: Path, n_cancellations: int
+) -> None:
+    """A timeout and the program's stop together are two: the second met a connection that was being closed."""
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as engine:
+        transactions = Transactions(engine)
+
+        async def write() -> None:
+            async with transactions.writing(is_fenced=False) as session:
+                await session.execute(text("SELECT count(*) FROM workers"))
+
+        tasks_before = asyncio.all_tasks()
+        for n_steps, n_between in ((steps, between) for steps in range(36) for between in (0, 2)):
+            task = asyncio.create_task(write(), name="write")  # noqa: TID251 - awaited below, whatever happens
+            await let_run(n_steps)
+            for _ in range(n_cancellations):
+                task.cancel()
+                await let_run(n_between)
+            await asyncio.wait([task])
+            await asyncio.wait_for(write(), 1.0)
+            if closing := asyncio.all_tasks() - tasks_before:
+                assert not (await asyncio.wait(closing, timeout=10.0))[1]
+
+
+async def let_run(n_steps: int) -> None:
+    for _ in range(n_steps):
+        await asyncio.sleep(0)

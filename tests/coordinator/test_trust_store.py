@@ -17,6 +17,7 @@ RECORD = TrustRecord(
     pinned=0.25,
     banned_reason="it lies",
     n_events=7,
+    accused_ago=(4, 0),
 )
 
 

@@ -14,7 +14,7 @@ from protocol.handshake import PROOF_HEADER, Transcript, is_proof_valid, join_ke
 from protocol.ids import FileHash, SessionId
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
-from protocol.worker_rest import BadSource, SourcesAnswer, SourcesRequest
+from protocol.worker_rest import BadSource, NotComing, SourcesAnswer, SourcesRequest
 from tests.support.coordinators import (
     WorkerKey,
     add_model,
@@ -153,6 +153,15 @@ async def test_sources_are_the_other_workers(tmp_path: Path) -> None:
         assert list(answer.sources) == [held]
         own = (await second.http.ask("POST", "/v1/worker/sources", request)).read(SourcesAnswer)
         assert own.sources == {}
+
+
+async def test_a_worker_that_is_here_is_not_believed_that_it_does_not_come(tmp_path: Path) -> None:
+    async with running_coordinator(tmp_path) as coordinator, joined_worker(coordinator) as worker:
+        await worker.receive(Assign)
+        said = NotComing(reason="its start failed")
+        assert (await worker.http.ask("POST", "/v1/worker/not-coming", said)).status == 204
+        assert coordinator.cluster.state.workers[worker.worker_id].presence == "here"
+        assert (await worker.http.ask("POST", "/v1/worker/not-coming", b"{}")).status == 400
 
 
 async def test_a_bad_source_is_named_no_more_and_goes_into_the_audit_log(tmp_path: Path) -> None:

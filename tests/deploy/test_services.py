@@ -20,7 +20,7 @@ import coordinator.cli
 import worker.cli
 from client.gateway.config import DEFAULT_STOP_S
 from coordinator.app import SHUTDOWN_S
-from protocol.exit_codes import EXIT_AUTH, EXIT_USAGE, EXIT_VERSION
+from protocol.exit_codes import EXIT_AUTH, EXIT_CANCELLED, EXIT_USAGE, EXIT_VERSION
 from worker.config import WorkerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,8 @@ def test_units_start_our_programs_confined_and_without_secrets_on_the_command_li
     assert found["Restart"] == "on-failure"
     assert found["RestartPreventExitStatus"].split() == [str(EXIT_USAGE), str(EXIT_AUTH), str(EXIT_VERSION)]
     assert float(found["TimeoutStopSec"]) >= STOP_S[names(unit)] + 10
+    if names(unit) == "worker":
+        assert found["SuccessExitStatus"] == str(EXIT_CANCELLED), "stopped while it starts"
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=names)

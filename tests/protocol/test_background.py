@@ -58,6 +58,26 @@ async def test_a_second_cancellation_does_not_leave_a_step_behind() -> None:
     assert task.cancelled()
 
 
+async def test_a_step_that_waits_for_ever_is_cut_when_its_caller_is_cancelled_and_only_then() -> None:
+    begun, cut, told = asyncio.Event(), asyncio.Event(), []
+
+    async def step() -> None:
+        begun.set()
+        await cut.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(uninterrupted(step(), cut.set), name="step")
+        await begun.wait()
+        assert not cut.is_set()
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert await uninterrupted(asyncio.sleep(0, "result"), lambda: told.append("cut")) == "result"
+    with pytest.raises(KeyError):
+        await uninterrupted(failing(KeyError("mine")), lambda: told.append("cut"))
+    assert told == []
+
+
 async def test_what_a_step_returns_and_raises_comes_through() -> None:
     assert await uninterrupted(asyncio.sleep(0, "result")) == "result"
     with pytest.raises(KeyError):

@@ -9,18 +9,14 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec import structs
 
 from coordinator.authority import Authority
 from coordinator.state_folder import StateFolder
 from protocol.api_key import ApiKey, new_api_key
 from protocol.codec import encode_json
-from protocol.coordinator_urls import checked_coordinator_url, checked_coordinator_urls
 from protocol.errors import (
     BrigadeError,
-    ConfigError,
     InternalError,
     ModelUnavailableError,
     ProtocolVersionError,
@@ -283,13 +279,6 @@ async def test_an_address_of_another_cluster_is_an_error_though_others_follow(
     assert [path for _, path, _, _ in stranger.seen] == ["/v1/ca"]
 
 
-def test_lists_of_addresses() -> None:
-    assert checked_coordinator_urls(" a:1,,https://b/ , a:1") == ("https://a:1", "https://b")
-    for text in ("", ",", "a:1,http://b"):
-        with pytest.raises(ConfigError):
-            checked_coordinator_urls(text)
-
-
 async def test_a_server_that_never_answers(key: ApiKey, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("protocol.pinned_http.CONNECT_TIMEOUT_S", 0.2)
     with socket.socket() as silent:  # the system accepts, and nobody ever reads
@@ -298,37 +287,3 @@ async def test_a_server_that_never_answers(key: ApiKey, monkeypatch: pytest.Monk
         error = await refused(f"https://127.0.0.1:{silent.getsockname()[1]}", key)
     assert isinstance(error, UnreachableError)
     assert "in time" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("https://a:7400", "https://a:7400"),
-        ("https://a:7400/", "https://a:7400"),
-        (" a.example:1 ", "https://a.example:1"),
-        ("https://[::1]:7400", "https://[::1]:7400"),
-        ("https://a", "https://a"),
-        ("https://a:443", "https://a"),
-    ],
-)
-def test_addresses(text: str, expected: str) -> None:
-    assert checked_coordinator_url(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "http://a:1", "https://u:p@a:1", "https://a:1/x", "https://a:1?x=1", "https://a:x", "ws://a", "https://"],
-)
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ConfigError):
-        checked_coordinator_url(text)
-
-
-@given(st.text(max_size=60))
-def test_any_text_is_an_address_or_an_error(text: str) -> None:
-    try:
-        url = checked_coordinator_url(text)
-    except ConfigError:
-        return
-    assert url.startswith("https://")
-    assert checked_coordinator_url(url) == url

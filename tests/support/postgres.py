@@ -14,18 +14,21 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import make_url
 
 START_DEADLINE_S = 40.0
 SETTINGS = (
     *("listen_addresses=", "shared_buffers=16MB", "max_connections=40", "autovacuum=off"),
     "log_min_messages=fatal",
 )
+WHEN_TESTS_ARE_OVER = ExitStack()
+"""Closed when no test's clock runs any more: a hundred databases are files that take a minute to remove."""
 NOT_DURABLE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 
@@ -75,6 +78,11 @@ class PostgresServer:
         _run([self.programs / "createdb", "-h", self.socket_folder, "-U", "postgres", name])
         return f"postgresql+asyncpg://postgres@/{name}?host={self.socket_folder}"
 
+    def drop_database(self, url: str) -> None:
+        """Take it away, and the connections to it."""
+        name = make_url(url).database or ""
+        _run([self.programs / "dropdb", "--force", "-h", self.socket_folder, "-U", "postgres", name])
+
     def run_sql(self, *statements: str) -> None:
         """Run these, each in a transaction of its own."""
         commands = [part for statement in statements for part in ("-c", statement)]
@@ -87,40 +95,53 @@ def postgres_server() -> Iterator[PostgresServer]:
     programs = postgres_programs()
     if programs is None:
         pytest.skip("no PostgreSQL here: neither in /usr/lib/postgresql/*/bin nor on PATH")
-    with running_postgres(programs) as server:
+    folder = WHEN_TESTS_ARE_OVER.enter_context(_own_folder())
+    with _server_in(folder, programs) as server:
         yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database, once of each kind."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"
+        yield f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"
+        return
     server: PostgresServer = request.getfixturevalue("postgres_server")
-    return server.new_database()
+    url = server.new_database()
+    yield url
+    server.drop_database(url)
 
 
 @contextmanager
 def running_postgres(programs: Path, *, is_durable: bool = False) -> Iterator[PostgresServer]:
     """Make a cluster, start its server, stop it and remove it all; `is_durable`: it waits for its disk."""
+    with _own_folder() as folder, _server_in(folder, programs, is_durable=is_durable) as server:
+        yield server
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
     # Not pytest's folder: that is root's alone. Short: a socket's path has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="brigade-pg-", dir="/tmp"))
     try:
-        as_user = _as_other_user(folder)
-        data = folder / "data"
-        _run([*as_user, programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8"])
-        settings = [
-            part for setting in (*SETTINGS, *(() if is_durable else NOT_DURABLE)) for part in ("-c", setting)
-        ]
-        command = [*as_user, str(programs / "postgres"), "-D", str(data), "-k", str(folder), *settings]
-        server = PostgresServer(programs, folder, command)
-        try:
-            server.start()
-            yield server
-        finally:
-            server.stop()
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _server_in(folder: Path, programs: Path, *, is_durable: bool = False) -> Iterator[PostgresServer]:
+    as_user = _as_other_user(folder)
+    data = folder / "data"
+    _run([*as_user, programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8"])
+    settings = [part for setting in (*SETTINGS, *(() if is_durable else NOT_DURABLE)) for part in ("-c", setting)]
+    command = [*as_user, str(programs / "postgres"), "-D", str(data), "-k", str(folder), *settings]
+    server = PostgresServer(programs, folder, command)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def postgres_programs() -> Path | None:

@@ -56,6 +56,8 @@ class Script:
     finish: FinishReason = "stop"
     stop_short: bool = False
     """After the answer say no more, as a worker does that hangs."""
+    has_room: bool = True
+    """Without room the head doesn't say that the session is open, as one that waits for memory doesn't."""
     indexes: tuple[int, ...] | None = None
     """Numbers to send in place of 0, 1, 2..."""
     ends_with: ErrorBody | None = None
@@ -308,7 +310,8 @@ class ScriptedCluster:
         match message:
             case OpenSession():
                 session.opening = message
-                await _send(socket, SessionOpened(session_id=message.session_id, n_cached=script.n_cached))
+                if script.has_room:
+                    await _send(socket, SessionOpened(session_id=message.session_id, n_cached=script.n_cached))
             case Step():
                 session.prompt_step = frame
                 if script.head_ends_with is not None:

@@ -80,7 +80,7 @@ def worker(cluster: LocalCluster, *arguments: str, state: Path | None = None) ->
 
 
 def workers_of(cluster: LocalCluster) -> list[dict[str, Any]]:
-    """Those that are connected: who ended before it was counts as starting for two minutes."""
+    """Those that are connected."""
     return [one for one in cluster.status()["workers"] if one["state"] not in ("gone", "lost", "enrolling")]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.api_key import new_api_key
+from protocol.guarded_site import MAX_HANDSHAKES
 from tests.support.coordinators import bearer, eventually_answered, http_session, key_of
 from tests.support.gateways import ENDS, ServedGateway, packed_tiny_chat, served_gateway
+from tests.support.pki import TestAuthority
 from tests.support.whole_cluster import whole_cluster
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -124,6 +129,26 @@ async def test_an_answer_is_counted_by_each_of_the_three(served: ServedGateway) 
     for name in ("duration", "time_to_first_chunk", "time_per_output_chunk"):
         assert gateway.value(f"gen_ai_client_operation_{name}_seconds_count", gen_ai_operation_name="chat") == 1
     assert gateway.value("brigade_gateway_requests_total", endpoint="/v1/chat/completions", status="200") == 1
+
+
+async def test_who_has_too_many_handshakes_under_way_is_counted_by_each_that_speaks_tls(
+    served: ServedGateway, tmp_path: Path
+) -> None:
+    files = TestAuthority().worker(tmp_path, "gateway.example")
+    tls = {"tls_cert": files.certificate, "tls_key": files.key, "max_connections": 4}
+    cluster = served.cluster
+    worker = cluster.members["b"].worker
+    async with served_gateway(cluster, metrics_listen=ANYWHERE, **tls) as encrypted:
+        gateway = encrypted.gateway
+        for it, most in ((cluster.coordinator, MAX_HANDSHAKES), (worker, MAX_HANDSHAKES), (gateway, 2)):
+            with ExitStack() as crowd:
+                for _ in range(most + 2):
+                    crowd.enter_context(socket.create_connection(("127.0.0.1", it.port)))
+                await eventually_answered(partial(are_refused, it.metrics_url))
+
+
+async def are_refused(metrics_url: str | None) -> bool:
+    return (await read(metrics_url)).value("brigade_connections_refused_total", reason="handshakes") >= 2
 
 
 async def test_labels_are_few_and_nothing_of_a_user_is_exposed(served: ServedGateway) -> None:

@@ -14,7 +14,7 @@ from tests.coordinator.packing_support import check_tensors
 from tests.support.smollm2 import CHAT, N_BLOCKS, N_TOKENS, NAME, PLAIN, Answer, Reference
 from tests.support.whole_cluster import Packed, WholeCluster, hop_ranges, whole_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MEMORY_BYTES = 10**9
 SPLITS = {
     "1 worker": ("0:30",),

@@ -15,6 +15,7 @@ from tests.support.ring import Generation, Ring, generated, ids_payload, running
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from tests.support.whole_cluster import greedy_ids, packed_tiny, whole_cluster
 from tests.system.test_take_over import break_at
+from worker.drafts_worth import DraftShares
 from worker.server import DataPlane
 
 Checkpoints = Callable[[str], TinyCheckpoint]
@@ -36,7 +37,7 @@ def make_guesses_cheap(planes: Iterable[DataPlane]) -> None:
     """Have every head believe that more positions in a round cost nothing, so that it tries."""
     for plane in planes:
         assert plane._sessions is not None
-        plane._sessions._shared.draft_prior.draft_share = 0.0
+        plane._sessions._shared.draft_prior.shares = DraftShares(guessing=0.0, draft=0.0)
 
 
 def n_run(ring: Ring) -> list[int]:

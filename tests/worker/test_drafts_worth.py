@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from worker.drafts_worth import (
     MIN_GAIN,
     Acceptance,
+    DraftShares,
     ModelTimes,
     ModelWorth,
     RoundTimes,
@@ -79,17 +80,24 @@ def test_rates_are_shares_that_follow_what_was_seen(outcomes: list[tuple[int, bo
 
 
 @pytest.mark.parametrize("prior_share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("prior_guessing", [0.0, 0.5])
+@pytest.mark.parametrize("guessing", [0.0, 0.5])
 @pytest.mark.parametrize(("base_s", "draft_s"), [(0.3, 0.002), (0.05, 0.0135), (0.004, 0.004)])
-def test_times_are_learned_whatever_was_believed(prior_share: float, base_s: float, draft_s: float) -> None:
+def test_times_are_learned_whatever_was_believed(
+    prior_share: float, prior_guessing: float, base_s: float, guessing: float, draft_s: float
+) -> None:
     rng = random.Random(1)
-    learned = RoundTimes(prior_share)
+    learned = RoundTimes(DraftShares(guessing=prior_guessing, draft=prior_share))
+    right = [base_s * (1 + guessing * bool(n)) + n * draft_s for n in range(9)]
     for index in range(60):
         n_drafts = index % 9
-        learned.add(n_drafts, (base_s + n_drafts * draft_s) * rng.gauss(1.0, 0.1))
+        learned.add(n_drafts, right[n_drafts] * rng.gauss(1.0, 0.1))
         if index == 30:
             learned.add(n_drafts, 100.0)  # held up by something else
     assert learned.base_s == pytest.approx(base_s, rel=0.25)
     assert learned.draft_s == pytest.approx(draft_s, abs=0.06 * base_s, rel=0.2)
+    for n_drafts in (1, 4, 8):
+        assert learned.seconds(n_drafts) == pytest.approx(right[n_drafts], rel=0.25)
 
 
 def model(guess_s: float = 0.01, prompt_token_s: float = 0.001) -> ModelWorth:

@@ -96,7 +96,7 @@ def test_what_is_used_or_not_there_is_no_cause_for_a_warning(
             GPU,
             build(),
             "NVIDIA H100, but torch 2.9.0 is a build without CUDA",
-            "pip install --force-reinstall torch",
+            "pip install --force-reinstall torch==2.9.0 --index-url https://download.pytorch.org/whl/cu130 ",
         ),
         (GPU, build(cuda="12.8"), "for CUDA 12.8", "nvidia-smi"),
         (AMD, build(cuda="12.8"), "AMD GPU with 24 GiB, but torch 2.9.0 is a build without ROCm", "build for ROCm"),

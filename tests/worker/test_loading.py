@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from protocol.errors import StorageError, UntrustedFileError
 from protocol.ids import BlockRange
+from tests.support.open_files import is_open
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from tests.support.tiny_models import save_tiny_model, split_checkpoint
 from worker.loaded_stage import load_stage
@@ -118,6 +119,13 @@ def test_the_files_can_go_once_the_stage_is_loaded(checkpoint: Checkpoints, tmp_
         file.write_bytes(b"\0" * file.stat().st_size)
     got = stage.run([StageInput(payload=ids, position=0, cache=stage.new_cache(6))])[0]
     torch.testing.assert_close(got, whole.expected(ids)[0])
+
+
+def test_the_files_are_closed_once_the_stage_is_loaded(checkpoint: Checkpoints) -> None:
+    whole = checkpoint("llama")
+    stage = load(whole, *whole.files(WHOLE), blocks=WHOLE)
+    assert [file for file in whole.files(WHOLE) if is_open(file)] == []
+    assert stage.blocks == WHOLE
 
 
 @pytest.mark.parametrize(

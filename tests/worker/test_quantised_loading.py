@@ -18,6 +18,7 @@ from protocol.messages import Quantization
 from protocol.weight_sizes import span_weight_bytes
 from tests.coordinator.gguf_support import write_gguf
 from tests.support.coordinators import eventually
+from tests.support.open_files import is_open
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine import Engine
 from worker.loaded_stage import load_stage
@@ -73,6 +74,13 @@ def logits(stages: list[Stage]) -> torch.Tensor:
 
 def off_by(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+def test_the_files_are_closed_once_their_codes_are_held(tmp_path: Path) -> None:
+    packed = Packed(tmp_path, "Q4_0", has_head=True)
+    stage = packed.load(TINY, torch.float32, "int4")
+    assert [file for file in packed.files(TINY) if is_open(file)] == []
+    assert stage.blocks == TINY
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from coordinator.policy.events import (
     SpansReported,
     WorkerJoined,
     WorkerLeft,
+    WorkerNotComing,
 )
 from protocol.control_messages import SpanReport
 from protocol.ids import ModelName
@@ -100,6 +101,9 @@ class Faults:
             worker.start()
             self.simulation.do(WorkerJoined(worker_id=worker.worker_id))
             worker.heard_s = self.simulation.true_s
+            if self.rng.random() < 0.2:  # a setting is wrong; whoever starts it mends that
+                self.simulation.do(WorkerNotComing(worker_id=worker.worker_id, reason="its start failed"))
+                self.simulation.do(WorkerJoined(worker_id=worker.worker_id))
         self.simulation.connect(worker)
 
     def _says_it_again(self, worker: SimulatedWorker) -> None:

@@ -80,6 +80,7 @@ class SimulatedStore:
             url=effect.url,
             device=effect.device,
             seen_s=effect.seen_s,
+            starts_by_s=effect.starts_by_s,
         )
         if old is not None:
             row = replace(row, epoch=old.epoch, spans=old.spans, reason=old.reason)

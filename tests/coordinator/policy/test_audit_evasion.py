@@ -11,6 +11,7 @@ from coordinator.policy.audit_evasion import (
     came_to_nothing,
     counted,
     evading,
+    pardoned,
     served,
 )
 from protocol.ids import WorkerId
@@ -26,6 +27,8 @@ def after(*what: str, rows: Rows | None = None) -> Rows:
                 rows = came_to_nothing(rows, A)
             case "served":
                 rows = served(rows, [A, B])
+            case "pardoned":
+                rows = pardoned(rows, A)
             case "other":
                 rows = answered(rows, B)
             case _:
@@ -43,6 +46,7 @@ def test_audits_that_come_to_nothing_count_while_clients_are_served() -> None:
     assert counted(after("nothing", rows=rows), A)[1] is None  # not again before it served as many more
     assert counted(after("nothing", *["served"] * SERVED, rows=rows), A)[1] is not None
     assert after("answered", rows=rows) == {}
+    assert after("pardoned", rows=rows) == {}
 
 
 @given(st.lists(st.sampled_from(["nothing", "served", "other", "answered"]), max_size=60))

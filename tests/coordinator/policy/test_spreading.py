@@ -52,6 +52,13 @@ def away_for_a_moment(fleet: Fleet, worker: str) -> None:
     fleet.all_ready()
 
 
+def held_indices(fleet: Fleet) -> dict[WorkerId, set[int]]:
+    return {
+        w.worker_id: {i for s in w.assignment.spans for i in range(s.blocks.start, s.blocks.end)}
+        for w in fleet.state.workers.values()
+    }
+
+
 def n_held(fleet: Fleet) -> int:
     return sum(len(s.blocks) for worker in fleet.state.workers.values() for s in worker.assignment.spans)
 
@@ -62,6 +69,7 @@ def test_blocks_that_were_given_out_twice_while_workers_were_away_go_back_to_one
     for name in "abc":
         away_for_a_moment(fleet, name)
     assert n_held(fleet) > 8
+    before = held_indices(fleet)
     fleet.wait(2)
     assert "Blocks are moved in" in outlook(fleet.state, fleet.now_s)
     assert "its workers hold 8 blocks in all instead of" in improvement(fleet.state).reason
@@ -69,6 +77,7 @@ def test_blocks_that_were_given_out_twice_while_workers_were_away_go_back_to_one
     settle(fleet)
     assert sorted(fleet.blocks()) == ["a", "b", "c"]
     assert n_held(fleet) == 8
+    assert all(after <= before[w] for w, after in held_indices(fleet).items())  # nobody loads anything for it
     assert moving_words(fleet.state) == ""
     assert outlook(fleet.state, fleet.now_s) == "Nothing is moved: gain 0 %, which is under 20 %"
 

@@ -35,6 +35,7 @@ from coordinator.policy.state import ClusterState, ModelRecord, PolicySettings
 from coordinator.policy.stored import StoredState, StoredWorker, restored
 from coordinator.policy.trust import Evidence
 from coordinator.policy.trust_events import (
+    AuditEnded,
     EvidenceSeen,
     Seen,
     TrustPinned,
@@ -382,6 +383,13 @@ steps = st.one_of(
         ids,
         st.sampled_from(["work", "hop_failed", "audit_failed"]),
         st.sampled_from(["a", "abc"]),
+    ),
+    st.builds(
+        lambda compared, is_accused: AuditEnded(
+            items=(), compared=(compared,), accused=compared if is_accused else None
+        ),
+        ids,
+        st.booleans(),
     ),
     st.builds(
         TrustPinned, worker_id=ids, score=st.sampled_from([0.1, 0.3, 0.9]), by=st.just("k"), reason=st.just("r")

@@ -1,0 +1,30 @@
+"""Asking a coordinator for routes as a client does."""
+
+from __future__ import annotations
+
+from protocol.ids import ModelName
+from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
+from tests.support.coordinators import (
+    Answer,
+    Http,
+)
+
+TINY = ModelName("tiny")
+
+
+def wanted(**changes: object) -> RouteRequest:
+    return RouteRequest(**({"model": TINY, "n_prompt_tokens": 3, "max_tokens": 5} | changes))  # type: ignore[arg-type]
+
+
+async def ask(http: Http, **changes: object) -> Answer:
+    return await http.ask("POST", "/v1/routes", wanted(**changes))
+
+
+async def granted(http: Http, **changes: object) -> RouteGrant:
+    answer = await ask(http, **changes)
+    assert answer.status == 200, answer.body
+    return answer.read(RouteGrant)
+
+
+def code_of(answer: Answer) -> str:
+    return answer.read(ErrorAnswer).error.code
