@@ -16,6 +16,7 @@ from aiohttp import web
 
 from protocol.guarded_application import guarded_application
 from protocol.host_names import own_names
+from protocol.http_connector import ClosingConnector
 from protocol.listening import check_can_listen
 from protocol.metrics_address import OPTION as METRICS_OPTION
 from protocol.metrics_address import metrics_notice
@@ -291,5 +292,5 @@ def _application(config: WorkerConfig, url: str, data_plane: DataPlane, cache: F
 
 
 def _file_session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=_MAX_FILE_CONNECTIONS)
+    connector = ClosingConnector(limit=_MAX_FILE_CONNECTIONS)
     return aiohttp.ClientSession(connector=connector, auto_decompress=False, trust_env=False)

@@ -33,6 +33,7 @@ from protocol.control_messages import (
 )
 from protocol.error_forms import error_fields, error_from_body
 from protocol.errors import BrigadeError, UnauthenticatedError, UnreachableError, WrongSecretError
+from protocol.http_connector import ClosingConnector
 from protocol.ids import SessionId
 from protocol.tls import client_context
 from worker.control_socket import is_final, opened_socket, received_order, spoken_by
@@ -182,7 +183,7 @@ class Uplink:
         """Open the socket, announce, and talk until it ends."""
         credentials = self._credentials.current
         context = await self._tls(credentials.ca_pem)
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+        async with aiohttp.ClientSession(connector=ClosingConnector(ssl=context)) as session:
             try:
                 socket = await opened_socket(session, credentials)
             except UnreachableError:

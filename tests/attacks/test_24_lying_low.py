@@ -21,22 +21,27 @@ from tests.support.whole_cluster import Member, WholeCluster, packed_tiny, whole
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
+class WrongOnce:
+    """Lies for as many steps as are left, so for one probe, and is honest from then on."""
+
+    def __init__(self) -> None:
+        self.n_left = 0
+
+    def states(self, states: torch.Tensor) -> torch.Tensor:
+        self.n_left -= 1
+        return states * 1.5 if self.n_left >= 0 else states
+
+
 async def test_who_is_honest_for_minutes_after_each_wrong_answer_is_found_all_the_same(tmp_path: Path) -> None:
     packed, _ = packed_tiny(tmp_path, "llama")
     async with whole_cluster(tmp_path, settle_s=0.3) as cluster:
         await cluster.add_model("tiny", packed)
         members = [await cluster.join(name, "0:4") for name in "abc"]
         await cluster.until_ready()
-        audit, bad, n_wrong = auditing(cluster), members[2], 0
-
-        def lying_low(states: torch.Tensor) -> torch.Tensor:
-            nonlocal n_wrong
-            n_wrong -= 1
-            return states * 1.5 if n_wrong >= 0 else states
-
-        await cheat(bad, 1, lying_low)
+        audit, bad, wrong = auditing(cluster), members[2], WrongOnce()
+        await cheat(bad, 1, wrong.states)
         for outcome in ("suspected", "suspected", "failed"):
-            n_wrong = len(STEPS)
+            wrong.n_left = len(STEPS)
             assert (await audit(bad)).outcome == outcome
         assert level(cluster, bad) == "quarantined"
         assert "quarantined" not in [level(cluster, member) for member in members[:2]]
@@ -48,21 +53,15 @@ async def test_a_restart_of_the_coordinator_forgets_no_accusation(tmp_path: Path
         await cluster.add_model("tiny", packed)
         members = [await cluster.join(name, "0:4") for name in "abc"]
         await cluster.until_ready()
-        bad, n_wrong = members[2], 0
-
-        def wrong_once(states: torch.Tensor) -> torch.Tensor:
-            nonlocal n_wrong
-            n_wrong -= 1
-            return states * 1.5 if n_wrong >= 0 else states
-
-        await cheat(bad, 1, wrong_once)
+        bad, wrong = members[2], WrongOnce()
+        await cheat(bad, 1, wrong.states)
         for outcome in ("suspected", "suspected", "failed"):
             if outcome == "failed":
                 await cluster.stop_coordinator()
                 await cluster.start_coordinator()
                 await cluster.until_ready()
                 await eventually(lambda: all(is_back(cluster, member) for member in members))
-            n_wrong = len(STEPS)
+            wrong.n_left = len(STEPS)
             assert (await auditing(cluster)(bad)).outcome == outcome
         assert level(cluster, bad) == "quarantined"
 
@@ -78,18 +77,12 @@ async def test_a_pardon_clears_a_worker_of_what_it_was_accused_of(tmp_path: Path
         await cluster.add_model("tiny", packed)
         members = [await cluster.join(name, "0:4") for name in "abc"]
         await cluster.until_ready()
-        audit, bad, n_wrong = auditing(cluster), members[2], 0
-
-        def wrong_once(states: torch.Tensor) -> torch.Tensor:
-            nonlocal n_wrong
-            n_wrong -= 1
-            return states * 1.5 if n_wrong >= 0 else states
-
-        await cheat(bad, 1, wrong_once)
+        audit, bad, wrong = auditing(cluster), members[2], WrongOnce()
+        await cheat(bad, 1, wrong.states)
         for is_pardoned in (False, False, True):
             if is_pardoned:
                 await pardon(cluster, bad)
-            n_wrong = len(STEPS)
+            wrong.n_left = len(STEPS)
             assert (await audit(bad)).outcome == "suspected"
 
 

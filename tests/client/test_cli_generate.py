@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,11 @@ from client.cli import main
 from client.cli_options import generation_options
 from protocol.api_key import new_api_key
 from protocol.messages import Constraint
-from tests.support.client_program import Program
-from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
+from tests.support.client_program import Program, cluster, program
+from tests.support.scripted_cluster import ScriptedCluster
 from tests.support.tiny_tokenizer import ids_of
 
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[ScriptedCluster]:
-    async with scripted_cluster(tmp_path) as running:
-        running.script = Script(answer=(*ids_of(" Paris \N{ROCKET}"), 3))
-        yield running
-
-
-@pytest.fixture
-def program(cluster: ScriptedCluster, tmp_path: Path) -> Program:
-    return Program(cluster, tmp_path)
+__all__ = ["cluster", "program"]
 
 
 async def test_text_on_standard_output_and_a_summary_after_it(program: Program, cluster: ScriptedCluster) -> None:

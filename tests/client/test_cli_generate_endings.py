@@ -6,27 +6,15 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from protocol.errors import ErrorBody
-from tests.support.client_program import DEADLINE_S, ROOT, Program
-from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
+from tests.support.client_program import DEADLINE_S, ROOT, Program, cluster, program
+from tests.support.scripted_cluster import Script, ScriptedCluster
 from tests.support.tiny_tokenizer import ids_of
 
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[ScriptedCluster]:
-    async with scripted_cluster(tmp_path) as running:
-        running.script = Script(answer=(*ids_of(" Paris \N{ROCKET}"), 3))
-        yield running
-
-
-@pytest.fixture
-def program(cluster: ScriptedCluster, tmp_path: Path) -> Program:
-    return Program(cluster, tmp_path)
+__all__ = ["cluster", "program"]
 
 
 async def test_a_deadline_is_exit_code_10(program: Program, cluster: ScriptedCluster) -> None:

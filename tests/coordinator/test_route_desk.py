@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -33,20 +32,9 @@ from tests.support.coordinators import (
     running_coordinator,
 )
 from tests.support.postgres import PostgresServer
-from tests.support.route_asking import TINY, ask, code_of, granted, wanted
+from tests.support.route_asking import TINY, ask, code_of, coordinator, granted, http, wanted
 
-
-@pytest.fixture
-async def coordinator(tmp_path: Path) -> AsyncIterator[RunningCoordinator]:
-    async with running_coordinator(tmp_path) as running:
-        await add_model(running)
-        yield running
-
-
-@pytest.fixture
-async def http(coordinator: RunningCoordinator) -> AsyncIterator[Http]:
-    async with http_session(coordinator, key_of(coordinator, "client")) as session:
-        yield session
+__all__ = ["coordinator", "http"]
 
 
 # ------------------------------------------------------------------ going on

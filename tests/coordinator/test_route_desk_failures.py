@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -32,20 +31,9 @@ from tests.support.coordinators import (
     key_of,
     running_coordinator,
 )
-from tests.support.route_asking import TINY, ask, granted
+from tests.support.route_asking import TINY, ask, coordinator, granted, http
 
-
-@pytest.fixture
-async def coordinator(tmp_path: Path) -> AsyncIterator[RunningCoordinator]:
-    async with running_coordinator(tmp_path) as running:
-        await add_model(running)
-        yield running
-
-
-@pytest.fixture
-async def http(coordinator: RunningCoordinator) -> AsyncIterator[Http]:
-    async with http_session(coordinator, key_of(coordinator, "client")) as session:
-        yield session
+__all__ = ["coordinator", "http"]
 
 
 async def failed_three_times(http: Http, worker: WorkerId, *others: WorkerId) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.support.forked_program import forked_done
-from tests.support.scripted_cluster import ScriptedCluster
+from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
+from tests.support.tiny_tokenizer import ids_of
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 40.0
@@ -49,3 +53,15 @@ class Program:
         done = await asyncio.to_thread(forked_done, "client", arguments, self.environ, stdin)
         assert b"Traceback" not in done.stderr
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[ScriptedCluster]:
+    async with scripted_cluster(tmp_path) as running:
+        running.script = Script(answer=(*ids_of(" Paris \N{ROCKET}"), 3))
+        yield running
+
+
+@pytest.fixture
+def program(cluster: ScriptedCluster, tmp_path: Path) -> Program:
+    return Program(cluster, tmp_path)

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.app import RunningCoordinator
 from protocol.ids import ModelName
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
-from tests.support.coordinators import (
-    Answer,
-    Http,
-)
+from tests.support.coordinators import Answer, Http, add_model, http_session, key_of, running_coordinator
 
 TINY = ModelName("tiny")
+
+
+@pytest.fixture
+async def coordinator(tmp_path: Path) -> AsyncIterator[RunningCoordinator]:
+    async with running_coordinator(tmp_path) as running:
+        await add_model(running)
+        yield running
+
+
+@pytest.fixture
+async def http(coordinator: RunningCoordinator) -> AsyncIterator[Http]:
+    async with http_session(coordinator, key_of(coordinator, "client")) as session:
+        yield session
 
 
 def wanted(**changes: object) -> RouteRequest:
