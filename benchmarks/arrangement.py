@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from benchmarks.held_ports import held_port
 from benchmarks.relay import Relay
-from benchmarks.replicated import POLL_S, free_port
+from benchmarks.replicated import POLL_S
 from client.api import Client
 from client.config import ClientConfig
 from coordinator.policy.filling import Stage, water_filled
@@ -92,7 +93,7 @@ async def arranged(cluster: LocalCluster, arrangement: Arrangement) -> AsyncIter
         for name, own in zip(names, blocks, strict=True):
             address: tuple[str, ...] = ()
             if arrangement.has_relays:
-                port = free_port()
+                port = stack.enter_context(held_port())
                 relay = await stack.enter_async_context(Relay("127.0.0.1", port))
                 address = ("--listen", f"127.0.0.1:{port}", "--advertise", f"https://127.0.0.1:{relay.port}")
                 relays.append(relay)

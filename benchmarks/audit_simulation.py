@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -17,6 +17,7 @@ from benchmarks.audit_alarms import BFLOAT16, FLOAT32, PAIRS, Machine, asked, pr
 from benchmarks.audit_answers import WHOLE, tiny_files
 from coordinator.policy.audit_evidence import evidence_of
 from coordinator.policy.audit_probe import N_SUMS, STEPS, Projection
+from coordinator.policy.audit_repeats import OWN_REPEAT, Confirmation, contradictory
 from coordinator.policy.audit_rules import (
     MAX_CONFIRMATIONS,
     N_AGAIN,
@@ -57,28 +58,33 @@ class Case:
         """Every two of the three, at one probe."""
         right, own = self.answers[number]
         given = {BAD: _spoilt(own, share, rng), "good": right, "third": right}
-        held = {BAD: self.held, "good": self.honest, "third": self.honest}
-        found = {}
-        for a, b in itertools.combinations(given, 2):
-            allowed = allowed_difference(held[a], held[b], len(WHOLE), is_dense=self.is_dense)
-            assert allowed is not None
-            found[frozenset((a, b))] = compared((a, given[a]), (b, given[b]), allowed)
-        return found
+        return {
+            frozenset((a, b)): self.compared(a, given[a], b, given[b]) for a, b in itertools.combinations(given, 2)
+        }
+
+    def compared(self, one: str, said: Projection, other: str, others: Projection) -> Comparison:
+        """Two answers, by whose they are."""
+        forms = [self.held if name in (BAD, OWN_REPEAT) else self.honest for name in (one, other)]
+        allowed = allowed_difference(*forms, len(WHOLE), is_dense=self.is_dense)
+        assert allowed is not None
+        return compared((one, said), (other, others), allowed)
 
 
 def simulation(n_trials: int, *, share: float = 0.1, seed: int = 1) -> str:
     """So many such workers of each case, in words."""
     lines = []
     for architecture, right, own in CASES:
-        case, rng = _case(architecture, right, own), Random(seed)  # noqa: S311 - printed, to be repeated
-        needed = [audits_until_quarantine(case, share, rng) for _ in range(n_trials)]
-        n_in_time = sum(n <= MOST_AUDITS for n in needed)
-        low, high = _interval(n_in_time, n_trials)
-        lines.append(
-            f"{architecture}, wrong on {share:.0%} of the steps, seed {seed}: {n_in_time} of {n_trials} "
-            f"quarantined within {MOST_AUDITS} audits (95 % interval {low:.4f} to {high:.4f}); "
-            f"median {statistics.median(needed):g}, most {max(needed)}"
-        )
+        case = _case(architecture, right, own)
+        for beside, audit in AUDITS.items():
+            rng = Random(seed)  # noqa: S311 - printed, to be repeated
+            needed = [audits_until_quarantine(case, share, rng, audit) for _ in range(n_trials)]
+            n_in_time = sum(n <= MOST_AUDITS for n in needed)
+            low, high = _interval(n_in_time, n_trials)
+            lines.append(
+                f"{architecture}, wrong on {share:.0%} of the steps beside {beside}, seed {seed}: {n_in_time} of "
+                f"{n_trials} quarantined within {MOST_AUDITS} audits (95 % interval {low:.4f} to {high:.4f}); "
+                f"median {statistics.median(needed):g}, most {max(needed)}"
+            )
     return "\n".join(lines)
 
 
@@ -101,11 +107,15 @@ def _projection(rows: Sequence[Sequence[float]]) -> Projection:
     return tuple(map(tuple, rows))
 
 
-def audits_until_quarantine(case: Case, share: float, rng: Random) -> int:
+Audit = Callable[[Case, float, Random], Ruling]
+"""One audit of a worker that is wrong on such a share of its steps."""
+
+
+def audits_until_quarantine(case: Case, share: float, rng: Random, audit: Audit) -> int:
     """Of one worker that is wrong on such a share of its steps."""
     record, state = TrustRecord(), ClusterState()
     for number in range(1, 100 * MOST_AUDITS):
-        ruling = _audit(case, share, rng)
+        ruling = audit(case, share, rng)
         info = AuditInfo(
             at="", worker_id=WorkerId(BAD), model=ModelName("m"), blocks=WHOLE, partner="good",
             referee=ruling.referee, outcome=ruling.target, partner_outcome=ruling.partner, difference=None,
@@ -119,7 +129,7 @@ def audits_until_quarantine(case: Case, share: float, rng: Random) -> int:
     return 100 * MOST_AUDITS
 
 
-def _audit(case: Case, share: float, rng: Random) -> Ruling:
+def _with_a_third(case: Case, share: float, rng: Random) -> Ruling:
     first = _ruling(case, share, rng)
     failed = accused(first, BAD, "good")
     if not failed:
@@ -130,6 +140,28 @@ def _audit(case: Case, share: float, rng: Random) -> Ruling:
 
 def _ruling(case: Case, share: float, rng: Random) -> Ruling:
     return outcomes(BAD, "good", case.comparisons(rng.randrange(len(case.answers)), share, rng), ["third"])
+
+
+def _of_two_alone(case: Case, share: float, rng: Random) -> Ruling:
+    """With nobody to decide, and no kept answers."""
+    right, own = case.answers[rng.randrange(len(case.answers))]
+    first = _spoilt(own, share, rng)
+    if case.compared(BAD, first, "good", right).agrees:
+        return Ruling(target="passed", partner="passed")
+    if contradictory([case.compared(BAD, first, OWN_REPEAT, _spoilt(own, share, rng)), None]) is None:
+        return Ruling(target="suspected", partner="suspected")
+    confirmation = Confirmation()
+    while not confirmation.is_over:
+        _, own = case.answers[rng.randrange(len(case.answers))]
+        repeat = case.compared(BAD, _spoilt(own, share, rng), OWN_REPEAT, _spoilt(own, share, rng))
+        confirmation = confirmation.after(repeat)
+    if not confirmation.is_shown:
+        return Ruling(target="suspected", partner="undecided")
+    return Ruling(target="failed", partner="undecided", referee=OWN_REPEAT)
+
+
+AUDITS: Mapping[str, Audit] = {"one and a third": _with_a_third, "a single other one": _of_two_alone}
+"""By who else holds the blocks."""
 
 
 def _spoilt(projection: Projection, share: float, rng: Random) -> Projection:

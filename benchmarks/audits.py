@@ -3,6 +3,8 @@
     python -m benchmarks.audits differences [--audits N]   how far honest workers differ
     python -m benchmarks.audits alarms [--inputs N]        how likely false quarantines are, by very many inputs
     python -m benchmarks.audits real [--inputs N] [--anew] likewise with SmolLM2-135M instead of tiny random models
+    python -m benchmarks.audits repeats [--inputs N]       how far an honest worker differs from itself, asked twice
+    python -m benchmarks.audits real-repeats [--inputs N]  likewise with SmolLM2-135M
     python -m benchmarks.audits attacks [--audits N]       attack x audits that it takes to find it
     python -m benchmarks.audits simulation [--trials N]    wrong on 10 % of the steps: audits until quarantine
 
@@ -21,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import audit_alarms, audit_honest, audit_real, audit_tails
+from benchmarks import audit_alarms, audit_honest, audit_real, audit_tails, audit_twice
 from benchmarks import audit_answers as answers
 from benchmarks.audit_answers import WHOLE, TinyFiles, answer, tiny_files
 from benchmarks.audit_simulation import simulation
@@ -37,19 +39,21 @@ WITH_EXPERTS = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("differences", "alarms", "real", "attacks", "simulation"))
+    parser.add_argument(
+        "what", choices=("differences", "alarms", "real", "repeats", "real-repeats", "attacks", "simulation")
+    )
     parser.add_argument("--audits", type=_at_least(2), default=12, help="Audits of each kind.")
     parser.add_argument(
         "--inputs",
         type=_at_least(200),
         default=768,
-        help="Of `alarms` and `real`, in each range of a model; with experts four times as many.",
+        help="Of `alarms`, `real` and both `repeats`, in each range of a model; with experts four times as many.",
     )
     parser.add_argument("--random", type=_at_least(1), default=1, help="Random models an architecture of `alarms`.")
     parser.add_argument("--trials", type=_at_least(1), default=5000, help="Workers of `simulation`.")
     parser.add_argument(
         "--models", nargs="+", choices=tuple(TINY_CONFIGS), default=tuple(TINY_CONFIGS), metavar="ARCHITECTURE",
-        help=f"Those of `differences` and `alarms`, all where none is named: {', '.join(TINY_CONFIGS)}.",
+        help=f"Those of `differences`, `alarms` and `repeats`, all where none is named: {', '.join(TINY_CONFIGS)}.",
     )  # fmt: skip
     parser.add_argument(
         "--anew",
@@ -74,6 +78,14 @@ def main() -> None:
             Console(width=170).print(audit_tails.table(alarms))
             print(audit_tails.words(alarms))
             raise SystemExit(0 if audit_tails.is_reached(alarms) else 1)
+        case "repeats" | "real-repeats":
+            twice = (
+                audit_twice.measured_really(arguments.inputs)
+                if arguments.what == "real-repeats"
+                else audit_twice.measured(arguments.inputs, arguments.models)
+            )
+            Console(width=170).print(audit_twice.table(twice))
+            raise SystemExit(0 if audit_twice.is_reached(twice) else 1)
         case "attacks":
             Console().print(attacks(arguments.audits))
         case "simulation":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal
 
+from benchmarks.held_ports import held_port
 from benchmarks.relay import Relay
 from client.api import Client
 from client.config import ClientConfig
@@ -174,15 +174,8 @@ async def relayed_workers(cluster: ReplicatedCluster, ranges: Mapping[str, str])
         relays: dict[str, Relay] = {}
         for stage, blocks in ranges.items():
             for name in (f"{stage}-{copy}" for copy in COPIES):
-                port = free_port()
+                port = stack.enter_context(held_port())
                 relays[name] = await stack.enter_async_context(Relay("127.0.0.1", port))
                 address = ("--listen", f"127.0.0.1:{port}", "--advertise", f"https://127.0.0.1:{relays[name].port}")
                 cluster.start(name, "--blocks", blocks, "--precision", "float32", *address)
         yield relays
-
-
-def free_port() -> int:
-    """One that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

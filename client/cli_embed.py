@@ -45,7 +45,9 @@ HiddenStates = Annotated[
         "into the first. Only workers that hold these blocks are asked.",
     ),
 ]
-WaitForQuota = Annotated[bool, typer.Option("--wait", help="If a limit of the key is used up, wait for room.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="If a limit of the key is used up, or no worker holds the model, wait.")
+]
 Timeout = Annotated[float, typer.Option(help="Seconds that it may take.")]
 
 
@@ -59,7 +61,7 @@ def embed(
     dimensions: Dimensions = None,
     truncate: Truncate = False,
     hidden_states: HiddenStates = None,
-    wait: WaitForQuota = False,
+    wait: Wait = False,
     min_trust: MinTrust = 0.0,
     pinned_ends: PinnedEnds = False,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
@@ -82,6 +84,7 @@ def embed(
         "min_trust": min_trust,
         "pinned_ends": pinned_ends,
         "waits_for_quota": wait,
+        "waits_for_workers": wait,
     }
     if hidden_states is not None:
         return run(_print_states(config, model, given, hidden_states, common))

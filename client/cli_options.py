@@ -125,9 +125,13 @@ PrivateBlocks = Annotated[
         f"\\[default: {DEFAULT_PRIVATE_BLOCKS}]"
     ),
 ]
-WaitForQuota = Annotated[
+Wait = Annotated[
     bool,
-    typer.Option("--wait", help="If a limit of the key is used up, wait for room within --timeout; else exit 11."),
+    typer.Option(
+        "--wait",
+        help="Wait within --timeout where a limit of the key is used up (else exit 11), and for workers where none "
+        "holds the model or is about to (else exit 7).",
+    ),
 ]
 Timings = Annotated[
     bool,
@@ -172,7 +176,7 @@ WAY = {
     "speculate": (Speculate, None),
     "private": (Private, False),
     "private_blocks": (PrivateBlocks, None),
-    "wait_for_quota": (WaitForQuota, False),
+    "wait": (Wait, False),
     "min_trust": (MinTrust, 0.0),
     "pinned_ends": (PinnedEnds, False),
     "timeout": (Timeout, DEFAULT_TIMEOUT_S),
@@ -188,6 +192,7 @@ def generation_options(
     grammar: Path | None = None,
     speculate: bool | None = None,
     private: bool = False,
+    wait: bool = False,
     **as_they_are: Any,
 ) -> GenerationOptions:
     """What the options say, each by its name. Of one that another makes useless, people are told.
@@ -203,6 +208,8 @@ def generation_options(
         grammar=text_of(grammar, "--grammar"),
         speculate=speculate is not False,
         private=private,
+        wait_for_quota=wait,
+        wait_for_workers=wait,
         **as_they_are,
     )
     options.check()

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 
-from protocol.errors import DrainingError, HopLostError, ProtocolVersionError
+from protocol.errors import BrigadeError, DrainingError, HopLostError, ProtocolVersionError
 from protocol.http_answers import mistrusted
+from protocol.http_connector import connecting_reason
 from protocol.ids import WorkerId
 from protocol.messages import PROTOCOL_VERSION
 
 CONNECT_TIMEOUT_S = 10.0
+
+
+class DialTurns:
+    """Those who want a connection to one address: one dials, and who waited meanwhile hears of its failure too.
+
+    Else each of them would spend the seconds that a dialling may take, one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._n_failed = 0
+        self._failure: tuple[type[BrigadeError], str, float | None] | None = None
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """Whose turn it is. BrigadeError: as a dialling failed that ended while this waited."""
+        n_before = self._n_failed
+        async with self._lock:
+            if self._n_failed > n_before and self._failure is not None:
+                kind, message, retry_after_s = self._failure
+                raise kind(message, retry_after_s=retry_after_s)
+            try:
+                yield
+            except BrigadeError as exc:
+                self._n_failed += 1
+                self._failure = (type(exc), exc.message, exc.retry_after_s)
+                raise
+            self._failure = None
 
 
 @contextmanager
@@ -42,4 +72,4 @@ def dial_errors(worker_id: WorkerId, url: str) -> Iterator[None]:
 
 def reason_of(exc: BaseException) -> str:
     """In the system's words."""
-    return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+    return connecting_reason(exc)

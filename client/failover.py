@@ -191,6 +191,10 @@ class Asked:
     """Seconds since the first of them."""
     waits_for_quota: bool = False
     """Whether the caller would rather wait than be told that a limit of its key is used up."""
+    waits_for_workers: bool = False
+    """Likewise, that no worker is to hold the model."""
+    was_away: bool = False
+    """Whether the coordinator couldn't be asked in the same wait: it may have been started again."""
 
 
 def after_refusal(known: Failover, error: BrigadeError, asked: Asked, rng: random.Random) -> AskAgain | None:
@@ -212,7 +216,7 @@ def after_refusal(known: Failover, error: BrigadeError, asked: Asked, rng: rando
         known=known,
         # the coordinator itself waits the next time, so there is nothing to wait for before
         after_s=0.0 if is_look else max(0.0, wanted_s - asked.answered_after_s),
-        wait_s=ROUTE_WAIT_S if isinstance(error, ModelUnavailableError) else asked.wait_s,
+        wait_s=_longest_wait_s(known, asked) if isinstance(error, ModelUnavailableError) else asked.wait_s,
         waits_for=error.message[:_LONGEST_REASON],
     )
 
@@ -242,11 +246,18 @@ def _after_quota(known: Failover, error: QuotaExceededError, asked: Asked, rng: 
 def _is_worth_waiting(known: Failover, error: BrigadeError, asked: Asked) -> bool:
     if known.n_failed > 0 or isinstance(error, ModelLoadingError):
         return True
-    # a coordinator that has just come back may not know its workers yet
+    # a coordinator that has just come back may not know its workers yet; else it says whether there is hope
     if isinstance(error, ModelUnavailableError):
-        return asked.n_refusals > 1 and asked.since_s < RESTART_GRACE_S
+        return asked.waits_for_workers or (asked.was_away and asked.since_s < RESTART_GRACE_S)
     is_restarting = isinstance(error, UnreachableError | DrainingError) or asked.n_refusals > 1
     return asked.wait_s > 0.0 or (is_restarting and asked.since_s < RESTART_GRACE_S)
+
+
+def _longest_wait_s(known: Failover, asked: Asked) -> float:
+    """How long the coordinator may wait for a route: not beyond the time that a restart is waited for."""
+    if known.n_failed > 0 or asked.waits_for_workers or not asked.was_away or asked.since_s >= RESTART_GRACE_S:
+        return ROUTE_WAIT_S
+    return min(ROUTE_WAIT_S, RESTART_GRACE_S - asked.since_s)
 
 
 def _obeyed_s(error: BrigadeError) -> float:

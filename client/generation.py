@@ -60,6 +60,7 @@ class GenerationRequest:
     between: BlockRange | None = None
     """Not None: no worker is to see a token; workers run these blocks, and this machine as many at each end."""
     waits_for_quota: bool = False
+    waits_for_workers: bool = False
     min_trust: float = 0.0
     pinned_ends: bool = False
 
@@ -274,6 +275,7 @@ class _Run:
             prefix=self._request.prefix,
             private_blocks=self._request.between.start if self._request.between is not None else None,
             waits_for_quota=self._request.waits_for_quota,
+            waits_for_workers=self._request.waits_for_workers,
             min_trust=self._request.min_trust,
             pinned_ends=self._request.pinned_ends,
             newest_sampling=self._request.between is None and self._request.sampling.needs_newest,

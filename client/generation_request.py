@@ -76,6 +76,7 @@ def generation_request(
         speculate=options.speculate,
         between=options.between(info.n_blocks),
         waits_for_quota=options.wait_for_quota,
+        waits_for_workers=options.wait_for_workers,
         min_trust=options.min_trust,
         pinned_ends=options.pinned_ends,
     )

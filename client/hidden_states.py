@@ -33,6 +33,7 @@ class Routing:
     min_trust: float = 0.0
     pinned_ends: bool = False
     waits_for_quota: bool = False
+    waits_for_workers: bool = False
 
 
 ANY_WORKER = Routing()
@@ -167,6 +168,7 @@ def _wanted(request: StatesRequest) -> WantedRoute:
         speculate=False,
         states_after=request.states_after,
         waits_for_quota=request.routing.waits_for_quota,
+        waits_for_workers=request.routing.waits_for_workers,
         min_trust=request.routing.min_trust,
         pinned_ends=request.routing.pinned_ends,
     )

@@ -67,6 +67,8 @@ class GenerationOptions:
     """Let the workers guess tokens ahead where that pays; the text is the same, as far as precision allows."""
     wait_for_quota: bool = False
     """Where a limit of the API key is used up, wait until there is room, within `timeout_s`, instead of failing."""
+    wait_for_workers: bool = False
+    """Where no worker holds all the model, nor is about to, wait until one does, within `timeout_s`, likewise."""
     private: bool = False
     """Run the model's ends on this machine: workers get hidden states alone. Needs `brigade[worker]` here."""
     private_blocks: int | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from client.failover import AskAgain, Asked, Failover, after_refusal
 from protocol.client_legs import ClientLeg
-from protocol.errors import BrigadeError
+from protocol.errors import BrigadeError, DrainingError, UnreachableError
 from protocol.ids import ModelName
 from protocol.messages import SharedPrefix
 from protocol.pinned_http import CoordinatorSession
@@ -40,6 +40,8 @@ class WantedRoute:
     """Not None: for hidden states, after so many blocks, which the route has to cover."""
     waits_for_quota: bool = False
     """Whether to wait where a limit of the key is used up."""
+    waits_for_workers: bool = False
+    """Whether to wait where no worker is to hold the model."""
     min_trust: float = 0.0
     """Only workers of this trust or more."""
     pinned_ends: bool = False
@@ -74,7 +76,7 @@ class RouteFinder:
             BrigadeError: the coordinator's, if waiting doesn't help.
         """
         now_s = asyncio.get_running_loop().time
-        began_s, n_refusals, wait_s = now_s(), 0, 0.0
+        began_s, n_refusals, wait_s, was_away = now_s(), 0, 0.0, False
         while True:
             sent_s = now_s()
             request = _request(wanted, known, wait_s, sent_s, self._legs())
@@ -89,6 +91,7 @@ class RouteFinder:
                 )
             except BrigadeError as error:
                 n_refusals += 1
+                was_away = was_away or isinstance(error, UnreachableError | DrainingError)
                 asked = Asked(
                     has_excluded=bool(request.exclude),
                     wait_s=wait_s,
@@ -96,6 +99,8 @@ class RouteFinder:
                     answered_after_s=now_s() - sent_s,
                     since_s=now_s() - began_s,
                     waits_for_quota=wanted.waits_for_quota,
+                    waits_for_workers=wanted.waits_for_workers,
+                    was_away=was_away,
                 )
                 again = after_refusal(known, error, asked, self._rng)
                 if again is None:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import aiohttp
 from aiohttp import ClientWebSocketResponse, ClientWSTimeout, WSMsgType
 
-from client.dial_errors import CONNECT_TIMEOUT_S, dial_errors, reason_of
+from client.dial_errors import CONNECT_TIMEOUT_S, DialTurns, dial_errors, reason_of
 from client.legs import Ends, Legs
 from client.own_address import own_address
 from client.pings import Pings
@@ -207,12 +207,12 @@ class ConnectionPool:
         self._tls = tls
         self._readers = readers
         self._connections: dict[_Address, Connection] = {}
-        self._dialling: dict[_Address, asyncio.Lock] = {}
+        self._dialling: dict[_Address, DialTurns] = {}
         self._legs = Legs()
         self._is_closed = False
 
     async def connection(self, worker_id: WorkerId, url: str, *, takes_states: bool = False) -> Connection:
-        """The connection to this worker at this address, dialled now if there is none.
+        """The connection to this worker at this address, dialled now, once for all who want it, if there is none.
 
         Private sessions have connections of their own, which take hidden states in (`takes_states`).
 
@@ -225,7 +225,7 @@ class ConnectionPool:
         if self._is_closed:
             raise ConfigError(CLOSED)
         key = (worker_id, url, takes_states)
-        async with self._dialling.setdefault(key, asyncio.Lock()):
+        async with self._dialling.setdefault(key, DialTurns()).taken():
             known = self._connections.get(key)
             if known is not None and known.is_usable:
                 return known

@@ -25,6 +25,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.cut_rotations import tell_untold_forever
 from coordinator.dashboard_start import take_up_dashboard
 from coordinator.file_store import FileStore
+from coordinator.kept_reports import KeptReports
 from coordinator.keys import (
     ANNOUNCER,
     AUDITOR,
@@ -112,7 +113,7 @@ async def running(
         app = await _application(config, opened, clock)
         app[SPANS] = spans
         async with (
-            _working(app),
+            _working(app, opened.folder),
             _listening(app, config, opened) as port,
             metrics_served(app[METRICS].registry, config.metrics_listen) as metrics_url,
         ):
@@ -155,9 +156,11 @@ async def _application(
 
 
 @asynccontextmanager
-async def _working(app: web.Application) -> AsyncIterator[None]:
+async def _working(app: web.Application, folder: StateFolder) -> AsyncIterator[None]:
     """Have time pass for the cluster and the quotas, and reports saved; at the end, those that are left."""
     cluster, reports, trust = app[CLUSTER], app[REPORTS], app[TRUST_REPORTS]
+    kept = KeptReports(reports, folder.path(names.UNSAVED_REPORTS))
+    await kept.take_up()
     loops = {
         "sweep": sweep_forever(cluster),
         "keys": app[AUTHENTICATOR].refresh_forever(),
@@ -165,6 +168,7 @@ async def _working(app: web.Application) -> AsyncIterator[None]:
         "rotations": tell_untold_forever(app[ROTATING], app[REPOSITORY], app[AUTHORITY].secrets, app[CLOCK]),
         "look": look_forever(cluster),
         "reports": reports.save_forever(),
+        "kept": kept.keep_forever(),
         "trust": trust.hand_in_forever(),
         "audits": app[AUDITOR].audit_forever(),
         "earned": app[EARNED_PRIORITY].look_forever(),
@@ -180,7 +184,7 @@ async def _working(app: web.Application) -> AsyncIterator[None]:
         loops["feed"] = app[DASHBOARD_FEED].tell_forever()
     async with running_beside(**loops):
         yield
-        await reports.saved(SHUTDOWN_S)
+        await kept.finish(SHUTDOWN_S)
         await trust.hand_in()
 
 

@@ -208,7 +208,7 @@ def _add_auditing(app: web.Application) -> None:
     """Who has workers audited."""
     cluster, clock = app[CLUSTER], app[CLOCK]
     app[NEIGHBOURS] = Neighbours(app[AUTHORITY], clock)
-    app[EXAMINER] = Examiner(app[NEIGHBOURS], app[TICKET_DESK], app[AUTHORITY].ca_pem, clock)
+    app[EXAMINER] = Examiner(app[NEIGHBOURS], app[TICKET_DESK], app[AUTHORITY].ca_pem, clock, cluster)
     audit_store = AuditStore(app[REPOSITORY].transactions)
     app[AUDITOR] = Auditor(cluster, app[EXAMINER], audit_store, clock=clock)
 

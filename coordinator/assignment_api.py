@@ -228,7 +228,7 @@ def _info(request: web.Request, worker_id: WorkerId) -> AssignmentInfo:
         state=info.state,
         epoch=worker.assignment.epoch,
         spans=info.spans,
-        reason=worker.assignment.reason,
+        reason=info.reason if worker.presence == "gone" else worker.assignment.reason,
         pin=told,
     )
 

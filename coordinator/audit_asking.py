@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from coordinator.audit_neighbours import Neighbour, Neighbours
 from coordinator.audit_session import Asked, NoAnswerError, answer, most_frame_bytes, new_session_id
+from coordinator.cluster import Cluster
 from coordinator.policy.audit_probe import N_POSITIONS, Probe, Projection
-from coordinator.policy.audit_schedule import ANSWER_S, AuditPlan, Candidate
+from coordinator.policy.audit_schedule import ANSWER_S, AuditPlan, Candidate, is_as_planned
 from coordinator.ticket_desk import TICKET_LIFE_S, TicketDesk
 from protocol.errors import ModelUnavailableError
 from protocol.ids import SessionId, WorkerId
@@ -23,12 +24,18 @@ class Examiner:
     """Asks workers and waits for their answers."""
 
     def __init__(
-        self, neighbours: Neighbours, tickets: TicketDesk, ca_pem: str, clock: Callable[[], float]
+        self,
+        neighbours: Neighbours,
+        tickets: TicketDesk,
+        ca_pem: str,
+        clock: Callable[[], float],
+        cluster: Cluster,
     ) -> None:
         self._neighbours = neighbours
         self._tickets = tickets
         self._ca_pem = ca_pem
         self._clock = clock
+        self._cluster = cluster
         self._own_urls: dict[WorkerId, str] = {}
 
     @contextmanager
@@ -80,11 +87,14 @@ class Examiner:
                     ticket=ticket,
                     probe=probe,
                 )
-                return await answer(asked, neighbour, self._ca_pem, within_s=ANSWER_S)
+                given = await answer(asked, neighbour, self._ca_pem, within_s=ANSWER_S)
             except ModelUnavailableError as exc:
                 return NoAnswerError("busy", exc.message)
             except NoAnswerError as exc:
                 return exc
+        if not is_as_planned(self._cluster.state, plan, candidate):
+            return NoAnswerError("busy", "it was given other blocks meanwhile, or holds them in another precision")
+        return given
 
     def _ticket(
         self,

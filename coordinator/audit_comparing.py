@@ -17,6 +17,7 @@ from coordinator.audit_found import (
     why_none,
 )
 from coordinator.audit_kept import KeptAnswers, verdict
+from coordinator.audit_repeating import Repeats
 from coordinator.policy.audit_rules import (
     MAX_CONFIRMATIONS,
     N_AGAIN,
@@ -46,6 +47,7 @@ class Comparer:
     def __init__(self, examiner: Examiner, kept: KeptAnswers, clock: Callable[[], float]) -> None:
         self._examiner = examiner
         self._kept = kept
+        self._repeats = Repeats(examiner)
         self._clock = clock
 
     async def found(self, plan: AuditPlan) -> Found:
@@ -74,7 +76,9 @@ class Comparer:
         found.outcome, found.partner_outcome = ruling.target, ruling.partner
         if ruling.target == ruling.partner == "suspected":
             found.words = UNDECIDED
-            await self._decided_by_records(found)
+            is_late = self._deadline()
+            if not await self._repeats.settles(found, seed, answers, is_late) and not is_late():
+                await self._decided_by_records(found)
         return found
 
     async def _ruled(
@@ -159,7 +163,8 @@ class Comparer:
         """Both are given the probes of earlier audits, whose answers are kept.
 
         Who fails by one of these has to fail by others of them, not by more that the two differ in: one that lies
-        to all probes but the kept ones goes on to differ from an honest one for ever.
+        to all probes but the kept ones goes on to differ from an honest one for ever. Who is accused already isn't
+        cleared by them.
         """
         both = (found.plan.target, found.plan.others[0])
         records = [await self._kept.for_one(found.plan, c) for c in both]
@@ -172,6 +177,12 @@ class Comparer:
         n_compared, is_late = len(checked[at]), self._deadline()
         if await self._kept.show_again(found, both[at], records[at], n_compared, is_late):
             found.referee, found.words = RECORDED, ""
+            if found.accused == both[at].worker_id:
+                found.accused = None
+            elif found.accused is not None:
+                verdicts[1 - at] = (found.outcome, found.partner_outcome)[1 - at]
+        elif found.accused is not None:
+            return
         else:
             verdicts = ["suspected", "suspected"]
             verdicts[at], why = _unshown(found, both[at])
@@ -197,10 +208,7 @@ class Comparer:
                 f"the {plan.n_busy} others that hold them are loaded, or busy with audits; try again later"
             )
         else:
-            found.words = (
-                "no other worker holds them in a form that can be compared, and no answer of an earlier audit is "
-                "kept; a second worker that holds them makes audits possible"
-            )
+            await self._repeats.of_one(found, self._deadline())
         return found
 
 

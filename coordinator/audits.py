@@ -19,6 +19,7 @@ from coordinator.cluster import Cluster
 from coordinator.policy import audit_accusations, audit_evasion, audit_schedule
 from coordinator.policy.audit_evasion import Rows
 from coordinator.policy.audit_evidence import evidence_of
+from coordinator.policy.audit_repeats import OWN_REPEAT
 from coordinator.policy.trust import NO_RECORD
 from coordinator.policy.trust_events import AuditEnded, Seen
 from coordinator.stored_rows import StoredGeneration
@@ -191,9 +192,14 @@ class Auditor:
 
 
 def _compared_workers(found: Found) -> tuple[WorkerId, ...]:
-    """The two whose answers were compared; none where an audit came to nothing, or went by kept answers alone."""
-    if not found.comparisons or not found.plan.others:
+    """The two whose answers were compared, or the one that was compared with itself.
+
+    None where an audit came to nothing, or went by kept answers alone.
+    """
+    if not found.comparisons:
         return ()
+    if not found.plan.others:
+        return (found.plan.target.worker_id,) if found.partner == OWN_REPEAT else ()
     return found.plan.target.worker_id, found.plan.others[0].worker_id
 
 

@@ -15,7 +15,7 @@ from coordinator.cli_trust import WorkerArgument
 from protocol.audit_rest import AuditInfo, AuditList
 
 AUDIT_TIMEOUT_S = 1200.0
-"""Nine probes at most, each of two workers and then of those who decide, who have a minute for an answer."""
+"""An answer may take a minute, and no fresh probe begins later than three: a quarter of an hour at most."""
 NOTHING_YET = "No audits yet: a worker is compared with another one that holds the same blocks (`coord status`)."
 NONE_OF_IT = "No audit of such a worker yet; `coord trust list` shows who there is, `coord trust audit` audits one."
 NONE_BY_ITSELF = "The coordinator makes none by itself (`coord serve --audit-share 0`)."

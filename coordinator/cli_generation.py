@@ -24,7 +24,12 @@ _PATH = "/admin/v1/generations"
 def list_generations(
     target: AdminTarget,
     *,
-    in_state: Annotated[GenerationState | None, typer.Option(help="Only those that run, or that are over.")] = None,
+    in_state: Annotated[
+        GenerationState | None,
+        typer.Option(
+            help="Only those that run (a route was given in the last hour, and no end was reported), or are over."
+        ),
+    ] = None,
     key: Annotated[str | None, typer.Option(help="Only of this key, by its id.")] = None,
     model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
     n_lines: Annotated[int, typer.Option("--lines", min=1, max=MAX_PAGE, help="The newest so many.")] = 50,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
@@ -9,6 +10,7 @@ import typer
 from msgspec import UNSET, UnsetType
 from rich.table import Table
 
+from coordinator import state_folder as names
 from coordinator.admin_client import AdminTarget, all_pages, changed_as_read
 from coordinator.cli_output import (
     cell,
@@ -21,12 +23,14 @@ from coordinator.cli_output import (
     print_json,
     printable,
 )
+from coordinator.cli_owners import owner_label, whose
 from coordinator.cli_quota import LIMITS_HELP, limits_change, limits_words, new_limits
 from coordinator.cli_target import JsonOption, for_coordinator
 from coordinator.cli_times import seconds_of
+from coordinator.state_folder import read_state_file
 from protocol.admin_rest import MAX_GRACE_S, ChangeKeyRequest, RotatedKey, RotateKeyRequest
 from protocol.compatibility import knows
-from protocol.errors import ConfigError, ProtocolVersionError
+from protocol.errors import ProtocolVersionError, StorageError
 from protocol.ids import ModelName
 from protocol.key_limits import UNLIMITED
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyKind, KeyList
@@ -60,10 +64,7 @@ def create_key(
 
     Limits that aren't named are those of `coord settings` (default_tokens_per_min and others).
     """
-    try:
-        request = CreateKeyRequest(name=name, kind=kind, limits=new_limits(limit or ()), owner=owner)
-    except ValueError as exc:
-        raise ConfigError(f"--owner can't be used: {exc}") from exc
+    request = CreateKeyRequest(name=name, kind=kind, limits=new_limits(limit or ()), owner=owner_label(owner))
     created = target.ask(lambda session: _created(session, request))
     _warn_of_models(target, request.limits.models)
     if as_json:
@@ -147,24 +148,19 @@ def rename_key(
 def set_owner(
     target: AdminTarget,
     key_id: KeyArgument,
-    owner: Annotated[str, typer.Argument(help="Whose it is from now on; '' for nobody in particular.")],
+    owner: Annotated[
+        str, typer.Argument(help="Whose it is from now on: a person or a group; none: nobody's in particular.")
+    ],
     *,
     as_json: JsonOption = False,
 ) -> None:
     """Say whose a key is. What that owner's workers give may raise its priority (`coord settings`)."""
-    try:
-        request = OwnerRequest(owner=owner)
-    except ValueError as exc:
-        raise ConfigError(f"the owner can't be used: {exc}") from exc
+    request = OwnerRequest(owner=owner_label(owner))
     path = _path(key_id)
     key = target.ask(
         lambda session: changed_as_read(session, path, KeyInfo, request, KeyInfo, change_path=f"{path}/owner")
     )
-    if as_json:
-        print_json(key)
-    else:
-        whose = f"{printable(key.owner)}'s" if key.owner else "nobody's in particular"
-        notes().print(f"key {key.key_id} ({printable(key.name)}) is {whose} now", markup=False)
+    print_done(key, f"key {key.key_id} ({printable(key.name)}) is {whose(key.owner)} now", as_json=as_json)
 
 
 @key_commands.command("rotate")
@@ -187,10 +183,10 @@ def rotate_key(
     if as_json:
         print_json(rotated)
     else:
-        notes().print(
-            f"key {rotated.key_id}; the old one is good until {minute(rotated.old_until)}. Only this once:"
-        )
+        old = f"is good until {minute(rotated.old_until)}" if request.grace_s else "isn't good any more"
+        notes().print(f"key {rotated.key_id}; the old one {old}. Only this once:")
         typer.echo(rotated.key)
+        _note_file(target, rotated.key_id, "holds the old one: put the new one there")
 
 
 @key_commands.command("revoke")
@@ -204,6 +200,18 @@ def revoke_key(
     """Refuse a key from now on, for good. What runs of it ends within seconds, and says why."""
     key = target.ask(lambda session: session.delete(_path(key_id), KeyInfo))
     print_done(key, f"key {key.key_id} ({printable(key.name)}) is revoked", as_json=as_json)
+    if not as_json:
+        _note_file(
+            target, key.key_id, "holds it: without that file, the coordinator makes a new one at its next start"
+        )
+
+
+def _note_file(target: AdminTarget, key_id: str, what: str) -> None:
+    """Say what a state folder's file needs that holds this key: commands here take it unless told another."""
+    for file in (target.state / names.ADMIN_KEY, target.state / names.CLIENT_KEY):
+        with suppress(StorageError):  # it was done all the same, and this folder may be none of ours
+            if (read_state_file(file) or "").split(".")[1:2] == [key_id]:
+                notes().print(f"warning: {file} {what}", markup=False, soft_wrap=True, style="yellow")
 
 
 def _warn_of_models(target: AdminTarget, names: tuple[ModelName, ...] | UnsetType | None) -> None:

@@ -24,6 +24,7 @@ from protocol.trust_rest import TrustHistory, TrustInfo
 _STATE_STYLES = {
     "ready": "green",
     "gone": "red",
+    "failed": "red",
     "quarantined": "red",
     "banned": "red",
     "weak": "yellow",
@@ -123,7 +124,7 @@ def worker_table(workers: tuple[WorkerInfo, ...]) -> Group:
         table.add_row(
             cell(worker.worker_id[:_ID_CHARS]),
             cell(worker.hostname),
-            _state(worker.state),
+            _state(_shown_state(worker)),
             cell(_spans(worker)),
             cell(_device(worker)),
             str(worker.n_sessions),
@@ -242,6 +243,12 @@ def print_status(status: ClusterStatus) -> None:
         out.print(Text(printable(status.joining), style="dim"), soft_wrap=True)
     if status.audits:
         out.print(Text(short_ids(printable(status.audits)), style="dim"), soft_wrap=True)
+
+
+def _shown_state(worker: WorkerInfo) -> str:
+    """As the API says, whose older readers know no `failed`: there a worker that can't hold its blocks is idle."""
+    has_failed = any(span.state == "failed" for span in worker.spans)
+    return "failed" if worker.state == "idle" and has_failed else worker.state
 
 
 def _spans(worker: WorkerInfo) -> str:

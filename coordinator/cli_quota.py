@@ -11,7 +11,17 @@ import typer
 from rich.table import Table
 
 from coordinator.admin_client import AdminTarget, all_pages
-from coordinator.cli_output import cell, console, notes, plain_table, print_answer, print_json, printable, short_ids
+from coordinator.cli_output import (
+    cell,
+    console,
+    minute,
+    notes,
+    plain_table,
+    print_answer,
+    print_json,
+    printable,
+    short_ids,
+)
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.error_forms import repeated
 from protocol.errors import ConfigError
@@ -54,7 +64,7 @@ def limits_change(given: Sequence[str]) -> LimitsChange:
     try:
         return msgspec.convert(values, LimitsChange, strict=False)
     except msgspec.ValidationError as exc:
-        raise ConfigError(f"these limits can't be used: {exc}") from exc
+        raise ConfigError(f"these limits can't be used: {_as_written(str(exc))}") from exc
 
 
 @quota_commands.command("show")
@@ -135,6 +145,13 @@ def new_limits(given: Sequence[str]) -> KeyLimits:
     return limits_change(given).applied_to(KeyLimits())
 
 
+def _as_written(reason: str) -> str:
+    """Why limits are refused, in the words of the command line."""
+    for field in LimitsChange.__struct_fields__:
+        reason = reason.replace(field, field.replace("_", "-"))
+    return reason.replace("null for", f"{_NONE} for")
+
+
 def limits_words(limits: KeyLimits) -> str:
     """The limits as one would write them on the command line; `none` if there are none."""
     given = msgspec.to_builtins(limits)
@@ -158,6 +175,7 @@ def quota_table(quotas: Sequence[QuotaInfo]) -> Table:
     for quota in quotas:
         used = ", ".join(f"{rate.used:,} of {rate.limit:,} {rate.limit_name}" for rate in quota.rates)
         limits = limits_words(quota.limits)
+        used = used if quota.revoked_at is None else f"revoked {minute(quota.revoked_at)}"
         table.add_row(quota.key_id, cell(quota.name), limits, used, str(quota.n_running))
     return table
 

@@ -87,7 +87,9 @@ def rotate_signing_key(target: AdminTarget, *, grace: GraceOption = "8d", as_jso
     """
     request = RotateSecretRequest(grace_s=seconds_of("--grace", grace, most_days=_MOST_DAYS))
     found = target.ask(lambda session: session.post("/admin/v1/secrets/signing-key/rotate", request, SecretsInfo))
-    print_done(found, f"a new key signs; {len(found.signing_keys) - 1} older ones verify still", as_json=as_json)
+    print_done(
+        found, f"a new key signs; older ones that verify still: {len(found.signing_keys) - 1}", as_json=as_json
+    )
 
 
 def _revealed(target: AdminTarget, found: SecretsInfo) -> str:

@@ -39,7 +39,8 @@ from protocol.model_signature import ModelSignature, check_author, verified_sign
 SourceArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A folder of safetensors, a GGUF file, a Hugging Face id, or a model that is served."
+        metavar="MODEL",
+        help="A folder of safetensors, a GGUF file, a Hugging Face id, or a served model (a path goes first).",
     ),
 ]
 

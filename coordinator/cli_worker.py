@@ -12,6 +12,7 @@ import typer
 from coordinator.admin_client import AdminTarget, all_pages, changed_as_read
 from coordinator.cli_output import (
     console,
+    notes,
     print_answer,
     print_done,
     print_json,
@@ -19,6 +20,7 @@ from coordinator.cli_output import (
     short_ids,
     worker_table,
 )
+from coordinator.cli_owners import owner_label, whose
 from coordinator.cli_target import JsonOption, for_coordinator
 from protocol.admin_rest import WorkerList
 from protocol.cluster_rest import ClusterStatus, TrustLevel, WorkerInfo
@@ -44,19 +46,19 @@ WorkerArgument = Annotated[
 def set_owner(
     target: AdminTarget,
     worker_id: WorkerArgument,
-    owner: Annotated[str, typer.Argument(help="A label: a person or a group. Empty: nobody's in particular.")],
+    owner: Annotated[str, typer.Argument(help="A label: a person or a group; none: nobody's in particular.")],
     *,
     as_json: JsonOption = False,
 ) -> None:
     """Say whose machine a worker is: from now on what it gives is counted for that owner."""
-    request = OwnerRequest(owner=owner)
+    request = OwnerRequest(owner=owner_label(owner))
     path = _path(worker_id)
     worker = target.ask(
         lambda session: changed_as_read(
             session, path, WorkerInfo, request, WorkerOwner, change_path=f"{path}/owner"
         )
     )
-    print_done(worker, f"worker {worker.worker_id} is {printable(worker.owner) or 'nobody'}'s", as_json=as_json)
+    print_done(worker, f"worker {worker.worker_id} is {whose(worker.owner)}", as_json=as_json)
 
 
 @worker_commands.command("list")
@@ -67,12 +69,16 @@ def list_workers(
     in_state: Annotated[WorkerState | None, typer.Option(help="Only workers in this state.")] = None,
     model: Annotated[str | None, typer.Option(help="Only those that hold blocks of this model.")] = None,
     trust: Annotated[TrustLevel | None, typer.Option(help="Only those that are trusted so far.")] = None,
-    owner: Annotated[str | None, typer.Option(help="Only this owner's; empty: nobody's in particular.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only this owner's; none: nobody's in particular.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the workers: state, reason, blocks, device, sessions."""
-    given = {"state": in_state, "model": model, "trust_level": trust, "owner": owner}
+    wanted_owner = None if owner is None else owner_label(owner)
+    given = {"state": in_state, "model": model, "trust_level": trust, "owner": wanted_owner}
     workers = target.ask(lambda session: _workers(session, given))
+    if not workers and not as_json and any(value is not None for value in given.values()):
+        notes().print("No worker is as asked; `coord worker list` without filters shows all", markup=False)
+        return
     print_answer(WorkerList(workers=workers), worker_table(workers), as_json=as_json)
 
 

@@ -242,5 +242,7 @@ def _may_route_otherwise(before: ClusterState, after: ClusterState) -> bool:
         return True
     if before.workers.keys() != after.workers.keys():
         return True
+    if (before.changed_s is None) != (after.changed_s is None):  # whether blocks are about to be given out
+        return True
     pairs = ((before.workers[worker_id], worker) for worker_id, worker in after.workers.items())
     return any(old is not new and unmeasured(old) != unmeasured(new) for old, new in pairs)

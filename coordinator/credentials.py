@@ -63,6 +63,8 @@ class WorkerCaller:
     worker_id: WorkerId
     ticket_key: bytes = field(repr=False)
     """The ticket key that it was granted together with the token that it showed."""
+    token_until_s: float
+    """When that token ends, seconds since 1970: each enrolment has another."""
     kind: Literal["worker"] = "worker"
 
 
@@ -175,7 +177,11 @@ class Authenticator:
             except UnauthenticatedError as exc:
                 error = exc if "expired" in exc.message else error
                 continue
-            return WorkerCaller(worker_id=claims.worker_id, ticket_key=ticket_key(signing_key, claims.worker_id))
+            return WorkerCaller(
+                worker_id=claims.worker_id,
+                ticket_key=ticket_key(signing_key, claims.worker_id),
+                token_until_s=claims.expires_at_s,
+            )
         raise error
 
     def is_in_force(self, caller: WorkerCaller) -> bool:

@@ -30,6 +30,7 @@ from sqlalchemy.pool import NullPool
 
 import migrations
 from coordinator.cut_loop import CutLoop
+from coordinator.database_words import advice, described, first_line
 from coordinator.rested_connections import see_that_connections_answer
 from coordinator.slow_starts import told_if_slow
 from coordinator.stop_limit import close_connections
@@ -51,7 +52,6 @@ _ASYNCPG_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 LONGEST_SILENCE_S = 30.0
 """In the middle of a transaction, until PostgreSQL undoes it. A machine that lost its power there says no goodbye,
 and whoever takes over waits for what it has locked: TCP alone lets go after two hours."""
-SQLITE_LOCKED = "database is locked"
 LEASE_SCHEMA = "0003"
 """The first schema with a lease (`coordinator.lease`), which then decides who may go further: until a coordinator
 holds it, another one may work on the tables as they are."""
@@ -86,7 +86,7 @@ async def migrated(url: str, revision: str = "head") -> None:
     """
     loop, parsed = CutLoop(), make_url(url)
     is_cut_off = parsed.get_backend_name() == "postgresql"
-    async with told_if_slow(_described(parsed)):
+    async with told_if_slow(described(parsed)):
         await uninterrupted(
             asyncio.to_thread(migrate, url, revision, loop.run), loop.cut if is_cut_off else lambda: None
         )
@@ -157,7 +157,7 @@ def check_references(connection: Connection) -> None:
     if lost:
         words = ", ".join(f"{n} of {table} to {parent}" for (table, parent), n in sorted(lost.items()))
         raise StorageError(
-            f"{_described(connection.engine.url)} has rows that refer to rows that aren't there ({words}), so its "
+            f"{described(connection.engine.url)} has rows that refer to rows that aren't there ({words}), so its "
             "schema is left as it was: restore a backup, or delete those rows"
         )
 
@@ -177,13 +177,17 @@ def database_errors(url: URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as exc:
-        reason = _first_line(exc.orig or exc)
-        raise StorageError(f"{_described(url)} can't be used: {reason}{_advice(url, reason)}") from exc
+        raise _unusable(url, first_line(exc.orig or exc), exc.orig) from exc
     except SQLAlchemyError as exc:
-        raise StorageError(f"{_described(url)} can't be used ({type(exc).__name__}){_advice(url)}") from exc
+        raise _unusable(url, type(exc).__name__, None) from exc
     except (sqlite3.Error, OSError, *_ASYNCPG_ERRORS) as exc:
-        reason = "it doesn't answer in time" if isinstance(exc, TimeoutError) else _first_line(exc)
-        raise StorageError(f"{_described(url)} can't be used: {reason}{_advice(url, reason)}") from exc
+        reason = "it doesn't answer in time" if isinstance(exc, TimeoutError) else first_line(exc)
+        raise _unusable(url, reason, exc) from exc
+
+
+def _unusable(url: URL, reason: str, exc: BaseException | None) -> StorageError:
+    what_to_do = advice(url, exc, busy_timeout_s=BUSY_TIMEOUT_MS / 1000)
+    return StorageError(f"{described(url)} can't be used: {reason}{what_to_do}")
 
 
 async def _migrate(url: URL, revision: str) -> None:
@@ -204,7 +208,7 @@ def _run_alembic(connection: Connection, url: URL, revision: str) -> None:
     current = MigrationContext.configure(connection).get_current_heads()
     if unknown := sorted(set(current) - known):
         raise DatabaseVersionError(
-            f"{_described(url)} is at schema {', '.join(unknown)}, which this version of Brigade doesn't know (its "
+            f"{described(url)} is at schema {', '.join(unknown)}, which this version of Brigade doesn't know (its "
             f"newest is {script.get_current_head()}): a newer version wrote it; install that one, or use another "
             "database"
         )
@@ -257,25 +261,3 @@ def _without_references(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     is_read_only = connection.get_execution_options().get("brigade_read_only", False)
     connection.exec_driver_sql("BEGIN" if is_read_only else "BEGIN IMMEDIATE")
-
-
-def _described(url: URL) -> str:
-    if url.get_backend_name() == "sqlite":
-        return f"the database {url.database}"
-    host = url.host or url.query.get("host") or "localhost"  # a folder with its socket stands in the query
-    hosts = host if isinstance(host, str) else ", ".join(host)
-    return f"the PostgreSQL database {url.database or ''} at {hosts}:{url.port or 5432}"
-
-
-def _advice(url: URL, reason: str = "") -> str:
-    if url.get_backend_name() == "sqlite":
-        if reason == SQLITE_LOCKED:
-            return f" for {BUSY_TIMEOUT_MS / 1000:g} s: try again, and see which other program holds it"
-        return "; check that it is a Brigade database, its permissions, and that the disk has room"
-    return "; check --database-url, and that the server runs and lets this user in"
-
-
-def _first_line(exc: BaseException) -> str:
-    """The driver's own words; further lines may hold the values of a row."""
-    lines = str(getattr(exc, "strerror", None) or exc).strip().splitlines()
-    return lines[0][:200] if lines else type(exc).__name__

@@ -261,10 +261,9 @@ def _busy(root: Path) -> ConflictError:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename in `folder` last through a power cut."""
-    if sys.platform == "win32":
-        return  # where a folder can't be opened
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    if sys.platform != "win32":  # where a folder can't be opened
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

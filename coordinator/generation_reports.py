@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import structlog
@@ -48,23 +50,26 @@ class GenerationReports:
         self._quota_clock = quota_clock
         self._on_finished = on_finished
         self._queue: asyncio.Queue[ReportedEnd] = asyncio.Queue(MAX_REPORTS)
-        self._n_in_hand = 0
-        """Taken out of the queue, and not saved yet."""
+        self.unsaved: deque[ReportedEnd] = deque()
+        """Those that are being saved, and then those in the queue. For others to read."""
+        self.n_saved = 0
 
     def take(self, report: GenerationReport, reported_by: WorkerId) -> None:
         """Have it saved; only the tail of the session's own route is believed."""
         if not is_session_id(report.session_id):  # it would be tried again for ever
             log.warning("generation_report_refused", session_id=report.session_id[:64])
             return
-        entry = ReportedEnd(
-            report=report,
-            at=datetime.fromtimestamp(self._clock(), UTC),
-            reported_by=reported_by,
-        )
+        at = datetime.fromtimestamp(self._clock(), UTC)
+        self.put(ReportedEnd(report=report, at=at, reported_by=reported_by))
+
+    def put(self, entry: ReportedEnd) -> None:
+        """As `take`, of one that was taken before."""
         try:
             self._queue.put_nowait(entry)
         except asyncio.QueueFull:
-            log.warning("generation_report_lost", session_id=report.session_id[:64], n_waiting=MAX_REPORTS)
+            log.warning("generation_report_lost", session_id=entry.report.session_id[:64], n_waiting=MAX_REPORTS)
+        else:
+            self.unsaved.append(entry)
 
     async def save_forever(self, *, retry_s: float = RETRY_S) -> None:
         """Save what is taken, in order, until cancelled; while the database can't be used, try again."""
@@ -73,24 +78,22 @@ class GenerationReports:
             n_together = _n_together(self._queue.qsize())
             while len(entries) < n_together and not self._queue.empty():
                 entries.append(self._queue.get_nowait())
-            self._n_in_hand = len(entries)
             while True:
                 if await uninterrupted(self._are_saved(entries)):
                     break
                 await asyncio.sleep(retry_s)
-            self._n_in_hand = 0
+            self.n_saved += len(entries)
             for _ in entries:
+                self.unsaved.popleft()
                 self._queue.task_done()
             if self._queue.qsize() < MAX_TOGETHER:
                 await asyncio.sleep(GATHER_S)
 
     async def saved(self, timeout_s: float) -> None:
-        """Wait until all that was taken is saved, at most so long. What isn't then, is lost, and logged."""
-        try:
+        """Wait until all that was taken is saved, at most so long; what isn't then is `unsaved`."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._queue.join()
-        except TimeoutError:
-            log.warning("generation_reports_lost", n_waiting=self._queue.qsize() + self._n_in_hand)
 
     async def _are_saved(self, entries: Sequence[ReportedEnd]) -> bool:
         try:

@@ -131,6 +131,8 @@ class Granted:
 
     worker_id: WorkerId
     invite_id: InviteId | None
+    token_until_s: float
+    """When the session token in it ends, seconds since 1970."""
     body: bytes
     proof: str
 
@@ -195,7 +197,8 @@ class Joining:
         check_version(opened.version)
         _check_clock(request.time_s, now_s)
         self._check_worker(request.worker_id)
-        answer = encode_json(await self._grant(request, now_s))
+        token = SessionToken(worker_id=request.worker_id, expires_at_s=now_s + SESSION_TOKEN_LIFE_S)
+        answer = encode_json(await self._grant(request, token, now_s))
         invite_id = request.invite_id
         if invite_id is not None:  # now that the request was found to be signed by the worker's own key
             await self._use_invite(invite_id, request.worker_id, now_s)
@@ -205,6 +208,7 @@ class Joining:
         return Granted(
             worker_id=request.worker_id,
             invite_id=invite_id,
+            token_until_s=token.expires_at_s,
             body=answer,
             proof=join_proof(key, ours, "coordinator"),
         )
@@ -230,7 +234,7 @@ class Joining:
             raise WrongSecretError(_REFUSED)
         return valid[0]
 
-    async def _grant(self, request: JoinRequest, now_s: float) -> JoinGrant:
+    async def _grant(self, request: JoinRequest, token: SessionToken, now_s: float) -> JoinGrant:
         worker_id = request.worker_id
         challenge = None
         if request.invite_id is not None:  # older workers sign for no exchange, and have no invites
@@ -242,7 +246,6 @@ class Joining:
             datetime.fromtimestamp(now_s, UTC),
             challenge=challenge,
         )
-        token = SessionToken(worker_id=worker_id, expires_at_s=now_s + SESSION_TOKEN_LIFE_S)
         signing_keys = self._authority.signing_keys
         return JoinGrant(
             certificate_pem=certificate_pem,

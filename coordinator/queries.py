@@ -43,4 +43,5 @@ def _refusal(kind: type[msgspec.Struct], reason: str) -> InvalidRequestError:
     if unknown is not None:
         return InvalidRequestError(f"there is no query parameter {repeated(unknown[1])} here; there are: {known}")
     name = at[1] if at is not None else "?"
-    return InvalidRequestError(f"the query parameter {name} can't be used: {_AT.sub('', reason)}")
+    example = "; a time is written as 2026-11-01T00:00:00Z" if "datetime" in reason else ""
+    return InvalidRequestError(f"the query parameter {name} can't be used: {_AT.sub('', reason)}{example}")

@@ -194,6 +194,7 @@ def _info(key: ApiKeyRow, row: QuotaRow | None, n_running: int, now: datetime) -
         limits=limits,
         rates=() if account is None else rate_uses(account, limits, now.timestamp()),
         n_running=n_running,
+        revoked_at=None if key.revoked_at is None else key.revoked_at.isoformat(),
     )
 
 

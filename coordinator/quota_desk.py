@@ -12,7 +12,7 @@ import structlog
 from msgspec import structs
 
 from coordinator.generation_rows import RatesLeft
-from coordinator.policy.never_allowed import check_allowed
+from coordinator.policy.never_allowed import check_allowed, less_words
 from coordinator.policy.quota import Wanted, refused_again
 from coordinator.policy.state import ModelRecord
 from coordinator.repository import Repository
@@ -241,8 +241,7 @@ def _check_context(model: ModelRecord, wanted: RouteRequest) -> None:
     if n_wanted > context_length:
         raise ContextExceededError(
             f"the prompt's {wanted.n_prompt_tokens} tokens and max_tokens {wanted.max_tokens} are {n_wanted} "
-            f"together; {model.name} takes {context_length}: shorten the prompt or ask for at most "
-            f"{max(0, context_length - wanted.n_prompt_tokens)}"
+            f"together; {model.name} takes {context_length}: {less_words(context_length, wanted.n_prompt_tokens)}"
         )
 
 

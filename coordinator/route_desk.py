@@ -36,6 +36,7 @@ from protocol.control_messages import SessionsBegun
 from protocol.errors import (
     ForbiddenError,
     InvalidRequestError,
+    ModelLoadingError,
     ModelUnavailableError,
 )
 from protocol.ids import KeyId, SessionId, WorkerId
@@ -182,6 +183,7 @@ class RouteDesk:
     ) -> RouteGrant:
         deadline_s = _now_s() + wanted.wait_s
         place: Place | None = None
+        was_coming = False
 
         def signed() -> RouteGrant:
             silent = self._earlier.silent(failed, wanted.failure)
@@ -192,10 +194,12 @@ class RouteDesk:
                 changed = self._cluster.routes_changed
                 try:
                     return signed()
-                except ModelUnavailableError:
-                    rest_s = deadline_s - _now_s()
-                    if rest_s <= 0:
+                except ModelUnavailableError as error:
+                    is_coming, rest_s = isinstance(error, ModelLoadingError), deadline_s - _now_s()
+                    # who waited for what was on its way is told at once when it no longer is
+                    if rest_s <= 0 or (was_coming and not is_coming):
                         raise
+                    was_coming = is_coming
                 place = place or stack.enter_context(self._waiting.place(asker))
                 await self._waiting.change(place, changed, rest_s, is_gone=is_gone)
 

@@ -7,6 +7,7 @@
     coordinator-id          its name                   url                     where it listens (written at start)
     admin.key client.key    API keys made at first start
     brigade.db              the database, unless another is named              files/   model files (FileStore)
+    unsaved-reports.jsonl   reports of generations that wait for the database; only while it is away
 
 Everything here blocks: call it from a thread where there is an event loop.
 """
@@ -38,9 +39,10 @@ ADMIN_KEY = "admin.key"
 CLIENT_KEY = "client.key"
 URL = "url"
 LOCK = "lock"
+UNSAVED_REPORTS = "unsaved-reports.jsonl"
 _WRITTEN = (
     *(JOIN_SECRET, PREVIOUS_SECRETS, RETIRED_SECRETS, SIGNING_KEYS, CA_CERTIFICATE, CA_KEY, SERVER_CERTIFICATE),
-    *(SERVER_KEY, COORDINATOR_ID, ADMIN_KEY, CLIENT_KEY, URL),
+    *(SERVER_KEY, COORDINATOR_ID, ADMIN_KEY, CLIENT_KEY, URL, UNSAVED_REPORTS),
 )
 
 MAX_FILE_BYTES = 2**20

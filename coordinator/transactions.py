@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
 from contextvars import copy_context
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import asyncpg
@@ -47,7 +46,7 @@ class Transactions:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._file = SameFile(Path(engine.url.database or "")) if self.database == "sqlite" else None
+        self._file = SameFile(engine) if self.database == "sqlite" else None
         self.fence = Fence()
         self.stop_limit = StopLimit()
         """Of PostgreSQL only: SQLite lets go after `BUSY_TIMEOUT_MS`."""

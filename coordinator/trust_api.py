@@ -9,7 +9,7 @@ from coordinator.keys import AUDITOR, CALLER, CLOCK, CLUSTER, REPOSITORY, SESSIO
 from coordinator.middleware import add_route, json_answer, read_json
 from coordinator.paging import page
 from coordinator.policy.state import ClusterState
-from coordinator.policy.trust import NEWCOMER, NO_RECORD, standing
+from coordinator.policy.trust import NEWCOMER, NO_RECORD, TrustRecord, standing
 from coordinator.policy.trust_events import TrustEvent, TrustPinned, TrustUnpinned, WorkerBanned, WorkerPardoned
 from coordinator.policy.trust_words import level_words
 from coordinator.queries import read_query
@@ -65,7 +65,8 @@ async def decide(request: web.Request) -> web.Response:
     worker_id, cluster = _named(request), request.app[CLUSTER]
     caller = request[CALLER]
     assert isinstance(caller, KeyCaller)  # the route's access says so
-    await cluster.handle(_event(wanted, worker_id, caller.key_id))
+    record = cluster.state.trust.get(worker_id, NO_RECORD)
+    await cluster.handle(_event(wanted, worker_id, caller.key_id, record))
     if wanted.action == "pardon":
         request.app[AUDITOR].pardon(worker_id)
     if wanted.action == "ban":
@@ -73,8 +74,9 @@ async def decide(request: web.Request) -> web.Response:
     return json_answer(_info(cluster.state, worker_id, request.app[CLOCK]()))
 
 
-def _event(wanted: TrustRequest, worker_id: WorkerId, by: str) -> TrustEvent:
-    reason = wanted.reason.strip() or "an operator decided so"
+def _event(wanted: TrustRequest, worker_id: WorkerId, by: str, record: TrustRecord) -> TrustEvent:
+    known = record.banned_reason if wanted.action == "ban" else None  # why it is banned already
+    reason = wanted.reason.strip() or known or "an operator decided so"
     match wanted.action:
         case "pin":
             assert wanted.score is not None  # checked when it was read

@@ -80,7 +80,9 @@ async def undrain(request: web.Request) -> web.Response:
     worker_id, cluster = _named(request), request.app[CLUSTER]
     await cluster.handle(DrainWithdrawn(worker_id=worker_id))
     info = worker_info(cluster.state, worker_id, request.app[CLOCK]())
-    if info.state in ("draining", "gone"):
+    if info.state == "gone":
+        raise ConflictError(f"worker {worker_id} is gone ({info.reason}): start it again (`worker join`)")
+    if info.state == "draining":
         raise ConflictError(
             f"worker {worker_id} is on its way out ({info.reason}), and can't be held back: start it again "
             "(`worker join`) once it has left"

@@ -105,7 +105,10 @@ async def join(request: web.Request) -> web.Response:
     if len(proofs) != 1:
         raise UnauthenticatedError(f"one header {PROOF_HEADER} is needed; {len(proofs)} were sent")
     granted = await request.app[JOINING].grant(await read_body(request), proofs[0])
-    await request.app[CLUSTER].handle(WorkerJoined(worker_id=granted.worker_id, invite_id=granted.invite_id))
+    joined = WorkerJoined(
+        worker_id=granted.worker_id, invite_id=granted.invite_id, token_until_s=granted.token_until_s
+    )
+    await request.app[CLUSTER].handle(joined)
     return web.Response(body=granted.body, content_type="application/json", headers={PROOF_HEADER: granted.proof})
 
 
@@ -142,9 +145,10 @@ async def control(request: web.Request) -> web.WebSocketResponse:
 
 
 async def not_coming(request: web.Request) -> web.Response:
-    """`NotComing`: it isn't awaited any more. Nothing changes if it is here."""
-    said = await read_json(request, NotComing)
-    await request.app[CLUSTER].handle(WorkerNotComing(worker_id=_worker(request).worker_id, reason=said.reason))
+    """`NotComing`: it isn't awaited any more. Nothing changes if it is here, or has enrolled again since."""
+    said, caller = await read_json(request, NotComing), _worker(request)
+    event = WorkerNotComing(worker_id=caller.worker_id, reason=said.reason, token_until_s=caller.token_until_s)
+    await request.app[CLUSTER].handle(event)
     return web.Response(status=204)
 
 

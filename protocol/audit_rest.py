@@ -9,8 +9,9 @@ from protocol.ids import BlockRange, ModelName, WorkerId
 from protocol.rest import Body
 
 AuditOutcome = Literal["passed", "failed", "suspected", "unanswered", "undecided"]
-"""suspected: two differ, and nobody could say which is wrong. unanswered: the worker refused, or was silent.
-undecided: there was nobody to compare it with, or it was busy, or can't be reached; this says nothing of it."""
+"""suspected: two differ, and nobody could say which is wrong; or it failed by too few probes. unanswered: the
+worker refused, or was silent. undecided: there was nobody to compare it with but itself, or one that contradicts
+itself, or it was busy, or can't be reached; this says nothing of it."""
 
 
 class AuditInfo(Body, frozen=True, kw_only=True):
@@ -22,7 +23,7 @@ class AuditInfo(Body, frozen=True, kw_only=True):
     blocks: BlockRange
     partner: str
     """The worker that it was compared with; `recorded`: an earlier answer of another; `own record`: of itself;
-    empty: nobody."""
+    `own repeat`: asked the same twice, of itself; empty: nobody."""
     referee: str
     """Who decided between the two, likewise; empty if they agree, or nobody could."""
     outcome: AuditOutcome

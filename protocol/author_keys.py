@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import stat
-import sys
 from pathlib import Path
 from typing import NewType
 
@@ -124,10 +124,9 @@ def private_key_from_pem(pem: bytes, passphrase: str | None, path: Path) -> Ed25
 
 def readers_beside_owner(path: Path) -> str:
     """Who else may read a private key file, in words with what to do; empty if nobody."""
-    if sys.platform == "win32":
-        return ""  # where permissions are said in another way
+    is_said_otherwise = os.name == "nt"  # permissions, on Windows
     mode = stat.S_IMODE(path.stat().st_mode)
-    if not mode & 0o077:
+    if is_said_otherwise or not mode & 0o077:
         return ""
     return f"others on this machine can read the private key {path} (mode {mode:o}): chmod 600 {path}"
 

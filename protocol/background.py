@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -14,14 +15,15 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_FROZEN_AT_START = gc.get_freeze_count()
-"""Python 3.12 freezes some hundred objects of its own."""
+_FROZEN_FOR_GOOD = threading.Event()
+"""Whether `freeze_heap` was called. Python would have to count what is frozen: 0.2 s for torch and transformers."""
 
 
 def freeze_heap() -> None:
     """Have the garbage collector pass over what there is by now: looking at it all stops the loop for 0.1 s."""
     gc.collect()
     gc.freeze()
+    _FROZEN_FOR_GOOD.set()
 
 
 @contextmanager
@@ -31,13 +33,12 @@ def garbage_collected_at_end() -> Iterator[None]:
     All threads stand still while a heap is looked through: with torch and transformers in it for 0.2 s of the
     processor's time, which are many seconds where others want the processor too.
     """
-    was_frozen = gc.get_freeze_count() > _FROZEN_AT_START
     gc.freeze()
     try:
         yield
     finally:
         gc.collect()
-        if not was_frozen:
+        if not _FROZEN_FOR_GOOD.is_set():
             gc.unfreeze()
 
 

@@ -178,6 +178,8 @@ def _known(value: Any, version: str) -> Any:
     match value:
         case ErrorBody():
             return msgspec.structs.replace(value, code=_older_code(value.code, version))
+        case HopFailure(session_id=other) if other is not None and not knows(HopFailure, "session_id", version):
+            return None  # who can't know whose failure it was would take it for the continued session's
         case msgspec.Struct():
             return _without_newer(value, version)
         case tuple() if value and isinstance(value[0], msgspec.Struct):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -24,6 +27,29 @@ def event_loop() -> asyncio.AbstractEventLoop:
         loop = uvloop.new_event_loop()
     loop.set_exception_handler(_unhandled)
     return loop
+
+
+@contextmanager
+def signals_handled(act: Callable[[], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Have the running loop call `act` at each of these signals.
+
+    Windows' own loop takes no signals: there Python does, which tells the loop.
+    """
+    loop = asyncio.get_running_loop()
+    previous: dict[signal.Signals, Any] = {}
+    try:
+        for number in numbers:
+            try:
+                loop.add_signal_handler(number, act)
+            except NotImplementedError:
+                previous[number] = signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
+        yield
+    finally:
+        for number in numbers:
+            if number in previous:
+                signal.signal(number, previous[number])
+            elif not previous:
+                loop.remove_signal_handler(number)
 
 
 def _unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

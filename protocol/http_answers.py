@@ -20,6 +20,7 @@ from protocol.errors import (
     UnauthenticatedError,
     UnreachableError,
 )
+from protocol.http_connector import connecting_reason
 from protocol.rest import ErrorAnswer
 
 _MAX_MESSAGE_CHARS = 2000
@@ -81,10 +82,9 @@ def connection_errors(url: str) -> Iterator[None]:
             f"the coordinator at {url} didn't answer in time: check the address, the network and the firewall"
         ) from exc
     except (aiohttp.ClientError, OSError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
         raise UnreachableError(
-            f"no coordinator answers at {url} ({reason}): check that `coord serve` runs there and that the "
-            "address and the port are right"
+            f"no coordinator answers at {url} ({connecting_reason(exc)}): check that `coord serve` runs there and "
+            "that the address and the port are right"
         ) from exc
 
 

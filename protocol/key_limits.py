@@ -35,17 +35,17 @@ _RANGES = {
 }
 
 
-def check_values(given: dict[str, object]) -> None:
-    """ValueError, which names the limit and what it may be, if one of these can't be a limit."""
+def check_values(given: dict[str, object], *, unlimited: str = "left out") -> None:
+    """ValueError, which names the limit and what it may be, if one can't be so; `unlimited`: what means none."""
     for name, (least, most) in _RANGES.items():
         value = given.get(name)
         if isinstance(value, int | float) and not least <= value <= most:
-            raise ValueError(f"{name} is {value}; it can be {least:,} to {most:,}, or left out for no limit")
+            raise ValueError(f"{name} is {value}; it can be {least:,} to {most:,}, or {unlimited} for no limit")
     models = given.get("models")
     if isinstance(models, tuple):
         if not 1 <= len(models) <= MAX_MODELS:
             raise ValueError(
-                f"models has {len(models)} names; it can have 1 to {MAX_MODELS}, or be left out for all"
+                f"models has {len(models)} names; it can have 1 to {MAX_MODELS}, or be {unlimited} for all"
             )
         for model in models:
             checked_model_name(model)
@@ -100,7 +100,7 @@ class LimitsChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     def __post_init__(self) -> None:
         """As `KeyLimits`. ValueError: msgspec reports it as invalid."""
         given = {name: getattr(self, name) for name in self.__struct_fields__}
-        check_values({name: value for name, value in given.items() if value is not UNSET})
+        check_values({name: value for name, value in given.items() if value is not UNSET}, unlimited="null")
 
     def applied_to(self, limits: KeyLimits) -> KeyLimits:
         """The limits afterwards."""

@@ -15,7 +15,10 @@ MAX_OWNER_CHARS = 64
 def check_owner(owner: str) -> None:
     """ValueError unless this can be an owner's label."""
     if len(owner) > MAX_OWNER_CHARS or not owner.isprintable():
-        raise ValueError(f"an owner is a label of at most {MAX_OWNER_CHARS} printable characters")
+        raise ValueError(
+            f"an owner is a label of at most {MAX_OWNER_CHARS} printable characters, and this one has {len(owner)}"
+            f"{'' if owner.isprintable() else ', not all of them printable'}"
+        )
 
 
 class CreateKeyRequest(RequestBody, frozen=True, kw_only=True):

@@ -98,11 +98,10 @@ def raise_open_files_limit() -> None:
 
     One address has 128 before TLS is done and 256 after it (`guarded_site`): a few are enough for 1,024.
     """
-    if sys.platform == "win32":  # which has no such limit
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS: "unlimited", and no more than a number that it doesn't tell
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if sys.platform != "win32":  # which has no such limit
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(OSError, ValueError):  # macOS: "unlimited", and no more than a number that it doesn't tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _unusable(exc: OSError, host: str, port: int, option: str) -> ConfigError | PortInUseError:

@@ -38,6 +38,8 @@ class QuotaInfo(Body, frozen=True, kw_only=True):
     rates: tuple[RateUse, ...]
     n_running: int
     """Generations that run now, as far as they are counted: those of keys with limits."""
+    revoked_at: str | None = None
+    """When the key was revoked, ISO 8601, UTC: nobody uses any of it then."""
 
 
 class QuotaList(Body, frozen=True, kw_only=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterator
 
@@ -12,6 +11,8 @@ from hypothesis import settings
 from xdist import is_xdist_worker
 from xdist.remote import Producer
 
+from benchmarks.held_ports import held_port
+from protocol.background import freeze_heap
 from tests.support import scheduling
 from tests.support.open_files import collect_what_is_left
 from tests.support.postgres import WHEN_TESTS_ARE_OVER, database_url, postgres_server
@@ -32,6 +33,13 @@ settings.register_profile("brigade", deadline=None)
 settings.load_profile("brigade")
 
 
+@pytest.fixture
+def own_port() -> Iterator[int]:
+    """Where a test may listen, stop, and listen again, whatever runs beside it."""
+    with held_port() as port:
+        yield port
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long, after pytest-randomly has shuffled."""
@@ -45,7 +53,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     collects garbage, which would walk through all of them every time. What programs are forked from imports as
     much: on a busy machine that takes longer than a test may, and here no test's clock runs yet.
     """
-    collect_and_freeze()
+    freeze_heap()
     forking = sys.modules.get("tests.support.forked_program")
     if forking is not None and is_xdist_worker(session):
         forking.program_server()
@@ -67,7 +75,7 @@ def pytest_sessionfinish() -> None:
 def collect_and_freeze() -> list[str]:
     """What was left open."""
     left = collect_what_is_left()
-    gc.freeze()
+    freeze_heap()
     return left
 
 

@@ -33,7 +33,7 @@ from worker.enrolment import Credentials, CredentialsHolder, enrol, waited_for
 from worker.fetching import Fetching
 from worker.file_server import FileServer
 from worker.files import FileCache
-from worker.goodbye import said_if_failed
+from worker.goodbye import granted, said_if_failed
 from worker.holdings import Holdings
 from worker.identity import Identity, load_identity, opened_state
 from worker.keeper import Keeper
@@ -158,7 +158,7 @@ async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     if around.config.metrics_listen is not None:
         await asyncio.to_thread(check_can_listen, *around.config.metrics_listen, option=METRICS_OPTION)
     identity = await asyncio.to_thread(load_identity, around.config.state)
-    around = await _directed(around, identity)
+    around = await _directed(around, identity, stack)
     config = around.config
     cache = await asyncio.to_thread(FileCache, config.state / "cache", limit_bytes=config.cache_bytes)
     address = await _address(around, stack)
@@ -171,7 +171,7 @@ async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     renew = partial(_enrolled, around, identity)
     first = around.enrolled
     if first is None:
-        first = await waited_for(renew, at_most_s=config.join_timeout_s, tell=around.tell)
+        first = await waited_for(partial(granted, renew), at_most_s=config.join_timeout_s, tell=around.tell)
         stack.push_async_exit(partial(said_if_failed, first))
     credentials = CredentialsHolder(first, config.coordinator_urls)
     around.tell(f"enrolled at {credentials.current.coordinator_url}; others reach this worker at {address.url}")
@@ -187,18 +187,16 @@ async def _footing(around: Surroundings, stack: AsyncExitStack) -> Footing:
     )
 
 
-async def _directed(around: Surroundings, identity: Identity) -> Surroundings:
-    """The same, with the coordinator's addresses: found on the local network where none are given."""
-    if around.config.coordinator_urls:
+async def _directed(around: Surroundings, identity: Identity, stack: AsyncExitStack) -> Surroundings:
+    """The same, with the coordinator's addresses: found on the local network, and joined, where none are given."""
+    config, tell = around.config, around.tell
+    if config.coordinator_urls:
         return around
-
-    async def search() -> tuple[str, ...]:
-        secret = await asyncio.to_thread(around.config.join_secret)
-        return await coordinator_on_network(identity, secret, around.clock, around.tell)
-
-    around.tell("no coordinator's address is given: searching the local network")
-    urls = await waited_for(search, at_most_s=around.config.join_timeout_s, tell=around.tell)
-    return replace(around, config=replace(around.config, coordinator_urls=urls))
+    tell("no coordinator's address is given: searching the local network")
+    search = partial(coordinator_on_network, identity, config.join_secret, around.clock, tell)
+    found = await waited_for(search, at_most_s=config.join_timeout_s, tell=tell)
+    stack.push_async_exit(partial(said_if_failed, found.credentials))
+    return replace(around, config=replace(config, coordinator_urls=found.urls), enrolled=found.credentials)
 
 
 async def _enrolled(around: Surroundings, identity: Identity) -> Credentials:

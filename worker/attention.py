@@ -158,19 +158,11 @@ def mask_of(implementation: str, start: int, n_new: int, rule: dict[str, Any]) -
     return make(batch_size=1, q_length=n_new, kv_length=start + n_new, q_offset=start, kv_offset=0, **rule)
 
 
-def attend_in_cache(
-    implementation: str,
-    module: nn.Module,
-    query: torch.Tensor,
-    filled: tuple[torch.Tensor, torch.Tensor],
-    mask: torch.Tensor | None,
-    **arguments: Any,
-) -> torch.Tensor:
-    """What attention of this name gives for one session, (1, n_tokens, heads, width).
-
-    `filled`: the keys and values of all positions, the new ones included.
-    """
-    return _own_attention(module, implementation)(module, query, *filled, mask, **arguments)[0]
+def attention_of(module: nn.Module, implementation: str) -> Callable[..., tuple[torch.Tensor, Any]]:
+    """The function by which a model's attention module would attend, under this name of the library's."""
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    own: Callable[..., tuple[torch.Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    return own
 
 
 def _attend(
@@ -181,7 +173,7 @@ def _attend(
     parts = batch.parts(key, value)
     if masks is None:
         masks = (None,) * len(batch.n_tokens)
-    attention = _own_attention(module, batch.implementation)
+    attention = attention_of(module, batch.implementation)
     if attention in _OF_KERNEL and masks == batch.no_masks and _is_plain(arguments):
         return _attend_with_one_token_each(module, query, parts, arguments.get("scaling")), None
     queries = query.split_with_sizes(batch.n_tokens, 2)
@@ -197,7 +189,9 @@ def _attend_alone(
 ) -> tuple[torch.Tensor, None]:
     """The library's attention by torch's kernel; without what the library does around it where it needn't."""
     if query.shape[2] == 1 and mask is None and _is_plain(arguments):
-        return _attend_with_one_token_each(module, query, [(key, value)], arguments.get("scaling")), None
+        rows = query.view(1, key.shape[1], -1, query.shape[3])  # (1, key heads, groups, width)
+        together = scaled_dot_product_attention(rows, key, value, scale=arguments.get("scaling"))
+        return together.reshape(1, 1, query.shape[1], -1), None
     if mask is not None and mask.shape[1] == 1 and query.device.type == "cpu" and _is_plain(arguments):
         return _attend_masked(query, key, value, mask, arguments.get("scaling")), None
     attended: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **arguments)
@@ -254,12 +248,6 @@ def _attend_with_one_token_each(
 def _is_plain(arguments: dict[str, Any]) -> bool:
     """Whether attention is to do nothing that only the library's function knows of (or refuses)."""
     return arguments.get("softcap") is None and arguments.get("position_bias") is None
-
-
-def _own_attention(module: nn.Module, implementation: str) -> Callable[..., tuple[torch.Tensor, Any]]:
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    own: Callable[..., tuple[torch.Tensor, Any]] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-    return own
 
 
 _OF_KERNEL = (sdpa_attention_forward, _attend_alone)

@@ -24,6 +24,7 @@ from protocol.errors import (
 )
 from worker.kv_cache import KVCache
 from worker.likeliest import likeliest_tokens
+from worker.loading import lacks_memory
 from worker.measures import Measures
 from worker.model_fault import check_handed_on
 from worker.sampling import Sampler
@@ -232,7 +233,7 @@ def _step_error(exc: Exception, one: CheckedStep) -> BrigadeError:
     if isinstance(exc, BrigadeError):
         return exc
     step, blocks = one.step, one.session.stage.blocks
-    if isinstance(exc, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(exc):
+    if lacks_memory(exc):
         return OverloadedError(f"no memory left for {step.n_tokens} tokens in blocks {blocks}")
     log.error("step_failed", session_id=step.session_id, blocks=str(blocks), exc_info=exc)
     return InternalError(f"the step at position {step.position} failed in blocks {blocks}")

@@ -9,15 +9,18 @@ results differ.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
 import torch
 
+from protocol.background import garbage_collected_at_end
 from worker.batch_run import is_device_broken
 from worker.batching_trial import TOLERANCES, difference, trial_payload
-from worker.compiled_pieces import Pieces, as_they_are, compile_pieces
-from worker.compiled_recording import Recording, UncompilableError, record
+from worker.compiled_pieces import Pieces, as_short_as_can_be, as_they_are, compile_pieces
+from worker.compiled_recording import Recording, UncompilableError, masks_at, record
 from worker.stage import Stage, StageInput
 from worker.steps import Compiling
 
@@ -26,6 +29,7 @@ log = structlog.get_logger(__name__)
 _PROMPT_TOKENS = 5
 _TRIED_TOKENS = 6
 _MOST_WORDS = 200
+_Cut = Callable[[Recording], Pieces]
 
 
 class RecordedStep:
@@ -34,25 +38,28 @@ class RecordedStep:
     def __init__(self, stage: Stage, recording: Recording, pieces: Pieces) -> None:
         self._device = stage.device
         self._dtype = torch.long if stage.is_first else stage.dtype
-        self._recording = recording
+        self._masks = partial(
+            masks_at, recording.implementation, recording.mask_rules
+        )  # graphs are cycles with weights
         self._pieces = pieces
-        self._filled = list(zip(pieces.pieces[:-1], recording.gaps, pieces.holes, strict=True))
+        fills = [recording.filler(gap) for gap in recording.gaps]
+        self._filled = list(zip(pieces.pieces[:-1], fills, pieces.holes, strict=True))
 
     def __call__(self, one: StageInput) -> torch.Tensor:
         """Hidden states (1, hidden_size), or logits (1, vocab_size) of a last stage."""
-        pieces, recording = self._pieces, self._recording
+        pieces = self._pieces
         values: list[torch.Tensor] = [torch.empty(0)] * pieces.n_values
         values[0] = one.payload.to(self._device, self._dtype).contiguous()
         values[1] = torch.tensor([one.position], device=self._device)
-        masks = recording.masks(one.position)
-        for piece, gap, hole in self._filled:
+        masks = self._masks(one.position)
+        for piece, fill, hole in self._filled:
             given = piece.run(*[values[number] for number in piece.takes], *piece.weights)
             for number, one_given in zip(piece.gives, given, strict=True):
                 values[number] = one_given
             query, key, value = hole.states
             states = values[query], values[key], values[value]
             computed = [values[number] for number in hole.computed]
-            values[hole.gives] = recording.fill(gap, one.cache, masks, states, computed).contiguous()
+            values[hole.gives] = fill(one.cache, masks, states, computed).contiguous()
         last = pieces.pieces[-1]
         given = last.run(*[values[number] for number in last.takes], *last.weights)
         return given[last.gives.index(pieces.result)]
@@ -75,41 +82,66 @@ def compile_stage(stage: Stage, folder: Path) -> str:
 
     Takes seconds, or a minute if nothing is in the folder yet. Only a broken device is an error.
     """
-    return _put_in_place(stage, folder, TOLERANCES[stage.dtype])
+    cuts = (partial(compile_pieces, folder=folder),)
+    return _put_in_place(stage, cuts, TOLERANCES[stage.dtype], "stage_compiled")
 
 
 def replay_stage(stage: Stage) -> str:
     """Have the stage run single tokens from a recording, with the same bits; why it doesn't, or nothing if it does.
 
-    Takes a second or two. Only a broken device is an error. With packed weights of fewer bits a step takes 0.85 to
-    0.93 of the CPU time; with weights of 16 and 32 bits nothing is gained (docs/benchmarks.md).
+    Takes a second or two. Only a broken device is an error. With int4 weights a step takes 0.68 to 0.74 of the CPU
+    time (docs/benchmarks.md). If the shortened recording can't be made or gave other bits, the whole one is tried.
     """
-    return _put_in_place(stage, None, 0.0)
+    return _put_in_place(stage, (as_short_as_can_be, as_they_are), 0.0, "stage_recorded")
 
 
-def _put_in_place(stage: Stage, folder: Path | None, tolerance: float) -> str:
-    started = time.perf_counter()
-    try:
-        recording = record(stage)
-        pieces = as_they_are(recording) if folder is None else compile_pieces(recording, folder)
-        step = RecordedStep(stage, recording, pieces)
-        differs_by = _difference(stage, step)
-    except UncompilableError as exc:
-        return str(exc)
-    except Exception as exc:  # of torch's compiler, or of model code that it can't follow: the stage works without
-        if is_device_broken(exc):
-            raise
-        log.warning("recording_failed", blocks=str(stage.blocks), compiles=folder is not None, exc_info=exc)
-        words = " ".join(str(exc).split())[:_MOST_WORDS]
-        return f"torch can't compile it ({type(exc).__name__}: {words})"
+def _put_in_place(stage: Stage, cuts: Sequence[_Cut], tolerance: float, event: str) -> str:
+    """By the first of these cuts that gives what is right; why none does."""
+    because, started = "", time.perf_counter()
+    # graphs are cycles that hold weights: frozen by the next load they would hold them for good
+    with garbage_collected_at_end():
+        try:
+            recording = record(stage)
+        except UncompilableError as exc:
+            return str(exc)
+        except Exception as exc:  # of model code that torch can't follow: the stage works without
+            if is_device_broken(exc):
+                raise
+            return _told(stage, event, exc)
+        for cut in cuts:
+            try:
+                because = _tried(stage, recording, cut, tolerance, (event, started))
+            except Exception as exc:  # of torch's compiler: likewise
+                if is_device_broken(exc):
+                    raise
+                because = _told(stage, event, exc)
+            if not because:
+                break
+        del recording
+    return because
+
+
+def _told(stage: Stage, event: str, exc: Exception) -> str:
+    """What to say of it; the log has the rest."""
+    log.warning("recording_failed", blocks=str(stage.blocks), wanted=event, exc_info=exc)
+    words = " ".join(str(exc).split())[:_MOST_WORDS]
+    return f"torch can't compile it ({type(exc).__name__}: {words})"
+
+
+def _tried(stage: Stage, recording: Recording, cut: _Cut, tolerance: float, told: tuple[str, float]) -> str:
+    """`told`: what the log calls it, and when it began, in seconds."""
+    event, started = told
+    pieces = cut(recording)
+    step = RecordedStep(stage, recording, pieces)
+    differs_by = _difference(stage, step)
     if not differs_by <= tolerance:
         return f"the compiled result differs by {differs_by:.1g} from the right one"
     stage.decode_by(step)
     log.info(
-        "stage_recorded" if folder is None else "stage_compiled",
+        event,
         blocks=str(stage.blocks),
         n_pieces=len(pieces.pieces),
-        n_compiled=pieces.n_compiled,
+        n_kinds=pieces.n_kinds,
         differs_by=differs_by,
         seconds=round(time.perf_counter() - started, 2),
     )

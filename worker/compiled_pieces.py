@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import fx
 from torch._inductor import standalone_compile
 
 from worker.compiled_recording import GAP, Recording
+from worker.compiled_shortening import shortened
 
 _Function = Callable[..., Sequence[torch.Tensor]]
 
@@ -49,8 +50,8 @@ class Pieces:
     holes: tuple[Hole, ...]
     result: int
     n_values: int
-    n_compiled: int
-    """Pieces that differ."""
+    n_kinds: int
+    """Pieces that differ: so many are compiled, if any are."""
 
 
 def compile_pieces(recording: Recording, folder: Path) -> Pieces:
@@ -66,6 +67,11 @@ def compile_pieces(recording: Recording, folder: Path) -> Pieces:
 def as_they_are(recording: Recording) -> Pieces:
     """Nothing is compiled: each piece calls one operation after the other."""
     return _pieces(recording, lambda module, _inputs: module.forward)
+
+
+def as_short_as_can_be(recording: Recording) -> Pieces:
+    """Likewise, with fewer operations that give the same (`worker.compiled_shortening`)."""
+    return as_they_are(replace(recording, graph=shortened(recording.graph)))
 
 
 def _pieces(recording: Recording, make: Callable[[fx.GraphModule, Sequence[torch.Tensor]], _Function]) -> Pieces:
@@ -101,7 +107,7 @@ def _pieces(recording: Recording, make: Callable[[fx.GraphModule, Sequence[torch
         holes=holes,
         result=numbers[nodes[-1].args[0]],
         n_values=len(nodes),
-        n_compiled=len(shared),
+        n_kinds=len(shared),
     )
 
 

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from worker.attention import BatchCache, attend_in_cache, implementation_of, mask_of, set_implementation
+from worker.attention import BatchCache, attention_of, implementation_of, mask_of, set_implementation
 from worker.kv_cache import KVCache
 from worker.packed_linear import PackedLinear
 from worker.stage import Stage
@@ -34,6 +34,19 @@ _recorder: ContextVar[_Recorder] = ContextVar("brigade_recorder")
 
 class UncompilableError(Exception):
     """A stage can't be written down; the message says why."""
+
+
+Fill = Callable[
+    [
+        KVCache,
+        Sequence[torch.Tensor | None],
+        tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        Sequence[torch.Tensor],
+    ],
+    torch.Tensor,
+]
+"""Fills a gap: of a session's cache, the masks by the numbers of their rules, query, key and value, and what the
+graph computed for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,25 +74,30 @@ class Recording:
     implementation: str
     """Of attention, by the library's name, that fills the gaps."""
 
-    def masks(self, position: int) -> list[torch.Tensor | None]:
-        """The masks of a token at this position, by the numbers of their rules."""
-        return [mask_of(self.implementation, position, 1, rule) for rule in self.mask_rules]
+    def filler(self, gap: Gap) -> Fill:
+        """What caches the token's key and value, and attends with its query: (1, 1, heads, width)."""
+        attend = attention_of(gap.module, self.implementation)
+        module, fixed, names = gap.module, gap.fixed, gap.computed
 
-    def fill(
-        self,
-        gap: Gap,
-        cache: KVCache,
-        masks: Sequence[torch.Tensor | None],
-        states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        computed: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
-        """Cache the token's key and value, and attend with its query: (1, 1, heads, width)."""
-        query, key, value = states
-        mask = None if gap.mask is None else masks[gap.mask]
-        arguments = {**gap.fixed, **dict(zip(gap.computed, computed, strict=True))}
-        return attend_in_cache(
-            self.implementation, gap.module, query, cache.blocks[gap.block].update(key, value), mask, **arguments
-        )
+        def fill(
+            cache: KVCache,
+            masks: Sequence[torch.Tensor | None],
+            states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+            computed: Sequence[torch.Tensor],
+        ) -> torch.Tensor:
+            query, key, value = states
+            keys, values = cache.blocks[gap.block].update(key, value)
+            mask = None if gap.mask is None else masks[gap.mask]
+            arguments = dict(zip(names, computed, strict=True))
+            attended: torch.Tensor = attend(module, query, keys, values, mask, **fixed, **arguments)[0]
+            return attended
+
+        return fill
+
+
+def masks_at(implementation: str, rules: Sequence[dict[str, Any]], position: int) -> list[torch.Tensor | None]:
+    """The masks of a token at this position, by the numbers of their rules; see `Recording`."""
+    return [mask_of(implementation, position, 1, rule) for rule in rules]
 
 
 class _Recorder(BatchCache):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import aiohttp
@@ -106,8 +107,11 @@ class Connection:
         A big payload goes through the outbox (the caller's credit bounds how many), so that the next chunk is
         computed while this one is on its way; what follows it then queues too, to stay in order.
 
+        That the connection breaks meanwhile its users hear from its reader, which knows what the peer said last;
+        an error out of here would look like the caller's own.
+
         Raises:
-            HopLostError: the connection is gone.
+            HopLostError: the connection is gone, and its users have been told.
         """
         if self.is_closed:
             raise HopLostError(f"the connection to {self.label} is closed")
@@ -116,10 +120,8 @@ class Connection:
             return
         frame = self._encoded(message, payload)
         self.meter.n_bytes_sent += len(frame)
-        try:
+        with suppress(ConnectionError):
             await self._socket.send_bytes(frame)
-        except ConnectionError as exc:
-            raise HopLostError(f"the connection to {self.label} was lost") from exc
 
     def post(self, message: DataMessage) -> None:
         """Queue a frame without payload; on a closed connection it is dropped, since its users were told.

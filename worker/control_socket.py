@@ -18,6 +18,7 @@ from protocol.errors import (
     UnauthenticatedError,
     UnreachableError,
 )
+from protocol.http_connector import connecting_reason
 from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import COORDINATOR_NAME
 from worker.enrolment import Credentials
@@ -56,10 +57,10 @@ async def opened_socket(
             )
     except aiohttp.WSServerHandshakeError as exc:
         raise _refusal(exc) from exc
-    except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-        raise UnreachableError(
-            f"{credentials.coordinator_url} can't be reached: {str(exc) or 'no answer'}"
-        ) from exc
+    except TimeoutError as exc:
+        raise UnreachableError(f"{credentials.coordinator_url} can't be reached: no answer") from exc
+    except (aiohttp.ClientError, OSError) as exc:
+        raise UnreachableError(f"{credentials.coordinator_url} can't be reached: {connecting_reason(exc)}") from exc
 
 
 def spoken_by(socket: aiohttp.ClientWebSocketResponse) -> str:

@@ -56,7 +56,8 @@ class PromptCutter:
     def heard(self, route: Route, later: RoutePromptCosts) -> RoutePromptCosts:
         """Take in what the later hops of a route say of themselves, if each does.
 
-        What to say of this one and them; nothing unless all is known.
+        What to say of this one and them; nothing unless all is known. By what short prompts took, a hop would seem
+        quicker or slower at long ones than it is.
         """
         own = self._own_cost(route)
         if len(later) != route.n_later_hops:
@@ -65,7 +66,9 @@ class PromptCutter:
             self._used.pop(route, None)  # by which all were like this one
         costs = [StepCost(base=cost.base, per_token=cost.per_token, per_pair=cost.per_pair) for cost in later]
         _put(self._later, route, tuple(costs))
-        return (PromptCost(own.base, own.per_token, own.per_pair), *later) if own is not None else ()
+        if own is None or not self._measures.prompt_costs[route.span].is_of_long_prompts:
+            return ()
+        return (PromptCost(own.base, own.per_token, own.per_pair), *later)
 
     def pieces(self, positions: range, route: Route, *, n_others: int) -> list[range]:
         """A prompt's positions, in the pieces to run one after the other.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
@@ -16,7 +17,8 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from protocol.errors import BrigadeError, DrainingError, OverloadedError, UnreachableError
 from protocol.invites import Invite
 from protocol.lan import SERVICE_TYPE, Announced, announced_from
-from worker.enrolment import enrol
+from worker.enrolment import Credentials, enrol
+from worker.goodbye import granted
 from worker.identity import Identity
 from worker.join_exchange import hello_of
 
@@ -65,14 +67,23 @@ async def announced_coordinators(search_s: float = SEARCH_S) -> tuple[Announced,
     return tuple(found for each in details.values() if (found := announced_from(each)) is not None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundCoordinator:
+    """A coordinator on this network that proved the secret, and let this worker in."""
+
+    urls: tuple[str, ...]
+    """That one first at which it did."""
+    credentials: Credentials
+
+
 async def found_coordinator(
     identity: Identity,
     secret: str | Invite,
     clock: Callable[[], float],
     tell: Callable[[str], None],
     search: Callable[[], Awaitable[Sequence[Announced]]] = announced_coordinators,
-) -> tuple[str, ...]:
-    """Addresses of the coordinator on this network that proved the secret, that one first at which it did.
+) -> FoundCoordinator:
+    """The coordinator on this network that lets this worker in: the worker has enrolled there then.
 
     Raises:
         UnreachableError: none is announced, or one of those that are doesn't answer.
@@ -99,17 +110,22 @@ async def found_coordinator(
 
 async def _joined(
     announced: Announced, identity: Identity, secret: str | Invite, clock: Callable[[], float]
-) -> tuple[str, ...]:
+) -> FoundCoordinator:
     urls = await _answering(announced.urls)
     if not urls:
         raise UnreachableError(f"nobody answers at {', '.join(announced.urls)}, though it is announced")
-    try:
+
+    async def enrolled() -> Credentials:
         async with asyncio.timeout(JOINED_S):
-            used = (await enrol(identity, urls, secret, clock)).coordinator_url
+            return await enrol(identity, urls, secret, clock)
+
+    try:
+        credentials = await granted(enrolled)
     except TimeoutError as exc:
         where = ", ".join(urls)
         raise UnreachableError(f"who answers at {where} let nobody in within {JOINED_S:.0f} s") from exc
-    return (used, *(url for url in urls if url != used))
+    used = credentials.coordinator_url
+    return FoundCoordinator(urls=(used, *(url for url in urls if url != used)), credentials=credentials)
 
 
 async def _answering(urls: Sequence[str]) -> tuple[str, ...]:

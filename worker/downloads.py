@@ -27,6 +27,7 @@ from protocol.errors import BrigadeError, StorageError, TooLargeError, Unreachab
 from protocol.http_answers import error_of, read_body
 from protocol.ids import WorkerId
 from protocol.manifest import ModelFile
+from protocol.plain_files import open_plain
 from worker.files import FileCache
 
 log = structlog.get_logger(__name__)
@@ -194,7 +195,7 @@ class _Part:
         with self._guard, storage_errors(self._path):
             if self._closed.is_set():
                 return
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = open_plain(self._path, os.O_RDWR | os.O_CREAT)
             self._file = os.fdopen(descriptor, "r+b", buffering=0)
             while not self._closed.is_set() and (chunk := self._file.read(_PIECE_BYTES)):
                 self._digest.update(chunk)

@@ -5,6 +5,7 @@ Make before break: spans that are wanted are loaded before those that aren't are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -76,7 +77,7 @@ class Situation:
     quantization: Quantization | None = None
     draft_bytes: int = 0
     retry_at_s: Mapping[SpanAssignment, float] = field(default_factory=dict)
-    """Of spans that failed: when to try again."""
+    """Of spans that failed: when to try again; infinite: never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,11 +248,10 @@ def _make_room(situation: Situation) -> Duty | None:
 
 def _wait(situation: Situation) -> Wait:
     times = [at_s for span, at_s in situation.retry_at_s.items() if span in {w.span for w in _missing(situation)}]
-    times.extend(loaded.next_drop_s for loaded in situation.loaded if loaded.retired_since_s is not None)
+    times += [loaded.next_drop_s for loaded in situation.loaded if loaded.retired_since_s is not None]
     if not _missing(situation):
-        unretired = [loaded for loaded in _unwanted(situation) if loaded.retired_since_s is None]
-        times.extend(_retire_at_s(loaded, situation) for loaded in unretired)
-    return Wait(until_s=min(times, default=None))
+        times += [_retire_at_s(one, situation) for one in _unwanted(situation) if one.retired_since_s is None]
+    return Wait(until_s=min(filter(math.isfinite, times), default=None))
 
 
 def _key(span: SpanAssignment, situation: Situation) -> SpanKey:

@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from protocol.errors import DrainingError, OverloadedError, UnreachableError
 from worker.config import WorkerConfig
 from worker.enrolment import Credentials, enrol, utc_now_s
+from worker.goodbye import granted
 from worker.identity import Identity, load_identity
 from worker.when_needed import coordinator_on_network
 
@@ -43,18 +45,20 @@ async def early_start(config: WorkerConfig, tell: Callable[[str], None]) -> Earl
     """
     identity = await asyncio.to_thread(load_identity, config.state)
     with suppress(*_PASSING):
-        config = await _directed(config, identity, tell)
-        secret = await asyncio.to_thread(config.join_secret)
-        async with asyncio.timeout(_AT_MOST_S):
-            credentials = await enrol(identity, config.coordinator_urls, secret, utc_now_s)
-        return EarlyStart(config=config, credentials=credentials)
+        if not config.coordinator_urls:
+            return await _found(config, identity, tell)
+        return EarlyStart(config=config, credentials=await granted(partial(_enrolled, config, identity)))
     return EarlyStart(config=config, credentials=None)
 
 
-async def _directed(config: WorkerConfig, identity: Identity, tell: Callable[[str], None]) -> WorkerConfig:
-    if config.coordinator_urls:
-        return config
-    tell("no coordinator's address is given: searching the local network")
+async def _enrolled(config: WorkerConfig, identity: Identity) -> Credentials:
     secret = await asyncio.to_thread(config.join_secret)
+    async with asyncio.timeout(_AT_MOST_S):
+        return await enrol(identity, config.coordinator_urls, secret, utc_now_s)
+
+
+async def _found(config: WorkerConfig, identity: Identity, tell: Callable[[str], None]) -> EarlyStart:
+    tell("no coordinator's address is given: searching the local network")
     async with asyncio.timeout(_SEARCH_AT_MOST_S):
-        return replace(config, coordinator_urls=await coordinator_on_network(identity, secret, utc_now_s, tell))
+        found = await coordinator_on_network(identity, config.join_secret, utc_now_s, tell)
+    return EarlyStart(config=replace(config, coordinator_urls=found.urls), credentials=found.credentials)

@@ -31,6 +31,7 @@ from worker.draft_model import DraftModel, DraftModelInfo, DraftModelRequest, lo
 from worker.grammar import Grammar, TokenizerSource, why_unconstrained
 from worker.heap import give_back_free_memory
 from worker.loaded_stage import load_stage
+from worker.loading import lacks_memory
 from worker.measures import Measures
 from worker.quantised_cache import QuantisedCache
 from worker.sampling import Sampler, check_token_ids
@@ -143,11 +144,11 @@ class EngineCore:
             kv_bytes_by_block = stage.kv_bytes_by_block(self.kv_precision)
             settle_batching(stage)
             screening = NO_SCREENING if request.compiling else settle_screening(stage, request.cache_bytes)
-        except (MemoryError, torch.OutOfMemoryError) as exc:
-            raise OverloadedError(f"blocks {blocks} don't fit into the memory of {self.device}") from exc
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
+        except (MemoryError, RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
             if is_device_broken(exc):
                 raise
+            if lacks_memory(exc):
+                raise OverloadedError(f"blocks {blocks} don't fit into the memory of {self.device}") from exc
             raise UntrustedFileError(f"blocks {blocks} of this architecture can't be run: {exc}") from exc
         return stage, kv_bytes_by_block, screening
 
@@ -159,7 +160,7 @@ class EngineCore:
         """
         n_open = sum(session.spec.span == key for session in self.sessions.values())
         if n_open:
-            raise ConflictError(f"{n_open} sessions still run on blocks {key.blocks}; close them first")
+            raise ConflictError(f"sessions that still run on blocks {key.blocks}: {n_open}; close them first")
         self.spans.pop(key, None)
         self.spare_time.forget(key)
         self.measures.forget(key)

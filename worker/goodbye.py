@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import Any
 
 import aiohttp
 import structlog
@@ -31,6 +33,25 @@ async def said_if_failed(
     """As the end of a context in which the worker is to connect: say so if that ends with an error."""
     if error is not None:
         await say_not_coming(credentials, error)
+
+
+async def granted(ask: Callable[[], Coroutine[Any, Any, Credentials]]) -> Credentials:
+    """What `ask` is granted; cut short, it is told to the coordinator, which may have let this worker in already.
+
+    For that the answer is waited for, a moment at most: without it nobody could say who doesn't come.
+    """
+    asking = asyncio.ensure_future(ask())  # noqa: TID251 - awaited right here, whatever happens
+    try:
+        return await asyncio.shield(asking)
+    except asyncio.CancelledError as exc:
+        try:
+            await asyncio.wait([asking], timeout=_AT_MOST_S)
+            if asking.done() and not asking.cancelled() and asking.exception() is None:
+                await say_not_coming(asking.result(), exc)
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)  # what it still says is of no use to anybody
+        raise
 
 
 async def say_not_coming(credentials: Credentials | None, error: BaseException) -> None:

@@ -24,6 +24,9 @@ from protocol.errors import InvalidRequestError, OverloadedError
 from protocol.messages import Constraint
 from worker.grammar import TokenizerSource, Vocabulary, unusable
 
+if sys.platform != "win32":
+    import resource
+
 TRIAL_S = 5.0
 """Compiling within llguidance's own limits takes one at most; none but hostile ones comes near."""
 START_S = 60.0
@@ -182,13 +185,10 @@ def _say(line: bytes) -> None:
 
 def _limit_memory() -> None:
     """Where the system can; no core is dumped, for a constraint is the business of who wrote it."""
-    try:
-        import resource  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    if sys.platform != "win32":
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ so most of that is never used again: 20 MB after loading, 50 MB after a long pro
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from contextlib import suppress
 
@@ -28,3 +29,12 @@ def give_back_free_memory() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def mapped(n_bytes: int) -> mmap.mmap:
+    """Memory of its own, which goes back to the system as soon as nobody has it. OSError: there is none."""
+    if sys.platform == "win32":
+        memory = mmap.mmap(-1, n_bytes)
+    else:
+        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return memory

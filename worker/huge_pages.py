@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from collections import Counter
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from worker.heap import give_back_free_memory
+from worker.heap import give_back_free_memory, mapped
 
 _PAGE_BYTES = 2 * 2**20
 _MADV_COLLAPSE = 25
@@ -39,9 +40,9 @@ def move_to_huge_pages(model: nn.Module) -> int:
     n_bytes = sum(map(_room, tensors))
     if n_bytes < _PAGE_BYTES:
         return 0
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, n_bytes + _PAGE_BYTES, flags=flags)  # pages are taken when they are written
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = mapped(n_bytes + _PAGE_BYTES)  # pages are taken when they are written
+    if sys.platform != "win32":
+        memory.madvise(mmap.MADV_HUGEPAGE)
     arena = torch.frombuffer(memory, dtype=torch.uint8)
     start = -arena.data_ptr() % _PAGE_BYTES
     n_left_behind = 0

@@ -43,7 +43,7 @@ from protocol.handshake import (
     key_challenge,
 )
 from protocol.http_answers import error_of, read_body
-from protocol.http_connector import ClosingConnector
+from protocol.http_connector import ClosingConnector, connecting_reason
 from protocol.invites import Invite, check_pinned
 from protocol.messages import PROTOCOL_VERSION
 from protocol.rest import Hello
@@ -147,7 +147,8 @@ class _Exchange:
                 "there, or somebody is in between; try again"
             ) from exc
         except (aiohttp.ClientError, OSError, TooLargeError) as exc:
-            raise UnreachableError(f"{self.url} broke off while this worker joined: {exc}") from exc
+            reason = connecting_reason(exc)
+            raise UnreachableError(f"{self.url} broke off while this worker joined: {reason}") from exc
 
 
 async def _prove(
@@ -240,8 +241,8 @@ async def _shown_certificate(url: str) -> bytes:
         ) from exc
     except ConnectionResetError as exc:  # how asyncio tells of a handshake that the other side broke off
         raise UnreachableError(
-            f"what listens at {url} broke off the TLS 1.3 handshake, so it is no Brigade coordinator: check the "
-            "address and port"
+            f"what listens at {url} broke off the TLS 1.3 handshake: too many connections come from this address "
+            "at once, or it is no Brigade coordinator: check the address and port"
         ) from exc
     except OSError as exc:
         raise UnreachableError(

@@ -16,7 +16,6 @@ from typing import Any
 import structlog
 
 from protocol.background import uninterrupted
-from protocol.backoff import jittered_delay_s
 from protocol.control_messages import SpanAssignment
 from protocol.error_forms import error_fields
 from protocol.errors import BrigadeError, ConflictError
@@ -31,15 +30,13 @@ from worker.error_groups import most_telling
 from worker.fetching import Fetching
 from worker.holdings import Holdings
 from worker.model_folders import ModelFolders
+from worker.span_failures import SpanFailures
 from worker.steps import Compiling, LoadedSpan, LoadRequest, SpanKey
 
 log = structlog.get_logger(__name__)
 
-_LONGEST_RETRY_S = 60.0
 _BUSY_RETRY_S = 0.25
 """How soon to look again whether the sessions of a retired span are over."""
-_REFUSED_RETRY_S = 3600.0
-"""A span that doesn't fit won't fit later; a new assignment is what helps."""
 
 
 class Keeper:
@@ -65,13 +62,11 @@ class Keeper:
         self._fetching = fetching
         self._authorship = authorship
         self._limits = limits
-        self._rng = rng
         self._tell = tell
         self._compile_folder = compile_folder
         self._manifests: dict[Revision, Manifest] = {}
         self._loaded: dict[SpanKey, LoadedWeights] = {}
-        self._n_failures: dict[SpanAssignment, int] = {}
-        self._retry_at_s: dict[SpanAssignment, float] = {}
+        self._failures = SpanFailures(rng)
         self._epoch = 0
 
     async def run(self) -> None:
@@ -105,7 +100,7 @@ class Keeper:
             now_s=_now_s(),
             drain_s=self._limits.drain_s,
             draft_bytes=self._limits.draft_bytes,
-            retry_at_s=dict(self._retry_at_s),
+            retry_at_s=self._failures.retry_at_s,
         )
 
     def _wanted(self, span: SpanAssignment) -> duties.WantedSpan:
@@ -123,8 +118,7 @@ class Keeper:
         if self._holdings.epoch == self._epoch:
             return
         self._epoch = self._holdings.epoch
-        self._n_failures.clear()
-        self._retry_at_s.clear()
+        self._failures.assigned(self._holdings.wanted)
         wanted = {self._limits.key(span) for span in self._holdings.wanted}
         for key, loaded in self._loaded.items():
             if key in wanted:
@@ -159,7 +153,7 @@ class Keeper:
             error = most_telling(exc) if isinstance(exc, BaseExceptionGroup) else exc
             if not isinstance(error, BrigadeError):
                 raise
-            self._failed(duty.span, error)
+            self._failed(duty, error)
 
     async def _fetch_manifest(self, duty: FetchManifest) -> None:
         revision = duty.span.revision
@@ -184,7 +178,7 @@ class Keeper:
         await self._fetching.download(
             duty.files, n_held=duty.n_held, keep=self._needed(), progressed=progressed, tell=tell
         )
-        self._n_failures.pop(duty.span, None)
+        self._failures.succeeded(duty.span)
         await self._see_files()
 
     async def _load(self, duty: Load) -> None:
@@ -222,8 +216,7 @@ class Keeper:
             unwanted_since_s=None if span in self._holdings.wanted else _now_s(),
         )
         self._resize_kv_budget(0)
-        self._n_failures.pop(span, None)
-        self._retry_at_s.pop(span, None)
+        self._failures.succeeded(span)
         self._holdings.add(span.model, loaded)
         self._say_ready()
 
@@ -234,7 +227,7 @@ class Keeper:
         self._engine.resize_kv_budget(duties.kv_budget_bytes(limits.memory_bytes, used, limits.kv_memory_bytes))
 
     def _refuse(self, duty: Refuse) -> None:
-        self._retry_at_s[duty.span] = _now_s() + _REFUSED_RETRY_S
+        self._failures.refused(duty.span)
         self._holdings.set_status(duty.span, "failed", duty.reason)
         log.error("span_refused", blocks=str(duty.span.blocks), model=duty.span.model, reason=duty.reason)
         self._tell(f"can't hold: {duty.reason}")
@@ -276,12 +269,9 @@ class Keeper:
         while self._holdings.epoch == self._epoch:
             version = await self._holdings.changed_since(version)
 
-    def _failed(self, span: SpanAssignment, error: BrigadeError) -> None:
-        self._n_failures[span] = n_failures = self._n_failures.get(span, 0) + 1
-        # at least half of the longest delay: what failed on this machine isn't mended in milliseconds
-        delay_s = 0.5 + jittered_delay_s(n_failures + 2, self._rng, _LONGEST_RETRY_S)
-        self._retry_at_s[span] = _now_s() + delay_s
-        reason = f"{error.message}; next: try again, for the {n_failures + 1}. time, in {delay_s:.0f} s"
+    def _failed(self, duty: FetchManifest | Download | Load, error: BrigadeError) -> None:
+        span = duty.span
+        reason = self._failures.failed(span, error, _now_s(), while_loading=isinstance(duty, Load))
         self._holdings.set_status(span, "failed", reason)
         log.warning("span_failed", model=span.model, blocks=str(span.blocks), **error_fields(error))
         self._tell(f"blocks {span.blocks} of {span.model}: {reason}")

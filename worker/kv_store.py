@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import math
-import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
@@ -20,6 +19,7 @@ from typing import Self
 import torch
 
 from protocol.messages import KvPrecision
+from worker.heap import mapped
 
 _LARGEST_GROUP = 32
 _LARGEST_CODE = 127
@@ -177,10 +177,10 @@ def _buffers(like: torch.Tensor, *wanted: tuple[tuple[int, ...], torch.dtype]) -
 
 
 def _memory(device: torch.device, n_bytes: int) -> torch.Tensor:
-    if device.type != "cpu" or n_bytes < _TINY_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
+    if device.type != "cpu" or n_bytes < _TINY_BYTES:
         return torch.empty(n_bytes, dtype=torch.uint8, device=device)
     try:
-        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mapped(n_bytes)
     except OSError as exc:
         raise MemoryError(f"no memory for {n_bytes:,} bytes of a key-value cache") from exc
     return torch.frombuffer(memory, dtype=torch.uint8)

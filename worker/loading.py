@@ -44,6 +44,11 @@ _ONE_LOAD = threading.Lock()
 """transformers swaps methods of `PreTrainedModel` while it loads; two loads at once would leave them swapped."""
 
 
+def lacks_memory(exc: BaseException) -> bool:
+    """Whether it says that there is no memory; torch's allocator on the CPU does so by a plain RuntimeError."""
+    return isinstance(exc, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(exc)
+
+
 def load_config(source: Path | GgufFile) -> PreTrainedConfig:
     """The model's config from its folder or GGUF file, with nothing in it that could fetch or run code.
 
@@ -90,6 +95,7 @@ def load_cut_model(
     Raises:
         UntrustedFileError: a file isn't safetensors, a tensor is missing, too many or of another shape.
         StorageError: a file can't be read.
+        MemoryError: there is too little.
     """
     model_class = _model_class(config)
     with _ONE_LOAD, garbage_collected_at_end():  # cycles of transformers' loading hold tensors
@@ -103,8 +109,8 @@ def load_cut_model(
             except BrigadeError:
                 raise
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as exc:
-                if isinstance(exc, torch.OutOfMemoryError):
-                    raise
+                if lacks_memory(exc):
+                    raise MemoryError(str(exc)) from exc
                 raise UntrustedFileError(f"the weights of blocks {blocks} can't be loaded: {exc}") from exc
             finally:
                 state.clear()  # the model's class keeps it, and a slice keeps its file open

@@ -31,6 +31,8 @@ _BASE_TOKENS = 16
 """What launching a step is taken to cost where that wasn't measured, in tokens."""
 _READING_TOKENS = 24
 """Measured with torch's kernels on the CPU, bfloat16, pieces of 64 to 205 tokens up to position 1,024."""
+_LEAST_REACH = 256
+"""Positions. In steps that end before, attention is less than what steps vary by, so they say nothing of it."""
 _MOST_BASE = 0.9
 """Of the time of any step."""
 _TINY = 1e-12
@@ -112,6 +114,12 @@ class PromptCosts:
         kept = (*self.steps.get(about, ())[1 - _N_KEPT :], step)
         return replace(self, steps={**self.steps, about: kept})
 
+    @property
+    def is_of_long_prompts(self) -> bool:
+        """Whether a step came far enough for attention to show in what it took."""
+        reached = (step.position + step.n_tokens for kept in self.steps.values() for step in kept)
+        return max(reached, default=0) >= _LEAST_REACH
+
     def fitted(self) -> StepCost | None:
         """Least squares of the relative errors; None before any step of a prompt was measured."""
         steps = [min(kept, key=lambda step: step.seconds / step.n_tokens) for kept in self.steps.values()]
@@ -126,7 +134,8 @@ class PromptCosts:
         rows = np.column_stack([n_tokens + base_tokens, pairs]) / seconds[:, None]
         wanted, scale = 1 - base / seconds, np.linalg.norm(rows, axis=0)
         per_token, per_pair = np.linalg.lstsq(rows / scale, wanted, rcond=None)[0] / scale
-        if per_token <= 0 or per_pair < 0:  # a token is never free, and those before it make it no cheaper
+        # a token is never free, and those before it make it no cheaper
+        if per_token <= 0 or per_pair < 0 or not self.is_of_long_prompts:
             per_token, per_pair = wanted @ rows[:, 0] / scale[0] ** 2, 0.0
         per_token = float(per_token)
         return StepCost(base=base + base_tokens * per_token, per_token=per_token, per_pair=float(per_pair))

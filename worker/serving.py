@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
+from protocol.event_loops import signals_handled
 from protocol.exit_codes import EXIT_CANCELLED
 from protocol.listening import raise_open_files_limit
 from protocol.service_manager import tell_service_manager
@@ -27,7 +27,7 @@ async def serve_until_stopped(
     """
     raise_open_files_limit()
     stop = Stop(asyncio.current_task())
-    with _signals(asyncio.get_running_loop(), stop.on_signal):
+    with signals_handled(stop.on_signal, signal.SIGINT, signal.SIGTERM):
         async with running(config, tell=say, credentials=credentials, has_state=has_state) as worker:
             stop.joined(worker.departure.ask, worker.departure.hurry)
             say(f"joined; {worker.holdings.reason}")
@@ -69,15 +69,3 @@ class Stop:
             self._hurry()
         else:
             self._end(EXIT_CANCELLED)
-
-
-@contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, act)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

@@ -15,23 +15,27 @@ from protocol.metrics_address import MetricsAddress
 from worker.identity import Identity
 
 if TYPE_CHECKING:  # torch: a coordinator is searched for before that is loaded
+    from worker.discovery import FoundCoordinator
     from worker.engine import Engine
     from worker.holdings import Holdings
     from worker.server import DataPlane
     from worker.site import Site
 
     _Find = Callable[
-        [Identity, str | Invite, Callable[[], float], Callable[[str], None]], Awaitable[tuple[str, ...]]
+        [Identity, str | Invite, Callable[[], float], Callable[[str], None]], Awaitable[FoundCoordinator]
     ]
     _Serve = Callable[[MetricsAddress, Engine, DataPlane, Holdings, Site], AbstractAsyncContextManager[str | None]]
 
 
 async def coordinator_on_network(
-    identity: Identity, secret: str | Invite, clock: Callable[[], float], tell: Callable[[str], None]
-) -> tuple[str, ...]:
-    """See `worker.discovery.found_coordinator`."""
+    identity: Identity,
+    join_secret: Callable[[], str | Invite],
+    clock: Callable[[], float],
+    tell: Callable[[str], None],
+) -> FoundCoordinator:
+    """See `worker.discovery.found_coordinator`; `join_secret` is read each time, and blocks."""
     found_coordinator = await asyncio.to_thread(_discovery)
-    return await found_coordinator(identity, secret, clock, tell)
+    return await found_coordinator(identity, await asyncio.to_thread(join_secret), clock, tell)
 
 
 @asynccontextmanager

@@ -29,7 +29,16 @@ from protocol.errors import InvalidRequestError
 
 MAX_SESSIONS = 8
 """Generations that run at once for one call; the others begin as these end."""
-_OF_CLUSTERS = ("timeout_s", "wait_for_quota", "min_trust", "pinned_ends", "private", "private_blocks", "speculate")
+_OF_CLUSTERS = (
+    "timeout_s",
+    "wait_for_quota",
+    "wait_for_workers",
+    "min_trust",
+    "pinned_ends",
+    "private",
+    "private_blocks",
+    "speculate",
+)
 """Fields of `GenerationOptions` that transformers has no setting for."""
 
 
@@ -83,8 +92,8 @@ class BrigadeForCausalLM:
 
         Without `url` and `api_key` as the environment says, as for `Client`. Rows of a batch are answered together,
         `max_sessions` at once. `options` are those fields of `GenerationOptions` that say how the cluster is used:
-        `timeout_s` (of each row), `wait_for_quota`, `min_trust`, `pinned_ends`, `private`, `private_blocks`,
-        `speculate`.
+        `timeout_s` (of each row), `wait_for_quota`, `wait_for_workers`, `min_trust`, `pinned_ends`, `private`,
+        `private_blocks`, `speculate`.
 
         Raises:
             InvalidRequestError: there is no such option, or its value is out of its range.

@@ -20,16 +20,15 @@ def unechoed() -> Iterator[None]:
     Else it would take Ctrl-D, Backspace and Enter for its own. Ctrl-C is a signal as ever. For a whole chat, so
     that nothing is lost between two prompts.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    silent = termios.tcgetattr(descriptor)
-    silent[_INPUT_FLAGS] &= ~termios.ICRNL
-    silent[_LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(descriptor, termios.TCSANOW, silent)
+    if sys.platform != "win32":
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+        silent = termios.tcgetattr(descriptor)
+        silent[_INPUT_FLAGS] &= ~termios.ICRNL
+        silent[_LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(descriptor, termios.TCSANOW, silent)
     try:
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        if sys.platform != "win32":
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)

@@ -19,6 +19,7 @@ import msgspec
 from coordinator.packing.safetensors_format import StoredTensor, header_size, read_header
 from protocol.errors import InvalidRequestError, StorageError, UntrustedFileError
 from protocol.model_files.tensors import PIECE_BYTES, TensorInfo
+from protocol.plain_files import open_without_waiting, read_at
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -160,8 +161,7 @@ def read_small_file(path: Path, *, limit: int) -> bytes:
 def _open_regular(path: Path) -> tuple[int, int]:
     """A descriptor of the file and its size; never a link, a pipe or a device."""
     try:
-        # O_NONBLOCK: a pipe put there must not stop us; it means nothing for files.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_without_waiting(path)
     except OSError as exc:
         raise StorageError(f"{path} can't be read: {exc.strerror}") from exc
     status = os.fstat(fd)
@@ -173,7 +173,7 @@ def _open_regular(path: Path) -> tuple[int, int]:
 
 def _read_at(fd: int, n_bytes: int, offset: int, *, label: str) -> bytes:
     try:
-        return os.pread(fd, n_bytes, offset)
+        return read_at(fd, n_bytes, offset)
     except OSError as exc:
         raise StorageError(f"{label} can't be read at byte {offset}: {exc.strerror}") from exc
 

@@ -152,15 +152,34 @@ def plan(state: ClusterState, target_id: WorkerId, busy: Collection[WorkerId], r
     return replace(alone[0], n_busy=sum(_overlap(alone[0], other) is not None for other in not_free))
 
 
+def is_as_planned(state: ClusterState, planned: AuditPlan, candidate: Candidate) -> bool:
+    """Whether a worker still holds the blocks in what the plan says, by the same assignment.
+
+    One that was started anew in another precision, or given other blocks meanwhile, has answered as another would.
+    """
+    worker = state.workers.get(candidate.worker_id)
+    if worker is None:
+        return False
+    served = ((span, now.held, now.epoch) for span, now in _served(planned.model, worker))
+    return any(
+        (held, epoch) == (candidate.held, candidate.epoch) and span.blocks.contains(planned.blocks)
+        for span, held, epoch in served
+    )
+
+
 def unaudited(state: ClusterState) -> str:
-    """Which workers can't be audited for want of others that hold the same, in words; empty if there are none."""
+    """Which workers nobody can be compared with, since nobody holds the same, in words; empty if there are none.
+
+    Only what is wrong now and then is found of them.
+    """
     lone = [words for model in state.models.values() for words in _lone(state, model)]
     if not lone:
         return ""
     more = f" and {len(lone) - MAX_NAMED} more" if len(lone) > MAX_NAMED else ""
+    named = f"{', '.join(lone[:MAX_NAMED])}{more}"
     return (
-        f"No audits of {', '.join(lone[:MAX_NAMED])}{more}: nobody to compare with; another worker or "
-        "`coord model replicas` mends it"
+        f"No audits by comparison of {named}: nobody else holds the same; another worker or `coord model replicas` "
+        "mends it"
     )
 
 

@@ -30,6 +30,8 @@ class WorkerJoined:
     worker_id: WorkerId
     invite_id: InviteId | None = None
     """By which invite; None: with the join secret."""
+    token_until_s: float = 0.0
+    """When the session token ends that it was granted: what tells this enrolment from others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,8 @@ class WorkerNotComing:
 
     worker_id: WorkerId
     reason: str
+    token_until_s: float = 0.0
+    """Of the session token that it said so with: which of its starts it speaks of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Whether what is served should be placed anew: what the planner would choose, what that is worth, who would move.
 
-Worth is modelled (`modelled`), by what the coordinator places for; who spreads gains by blocks that fewer hold. Of
-the plan only the moves count that its worth hangs on, and only as far as they can be made while all that is served
-stays served (`moving`).
+Worth is modelled (`modelled`), by what the coordinator places for; who spreads gains by blocks that fewer hold, and
+where each is held once, by shares that are more even. Of the plan only the moves count that its worth hangs on, and
+only as far as they can be made while all that is served stays served (`moving`).
 """
 
 from __future__ import annotations
@@ -159,6 +159,8 @@ def _ratio(placement: Placement, now: Served, then: Served) -> float:
     if now.speed is None:
         return math.inf
     if placement == "spread":
+        if max(now.n_holders) == max(then.n_holders) == 1:  # there is no less to hold: what is left is how evenly
+            return then.speed.tokens_per_s / now.speed.tokens_per_s
         return sum(now.n_holders) / sum(then.n_holders)
     return _worth(placement, then.speed) / _worth(placement, now.speed)
 
@@ -209,7 +211,7 @@ def _model_words(placement: Placement, name: ModelName, old: Served, new: Served
         return ""
     if old.speed is None:
         return f"{name}: {1 / new.speed.step_s:.1f} tokens/s for one stream, where blocks are missing now"
-    if placement == "spread":
+    if placement == "spread" and sum(new.n_holders) != sum(old.n_holders):
         return f"{name}: its workers hold {sum(new.n_holders)} blocks in all instead of {sum(old.n_holders)}"
     return (
         f"{name}: {1 / new.speed.step_s:.1f} tokens/s for one stream instead of {1 / old.speed.step_s:.1f}, "

@@ -40,7 +40,9 @@ def going(change: Change, worker: WorkerRecord, event: WorkerNotComing | SocketL
     """What others noticed or want, or what it said before it was here."""
     match event:
         case WorkerNotComing():
-            return _not_coming(change, worker, event.reason)
+            # what an earlier start said may be heard after the next one has enrolled
+            is_of_this_start = worker.token_until_s in (0.0, event.token_until_s)
+            return _not_coming(change, worker, event.reason) if is_of_this_start else change
         case SocketLost():
             return _socket_lost(change, worker)
         case DrainAsked():

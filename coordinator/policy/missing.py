@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.policy.board import Board, can_run
+from coordinator.policy.changes import is_starting
 from coordinator.policy.coverage import counts, gaps, has_failed, ready_counts, ready_spans, spans_of
 from coordinator.policy.quantising import usual_format, what_would_hold
 from coordinator.policy.sizing import KV_TARGETS, span_bytes
-from coordinator.policy.standing import named, span_words
+from coordinator.policy.standing import listed, named, span_words
 from coordinator.policy.state import ClusterState, ModelRecord, WorkerRecord
 from coordinator.policy.worker_clocks import clock_words
 from protocol.ids import BlockRange, ModelName, WorkerId
@@ -24,7 +25,7 @@ class MissingBlocks:
     blocks: tuple[BlockRange, ...]
     """Runs of blocks that no worker can run now, in order."""
     is_on_its_way: bool
-    """Whether waiting helps: for every one of them there is a worker that hasn't failed to hold it."""
+    """Whether waiting helps: each of them has a worker that hasn't failed to hold it, or may soon have one."""
     message: str
 
 
@@ -45,6 +46,8 @@ def missing_blocks(
     held = [(worker, span.blocks) for worker, span in assigned]
     hopeful = ((w, s) for w, s in assigned if not has_failed(w, s) and not w.takes_no_tickets)
     coming = counts((s.blocks for _, s in hopeful), model.manifest.n_blocks)
+    if _is_about_to_be_given(state, model):
+        coming = [n or not any(b.start <= i < b.end for _, b in held) for i, n in enumerate(coming)]
     sentences = []
     for run in runs:
         nobodys = gaps([sum(b.start <= i < b.end for _, b in held) for i in range(run.start, run.end)])
@@ -61,13 +64,28 @@ def missing_blocks(
     )
 
 
+def _is_about_to_be_given(state: ClusterState, model: ModelRecord) -> bool:
+    """Whether blocks that nobody holds may find a holder without anybody doing anything more."""
+    if _starting(state):
+        return True
+    here = (w for w in state.workers.values() if w.can_be_assigned)
+    return state.changed_s is not None and any(can_run(worker, model) for worker in here)
+
+
+def _starting(state: ClusterState) -> list[WorkerRecord]:
+    """Workers that have enrolled, hold nothing, and aren't connected yet."""
+    return [w for w in state.workers.values() if w.presence == "expected" and not w.assignment.spans]
+
+
 def _unready(model: ModelRecord, run: BlockRange, worker: WorkerRecord, exclude: frozenset[WorkerId]) -> str:
     who = named(worker)
     what = f"blocks {run} of {model.name} are held by {who}"
     if worker.worker_id in exclude:
         return f"{what}, which the request excludes"
+    if worker.kept_until_s is not None and is_starting(worker):
+        return f"{what}, which is starting again: wait"
     if worker.kept_until_s is not None:
-        return f"{what}, which was stopped; if it isn't started again within seconds, others get them"
+        return f"{what}, which was stopped: start it again, or others get them within seconds if they have room"
     if worker.presence == "here" and worker.takes_no_tickets:
         return f"{what}, which lets nobody in: {clock_words(worker)}"
     if not worker.is_routable:
@@ -80,6 +98,8 @@ def _unready(model: ModelRecord, run: BlockRange, worker: WorkerRecord, exclude:
 def _unheld(state: ClusterState, model: ModelRecord, run: BlockRange) -> str:
     what = f"blocks {run} of {model.name} are held by nobody"
     here = [w for w in state.workers.values() if w.can_be_assigned]
+    if starting := _starting(state):
+        return f"{what}; {listed([named(w) for w in starting])} may get them: enrolled, not connected yet"
     if not here and any(w.presence == "here" and w.is_shut_out for w in state.workers.values()):
         return f"{what}: the clocks of workers are wrong, or were a moment ago (`coord status` says what to do)"
     if not here:

@@ -25,14 +25,24 @@ def check_allowed(limits: KeyLimits, model: ModelName, wanted: Wanted) -> None:
     asked = f"the prompt's {wanted.n_prompt_tokens:,} tokens and max_tokens {wanted.max_tokens:,}"
     if limits.max_context is not None and wanted.n_tokens > limits.max_context:
         raise ContextExceededError(
-            f"{asked} are {wanted.n_tokens:,} together; this API key takes {limits.max_context:,}: shorten the "
-            f"prompt or ask for at most {max(0, limits.max_context - wanted.n_prompt_tokens):,}"
+            f"{asked} are {wanted.n_tokens:,} together; this API key takes {limits.max_context:,}: "
+            f"{less_words(limits.max_context, wanted.n_prompt_tokens)}"
         )
     for name in TOKEN_RATES:
         limit = rate_of(limits, name)
         if limit is not None and wanted.n_tokens > limit:
             message = (
                 f"{asked} are {wanted.n_tokens:,} together; this API key's limit is {limit:,} {name}, so waiting "
-                f"doesn't help: shorten the prompt or ask for at most {max(0, limit - wanted.n_prompt_tokens):,}"
+                f"doesn't help: {less_words(limit, wanted.n_prompt_tokens)}"
             )
             raise by_limit(name, OverLimitError(message))
+
+
+def less_words(n_most: int, n_prompt_tokens: int) -> str:
+    """What to do where prompt and answer may have `n_most` tokens together, and would have more."""
+    n_left = n_most - n_prompt_tokens
+    if n_left > 0:
+        return f"shorten the prompt or ask for at most {n_left:,}"
+    if n_most > 1:
+        return f"shorten the prompt to at most {n_most - 1:,} tokens, so that there is room for an answer"
+    return "nothing can be generated with so few"

@@ -219,7 +219,8 @@ def with_values(settings: PolicySettings, values: Mapping[str, SettingValue]) ->
     if _ORDERED & checked.keys() and changed.suspect_after_s > changed.lost_after_s:
         raise InvalidRequestError(
             f"suspect_after_s is {changed.suspect_after_s:g} and lost_after_s {changed.lost_after_s:g}: a worker "
-            "can't be lost before it is suspect; change both at once, or choose suspect_after_s below"
+            "can't be lost before it is suspect; first raise lost_after_s to "
+            f"{changed.suspect_after_s:g} at least, or lower suspect_after_s to {changed.lost_after_s:g} at most"
         )
     return changed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from coordinator.policy.changes import is_starting
 from coordinator.policy.departure import waits_for
 from coordinator.policy.state import ClusterState, WorkerRecord
 from coordinator.policy.trust_words import why_quarantined
@@ -31,7 +32,8 @@ def _standing(state: ClusterState, worker: WorkerRecord, now_s: float) -> tuple[
     silent_s = max(0.0, now_s - worker.seen_s)
     match worker.presence:
         case "gone" if worker.trust.level == "banned":
-            return "gone", f"{worker.drain_reason}; it can't join until `coord trust pardon`"
+            record = state.trust[worker.worker_id]
+            return "gone", f"banned: {record.banned_reason}; it can't join until `coord trust pardon`"
         case "gone":
             return "gone", f"{worker.drain_reason or 'it left'}; start it with `worker join` to have it back"
         case "lost":
@@ -40,11 +42,7 @@ def _standing(state: ClusterState, worker: WorkerRecord, now_s: float) -> tuple[
                 "to others; look after the machine and its network, it counts again as soon as it is heard"
             )
         case "suspect" if worker.kept_until_s is not None and not worker.is_connected:
-            left_s = max(0.0, worker.kept_until_s - now_s)
-            return "gone", (
-                f"left: {worker.drain_reason}; its blocks are kept for it for {left_s:.0f} s, in case it is "
-                "started again; meanwhile others with room are given them as well, and then they are taken from it"
-            )
+            return _stopped(worker, max(0.0, worker.kept_until_s - now_s))
         case "suspect":
             return "suspect", _suspicion(state, worker, now_s)
         case "expected" if worker.starts_by_s is not None:
@@ -72,6 +70,18 @@ def listed(said: Sequence[str]) -> str:
     return ", ".join(said[:_MAX_LISTED]) + (f" and {n_more} more" if n_more > 0 else "")
 
 
+def _stopped(worker: WorkerRecord, left_s: float) -> tuple[WorkerState, str]:
+    if is_starting(worker):
+        return "enrolling", (
+            "started again, and not connected yet: it loads its programs first; its blocks are kept for it for "
+            f"{left_s:.0f} s, and others with room are given them as well meanwhile"
+        )
+    return "gone", (
+        f"left: {worker.drain_reason}; its blocks are kept for it for {left_s:.0f} s, in case it is started again; "
+        "meanwhile others with room are given them as well, and then they are taken from it"
+    )
+
+
 def _suspicion(state: ClusterState, worker: WorkerRecord, now_s: float) -> str:
     what = "silent" if worker.is_connected else "its control socket closed; not heard of"
     silent_s = max(0.0, now_s - worker.seen_s)
@@ -89,7 +99,7 @@ def _standing_here(state: ClusterState, worker: WorkerRecord, now_s: float) -> t
         return "draining", partial(waits_for, state, worker, now_s)
     if worker.drain_reason is not None:
         n_sessions = worker.heartbeat.n_sessions if worker.heartbeat is not None else 0
-        return "draining", f"{worker.drain_reason}; {n_sessions} sessions still run, then it leaves"
+        return "draining", f"{worker.drain_reason}; it leaves once its sessions are over (now: {n_sessions})"
     if not worker.assignment.spans:
         return "idle", f"waiting for an assignment: {_why_idle(state, worker)}"
     spans = [(span, worker.status_of(span)) for span in worker.assignment.spans]

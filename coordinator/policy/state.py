@@ -150,6 +150,7 @@ class WorkerRecord:
     """Set when it was stopped where it runs: its blocks are kept for it until then, in case that was a restart."""
     starts_by_s: float | None = None
     """Set when it enrolled, until it is heard on a control socket: until then it isn't lost, since it may start."""
+    token_until_s: float = 0.0  # of its latest enrolment; 0.0: before this coordinator was started
     is_doubted: bool = False
     """Whether it was away, or let nobody in, so long that others get its blocks too; once back it keeps them."""
     hostname: str = ""

@@ -113,7 +113,8 @@ def _arrived(change: Change, event: WorkerJoined | WorkerConnected) -> Change:
         return refused(change, event.worker_id)
     match event:
         case WorkerJoined():
-            return joined(change, event.worker_id, event.invite_id)
+            change = joined(change, event.worker_id, event.invite_id)
+            return change.updated(event.worker_id, token_until_s=event.token_until_s)
         case WorkerConnected():
             return connected(change, event.worker_id, event.announce)
 

@@ -176,11 +176,13 @@ def _decided(change: Change, event: TrustPinned | TrustUnpinned | WorkerBanned |
         case WorkerPardoned():
             line = _Line(kind="pardoned", reporter=by, reason=reason)
             after = without_blame(record)
-            return _recorded(_audited(change, "worker_pardoned", worker_id, details, after), worker_id, after, line)
+            change = _audited(change, "worker_pardoned", worker_id, details, after)
+            return _let_in(_recorded(change, worker_id, after, line), worker_id, record)
 
 
 def _audited(change: Change, action: AuditAction, worker_id: WorkerId, details: str, after: TrustRecord) -> Change:
     before = _view(change.state.trust.get(worker_id, NO_RECORD))
+    after = reviewed(after, change.now_s)
     return change.audited(action, worker_id, details, before=before, after=_view(after))
 
 
@@ -200,6 +202,14 @@ def _put_out(change: Change, worker_id: WorkerId) -> Change:
     if worker.is_connected:
         change = refused(change, worker_id)
     return gone(change, worker, f"banned: {record.banned_reason}")
+
+
+def _let_in(change: Change, worker_id: WorkerId, before: TrustRecord) -> Change:
+    """What is said of a worker that is gone isn't that it is banned any more."""
+    worker = change.state.workers.get(worker_id)
+    if worker is None or worker.presence != "gone" or before.banned_reason is None:
+        return change
+    return change.with_worker(replace(worker, drain_reason="it was banned, and is pardoned"))
 
 
 def _dismissal(record: TrustRecord) -> Dismiss:

@@ -30,7 +30,7 @@ class AuditEnded:
 
     items: tuple[Seen, ...]
     compared: tuple[WorkerId, ...]
-    """Workers that were compared with one another: their earlier accusations are an audit older now."""
+    """Workers that were compared with one another, or with itself: earlier accusations are an audit older now."""
     accused: WorkerId | None = None
 
 

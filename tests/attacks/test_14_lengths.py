@@ -18,11 +18,10 @@ from protocol.ids import SessionId
 from protocol.messages import PROTOCOL_VERSION, CloseSession
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
 from tests.support.coordinators import (
-    ScriptedWorker,
     WorkerKey,
     announcement,
+    connected_worker,
     enrolled,
-    http_session,
     joined_worker,
     running_coordinator,
 )
@@ -172,12 +171,7 @@ async def test_a_list_longer_than_its_message_dismisses_the_worker(tmp_path: Pat
         key = WorkerKey()
         grant = await enrolled(coordinator, key)
         before = resident_bytes()
-        async with (
-            http_session(coordinator, grant.session_token) as http,
-            http.session.ws_connect(f"{http.url}/v1/worker/control", server_hostname=COORDINATOR_NAME) as socket,
-        ):
-            worker = ScriptedWorker(key=key, grant=grant, socket=socket, http=http, url="")
-            await worker.send(lie)
+        async with connected_worker(coordinator, key, grant, announce=lie) as worker:  # type: ignore[arg-type]
             assert (await worker.receive(Dismiss)).error.code == "protocol_error"
         assert resident_bytes() - before < ALLOWED_GROWTH_BYTES
         async with joined_worker(coordinator):

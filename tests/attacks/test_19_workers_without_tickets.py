@@ -158,16 +158,19 @@ async def test_a_worker_cannot_step_in_anothers_session(ring: Ring, insider: Wor
 
 
 async def test_a_banned_workers_certificate_lasts_no_longer_than_its_tickets(
-    ring: Ring, insider: WorkerFiles
+    ring: Ring, insider: WorkerFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its certificate is good for months: but only tickets open anything, for an hour at most, and what one opens
     ends with it, whatever deadline is asked for. Fails if a session may outlive its ticket."""
     wire = await ring.connect(ring.workers[1], as_worker=insider)
-    soon_s = time.time() + 1.0  # noqa: TID251 - the worker's clock is the real one
-    ticket = ring.ticket(SESSION, 1, previous=insider.worker_id, expires_at_s=soon_s)
+    now_s = time.time()  # noqa: TID251 - the worker's clock is the real one
+    # but it stands still until the session is open: a busy machine takes longer than the ticket lasts
+    monkeypatch.setattr(ring.workers[1].plane._sessions, "_clock", lambda: now_s)
+    ticket = ring.ticket(SESSION, 1, previous=insider.worker_id, expires_at_s=now_s + 0.3)
     text = sign_claims(ticket, [ring.workers[1].ticket_key])
     await wire.send(OpenSession(session_id=SESSION, tickets=(text,), deadline_s=3600.0))
     await wire.receive(SessionOpened)
+    monkeypatch.undo()
     assert (await wire.receive(SessionEnded)).error.code == "deadline_exceeded"
     assert await refusal(await ring.connect(ring.workers[1], as_worker=insider), text) == "clock_skew"
 

@@ -20,6 +20,8 @@ from tests.support.scripted_cluster import scripted_manifest
 
 CHAT = [{"role": "user", "content": "hi"}]
 WITHIN_S = 1.5
+SLOWEST_TICK_S = 0.3
+"""How long the event loop of a busy machine may take for a round on average; some bombs are over sooner."""
 ESCAPES = (
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "{{ ''|attr('__class__')|attr('__mro__') }}",
@@ -85,9 +87,10 @@ async def test_a_bomb_ends_with_its_process_and_not_with_ours(kind: str) -> None
         ticking = tasks.create_task(tick())
         said = await outcome(BOMBS[kind])
         ticking.cancel()
+    took_s = time.monotonic() - began_s
     assert said in ("UntrustedFileError", "InvalidRequestError"), kind
-    assert time.monotonic() - began_s < 10 * WITHIN_S
-    assert ticks > 5, "the event loop stood still"
+    assert took_s < 10 * WITHIN_S
+    assert ticks > took_s / SLOWEST_TICK_S, "the event loop stood still"
     assert psutil.Process().memory_info().rss - began_bytes < 500 * 2**20
 
 

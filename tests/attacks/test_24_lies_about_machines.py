@@ -25,6 +25,7 @@ from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from tests.attacks.test_24_lies_about_work import auditing, level
 from tests.support.cheating import Cheat, cheat, held_up, round_weights
 from tests.support.coordinators import (
+    PATIENT,
     Answer,
     ScriptedWorker,
     add_model,
@@ -169,7 +170,7 @@ async def test_blocks_that_nobody_gave_it_are_not_a_workers_to_serve(tmp_path: P
 async def test_who_says_ready_and_is_not_costs_no_client_an_answer_and_loses_its_routes(tmp_path: Path) -> None:
     """Fails if a worker's word weighs more than that of clients, who tell of whom they can't even dial, too."""
     packed, whole = packed_tiny(tmp_path, "llama")
-    async with whole_cluster(tmp_path, settle_s=0.3) as cluster:
+    async with whole_cluster(tmp_path, settle_s=0.3, **PATIENT) as cluster:
         await cluster.add_model("tiny", packed)
         await cluster.join("a", "0:4")
         await cluster.until_ready()

@@ -35,8 +35,8 @@ async def test_a_false_announcement_is_refused_learns_nothing_and_the_next_is_tr
         announced(coordinator.port, coordinator.authority.coordinator_id) as our_id,
     ):
         identity, secret, lines = load_identity(tmp_path), join_secret_of(coordinator), list[str]()
-        urls = await found_coordinator(identity, secret, utc_now_s, lines.append, only(rogue_id, our_id))
-        assert urls == (coordinator.url,)
+        found = await found_coordinator(identity, secret, utc_now_s, lines.append, only(rogue_id, our_id))
+        assert found.urls == (coordinator.url,)
         assert rogue.statuses["/v1/join"] == 401
         assert any(line.startswith("not this one:") for line in lines)
         body, proof = rogue.sent

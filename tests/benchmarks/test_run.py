@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks import arrangement, links, run
 from benchmarks.arrangement import MODEL, Arranged, Arrangement, split
+from benchmarks.held_ports import held_port
 from benchmarks.measures import SMALL, Bench
 from benchmarks.relay import Relay
-from benchmarks.replicated import free_port
 from tests.support.forked_program import ForkedCluster
 from tests.support.tiny_cluster import tiny_model_folder
 from tests.support.tiny_tokenizer import tiny_files, tiny_tokenizer
@@ -33,7 +33,7 @@ async def test_everything_is_measured_in_one_process(tmp_path: Path, monkeypatch
         await cluster.add_model(MODEL, packed)
         relays = []
         for name, blocks in (("a", "0:2"), ("b", "2:4")):
-            port = free_port()
+            port = stack.enter_context(held_port())
             relay = await stack.enter_async_context(Relay("127.0.0.1", port))
             relays.append(relay)
             url = f"https://127.0.0.1:{relay.port}"

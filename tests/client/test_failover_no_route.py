@@ -59,18 +59,23 @@ def test_loading_blocks_are_waited_for_at_the_coordinator(known: Failover) -> No
     again = after_refusal(known, ModelLoadingError("loading", retry_after_s=9.0), asked(), RNG)
     assert again == AskAgain(known=known, after_s=0.0, wait_s=ROUTE_WAIT_S, waits_for="loading")
     assert ROUTE_WAIT_S <= MAX_ROUTE_WAIT_S
-    # once a wait has begun, it goes on though the blocks' new holder goes too
-    second = asked(wait_s=ROUTE_WAIT_S, n_refusals=2)
-    more = after_refusal(known, ModelUnavailableError("missing"), second, RNG)
+
+
+def test_a_wait_before_the_first_attempt_ends_with_the_hope_for_those_blocks() -> None:
+    """So a cluster without workers answers at once, though one was stopped a moment ago and might have come."""
+    second = asked(wait_s=ROUTE_WAIT_S, n_refusals=2, since_s=1.0)
+    assert after_refusal(FIRST, ModelUnavailableError("the disk is full"), second, RNG) is None
+    more = after_refusal(FAILED, ModelUnavailableError("the disk is full"), second, RNG)
     assert more is not None
     assert more.wait_s == ROUTE_WAIT_S
+    assert after_refusal(FIRST, UnreachableError("away"), replace(second, since_s=99.0), RNG) is not None
 
 
-def test_blocks_that_nobody_gets_to_hold_are_not_waited_for_long_before_a_first_attempt() -> None:
-    late = asked(wait_s=ROUTE_WAIT_S, n_refusals=3, since_s=RESTART_GRACE_S + 1)
-    assert after_refusal(FIRST, ModelUnavailableError("the disk is full"), late, RNG) is None
-    assert after_refusal(FIRST, UnreachableError("away"), late, RNG) is not None
-    assert after_refusal(FAILED, ModelUnavailableError("the disk is full"), late, RNG) is not None
+def test_who_wants_to_waits_for_workers_that_nobody_has_started_yet() -> None:
+    for n_refusals, since_s in ((1, 0.1), (60, 600.0)):
+        refused = asked(n_refusals=n_refusals, since_s=since_s, waits_for_workers=True)
+        again = after_refusal(FIRST, ModelUnavailableError("nobody: `worker join`"), refused, RNG)
+        assert again == AskAgain(known=FIRST, after_s=0.0, wait_s=ROUTE_WAIT_S, waits_for="nobody: `worker join`")
 
 
 @pytest.mark.parametrize(
@@ -133,9 +138,11 @@ def test_a_restart_is_waited_for_before_the_first_attempt_but_not_for_ever() -> 
         assert after_refusal(FIRST, kind("away"), refused, RNG) is not None
         assert after_refusal(FIRST, kind("away"), replace(refused, since_s=RESTART_GRACE_S), RNG) is None
     # it is back, and its workers aren't yet
-    back = after_refusal(FIRST, ModelUnavailableError("nobody yet"), asked(n_refusals=2), RNG)
-    assert back is not None
-    late = asked(n_refusals=2, since_s=RESTART_GRACE_S)
+    back = asked(n_refusals=2, since_s=RESTART_GRACE_S - 4.0, was_away=True)
+    again = after_refusal(FIRST, ModelUnavailableError("nobody yet"), back, RNG)
+    assert again is not None
+    assert again.wait_s == pytest.approx(4.0)
+    late = asked(n_refusals=2, since_s=RESTART_GRACE_S, was_away=True)
     assert after_refusal(FIRST, ModelUnavailableError("nobody"), late, RNG) is None
 
 

@@ -15,6 +15,7 @@ from protocol.errors import (
     ProtocolVersionError,
     UnauthenticatedError,
 )
+from protocol.http_connector import MAX_CUTS
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import CloseSession, OpenSession, SessionOpened, Token
 from tests.support.coordinators import eventually
@@ -43,6 +44,30 @@ async def test_two_that_dial_at_once_get_one_connection(pool: ConnectionPool, cl
     first, second = await asyncio.gather(*(pool.connection(*cluster.workers[0]) for _ in range(2)))
     assert first is second
     assert cluster.n_worker_connections == 1
+
+
+async def test_all_who_wait_for_a_dialling_hear_of_its_failure_and_later_ones_dial_anew(
+    pool: ConnectionPool, cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that takes connections and cuts them takes seconds to give up: not one after the other for each."""
+    monkeypatch.setattr("protocol.http_connector._LONGEST_DELAY_S", 0.0)
+    n_dialled = 0
+
+    async def cut(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal n_dialled
+        n_dialled += 1
+        writer.close()
+
+    worker_id, _ = cluster.workers[0]
+    async with await asyncio.start_server(cut, "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        dials = [pool.connection(worker_id, url) for _ in range(8)]
+        ends = await asyncio.gather(*dials, return_exceptions=True)
+        assert all(isinstance(end, HopLostError) and "before TLS was agreed on" in end.message for end in ends)
+        assert n_dialled == MAX_CUTS
+        with pytest.raises(HopLostError):
+            await pool.connection(worker_id, url)
+        assert n_dialled == 2 * MAX_CUTS
 
 
 async def test_answers_go_to_the_inbox_of_their_session(pool: ConnectionPool, cluster: ScriptedCluster) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.announcing import Announcer
 from protocol.running_beside import running_beside
-from tests.support.announced import LISTENS_ON, announced, new_coordinator_id
+from tests.support.announced import LISTENS_ON, announced, new_coordinator_id, only
 from tests.support.coordinators import eventually, eventually_answered
 from worker.discovery import announced_coordinators
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(60)
 
 async def test_it_is_found_while_it_runs_and_not_after_it_has_stopped() -> None:
     async with announced(7411) as coordinator_id:
-        (found,) = [each for each in await announced_coordinators() if each.coordinator_id == coordinator_id]
+        (found,) = await only(coordinator_id)()
         assert (found.urls, found.ca_fingerprint) == (("https://127.0.0.1:7411",), "ab" * 8)
 
     async def is_gone() -> bool:

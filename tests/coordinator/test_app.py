@@ -85,16 +85,15 @@ async def test_other_listen_addresses_work_from_this_machine(tmp_path: Path, hos
         assert "0.0.0.0" not in coordinator.url
 
 
-async def test_a_taken_port_is_said_and_nothing_is_left_open(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(PortInUseError, match=rf"127\.0\.0\.1:{port}.*--listen"):
-            async with running_coordinator(tmp_path, listen_port=port):
-                pass
-    async with running_coordinator(tmp_path, listen_port=port) as coordinator:  # the folder is free again
-        assert coordinator.port == port
+async def test_a_taken_port_is_said_and_nothing_is_left_open(tmp_path: Path, own_port: int) -> None:
+    with (
+        socket.create_server(("127.0.0.1", own_port)),
+        pytest.raises(PortInUseError, match=rf"127\.0\.0\.1:{own_port}.*--listen"),
+    ):
+        async with running_coordinator(tmp_path, listen_port=own_port):
+            pass
+    async with running_coordinator(tmp_path, listen_port=own_port) as coordinator:  # the folder is free again
+        assert coordinator.port == own_port
         assert coordinator.is_first_start, "who was refused before is told what to do all the same"
     async with running_coordinator(tmp_path) as coordinator:
         assert not coordinator.is_first_start
@@ -158,7 +157,7 @@ async def test_a_worker_that_vanished_does_not_hold_up_the_stop(tmp_path: Path) 
     async with running_coordinator(tmp_path) as coordinator:
         _, writer = await asyncio.open_connection("127.0.0.1", coordinator.port)  # never says a word
         started_s = loop.time()
-    assert loop.time() - started_s < 8.0
+    assert loop.time() - started_s < 20.0  # the stop has 5 s, and the library would wait for a minute
     writer.close()
 
 

@@ -26,7 +26,7 @@ from protocol.invite_rest import CreatedInvite, CreateInviteRequest
 from protocol.key_limits import LimitsChange
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.quota_rest import OwnerRequest
-from protocol.rest import RouteGrant, RouteRequest
+from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.secret_rest import RotateSecretRequest
 from protocol.settings_rest import ChangeSettingsRequest
 from protocol.trust_rest import TrustRequest
@@ -101,6 +101,8 @@ async def test_each_act_of_an_operator_says_who_and_what_was_before_and_after(
         at = found["key_revoked"].at.replace("+00:00", "Z")
         assert found["key_created"] not in await entries(http, f"since={at}")
         assert found["key_created"] in await entries(http, f"until={at}")
+        refused = (await http.ask("GET", "/admin/v1/audit?since=2026-11-23")).read(ErrorAnswer).error.message
+        assert refused.endswith("; a time is written as 2026-11-01T00:00:00Z")
         for statement in ("UPDATE audit_log SET who = 'nobody'", "DELETE FROM audit_log"):
             with pytest.raises(StorageError):
                 async with coordinator.repository.transactions.writing() as session:
@@ -191,7 +193,10 @@ async def _change_workers(act: Acting, coordinator: RunningCoordinator) -> None:
         await act("POST", "/workers/{worker_id}/trust", TrustRequest(action="pin", score=0.9), **names)
         pin = PinRequest(model="tiny", blocks="0:4", force=True)
         await act("PUT", "/workers/{worker_id}/assignment", pin, **names)
-        await one.hold(await one.receive(Assign))
+        epoch = coordinator.cluster.state.workers[one.worker_id].assignment.epoch
+        while (assign := await one.receive(Assign)).epoch < epoch:  # of what was placed before the pin
+            pass
+        await one.hold(assign)
         await eventually(lambda: len(coordinator.cluster.state.workers[one.worker_id].ready) == 1)
         async with http_session(coordinator, key_of(coordinator, "client")) as client:
             wanted = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=5, max_tokens=7)

@@ -75,6 +75,12 @@ def test_a_worker_is_shown_with_what_it_holds() -> None:
     assert "\x1b" not in text
 
 
+def test_a_worker_that_can_not_hold_its_blocks_is_shown_as_failed() -> None:
+    failed = msgspec.structs.replace(WORKER, state="idle", spans=(span(BlockRange(0, 4), state="failed"),))
+    assert " failed  m 0:4 (failed)" in " ".join(shown(worker_table((failed,))).split(" ")).replace("   ", "  ")
+    assert " idle " in shown(worker_table((msgspec.structs.replace(WORKER, state="idle"),)))
+
+
 def test_a_worker_whose_caches_are_of_another_precision_says_so() -> None:
     assert "cpu float32, caches int8" in shown(
         worker_table((msgspec.structs.replace(WORKER, kv_precision="int8"),))

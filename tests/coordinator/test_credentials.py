@@ -77,7 +77,7 @@ async def test_the_callers_are_told_apart(coordinator: RunningCoordinator, authe
     )
     caller = await authenticator.caller("worker", bearer(session_token(coordinator)))
     expected = ticket_key(coordinator.authority.signing_keys[-1], WORKER)
-    assert caller == WorkerCaller(worker_id=WORKER, ticket_key=expected)
+    assert caller == WorkerCaller(worker_id=WORKER, ticket_key=expected, token_until_s=caller.token_until_s)
     assert expected.hex() not in repr(caller)
 
 

@@ -211,10 +211,9 @@ async def test_a_clock_that_was_set_back_is_noticed(tmp_path: Path) -> None:
     assert clock_finding(root, datetime(1970, 1, 2, tzinfo=UTC)).status == "fail"
 
 
-def test_a_port_is_free_or_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        found = port_finding("127.0.0.1", port)
+def test_a_port_is_free_or_taken(own_port: int) -> None:
+    with socket.create_server(("127.0.0.1", own_port)):
+        found = port_finding("127.0.0.1", own_port)
         assert found.status == "fail"
         assert "--listen" in found.mend
-    assert port_finding("127.0.0.1", port).status == "ok"
+    assert port_finding("127.0.0.1", own_port).status == "ok"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -22,7 +21,15 @@ from protocol.exit_codes import EXIT_STORAGE
 from protocol.ids import ModelName
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
 from protocol.rest import ModelList
-from tests.support.coord_process import ROOT, STOP_DEADLINE_S, Served, environ, forked, serve_command
+from tests.support.coord_process import (
+    ROOT,
+    START_DEADLINE_S,
+    STOP_DEADLINE_S,
+    Served,
+    environ,
+    forked,
+    serve_command,
+)
 from tests.support.coordinators import (
     Http,
     ReachedCoordinator,
@@ -32,6 +39,8 @@ from tests.support.coordinators import (
     stored_model,
 )
 from tests.support.postgres import PostgresServer
+
+pytestmark = pytest.mark.timeout(180)  # programs that start several times, and wait for their disk
 
 N_KILLS = 3
 
@@ -144,7 +153,7 @@ async def test_a_request_under_way_is_finished_when_it_is_told_to_stop(tmp_path:
                     await sent.wait()
                     assert (await stranger.ask("GET", "/v1/hello")).status == 200
                     process.process.send_signal(signal.SIGTERM)
-                    await eventually(lambda: not is_listening(coordinator.port))
+                    await eventually(lambda: not process.is_listening())
                     other.execute("ROLLBACK")
             assert late.result().status == 201
         assert process.process.wait(STOP_DEADLINE_S) == 0
@@ -153,11 +162,6 @@ async def test_a_request_under_way_is_finished_when_it_is_told_to_stop(tmp_path:
         async with http_session(coordinator, key_of(coordinator, "admin")) as http:
             keys = (await http.ask("GET", "/admin/v1/keys")).read(KeyList).keys
         assert "late" in {key.name for key in keys}
-
-
-def is_listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 # ------------------------------------------------------------------ two on one database
@@ -176,7 +180,7 @@ def test_a_copy_of_the_state_folder_is_refused_and_can_stand_by(
             capture_output=True,
             text=True,
             check=False,
-            timeout=STOP_DEADLINE_S,
+            timeout=START_DEADLINE_S,
         )
         assert done.returncode == EXIT_STORAGE, done.stderr
         assert "another coordinator serves this database" in done.stderr

@@ -157,7 +157,7 @@ async def test_the_more_reports_wait_the_more_are_saved_together(
     assert sum(repository.n_together) == n_waiting
 
 
-async def test_what_cant_be_saved_in_time_or_is_too_much_is_said(
+async def test_what_cant_be_saved_in_time_is_known_and_what_is_too_much_is_said(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation_reports, "MAX_REPORTS", 1)
@@ -168,10 +168,8 @@ async def test_what_cant_be_saved_in_time_or_is_too_much_is_said(
         reports.take(report("s1"), B)
         reports.take(report("s2"), B)
         await reports.saved(0.01)
-    assert [(line["event"], line["n_waiting"]) for line in logs] == [
-        ("generation_report_lost", 1),
-        ("generation_reports_lost", 1),
-    ]
+    assert [(line["event"], line["n_waiting"]) for line in logs] == [("generation_report_lost", 1)]
+    assert [end.report for end in reports.unsaved] == [report("s1")]
 
 
 async def test_ids_that_are_none_do_not_get_to_the_database(desk: Desk) -> None:

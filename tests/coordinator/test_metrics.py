@@ -13,8 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.app import RunningCoordinator
 from coordinator.metrics import CoordinatorMetrics
-from protocol.codec import decode_message
-from protocol.control_messages import Assign, CoordinatorToWorker
+from protocol.control_messages import Assign
 from protocol.errors import NotFoundError
 from protocol.ids import ModelName
 from protocol.key_limits import KeyLimits
@@ -44,11 +43,10 @@ async def value(coordinator: RunningCoordinator, name: str, **labels: str) -> fl
 
 @asynccontextmanager
 async def serving(worker: ScriptedWorker) -> AsyncIterator[None]:
-    """Hold whatever is assigned, and answer the coordinator's pings."""
+    """Hold whatever is assigned."""
 
     async def hold_forever() -> None:
-        while True:
-            message = decode_message((await worker.socket.receive()).data, CoordinatorToWorker)
+        while (message := await worker.next()) is not None:
             if isinstance(message, Assign):
                 await worker.hold(message)
 
@@ -63,8 +61,7 @@ async def new_key(coordinator: RunningCoordinator, limits: KeyLimits) -> str:
 
 
 async def test_refusals_are_counted_by_their_limit_and_failovers_by_reasons_that_there_are(tmp_path: Path) -> None:
-    patient = {"suspect_after_s": 3600.0, "failover_after_s": 3600.0, "lost_after_s": 7200.0}
-    async with running_coordinator(tmp_path, **patient) as coordinator:
+    async with running_coordinator(tmp_path) as coordinator:
         model = await add_model(coordinator)
         async with joined_worker(coordinator) as worker, serving(worker):
             for limits, name, statuses in (

@@ -18,7 +18,7 @@ from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
 from protocol.quota_rest import OwnerRequest
 from protocol.rest import ErrorAnswer
-from tests.support.coordinators import Http, http_session, joined_worker, key_of, running_coordinator
+from tests.support.coordinators import Http, eventually, http_session, joined_worker, key_of, running_coordinator
 
 KEYS = "/admin/v1/keys"
 
@@ -154,6 +154,8 @@ async def test_every_list_is_the_same_in_pages_as_whole(tmp_path: Path, database
     ):
         for worker in (one, other):
             await worker.receive(Assign)
+        # what was sought before the other came is given out, and sought anew: till then a reason changes
+        await eventually(lambda: coordinator.cluster.state.changed_s is None)
         limited = CreateKeyRequest(name="limited", limits=KeyLimits(max_concurrent=1))
         key_ids = [
             (await http.ask("POST", KEYS, limited)).read(CreatedKey).key_id,

@@ -132,7 +132,7 @@ async def test_a_start_that_is_given_up_while_the_database_hangs_ends_within_sec
             starting.cancel()
             await asyncio.wait([starting])
             took_s = time.monotonic() - began_s
-    assert took_s < 5.0, "the driver says goodbye for 2 s"
+    assert took_s < 10.0, "the driver says goodbye for 2 s, and a statement has 30 s"
     async with running_coordinator(tmp_path, database_url=url) as again:
         assert again.is_first_start is False
 

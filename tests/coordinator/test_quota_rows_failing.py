@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import functools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,13 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import Connection, Engine, event, func, make_url, select, update
 
-from coordinator.database import create_engine, migrate
+from coordinator.database import create_engine
 from coordinator.policy.quota import MAX_CONTINUATIONS
 from coordinator.repository import Repository
 from coordinator.tables import QuotaRow, ReservationRow
 from protocol.errors import QuotaExceededError, StorageError
 from protocol.ids import SessionId
 from protocol.key_limits import KeyLimits
+from tests.support.migrated_once import migrated_database
 from tests.support.quota_ledger import KEY, NOW, ROUTE, Outcome, add_key, begin, end
 
 LOST_ANSWER = 0
@@ -89,15 +88,6 @@ MOST_UNHEARD = 4
 STEPS = st.one_of(st.none(), st.none(), st.integers(1, 14), st.just(LOST_ANSWER))
 
 
-@functools.cache
-def _migrated() -> Path:
-    """A new database, made once."""
-    path = Path(tempfile.mkdtemp()) / "new.db"
-    atexit.register(shutil.rmtree, path.parent)
-    migrate(f"sqlite+aiosqlite:///{path}")
-    return path
-
-
 def _wait_for_no_disk(connection: Any, _record: Any) -> None:
     """Each example has a database of its own, and what is tested isn't what a disk keeps."""
     connection.cursor().execute("PRAGMA synchronous = OFF")
@@ -111,7 +101,7 @@ class Ledger(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
         path = Path(self.folder.name) / "x.db"
-        shutil.copy(_migrated(), path)
+        shutil.copy(migrated_database(), path)
         self.engine = create_engine(make_url(f"sqlite+aiosqlite:///{path}"))
         self.repository = Repository(self.engine)
         for engine in (self.engine.sync_engine, self.repository.transactions.blocking):

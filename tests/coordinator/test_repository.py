@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from coordinator import transactions
 from coordinator.database import opened
 from coordinator.policy.effects import (
     DeleteModel,
@@ -237,7 +238,8 @@ async def test_one_of_many_reports_at_once_counts(repository: Repository) -> Non
     assert finished.count(None) == 4
 
 
-async def test_many_writers_at_once(repository: Repository) -> None:
+async def test_many_writers_at_once(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transactions, "BUSY_TIMEOUT_MS", 120_000)  # they take their turns on a slow machine
     async with asyncio.TaskGroup() as group:
         for index in range(30):
             group.create_task(repository.add_api_key(KeyId(f"k{index}"), "n", "client", "h", NOW), name=f"{index}")

@@ -12,6 +12,7 @@ import pytest
 
 from coordinator import waiting_room
 from coordinator.app import RunningCoordinator
+from coordinator.keys import ROUTE_DESK
 from coordinator.ticket_desk import TICKET_LIFE_S
 from protocol.control_messages import Assign
 from protocol.ids import BlockRange, SessionId, WorkerId
@@ -26,6 +27,7 @@ from tests.support.coordinators import (
     add_model,
     announcement,
     eventually,
+    eventually_answered,
     http_session,
     joined_worker,
     key_of,
@@ -172,6 +174,24 @@ async def test_the_wait_ends_with_the_newest_reason(coordinator: RunningCoordina
         assert "being loaded" in loading.read(ErrorAnswer).error.message
 
 
+async def test_a_wait_for_blocks_on_their_way_ends_as_soon_as_they_no_longer_are(
+    coordinator: RunningCoordinator, http: Http
+) -> None:
+    said = announcement("https://127.0.0.1:7900", pinned_model=TINY, pinned_blocks=BlockRange(0, 4))
+    async with joined_worker(coordinator, announce=said) as worker, asyncio.TaskGroup() as tasks:
+        assign = await worker.receive(Assign)
+        while not assign.spans:
+            assign = await worker.receive(Assign)
+        await worker.hold(assign, "loading")
+        await eventually(lambda: coordinator.cluster.state.workers[worker.worker_id].reported)
+        waiting = tasks.create_task(ask(http, wait_s=30.0), name="waiting")
+        await eventually(lambda: coordinator.application[ROUTE_DESK].n_waiting == 1)
+        await worker.hold(assign, "failed")
+        async with asyncio.timeout(10):
+            answer = await waiting
+        assert (answer.status, code_of(answer)) == (503, "model_unavailable")
+
+
 async def test_excluding_all_who_hold_blocks_is_no_loading(coordinator: RunningCoordinator, http: Http) -> None:
     async with pinned_workers(coordinator, (0, 4)) as (worker,):
         answer = await ask(http, exclude=(worker.worker_id,))
@@ -205,10 +225,16 @@ async def test_more_than_may_wait_are_sent_away_with_a_time(
     coordinator: RunningCoordinator, http: Http, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting_room, "MAX_WAITING_PER_KEY", 3)
-    answers = await asyncio.gather(*(ask(http, wait_s=1.0) for _ in range(5)))
-    assert sorted(code_of(answer) for answer in answers) == ["model_unavailable"] * 3 + ["overloaded"] * 2
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(granted(http, wait_s=30.0), name=f"waiting {i}") for i in range(3)]
+        await eventually(lambda: coordinator.application[ROUTE_DESK].n_waiting == 3)
+        answers = await asyncio.gather(*(ask(http, wait_s=30.0) for _ in range(2)))
+        async with pinned_workers(coordinator, (0, 4)) as (worker,):
+            await asyncio.wait(waiting)
+            again = await ask(http, wait_s=0.1, exclude=(worker.worker_id,))
+    assert [code_of(answer) for answer in answers] == ["overloaded"] * 2
     assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
-    assert code_of(await ask(http, wait_s=0.1)) == "model_unavailable", "the places are free again"
+    assert code_of(again) == "model_unavailable", "the places are free again"
 
 
 async def test_a_waiting_caller_that_hangs_up_leaves_its_place(
@@ -223,9 +249,7 @@ async def test_a_waiting_caller_that_hangs_up_leaves_its_place(
     async def is_free() -> bool:
         return code_of(await ask(http, wait_s=0.01)) == "model_unavailable"
 
-    async with asyncio.timeout(5):
-        while not await is_free():
-            pass
+    await eventually_answered(is_free)
 
 
 async def test_who_waits_when_the_coordinator_stops_is_told_so(tmp_path: Path) -> None:
@@ -235,8 +259,8 @@ async def test_who_waits_when_the_coordinator_stops_is_told_so(tmp_path: Path) -
             session = http_session(coordinator, key_of(coordinator, "client"))
             http = await session.__aenter__()
             waiting = tasks.create_task(ask(http, wait_s=30.0), name="waiting")
-            await asyncio.sleep(0.2)  # it has to have arrived; nothing tells
-        async with asyncio.timeout(3):
+            await eventually(lambda: coordinator.application[ROUTE_DESK].n_waiting)
+        async with asyncio.timeout(10):
             answer = await waiting
         assert (answer.status, code_of(answer)) == (503, "draining")
         await session.__aexit__(None, None, None)

@@ -105,13 +105,15 @@ async def test_all_others_end_what_they_have_with_a_banned_worker(coordinator: R
 async def test_what_nobody_opened_gives_its_place_to_others_and_is_ended_if_somebody_does_after_all(
     coordinator: RunningCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation_rows, "OPENS_WITHIN", timedelta(seconds=0.2))
     async with serving(coordinator) as worker, http_session(coordinator, key_of(coordinator, "admin")) as admin:
         wanted = CreateKeyRequest(name="n", limits=KeyLimits(max_concurrent=1))
-        made = (await admin.ask("POST", "/admin/v1/keys", wanted)).read(CreatedKey)
-        async with http_session(coordinator, made.key) as http:
+        keys = [(await admin.ask("POST", "/admin/v1/keys", wanted)).read(CreatedKey).key for _ in range(2)]
+        async with http_session(coordinator, keys[0]) as other:  # of which one is to hold its place for a minute
+            await granted(other)
+            assert (await other.ask("POST", "/v1/routes", ASK)).status == 429
+        async with http_session(coordinator, keys[1]) as http:
+            monkeypatch.setattr(generation_rows, "OPENS_WITHIN", timedelta(seconds=0.2))
             unopened = (await granted(http)).session_id
-            assert (await http.ask("POST", "/v1/routes", ASK)).status == 429
 
             async def next_granted() -> RouteGrant | None:
                 answer = await http.ask("POST", "/v1/routes", ASK)

@@ -68,12 +68,12 @@ async def test_what_was_given_at_the_start_goes_before_what_is_stored(tmp_path: 
         ({"replan_margin": "much"}, "1.01 to 100"),
         ({"auto_quantize": 1}, "on or off"),
         ({"listen": "x"}, "there are placement"),
-        ({"suspect_after_s": 60.0}, "lost_after_s 15"),
+        ({"suspect_after_s": 60.0}, "first raise lost_after_s to 60 at least, or lower suspect_after_s to 15"),
         ({}, "at least one"),
     ],
 )
 async def test_what_cant_be_is_refused_with_what_can(tmp_path: Path, values: dict, said: str) -> None:  # type: ignore[type-arg]
-    async with running_coordinator(tmp_path) as coordinator:
+    async with running_coordinator(tmp_path, is_patient=False) as coordinator:
         before = coordinator.cluster.state.settings
         async with http_session(coordinator, key_of(coordinator, "admin")) as admin:
             body = {"settings": {**values, **({"replan": "off"} if values else {})}}

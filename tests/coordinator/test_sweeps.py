@@ -34,7 +34,7 @@ class Watched(Repository):
 
 
 async def test_a_sweep_places_and_survives_a_database_that_cant_be_written(tmp_path: Path) -> None:
-    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'brigade.db'}") as engine, asyncio.timeout(10):
+    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'brigade.db'}") as engine, asyncio.timeout(30):
         repository = Watched(engine)
         repository.tried = asyncio.Event()
         cluster = Cluster(repository, PolicySettings(settle_s=0.0), lambda: 1_800_000_000.0)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +14,7 @@ from sqlalchemy import text
 
 from coordinator.database import opened
 from coordinator.repository import Repository
+from coordinator.same_file import SameFile
 from coordinator.transactions import Transactions
 from protocol.errors import StorageError
 from protocol.ids import KeyId
@@ -35,6 +40,74 @@ async def test_a_file_that_is_not_the_one_it_was_is_not_used(tmp_path: Path) -> 
         await repository.add_api_key(KeyId("k3"), "n", "client", "h", NOW)
         assert {key.key_id for key in await repository.api_keys()} == {"k1", "k3"}
         assert repository.problem == ""
+
+
+async def test_a_file_that_is_moved_away_takes_all_along_and_an_older_copy_in_its_place_gets_none_of_it(
+    tmp_path: Path,
+) -> None:
+    """The write-ahead log stays where it is, and SQLite would replay it onto whatever file has the name."""
+    path, away, older = tmp_path / "x.db", tmp_path / "away.db", tmp_path / "older.db"
+    async with opened(f"sqlite+aiosqlite:///{path}") as engine:
+        repository = Repository(engine)
+        await repository.add_api_key(KeyId("k1"), "n", "client", "h", NOW)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("VACUUM INTO ?", [str(older)])
+        for n in range(2, 30):
+            await repository.add_api_key(KeyId(f"k{n}"), "n", "client", "h", NOW)
+        path.rename(away)
+        shutil.copy(older, path)
+        with pytest.raises(StorageError, match="was moved, deleted or replaced"):
+            await repository.api_keys()
+        assert path.with_name("x.db-wal").stat().st_size == 0, "whoever is killed now leaves nothing to replay"
+    assert _keys_in(path) == {"k1"}
+    assert _keys_in(away) == {f"k{n}" for n in range(1, 30)}
+
+
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="only Linux tells")
+@pytest.mark.parametrize("is_back_at_once", [False, True])
+async def test_the_log_of_a_file_that_is_moved_to_another_disk_stays_for_when_it_is_back(
+    tmp_path: Path, is_back_at_once: bool
+) -> None:
+    """Such a move is a copy, after which the file is deleted: all that is written into that is lost."""
+    path, away = tmp_path / "x.db", tmp_path / "away.db"
+    async with opened(f"sqlite+aiosqlite:///{path}") as engine:
+        repository = Repository(engine)
+        for n in range(30):
+            await repository.add_api_key(KeyId(f"k{n}"), "n", "client", "h", NOW)
+        shutil.copy(path, away)
+        path.unlink()
+        with pytest.raises(StorageError, match="was moved, deleted or replaced"):
+            await repository.api_keys()
+        if is_back_at_once:  # which can't be told from an older file in its place
+            shutil.copy(away, path)
+            with pytest.raises(
+                StorageError, match=r"a backup\. What was written to it last is in .*/x.db-wal\.left"
+            ):
+                await repository.api_keys()
+    if is_back_at_once:
+        path.with_name("x.db-wal.left").rename(path.with_name("x.db-wal"))
+    shutil.copy(away, path)
+    assert _keys_in(path) == {f"k{n}" for n in range(30)}
+
+
+async def test_a_file_that_was_replaced_before_it_was_used_is_not_held(tmp_path: Path) -> None:
+    path, away = tmp_path / "x.db", tmp_path / "away.db"
+    async with opened(f"sqlite+aiosqlite:///{path}") as engine:
+        file = SameFile(engine)
+        path.rename(away)
+        file._hold()  # as when it is moved while somebody looks
+        assert not path.exists(), "a new one was made"
+        away.rename(path)
+        file.check()
+        path.rename(away)
+        with pytest.raises(StorageError, match="was moved"):
+            file.check()
+
+
+def _keys_in(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return {key for (key,) in connection.execute("SELECT key_id FROM api_keys")}
 
 
 async def test_that_reading_works_does_not_hide_that_writing_does_not(tmp_path: Path) -> None:
@@ -93,7 +166,7 @@ async def test_whoever_is_cancelled_several_times_leaves_no_lock_and_no_task(
                 task.cancel()
                 await let_run(n_between)
             await asyncio.wait([task])
-            await asyncio.wait_for(write(), 1.0)
+            await asyncio.wait_for(write(), 20.0)  # a lock that is left is an error after `BUSY_TIMEOUT_MS`
             if closing := asyncio.all_tasks() - tasks_before:
                 assert not (await asyncio.wait(closing, timeout=10.0))[1]
 

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from coordinator.app import RunningCoordinator
+from protocol.assignment_rest import AssignmentList
 from protocol.cluster_rest import ChangeModelRequest, ClusterStatus
 from protocol.control_messages import Assign, Dismiss
 from protocol.ids import ModelName, WorkerId
@@ -63,6 +64,7 @@ async def test_a_banned_worker_is_told_so_and_neither_connects_nor_joins_until_p
         await worker.receive(Assign)
         banned = await decided(admin, worker.worker_id, action="ban", reason="it lies")
         assert (banned.level, banned.score, banned.banned_reason) == ("banned", 0.0, "it lies")
+        assert (await decided(admin, worker.worker_id, action="ban")).banned_reason == "it lies", "as it was"
         told = await worker.receive(Dismiss)
         assert (told.error.code, "it lies" in told.error.message) == ("forbidden", True)
         assert await worker.closed() == aiohttp.WSCloseCode.POLICY_VIOLATION
@@ -83,6 +85,8 @@ async def test_a_banned_worker_is_told_so_and_neither_connects_nor_joins_until_p
         refusal = await stranger.ask("POST", "/v1/join", other.body, headers=other.headers())
         assert refusal.read(ErrorAnswer).error.code == "wrong_secret", "strangers learn nothing"
     assert (await decided(admin, key.worker_id[:12], action="pardon")).level == "probation"
+    (held,) = (await admin.ask("GET", "/admin/v1/assignments")).read(AssignmentList).assignments
+    assert (held.state, held.reason.split(";")[0]) == ("gone", "it was banned, and is pardoned")
     async with joined_worker(coordinator, key=key) as back:
         await back.receive(Assign)
     actions = [line.action for line in await coordinator.repository.audit_lines()]

@@ -45,6 +45,8 @@ async def removed(coordinator: RunningCoordinator) -> str:
             assert (await http.ask("GET", path)).read(WorkerInfo).state == "draining"
             await worker.send(Leaving(reason="told to"))
         await eventually_answered(lambda: gone(http, path))
+        late = (await http.ask("POST", f"{path}/undrain")).read(ErrorAnswer).error.message
+        assert ("is gone (" in late, "on its way out" in late) == (True, False)
         assert (await http.ask("DELETE", path)).status == 200
         assert (await http.ask("DELETE", path)).status == 404
         return path

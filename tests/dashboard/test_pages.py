@@ -119,14 +119,13 @@ async def test_every_page_shows_something_in_the_dark_and_on_a_phone(browser: Br
         assert await page.evaluate("document.documentElement.dataset.theme") == "light"
 
 
-async def test_a_lost_coordinator_is_said_and_found_again(browser: Browser, tmp_path: Path) -> None:
+async def test_a_lost_coordinator_is_said_and_found_again(browser: Browser, tmp_path: Path, own_port: int) -> None:
     async with AsyncExitStack() as first:
-        coordinator = await first.enter_async_context(running_coordinator(tmp_path))
+        coordinator = await first.enter_async_context(running_coordinator(tmp_path, listen_port=own_port))
         async with dashboard(browser, coordinator) as page:
-            port = coordinator.port
             await first.aclose()
             await expect(page.get_by_role("alert")).to_contain_text("connection to the coordinator is lost")
-            async with running_coordinator(tmp_path, listen_port=port):
+            async with running_coordinator(tmp_path, listen_port=own_port):
                 await expect(page.get_by_role("alert")).to_have_count(0)
                 await expect(page.get_by_role("status").filter(has_text="live").first).to_be_attached()
 

@@ -107,14 +107,15 @@ def test_what_compose_tells_people_to_type_are_commands() -> None:
         ("/sbin/docker-init -- /opt/brigade/bin/worker join x --listen=[::]:{}", 7500),
     ],
 )
-def test_the_health_check_asks_the_port_that_the_command_names(tmp_path: Path, command: str, default: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        listen = command.format(port if "::" in command else f"0.0.0.0:{port}")
+def test_the_health_check_asks_the_port_that_the_command_names(
+    tmp_path: Path, command: str, default: int, own_port: int
+) -> None:
+    listen = command.format(own_port if "::" in command else f"0.0.0.0:{own_port}")
+    with socket.create_server(("127.0.0.1", own_port)):
         assert checked(tmp_path, listen) == (0, "")
     code, said = checked(tmp_path, listen)
     assert code == 1
-    assert f"doesn't answer on port {port}" in said
+    assert f"doesn't answer on port {own_port}" in said
     assert str(default) in (ROOT / "Dockerfile").read_text()
 
 

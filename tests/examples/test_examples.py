@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.coordinators import key_of
+from tests.support.coordinators import eventually, key_of
 from tests.support.gateways import gateway_cluster
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -32,4 +32,4 @@ async def test_all_examples_run(
             monkeypatch.setattr(sys, "argv", [name, "tiny", *gateway])
             await asyncio.to_thread(runpy.run_path, str(EXAMPLES / name), run_name="__main__")
             assert capsys.readouterr().out.strip(), name
-        assert served.sessions_on_workers() == 0
+        await eventually(lambda: served.sessions_on_workers() == 0)

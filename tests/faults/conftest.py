@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.held_ports import held_port
 from benchmarks.replicated import ReplicatedCluster
 from benchmarks.streams import WatchedStream
 from client.api import Client
@@ -96,8 +97,8 @@ def failovers(streams: list[WatchedStream]) -> list[int]:
 @pytest.fixture(scope="package")
 def running_cluster(scratch: Path, smollm2: Packed) -> Iterator[Faulty]:
     """Two workers for each range, in float32."""
-    with ForkedCluster(scratch / "faults") as local:
-        local.start_coordinator()
+    with held_port() as port, ForkedCluster(scratch / "faults") as local:
+        local.start_coordinator(listen=f"127.0.0.1:{port}")
         add_packed(local, smollm2)
         faulty = Faulty(local)
         for stage, blocks in RANGES.items():

@@ -108,7 +108,7 @@ async def test_from_a_peer_that_dies_to_another_peer_to_the_coordinator(tmp_path
 
 
 async def test_a_stalled_source_is_left_and_what_it_sent_is_kept(tmp_path: Path) -> None:
-    async with file_net(tmp_path) as net:
+    async with file_net(tmp_path, stall_s=0.5) as net:
         bad, good = await net.source("bad", stalling(100_000)), await net.source("good", honest())
         assert (await net.fetch(bad, good)).read_bytes() == DATA
         assert start_of(net.asked[-1]) == 100_000
@@ -128,7 +128,7 @@ async def test_a_source_that_takes_connections_and_says_nothing_is_left(tmp_path
         writer.close()
 
     gone = asyncio.Event()
-    async with file_net(tmp_path) as net, await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+    async with file_net(tmp_path, stall_s=0.5) as net, await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         good = await net.source("good", honest())
         stopped = await net.source("stopped", honest())
         port = server.sockets[0].getsockname()[1]

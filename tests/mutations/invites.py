@@ -69,12 +69,12 @@ INVITES = (
         attack=3,
         what="an invite is used up by who has the key of the worker that it names",
         file="coordinator/joining.py",
-        before="""        answer = encode_json(await self._grant(request, now_s))
+        before="""        answer = encode_json(await self._grant(request, token, now_s))
         invite_id = request.invite_id
 """,
         after="""        if request.invite_id is not None:
             await self._use_invite(request.invite_id, request.worker_id, now_s)
-        answer = encode_json(await self._grant(request, now_s))
+        answer = encode_json(await self._grant(request, token, now_s))
         invite_id = None
 """,
         tests=(f"{_INVITES}::test_who_uses_an_invite_up_must_have_the_key_of_the_worker_that_it_names",),
@@ -83,8 +83,8 @@ INVITES = (
         attack=26,
         what="who is announced proves the secret too",
         file="worker/discovery.py",
-        before="used = (await enrol(identity, urls, secret, clock)).coordinator_url",
-        after="used = urls[0]",
+        before="credentials = await granted(enrolled)",
+        after="return FoundCoordinator(urls=urls, credentials=None)",
         tests=(f"{_LAN}::test_a_false_announcement_is_refused_learns_nothing_and_the_next_is_tried",),
     ),
 )

@@ -8,6 +8,8 @@ _LIES, _GAMES = "test_24_lies_about_work.py", "test_25_trust_games.py"
 _LOW = "test_24_lying_low.py"
 _RULES = "tests/coordinator/policy/test_audit_rules.py"
 _COMPARING = "tests/coordinator/test_audit_comparing.py"
+_REPEATING = "tests/coordinator/test_audit_repeating.py"
+_ALONE = "test_24_two_alone.py"
 
 TRUST = (
     Mutation(
@@ -81,6 +83,55 @@ TRUST = (
         before="                others = [others[-1], *others[1:-1]] if len(others) > 2 else others\n",
         after="",
         tests=(f"{_COMPARING}::test_others_stand_in_for_a_partner_that_stays_silent",),
+    ),
+    Mutation(
+        attack=24,
+        what="of two alone, who contradicts itself is found",
+        file="coordinator/audit_comparing.py",
+        before="            if not await self._repeats.settles(found, seed, answers, is_late) and not is_late():\n",
+        after="            if found.comparisons:\n",
+        tests=(f"{_ALONE}::test_of_two_alone_garbage_on_a_tenth_of_the_steps_is_found_and_nobody_else_is_blamed",),
+    ),
+    Mutation(
+        attack=24,
+        what="nobody fails by contradicting itself once, which rounding may explain",
+        file="coordinator/policy/audit_repeats.py",
+        before="        return self.n_shown >= N_AGAIN\n",
+        after="        return self.n_fresh >= 0\n",
+        tests=(f"{_REPEATING}::test_who_contradicts_itself_as_often_as_rounding_may_is_suspected_and_accused",),
+    ),
+    Mutation(
+        attack=24,
+        what="a partner that contradicts itself, too, shields nobody",
+        file="coordinator/policy/audit_repeats.py",
+        before="    return next((at for at",
+        after="    if sum(one is not None and not one.agrees for one in repeats) > 1:\n        return None\n"
+        "    return next((at for at",
+        tests=(f"{_REPEATING}::test_two_that_both_contradict_themselves_do_not_shield_one_another",),
+    ),
+    Mutation(
+        attack=24,
+        what="contradicting oneself once is no way out of kept answers",
+        file="coordinator/audit_repeating.py",
+        before='        return "failed" in verdicts\n',
+        after="        return at is not None\n",
+        tests=(f"{_REPEATING}::test_contradicting_oneself_once_is_no_way_out_of_kept_answers",),
+    ),
+    Mutation(
+        attack=24,
+        what="who lies low after contradicting itself is accused",
+        file="coordinator/audit_repeating.py",
+        before="        found.accused = failed.worker_id\n",
+        after="",
+        tests=(f"{_ALONE}::test_who_is_honest_after_each_wrong_answer_contradicts_itself_by_that",),
+    ),
+    Mutation(
+        attack=24,
+        what="an answer in another precision than planned is compared with nothing",
+        file="coordinator/audit_asking.py",
+        before="        if not is_as_planned(self._cluster.state, plan, candidate):\n",
+        after="        if plan is None:\n",
+        tests=(f"{_ALONE}::test_an_answer_after_a_start_in_another_precision_is_compared_with_nothing",),
     ),
     Mutation(
         attack=24,

@@ -20,6 +20,7 @@ from protocol.checks import (
     report_table,
 )
 from protocol.errors import StorageError
+from tests.support.coordinators import eventually
 
 
 async def found() -> Finding:
@@ -71,6 +72,7 @@ async def test_a_thread_gives_its_result_its_error_or_is_left_behind() -> None:
 
     check = await checked("disk", lambda: in_thread(stuck), "unmount it", deadline_s=0.05)
     assert check.status == "fail"
+    await eventually(lambda: threads)  # which may have begun later than that
     release.set()
     assert threads[0].daemon
     await asyncio.to_thread(threads[0].join, 10)

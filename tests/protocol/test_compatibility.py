@@ -277,8 +277,12 @@ def test_what_is_newer_than_the_peer_is_left_out() -> None:
     assert understood_by(wanted, PROTOCOL_VERSION) is wanted
     assert understood_by(wanted, "1.0") == RouteRequest(model="m", n_prompt_tokens=3, max_tokens=4)
     msgspec.json.decode(msgspec.json.encode(understood_by(wanted, "1.0")), type=bodies_1_0.RouteRequest)
-    later = msgspec.structs.replace(wanted, failure=HopFailure(code="hop_lost", session_id=SessionId("t")))
-    assert understood_by(later, "1.1") == wanted
+
+
+def test_a_failure_of_another_session_than_the_continued_is_none_to_who_cannot_tell_them_apart() -> None:
+    failure = HopFailure(code="hop_lost", worker_id=WorkerId("w"), session_id=SessionId("t"))
+    wanted = RouteRequest(model="m", n_prompt_tokens=3, max_tokens=4, continues=SessionId("s"), failure=failure)
+    assert understood_by(wanted, "1.1") == msgspec.structs.replace(wanted, failure=None)
 
 
 @each_version

@@ -158,11 +158,10 @@ async def test_where_the_system_gives_no_more_sockets_it_says_so_and_tries_again
         await street.is_answered_in_the_end()
 
 
-async def test_a_name_is_bound_at_all_of_its_addresses_and_none_is_left_if_one_is_taken() -> None:
-    first = await bound_sockets("127.0.0.1", 0)
-    port = first[0].getsockname()[1]
+async def test_a_name_is_bound_at_all_of_its_addresses_and_none_is_left_if_one_is_taken(own_port: int) -> None:
+    (first,) = await bound_sockets("127.0.0.1", own_port)
     with pytest.raises(OSError, match="use"):
-        await bound_sockets("127.0.0.1", port)
-    first[0].close()
-    (again,) = await bound_sockets("127.0.0.1", port)
+        await bound_sockets("127.0.0.1", own_port)
+    first.close()
+    (again,) = await bound_sockets("127.0.0.1", own_port)
     again.close()

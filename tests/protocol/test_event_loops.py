@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
 
-from protocol.event_loops import event_loop
+from protocol.event_loops import event_loop, signals_handled
 
 
 def test_an_error_that_nobody_handled_is_one_line_of_the_log() -> None:
@@ -57,3 +59,30 @@ def test_nor_is_one_whose_transport_is_forgotten_already() -> None:
     with capture_logs() as lines, asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(main())
     assert [line["log_level"] for line in lines] == ["debug"]
+
+
+class LoopWithoutSignals(asyncio.SelectorEventLoop):
+    """As Windows' own loop is."""
+
+    def add_signal_handler(self, sig: int, callback: object, *args: object) -> None:
+        raise NotImplementedError
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("make", [LoopWithoutSignals, event_loop])
+def test_signals_reach_the_loop_on_every_system_and_go_back_to_who_had_them(
+    make: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        came = asyncio.Event()
+        with signals_handled(came.set, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(signal.SIGTERM)
+            async with asyncio.timeout(5):
+                await came.wait()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with asyncio.Runner(loop_factory=make) as runner:
+        runner.run(main())
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from contextlib import suppress
 from types import SimpleNamespace
@@ -55,30 +54,22 @@ async def made(port: int) -> GuardedSite:
     return GuardedSite(runner, None, host="127.0.0.1", port=port)
 
 
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-        return found
-
-
-async def test_a_start_that_is_cancelled_at_any_moment_listens_no_more(port: int) -> None:
+async def test_a_start_that_is_cancelled_at_any_moment_listens_no_more(own_port: int) -> None:
     n_turns, is_begun = 0, False
     while not is_begun:
-        site = await made(port)
+        site = await made(own_port)
         is_begun = not await is_cut(site.start(), n_turns)
         await site.close()
-        check_can_listen("127.0.0.1", port, option="--listen")
+        check_can_listen("127.0.0.1", own_port, option="--listen")
         n_turns += 1
     assert n_turns > 2
 
 
 @pytest.mark.parametrize("n_turns", range(1, 6))
-async def test_a_close_that_is_cancelled_twice_still_ends_the_connections(port: int, n_turns: int) -> None:
-    site = await made(port)
+async def test_a_close_that_is_cancelled_twice_still_ends_the_connections(own_port: int, n_turns: int) -> None:
+    site = await made(own_port)
     await site.start()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", own_port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"\r\n\r\n")
     await is_cut(site.close(), n_turns, n_times=2)

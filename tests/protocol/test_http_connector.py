@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import itertools
 import socket
 import threading
+import time
 from pathlib import Path
 
 import aiohttp
@@ -12,7 +14,8 @@ import pytest
 
 from client.transport import connection_pool
 from protocol.compatibility import VERSION_HEADER
-from protocol.http_connector import ClosingConnector
+from protocol.errors import HopLostError
+from protocol.http_connector import MAX_CUTS, ClosingConnector
 from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import client_context, server_context, worker_name
 from tests.support.open_files import nothing_left_open
@@ -26,9 +29,13 @@ _CLOSE = b"\x88\x02\x03\xe8"
 
 
 class SilentPeer:
-    """A worker's place that takes one WebSocket, answers the goodbye, and says no word of TLS's own."""
+    """A worker's place that takes one WebSocket, answers the goodbye, and says no word of TLS's own.
 
-    def __init__(self, shown: WorkerFiles) -> None:
+    Before that it cuts `n_cut` connections as soon as they are made.
+    """
+
+    def __init__(self, shown: WorkerFiles, n_cut: int = 0) -> None:
+        self.n_cut, self.cut_at_s = n_cut, list[float]()
         self._context = server_context(shown.certificate, shown.key)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._may_end = threading.Event()
@@ -44,6 +51,12 @@ class SilentPeer:
         self._thread.join(DEADLINE_S)
 
     def _serve(self) -> None:
+        for _ in range(self.n_cut):
+            self._listener.accept()[0].close()
+            self.cut_at_s.append(time.monotonic())
+        if self.n_cut >= MAX_CUTS:
+            self._listener.close()
+            return
         plain, _ = self._listener.accept()
         with self._listener, self._context.wrap_socket(plain, server_side=True) as taken:
             asked = b""
@@ -93,3 +106,26 @@ def test_a_session_that_ends_ends_what_is_under_way(authority: TestAuthority, wo
 
     with SilentPeer(worker) as peer, nothing_left_open():
         assert asyncio.run(leave(peer.url)) == aiohttp.WSMsgType.CLOSED
+
+
+async def test_a_connection_that_is_cut_before_tls_is_made_again_later_and_later(
+    authority: TestAuthority, worker: WorkerFiles
+) -> None:
+    """So a door says that too many handshakes of one address are under way: nobody is to blame."""
+    with SilentPeer(worker, n_cut=3) as peer:
+        async with asyncio.timeout(DEADLINE_S), connection_pool(authority.ca_pem) as pool:
+            assert (await pool.connection(worker.worker_id, peer.url)).is_usable
+        waits_s = [later - earlier for earlier, later in itertools.pairwise(peer.cut_at_s)]
+    assert waits_s[0] >= 0.1
+    assert waits_s[1] >= 0.2
+
+
+async def test_who_is_cut_again_and_again_is_told_why_that_may_be(
+    authority: TestAuthority, worker: WorkerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protocol.http_connector._LONGEST_DELAY_S", 0.0)
+    with SilentPeer(worker, n_cut=MAX_CUTS) as peer:
+        async with asyncio.timeout(DEADLINE_S), connection_pool(authority.ca_pem) as pool:
+            with pytest.raises(HopLostError, match=f"{MAX_CUTS} times: too many connections come"):
+                await pool.connection(worker.worker_id, peer.url)
+    assert len(peer.cut_at_s) == MAX_CUTS

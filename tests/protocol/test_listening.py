@@ -52,12 +52,13 @@ def test_any_listen_text_is_an_address_or_an_error(text: str) -> None:
     assert 0 <= port <= 65535
 
 
-def test_where_one_cannot_listen_is_known_before_and_said_with_the_option() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(PortInUseError, match=rf"another program listens on 127.0.0.1:{port}: .* \(--metrics"):
-            check_can_listen("127.0.0.1", port, option="--metrics-listen")
-    check_can_listen("127.0.0.1", port, option="--metrics-listen")
+def test_where_one_cannot_listen_is_known_before_and_said_with_the_option(own_port: int) -> None:
+    with (
+        socket.create_server(("127.0.0.1", own_port)),
+        pytest.raises(PortInUseError, match=rf"another program listens on 127.0.0.1:{own_port}: .* \(--metrics"),
+    ):
+        check_can_listen("127.0.0.1", own_port, option="--metrics-listen")
+    check_can_listen("127.0.0.1", own_port, option="--metrics-listen")
     with pytest.raises(ConfigError, match=r"can't listen on 192.0.2.1:1 .* \(--metrics-listen\)"):
         check_can_listen("192.0.2.1", 1, option="--metrics-listen")
     with pytest.raises(ConfigError, match=r"--metrics-listen: 'nowhere.invalid' is no address"):

@@ -88,8 +88,8 @@ class FileNet:
 
 
 @asynccontextmanager
-async def file_net(tmp_path: Path, *, stall_s: float = 0.5, piece_s: float = 5.0) -> AsyncIterator[FileNet]:
-    """A downloader that loses patience soon."""
+async def file_net(tmp_path: Path, *, stall_s: float = 10.0, piece_s: float = 10.0) -> AsyncIterator[FileNet]:
+    """A downloader that loses patience as soon as a test wants it to; else a busy machine has its time."""
     cache = FileCache(tmp_path / "cache")
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         net = FileNet(tmp_path, Downloader(session, cache, lambda: 1.0, stall_s=stall_s, piece_s=piece_s), cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ Coord = Callable[..., tuple[int, str, str]]
 
 ROOT = Path(__file__).parents[2]
 START_DEADLINE_S = 40.0
-STOP_DEADLINE_S = 20.0
+STOP_DEADLINE_S = 40.0
 LAST_LINE = "--public-url"
 
 
@@ -36,6 +37,10 @@ class Served:
     @property
     def url(self) -> str:
         return (self.state / "url").read_text().strip()
+
+    def is_listening(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(self.url.rpartition(":")[2]))) == 0
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,20 +43,30 @@ from protocol.ids import ModelName, Revision, WorkerId
 from protocol.manifest import FORMAT_VERSION, Manifest, ModelFile, encode_manifest, revision_of
 from protocol.messages import PROTOCOL_VERSION
 from protocol.private_keys import key_to_pem, new_key, public_key_der
+from protocol.running_beside import running_beside
 from protocol.tls import COORDINATOR_NAME, client_context, fingerprint, first_contact_context, worker_id_of_key
 from protocol.worker_rest import Challenge, ChallengeRequest, JoinGrant, JoinRequest
+from tests.support.migrated_once import put_migrated_database
 
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
+PATIENT = {"suspect_after_s": 600.0, "lost_after_s": 1200.0}
+"""A worker that says something only when its test has it do so isn't silent because the machine is busy."""
 M = TypeVar("M")
 
 
 @asynccontextmanager
 async def running_coordinator(
-    tmp_path: Path, *, clock: Callable[[], float] = utc_now_s, **config: Any
+    tmp_path: Path, *, clock: Callable[[], float] = utc_now_s, is_patient: bool = True, **config: Any
 ) -> AsyncIterator[RunningCoordinator]:
-    """A coordinator with its state in `tmp_path`/state; `config` overrides settings."""
-    settings = {"state": tmp_path / "state", "listen_port": 0, "settle_s": 0.0} | config
-    async with running(CoordinatorConfig(**settings), clock=clock) as coordinator:
+    """A coordinator with its state in `tmp_path`/state; `config` overrides settings.
+
+    A state folder that isn't there is made with a database that has the newest schema already.
+    `is_patient`: workers may be silent for minutes. Otherwise for as long as the programs let them.
+    """
+    settings = {"state": tmp_path / "state", "listen_port": 0, "settle_s": 0.0} | (PATIENT if is_patient else {})
+    if not config.keys() & {"state", "database_url"}:
+        await asyncio.to_thread(put_migrated_database, tmp_path / "state")
+    async with running(CoordinatorConfig(**settings | config), clock=clock) as coordinator:
         yield coordinator
 
 
@@ -247,13 +257,15 @@ def announcement(url: str = "https://127.0.0.1:7999", **changes: Any) -> Announc
 
 @dataclass(slots=True, kw_only=True)
 class ScriptedWorker:
-    """A worker that says and does only what a test has it say and do."""
+    """A worker that says and does only what a test has it say and do, but for answering the coordinator's pings."""
 
     key: WorkerKey
     grant: JoinGrant
     socket: aiohttp.ClientWebSocketResponse
     http: Http
     url: str
+    frames: asyncio.Queue[aiohttp.WSMessage] = field(default_factory=asyncio.Queue)
+    """What came on the control socket and no test has taken yet."""
 
     @property
     def worker_id(self) -> WorkerId:
@@ -267,19 +279,31 @@ class ScriptedWorker:
     async def receive(self, kind: type[M]) -> M:
         """The next message of a kind; others are passed over. Fails if the socket ends before."""
         async with asyncio.timeout(DEADLINE_S):
-            while True:
-                frame = await self.socket.receive()
-                assert frame.type is aiohttp.WSMsgType.BINARY, f"the socket ended: {frame}"
-                message = decode_message(frame.data, CoordinatorToWorker)
+            while (message := await self.next()) is not None:
                 if isinstance(message, kind):
                     return message
+        raise AssertionError(f"the socket ended with code {self.socket.close_code}")
+
+    async def next(self) -> CoordinatorToWorker | None:
+        """The next message, however long it takes; None once the socket has ended."""
+        frame = await self.frames.get()
+        if frame.type is aiohttp.WSMsgType.BINARY:
+            return decode_message(frame.data, CoordinatorToWorker)
+        self.frames.put_nowait(frame)  # for whoever asks again
+        return None
 
     async def closed(self) -> int | None:
         """Wait for the end of the socket; returns its close code."""
         async with asyncio.timeout(DEADLINE_S):
-            while (await self.socket.receive()).type is aiohttp.WSMsgType.BINARY:
+            while await self.next() is not None:
                 pass
         return self.socket.close_code
+
+    async def listen(self) -> None:
+        """Take what comes until the socket ends; who doesn't is taken for dead, since nobody answers the pings."""
+        while (frame := await self.socket.receive()).type is aiohttp.WSMsgType.BINARY:
+            self.frames.put_nowait(frame)
+        self.frames.put_nowait(frame)
 
     async def hold(self, assign: Assign, state: str = "ready") -> None:
         """Say that everything assigned is in a state, and that one is alive."""
@@ -342,8 +366,9 @@ async def connected_worker(
     ):
         url = f"https://127.0.0.1:{port}"
         worker = ScriptedWorker(key=key, grant=grant, socket=socket, http=http, url=url)
-        await worker.send(announce if announce is not None else announcement(url))
-        yield worker
+        async with running_beside(listening=worker.listen()):
+            await worker.send(announce if announce is not None else announcement(url))
+            yield worker
 
 
 async def eventually(question: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:

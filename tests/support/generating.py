@@ -56,15 +56,15 @@ async def generated(
         sampling=sampling or SamplingParams(max_tokens=50),
         stops=stops,
     )
-    now_s = asyncio.get_running_loop().time()
-    run = run or Run(Progress(now_s))
-    run.progress = Progress(now_s, run.notices.append)
+    run = run or Run(Progress(0.0))
     async with (
         pinned_session(cluster.url, cluster.api_key) as coordinator,
         connection_pool(coordinator.ca_pem) as pool,
     ):
         if on_open is not None:
             await on_open()
+        now_s = asyncio.get_running_loop().time()
+        run.progress = Progress(now_s, run.notices.append)
         pieces = generated_pieces(
             request,
             coordinator=coordinator,

@@ -12,7 +12,6 @@ asked.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import socket
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from protocol.background import freeze_heap
 from tests.support.forked_program import READY
 from tests.support.measured_once import measure_once
 from worker import machine
@@ -41,8 +41,7 @@ def main() -> None:
     for module in (*PROGRAMS.values(), *IMPORTED):
         import_module(module)
     measure()
-    gc.collect()
-    gc.freeze()  # so that a collection in a fork doesn't copy all of this
+    freeze_heap()  # so that a collection in a fork doesn't copy all of this
     with socket.socket(fileno=int(sys.argv[1])) as asked:
         asked.send(READY)
         while True:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from benchmarks.held_ports import held_port
 from benchmarks.relay import Relay
-from benchmarks.replicated import free_port
 from client.results import Generation
 from tests.support.whole_cluster import WholeCluster, packed_tiny, whole_cluster
 
@@ -53,7 +53,7 @@ async def relayed_cluster(folder: Path) -> AsyncIterator[RelayedCluster]:
         relays: dict[str, Relay] = {}
         for stage, blocks in RANGES.items():
             for name in (f"{stage}-a", f"{stage}-b"):
-                port = free_port()
+                port = stack.enter_context(held_port())
                 relays[name] = await stack.enter_async_context(Relay("127.0.0.1", port))
                 url = f"https://127.0.0.1:{relays[name].port}"
                 listening = {"listen_host": "127.0.0.1", "listen_port": port, "advertise_url": url}

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from benchmarks.held_ports import held_port
 from protocol.tls import server_context
 from tests.support.pki import WorkerFiles
 
@@ -14,11 +15,11 @@ from tests.support.pki import WorkerFiles
 class Served:
     """A server that comes back at the same port."""
 
-    def __init__(self, app: Callable[[], web.Application], shown: WorkerFiles) -> None:
+    def __init__(self, app: Callable[[], web.Application], shown: WorkerFiles, port: int) -> None:
         self._app = app
         self._shown = shown
         self._runner: web.AppRunner | None = None
-        self._port = 0
+        self._port = port
 
     @property
     def url(self) -> str:
@@ -29,7 +30,6 @@ class Served:
         await self._runner.setup()
         context = server_context(self._shown.certificate, self._shown.key)
         await web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=context).start()
-        self._port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         if self._runner is not None:
@@ -40,9 +40,10 @@ class Served:
 @asynccontextmanager
 async def serving(app: Callable[[], web.Application], shown: WorkerFiles) -> AsyncIterator[Served]:
     """The application until the context ends; made anew at each start."""
-    served = Served(app, shown)
-    try:
-        await served.start()
-        yield served
-    finally:
-        await served.stop()
+    with held_port() as port:
+        served = Served(app, shown, port)
+        try:
+            await served.start()
+            yield served
+        finally:
+            await served.stop()

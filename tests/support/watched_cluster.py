@@ -14,8 +14,7 @@ from pathlib import Path
 
 from coordinator.app import RunningCoordinator
 from coordinator.policy.views import model_info
-from protocol.codec import decode_message
-from protocol.control_messages import Assign, CoordinatorToWorker, EndSessions, Heartbeat
+from protocol.control_messages import Assign, EndSessions, Heartbeat
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
 from tests.support.coordinators import (
     ScriptedWorker,
@@ -66,9 +65,8 @@ async def small_cluster(folder: Path) -> AsyncIterator[Small]:
 
 
 async def serve(worker: ScriptedWorker, ended: list[SessionId]) -> None:
-    """Hold whatever is assigned, until the socket ends; who doesn't read is taken for dead."""
-    async for message in worker.socket:
-        said = decode_message(message.data, CoordinatorToWorker)
+    """Hold whatever is assigned, until the socket ends."""
+    while (said := await worker.next()) is not None:
         if isinstance(said, Assign):
             await worker.hold(said)
         elif isinstance(said, EndSessions):
@@ -79,17 +77,9 @@ async def serve(worker: ScriptedWorker, ended: list[SessionId]) -> None:
 async def spare_worker(small: Small) -> AsyncIterator[None]:
     """One that may hold whatever others do, and never has it ready."""
     said = announcement(hostname="spare")
-    async with joined_worker(small.coordinator, announce=said) as worker, asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(read(worker))
+    async with joined_worker(small.coordinator, announce=said) as worker:
         await eventually(lambda: worker.worker_id in small.coordinator.cluster.state.workers)
         yield
-        reading.cancel()
-
-
-async def read(worker: ScriptedWorker) -> None:
-    """Take whatever comes, until the socket ends; who doesn't read is taken for dead."""
-    async for _ in worker.socket:
-        pass
 
 
 def beat(round_trips_s: dict[WorkerId, float]) -> Heartbeat:

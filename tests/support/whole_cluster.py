@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.held_ports import held_port
 from client.api import Client, Prompt
 from client.config import ClientConfig
 from client.results import Generation
@@ -157,10 +158,8 @@ class WholeCluster:
 
     async def start_coordinator(self) -> None:
         """Start it, or start it again where it listened before."""
-        if self._coordinator is not None:
-            self.settings["listen_port"] = self._coordinator.port
         self._coordinator = await self._coordinator_open.enter_async_context(
-            running_coordinator(self.folder, **self.settings)
+            running_coordinator(self.folder, is_patient=False, **self.settings)
         )
 
     async def stop_coordinator(self) -> None:
@@ -259,6 +258,13 @@ class WholeCluster:
 async def whole_cluster(folder: Path, **settings: Any) -> AsyncIterator[WholeCluster]:
     """A coordinator without models and workers yet; everything is stopped at the end, the coordinator last."""
     measure_once()
+    with held_port() as port:
+        async with _running(folder, {"listen_port": port} | settings) as cluster:
+            yield cluster
+
+
+@asynccontextmanager
+async def _running(folder: Path, settings: dict[str, Any]) -> AsyncIterator[WholeCluster]:
     async with asyncio.TaskGroup() as tasks:
         cluster = WholeCluster(folder=folder, tasks=tasks, settings=settings)
         await cluster.start_coordinator()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.held_ports import held_port
 from benchmarks.relay import Relay
-from benchmarks.replicated import free_port
 from client.api import Client
 from client.results import Generation
 from protocol.ids import WorkerId
@@ -37,7 +37,7 @@ class Offices:
         """Wait for a worker that is so far from clients and holds the whole model."""
         if not self.cluster.members:
             await self.cluster.add_model("tiny", self._packed)
-        port = free_port()
+        port = self._relays.enter_context(held_port())
         relay = await self._relays.enter_async_context(Relay("127.0.0.1", port))
         relay.delay_s = delay_s
         self.ways.append(relay)

@@ -18,7 +18,7 @@ from tests.support.coordinators import Http, eventually_answered, http_session, 
 from tests.support.postgres import PostgresServer, running_postgres
 from tests.support.whole_cluster import packed_tiny, whole_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PROMPT = [5, 9, 30, 4, 77, 12]
 N_TOKENS = 3000
 LONG = {"max_position_embeddings": 4096, "eos_token_id": None}

@@ -14,7 +14,7 @@ from protocol.errors import ConflictError
 from protocol.plan_rest import PlanInfo
 from protocol.rest import ErrorAnswer
 from tests.support.coordinators import eventually, http_session, key_of
-from tests.support.whole_cluster import Member, WholeCluster, greedy_ids, packed_tiny, whole_cluster
+from tests.support.whole_cluster import Member, Packed, WholeCluster, greedy_ids, packed_tiny, whole_cluster
 from worker.engine_core import EngineCore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -44,9 +44,10 @@ def ready_ranges(cluster: WholeCluster, *names: str) -> list[str]:
     return sorted(str(span.blocks) for worker in records for span in worker.ready if not worker.assignment.leaving)
 
 
-async def slow_pair_and_a_fast_newcomer(cluster: WholeCluster, expected: list[int]) -> None:
+async def slow_pair_and_a_fast_newcomer(cluster: WholeCluster, packed: Packed, expected: list[int]) -> None:
     for name in ("one", "two"):
         await cluster.join(name, memory_bytes=ROOM_FOR_THREE_OF_FOUR_BLOCKS)
+    await cluster.add_model("tiny", packed)  # only now: who is there alone for long would get as much as fits
     await cluster.until_ready()
     assert ready_ranges(cluster, "one", "two") == ["0:2", "2:4"]
     for name in ("one", "two"):
@@ -60,8 +61,7 @@ async def test_a_fast_worker_that_joins_changes_what_others_hold_while_generatio
     packed, whole = packed_tiny(tmp_path, "llama")
     expected = greedy_ids(whole, PROMPT, N_TOKENS)
     async with whole_cluster(tmp_path, settle_s=1.0, replan_every_s=1.0) as cluster:
-        await cluster.add_model("tiny", packed)
-        await slow_pair_and_a_fast_newcomer(cluster, expected)
+        await slow_pair_and_a_fast_newcomer(cluster, packed, expected)
         async with cluster.client() as client, asyncio.timeout(60.0):
             while ready_ranges(cluster, "one", "two") == ["0:2", "2:4"]:
                 got = await client.generate("tiny", PROMPT, max_tokens=N_TOKENS, temperature=0.0)
@@ -77,8 +77,7 @@ async def test_an_operator_moves_blocks_where_the_coordinator_wouldnt(tmp_path: 
     packed, whole = packed_tiny(tmp_path, "llama")
     expected = greedy_ids(whole, PROMPT, N_TOKENS)
     async with whole_cluster(tmp_path, settle_s=1.0, replan="off") as cluster:
-        await cluster.add_model("tiny", packed)
-        await slow_pair_and_a_fast_newcomer(cluster, expected)
+        await slow_pair_and_a_fast_newcomer(cluster, packed, expected)
         async with http_session(cluster.coordinator, key_of(cluster.coordinator, "admin")) as http:
             outlook = (await http.ask("GET", "/admin/v1/plan")).read(PlanInfo).outlook
             assert "coord plan --apply" in outlook
@@ -99,8 +98,7 @@ async def test_a_move_that_a_restart_of_the_coordinator_cuts_short_goes_on(tmp_p
     packed, whole = packed_tiny(tmp_path, "llama")
     expected = greedy_ids(whole, PROMPT, N_TOKENS)
     async with whole_cluster(tmp_path, settle_s=1.0, replan="off") as cluster:
-        await cluster.add_model("tiny", packed)
-        await slow_pair_and_a_fast_newcomer(cluster, expected)
+        await slow_pair_and_a_fast_newcomer(cluster, packed, expected)
         async with http_session(cluster.coordinator, key_of(cluster.coordinator, "admin")) as http:
             assert (await http.ask("POST", "/admin/v1/plan")).status == 200
         moving = cluster.coordinator.cluster.state.moving

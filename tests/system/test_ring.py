@@ -185,13 +185,14 @@ async def test_a_worker_that_stops_ends_its_sessions_everywhere(llama: TinyCheck
 
 async def test_deadline_ends_and_frees(llama: TinyCheckpoint, tmp_path: Path) -> None:
     async with running_ring(llama, tmp_path, (2,)) as ring:
+        await generated(ring, PROMPT, 1)  # so that the workers know each other before the deadline's clock runs
         generation = await Generation.prepared(ring, PROMPT, 5)
         await generation.open(deadline_s=0.3)
         await generation.step()  # nobody attaches
         ended = await generation.head.receive(SessionEnded)
         assert ended.error.code == "deadline_exceeded"
         await ring.until_clean()
-        await eventually(lambda: [r.outcome for r in ring.workers[-1].reports] == ["deadline"])
+        await eventually(lambda: [r.outcome for r in ring.workers[-1].reports] == ["length", "deadline"])
 
 
 async def test_draining_refuses_new_sessions_and_waits_for_the_old(llama: TinyCheckpoint, tmp_path: Path) -> None:

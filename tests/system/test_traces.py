@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,6 +15,7 @@ from client.timings import Timings
 from protocol.span_export import span_export
 from protocol.spans import NO_SPANS
 from protocol.tracing import new_trace, within
+from tests.support.coordinators import eventually
 from tests.support.otlp_receiver import otlp_receiver
 from tests.support.whole_cluster import WholeCluster, packed_tiny, whole_cluster
 
@@ -32,14 +35,20 @@ async def generated(cluster: WholeCluster) -> tuple[Generation, float]:
         return pieces.result, last_s - began_s
 
 
+def ended_in(logs: Sequence[Any]) -> list[Any]:
+    """What workers have logged of the ends of sessions."""
+    return [line for line in logs if line["event"] == "session_ended"]
+
+
 def check_sums(timings: Timings, wall_s: float) -> None:
     phases = (timings.prepare_s, timings.route_s, timings.open_s, timings.prefill_s, timings.decode_s)
     assert min(phases) >= 0
     assert sum(phases) == pytest.approx(timings.total_s)
     assert timings.total_s == pytest.approx(wall_s, rel=0.2)
-    assert 0 < timings.wire_s < timings.decode_s
     in_stages = sum(stage.decode_s for stage in timings.stages)
-    assert in_stages + timings.wire_s == pytest.approx(timings.decode_s)
+    # a busy machine's clocks: decoding that the workers began before the client had the first token
+    assert timings.wire_s == pytest.approx(max(0.0, timings.decode_s - in_stages))
+    assert timings.wire_s < timings.decode_s
     for stage in timings.stages:
         assert min(stage.prefill_compute_s, stage.decode_compute_s, stage.decode_queue_s) > 0
     head, tail = timings.stages
@@ -63,12 +72,12 @@ async def test_a_generation_is_one_trace_in_logs_in_its_timings_and_at_a_collect
                 with within(trace):
                     got, wall_s = await generated(cluster)
                 other, _ = await generated(cluster)
+                await eventually(lambda: len(ended_in(logs)) == 4)  # a moment after the client has its last token
     assert got.trace_id == trace.trace_id != other.trace_id
     assert got.timings is not None
     assert [(stage.start, stage.end) for stage in got.timings.stages] == [(0, 2), (2, 4)]
     check_sums(got.timings, wall_s)
-    ended = [line for line in logs if line["event"] == "session_ended"]
-    assert sorted(line["trace_id"] for line in ended) == sorted([got.trace_id, other.trace_id] * 2)
+    assert sorted(line["trace_id"] for line in ended_in(logs)) == sorted([got.trace_id, other.trace_id] * 2)
 
     spans = {(span.service, span.name): span for span in receiver.spans if span.trace_id == trace.trace_id}
     generation = spans["brigade-client", "text_completion tiny"]

@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from protocol.errors import InternalError
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import TinyCheckpoint
-from worker.attention import BatchCache, attend_in_cache, attending_apart, implementation_of
+from worker.attention import BatchCache, attending_apart, attention_of, implementation_of
 from worker.batching_trial import settle_batching
 from worker.cut import configs_of
 
@@ -50,7 +50,7 @@ def test_a_chunk_attends_with_the_librarys_bits(
     filled = drawn(1, n_key_heads, n_positions, width), drawn(1, n_key_heads, n_positions, value_width)
     mask = torch.ones(n_new, n_positions, dtype=torch.bool).tril(n_positions - n_new)[None, None]
     expected = sdpa_attention_forward(module, query, *filled, mask, scaling=0.1)[0]
-    attended = attend_in_cache("brigade_sdpa", module, query, filled, mask, scaling=0.1)
+    attended = attention_of(module, "brigade_sdpa")(module, query, *filled, mask, scaling=0.1)[0]
     assert attended.is_contiguous()
     assert torch.equal(attended, expected)
 
@@ -76,6 +76,6 @@ def test_a_long_chunk_of_a_long_text_takes_no_mask_for_each_of_the_heads() -> No
     filled = torch.ones(1, 1, n_positions, 8), torch.ones(1, 1, n_positions, 8)
     mask = torch.zeros(1, 1, n_new, n_positions)
     with LargestMade() as largest:
-        attended = attend_in_cache("brigade_sdpa", module, query, filled, mask)
+        attended = attention_of(module, "brigade_sdpa")(module, query, *filled, mask)[0]
     assert torch.allclose(attended, torch.ones_like(attended))
     assert largest.n_bytes <= mask.nbytes

@@ -22,6 +22,7 @@ from tests.support.coordinators import http_session, join_secret_of, key_of, run
 from tests.support.forked_program import ForkedProgram, program_server
 from worker.cli import main
 
+pytestmark = pytest.mark.timeout(120)  # a line of a worker's may take 40 s, and some wait for two
 SECRET = secrets.token_urlsafe(32)
 
 
@@ -185,12 +186,12 @@ async def test_nobody_there_is_one_line_and_its_exit_code(tmp_path: Path) -> Non
         assert line.startswith("error: nobody answers")
 
 
-async def test_a_worker_waits_for_a_coordinator_that_is_away(tmp_path: Path) -> None:
-    async with running_coordinator(tmp_path) as coordinator:
-        url, port, secret = coordinator.url, coordinator.port, join_secret_of(coordinator)
+async def test_a_worker_waits_for_a_coordinator_that_is_away(tmp_path: Path, own_port: int) -> None:
+    async with running_coordinator(tmp_path, listen_port=own_port) as coordinator:
+        url, secret = coordinator.url, join_secret_of(coordinator)
     async with joining(url, tmp_path, secret) as worker:
         assert "nobody answers" in await worker.line("the coordinator is away, trying again")
-        async with running_coordinator(tmp_path, listen_port=port):
+        async with running_coordinator(tmp_path, listen_port=own_port):
             await worker.line("joined")
 
 
@@ -237,5 +238,5 @@ def test_a_worker_that_was_given_an_address_imports_nothing_to_search_or_be_meas
         "unneeded = {'zeroconf', 'prometheus_client', 'pydantic', 'worker.doctor'}\n"
         "print('torch' in sys.modules, sorted(unneeded & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True, text=True, timeout=110)
     assert done.stdout.splitlines()[-2:] == [f"exit {EXIT_UNREACHABLE}", "True []"]

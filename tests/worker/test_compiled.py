@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 from torch._inductor import config as inductor
 
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
+from worker import compiled_shortening
 from worker.batching_trial import TOLERANCES, settle_batching
-from worker.compiled import compile_stage, replay_stage
+from worker.compiled import RecordedStep, compile_stage, replay_stage
 from worker.engine_core import EngineCore
 from worker.stage import Stage, StageInput
 from worker.steps import Compiling
@@ -95,6 +99,39 @@ def test_replayed_steps_are_the_same_to_the_bit(architecture: str, checkpoint: C
             for one, cache in zip((stage, replayed), caches, strict=True)
         ]
         assert torch.equal(*given)
+
+
+def test_if_the_shortened_recording_gives_other_bits_the_whole_one_is_replayed(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = checkpoint("llama")
+    stage = settled(whole, WHOLE)
+    monkeypatch.setitem(compiled_shortening._DIRECT, torch.ops.aten.mul.Tensor, torch.add)
+    with structlog.testing.capture_logs() as logs:
+        assert replay_stage(stage) == ""
+    assert [line["event"] for line in logs] == ["stage_recorded"]
+    assert greedy(stage) == whole.greedy(PROMPT, N_TOKENS)
+
+
+def test_a_recorded_stage_that_is_dropped_frees_its_weights_at_once(checkpoint: Checkpoints) -> None:
+    stage = settled(checkpoint("llama"), WHOLE)
+    assert replay_stage(stage) == ""
+    assert isinstance(stage._decode, RecordedStep)
+    taken = [weight for piece in stage._decode._pieces.pieces for weight in piece.weights]
+    held = [weakref.ref(weight) for weight in (*stage._model.parameters(), *taken)]
+    gc.disable()  # what is frozen, as by the next load, isn't collected ever
+    try:
+        del stage, taken
+        assert not any(weight() is not None for weight in held)
+    finally:
+        gc.enable()
+
+
+def test_what_cant_be_recorded_is_tried_once(checkpoint: Checkpoints) -> None:
+    stage = settled(checkpoint("gpt_oss"), WHOLE)
+    with structlog.testing.capture_logs() as logs:
+        assert replay_stage(stage).startswith("torch can't compile it (RuntimeError: ")
+    assert [line["event"] for line in logs] == ["recording_failed"]
 
 
 def test_a_span_that_cant_be_compiled_is_loaded_and_says_why(checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_blocks_that_are_alike_are_compiled_once(
     settle_batching(stage)
     pieces = compiled_pieces.compile_pieces(record(stage), tmp_path)
     assert len(pieces.pieces) == N_BLOCKS + 1
-    assert len(compiled) == pieces.n_compiled == 3  # before the first attention, between two, after the last
+    assert len(compiled) == pieces.n_kinds == 3  # before the first attention, between two, after the last
     assert len({piece.run for piece in pieces.pieces[1:-1]}) == 1
     weights = [{id(weight) for weight in piece.weights} for piece in pieces.pieces[1:-1]]
     assert all(len(one) == len(other) and one != other for one, other in pairwise(weights))

@@ -11,7 +11,7 @@ from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from tests.support.tiny_models import TINY_CONFIGS, WINDOW
 from worker.batching_trial import settle_batching, trial_payload
-from worker.compiled_recording import GAP, Recording, UncompilableError, record
+from worker.compiled_recording import GAP, Recording, UncompilableError, masks_at, record
 from worker.kv_cache import KVCache
 from worker.stage import Stage, StageInput
 
@@ -32,13 +32,14 @@ class Replay(fx.Interpreter):
 
     def __init__(self, recording: Recording, cache: KVCache, position: int) -> None:
         super().__init__(recording.graph)
-        self.recording, self.cache, self.masks = recording, cache, recording.masks(position)
+        self.recording, self.cache = recording, cache
+        self.masks = masks_at(recording.implementation, recording.mask_rules, position)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is not GAP:
             return super().call_function(target, args, kwargs)
         *states, computed, gap = args
-        return self.recording.fill(self.recording.gaps[gap], self.cache, self.masks, tuple(states), computed)
+        return self.recording.filler(self.recording.gaps[gap])(self.cache, self.masks, tuple(states), computed)
 
 
 def loaded(whole: TinyCheckpoint, blocks: BlockRange, dtype: torch.dtype) -> Stage:

@@ -79,6 +79,20 @@ async def test_users_hear_once_that_the_peer_closed_and_later_sends_fail() -> No
             connection.add_user(SESSION, user)
 
 
+async def test_who_sends_while_the_connection_breaks_hears_of_it_as_all_its_users_do() -> None:
+    async with connected() as (side, _socket, connection):
+        user = User()
+        connection.add_user(SESSION, user)
+        transport = connection._socket._req.transport  # type: ignore[union-attr]
+        assert transport is not None
+        transport.abort()  # it is closing at once; the reader hears of it in a later turn of the loop
+        await connection.send(CLOSE)
+        assert user.n_lost == 0
+        async with asyncio.timeout(WAIT_S):
+            await side.ended.wait()
+        assert user.n_lost == 1
+
+
 async def test_a_connection_is_idle_when_nobody_has_used_it_for_a_while() -> None:
     async with connected() as (_side, _socket, connection):
         now = asyncio.get_running_loop().time()

@@ -142,6 +142,16 @@ def test_a_hop_tells_the_one_before_what_it_and_the_later_ones_take() -> None:
     assert PromptCutter(Measures()).heard(route(), (said(0.5),)) == ()
 
 
+def test_after_short_prompts_alone_a_hop_tells_nothing_so_the_next_long_one_is_cut_as_for_like_hops() -> None:
+    costs = PromptCosts().with_step(RunStep(20, 0, COST.seconds(20, 0) / 4))
+    told = PromptCutter(Measures(prompt_costs={SPAN: costs})).heard(route(1), ())
+    assert told == ()
+    cutter = PromptCutter(measured(COST))
+    before = lengths(cutter)
+    cutter.heard(route(), told)
+    assert lengths(cutter) == before
+
+
 def test_only_the_latest_routes_are_remembered() -> None:
     cutter = PromptCutter(measured(COST))
     alike = lengths(cutter)

@@ -32,7 +32,9 @@ async def test_of_several_clusters_the_one_is_found_that_proves_the_secret(tmp_p
         announced(ours.port) as our_id,
     ):
         identity, secret, search = load_identity(tmp_path), join_secret_of(ours), only(other_id, our_id)
-        assert await found_coordinator(identity, secret, utc_now_s, lines.append, search) == (ours.url,)
+        found = await found_coordinator(identity, secret, utc_now_s, lines.append, search)
+        assert found.urls == (ours.url,)
+        assert found.credentials.coordinator_url == ours.url
         assert [line.split(",")[0] for line in lines] == [
             f"found the coordinator {other_id}",
             f"not this one: the coordinator at {other.url} refuses this worker's join secret: it isn't this "
@@ -101,7 +103,8 @@ async def test_who_keeps_a_worker_waiting_does_not_keep_it_from_the_next(
             return found_at(int(stranger_url.rpartition(":")[2])), found_at(ours.port)
 
         identity = load_identity(tmp_path)
-        assert await found_coordinator(identity, join_secret_of(ours), utc_now_s, tell, search) == (ours.url,)
+        found = await found_coordinator(identity, join_secret_of(ours), utc_now_s, tell, search)
+        assert found.urls == (ours.url,)
         assert any("let nobody in within" in line for line in lines)
 
 

@@ -141,32 +141,27 @@ async def test_an_address_of_another_machine_fails() -> None:
     assert checks["port"].status == "fail"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-async def test_the_advertised_address_is_dialled() -> None:
-    port = free_port()
-    doorway = Doorway(listen_host="127.0.0.1", listen_port=port, advertise_url=f"https://localhost:{port}")
+async def test_the_advertised_address_is_dialled(own_port: int) -> None:
+    url = f"https://localhost:{own_port}"
+    doorway = Doorway(listen_host="127.0.0.1", listen_port=own_port, advertise_url=url)
     assert (await doorway_of(doorway))["reachable"].status == "ok"
 
 
-async def test_an_advertised_address_where_nobody_answers_fails() -> None:
-    doorway = Doorway(listen_host="127.0.0.1", listen_port=free_port(), advertise_url="https://127.0.0.1:1")
+async def test_an_advertised_address_where_nobody_answers_fails(own_port: int) -> None:
+    doorway = Doorway(listen_host="127.0.0.1", listen_port=own_port, advertise_url="https://127.0.0.1:1")
     check = (await doorway_of(doorway))["reachable"]
     assert check.status == "fail"
     assert "firewall" in check.mend
 
 
-async def test_an_advertised_address_of_another_program_fails() -> None:
+async def test_an_advertised_address_of_another_program_fails(own_port: int) -> None:
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example.org")
         writer.close()
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        doorway = Doorway(listen_host="127.0.0.1", listen_port=free_port(), advertise_url=url)
+        doorway = Doorway(listen_host="127.0.0.1", listen_port=own_port, advertise_url=url)
         check = (await doorway_of(doorway))["reachable"]
         assert check.status == "fail"
         assert "another program" in check.seen

@@ -19,6 +19,8 @@ from worker.downloads import Downloader, FileSource
 from worker.files import FileCache
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
+STALL_S = 0.5
+"""The patience of who is to lose it. Else a busy machine has its time."""
 FILE = ModelFile(name="block-0", sha256=FileHash(hashlib.sha256(DATA).hexdigest()), size_bytes=len(DATA))
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -59,10 +61,10 @@ class Net:
 
 
 @asynccontextmanager
-async def opened(tmp_path: Path) -> AsyncIterator[Net]:
+async def opened(tmp_path: Path, *, stall_s: float = 10.0) -> AsyncIterator[Net]:
     cache = FileCache(tmp_path / "cache")
     async with aiohttp.ClientSession(auto_decompress=False) as session:
-        net = Net(tmp_path, Downloader(session, cache, lambda: 1.0, stall_s=0.5), cache)
+        net = Net(tmp_path, Downloader(session, cache, lambda: 1.0, stall_s=stall_s), cache)
         try:
             yield net
         finally:
@@ -109,7 +111,7 @@ async def test_a_file_comes_whole_and_is_admitted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_silent", [True, False])
 async def test_the_next_source_goes_on_where_one_broke_off_or_fell_silent(tmp_path: Path, is_silent: bool) -> None:
-    async with opened(tmp_path) as net:
+    async with opened(tmp_path, stall_s=STALL_S) as net:
         part = net.cache.part_path(FILE.sha256)
         part.write_bytes(DATA[:1000])
 
@@ -126,7 +128,7 @@ async def test_the_next_source_goes_on_where_one_broke_off_or_fell_silent(tmp_pa
 
 
 async def test_a_source_that_stalls_in_the_middle_is_left(tmp_path: Path) -> None:
-    async with opened(tmp_path) as net:
+    async with opened(tmp_path, stall_s=STALL_S) as net:
         bad = await net.source("bad", stopping_at(5000, is_silent=True))
         assert (await net.fetch(bad, await net.source("good", honest()))).read_bytes() == DATA
 
@@ -188,7 +190,7 @@ async def test_a_source_that_is_another_worker_gets_no_chance(tmp_path: Path) ->
 
 
 async def test_when_all_fail_each_fault_is_named_and_the_part_is_kept(tmp_path: Path) -> None:
-    async with opened(tmp_path) as net:
+    async with opened(tmp_path, stall_s=STALL_S) as net:
         broken = await net.source("w-one", stopping_at(5000, is_silent=True))
         with pytest.raises(UnreachableError, match=r"w-one: no more bytes.*the coordinator: busy"):
             await net.fetch(broken, await net.source("the coordinator", error))

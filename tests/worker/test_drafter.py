@@ -11,13 +11,14 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from benchmarks.held_ports import held_port
 from benchmarks.relay import Relay
-from benchmarks.replicated import free_port
 from client.results import Generation
 from protocol.control_messages import SpanAssignment
 from protocol.errors import ConfigError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId
 from protocol.messages import MAX_DRAFTS
+from tests.support.coordinators import eventually
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from tests.support.whole_cluster import WholeCluster, greedy_ids, packed_tiny, whole_cluster
 from worker.draft_model import MAX_POSITIONS, DraftModelRequest
@@ -43,7 +44,7 @@ async def drafting_cluster(folder: Path, draft: Path) -> AsyncIterator[tuple[Who
         await cluster.add_model("tiny", packed)
         relays = []
         for name, blocks, model in (("head", "0:2", draft), ("tail", "2:4", None)):
-            port = free_port()
+            port = stack.enter_context(held_port())
             relays.append(await stack.enter_async_context(Relay("127.0.0.1", port)))
             url = f"https://127.0.0.1:{relays[-1].port}"
             listening = {"listen_host": "127.0.0.1", "listen_port": port, "advertise_url": url}
@@ -53,13 +54,14 @@ async def drafting_cluster(folder: Path, draft: Path) -> AsyncIterator[tuple[Who
 
 
 async def both(cluster: WholeCluster, relays: list[Relay], **sampling: Any) -> tuple[Generation, Generation]:
-    """The same generation token by token, and with guesses."""
+    """The same generation token by token, and with guesses; both are over at the workers too, and logged."""
     for relay in relays:
         relay.delay_s = DELAY_S
     plain = await cluster.generate("tiny", PROMPT, max_tokens=N_TOKENS, speculate=False, **sampling)
     guessed = await cluster.generate("tiny", PROMPT, max_tokens=N_TOKENS, **sampling)
     for relay in relays:
         relay.delay_s = 0.0
+    await eventually(lambda: not any(member.worker.data_plane.n_sessions for member in cluster.members.values()))
     return plain, guessed
 
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from coordinator.policy.state import WorkerRecord
-from protocol.errors import WrongSecretError
+from protocol.errors import StorageError, WrongSecretError
 from protocol.exit_codes import EXIT_CANCELLED, EXIT_OK, EXIT_USAGE
 from tests.support.announced import announced
 from tests.support.coordinators import RunningCoordinator, eventually, join_secret_of, running_coordinator
@@ -17,6 +19,11 @@ from tests.support.paused_worker import AT_TORCH, paused_worker
 from worker.app import running
 from worker.config import WorkerConfig
 from worker.early_enrolment import early_start
+from worker.enrolment import Credentials, enrol, utc_now_s
+from worker.goodbye import granted
+from worker.identity import load_identity
+
+pytestmark = pytest.mark.timeout(180)  # up to two programs that import torch, each with a minute of its own
 
 
 def config_for(tmp_path: Path, *urls: str, secret: str) -> WorkerConfig:
@@ -119,6 +126,65 @@ async def test_a_setting_that_shows_to_be_wrong_after_torch_was_loaded_is_told_t
         known = await eventually(lambda: only_worker(coordinator), deadline_s=1.0)
         assert known.presence == "gone"
         assert str(nothing) in (known.drain_reason or "")
+
+
+async def test_a_worker_that_is_stopped_while_it_enrols_says_so_once_it_was_let_in(tmp_path: Path) -> None:
+    let_in, may_answer = asyncio.Event(), asyncio.Event()
+    async with running_coordinator(tmp_path) as coordinator:
+        config = config_for(tmp_path, coordinator.url, secret=join_secret_of(coordinator))
+        identity = load_identity(config.state)
+
+        async def enrolled() -> Credentials:
+            credentials = await enrol(identity, config.coordinator_urls, join_secret_of(coordinator), utc_now_s)
+            let_in.set()
+            await may_answer.wait()  # its answer is on the way
+            return credentials
+
+        async with asyncio.TaskGroup() as tasks:
+            start = tasks.create_task(granted(enrolled))
+            await let_in.wait()
+            assert only_worker(coordinator).presence == "expected"
+            start.cancel()
+            may_answer.set()
+        assert start.cancelled()
+        assert only_worker(coordinator).presence == "gone"
+        assert only_worker(coordinator).drain_reason == "it was stopped before it had joined"
+
+
+async def test_what_an_enrolment_that_was_given_up_says_is_no_complaint_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.goodbye._AT_MOST_S", 0.0)
+    asked, complaints = asyncio.Event(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+
+    async def fails_at_its_end() -> Credentials:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise StorageError("no room for the certificate")
+
+    async with asyncio.TaskGroup() as tasks:
+        start = tasks.create_task(granted(fails_at_its_end))
+        await asked.wait()
+        start.cancel()
+    assert start.cancelled()
+    del start
+    gc.collect()
+    assert complaints == []
+
+
+async def test_who_is_found_on_the_network_is_joined_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("worker.early_enrolment.enrol")  # a second enrolment would end here
+    monkeypatch.delattr("worker.assembly.enrol")
+    async with running_coordinator(tmp_path) as coordinator, announced(coordinator.port):
+        config = replace(config_for(tmp_path, secret=join_secret_of(coordinator)), join_timeout_s=None)
+        start = await early_start(config, print)
+        assert start.credentials is not None
+        assert start.config.coordinator_urls == (coordinator.url,)
+        async with running(config) as worker, asyncio.timeout(20):
+            await worker.uplink.connected.wait()
 
 
 def test_it_needs_no_torch() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,22 @@ async def test_loading_twice_loads_once_and_a_broken_span_leaves_the_engine_aliv
     with pytest.raises(UntrustedFileError):
         await engine.load(replace(llama.request(BlockRange(2, 3)), files=(llama.block_files[1],)))
     assert len(engine.loaded()) == 1
+
+
+@pytest.mark.parametrize("place", ["worker.loading._made", "worker.engine_core.settle_batching"])
+async def test_loading_without_memory_says_that_and_not_that_the_files_are_wrong(
+    engine: Engine, llama: TinyCheckpoint, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU torch says so by a plain RuntimeError."""
+
+    def no_memory(*_args: Any) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    request = llama.request(BlockRange(1, 2))
+    request = replace(request, files=tuple(Path(shutil.copy(file, tmp_path)) for file in request.files))
+    monkeypatch.setattr(place, no_memory)
+    with pytest.raises(OverloadedError, match="1:2 don't fit into the memory of cpu"):
+        await engine.load(request)
 
 
 async def test_a_failing_step_fails_alone(engine: Engine, llama: TinyCheckpoint) -> None:

@@ -202,6 +202,20 @@ async def test_a_connection_cut_in_the_middle_of_a_frame_is_a_lost_hop(ring: Rin
     await ring.until_clean()
 
 
+async def test_a_hop_that_is_lost_while_it_is_written_to_is_named(ring: Ring, fake: FakeWorker) -> None:
+    """Fails if whoever writes is blamed: it may find a connection closing before its reader does."""
+    generation = await opened_before(ring, fake)
+    generation.prompt = [5] * (CHUNK * (STEP_CREDIT + 1))
+    await generation.step()
+    (session,) = ring.workers[0].plane._sessions._sessions.values()  # type: ignore[union-attr]
+    await eventually(lambda: bool(session._hop.next and session._hop._onward._credit_came._waiters))  # type: ignore[union-attr]
+    session._hop.next._socket._response.connection.transport.abort()  # type: ignore[union-attr]
+    session.take_backward(Credit(session_id=SESSION, n_steps=1))  # the last step is sent in the loop's next turn
+    ended = await generation.head.receive(SessionEnded)
+    assert (ended.worker_id, ended.error.code) == (fake.files.worker_id, "hop_lost")
+    await ring.until_clean()
+
+
 async def test_what_a_later_hop_noticed_is_passed_on_as_that(ring: Ring, fake: FakeWorker) -> None:
     generation = await opened_before(ring, fake)
     lost, error = WorkerId("w-" + "c" * 26), ErrorBody(code="hop_lost", message="gone")

@@ -117,6 +117,18 @@ def test_pieces_that_take_equally_long_do_not_teach_that_length_costs_nothing() 
     assert known.per_token == pytest.approx(COST.per_token, rel=0.3)
 
 
+@pytest.mark.parametrize("lengths", [(20,), (20, 20, 31), (24, 32, 128)])
+def test_short_prompts_teach_nothing_of_attention(lengths: tuple[int, ...]) -> None:
+    costs = PromptCosts()
+    for n_tokens in lengths:
+        costs = costs.with_step(RunStep(n_tokens, 0, COST.seconds(n_tokens, 0)))
+    known = costs.fitted()
+    assert known is not None
+    assert known.per_pair == 0
+    assert not costs.is_of_long_prompts
+    assert costs.with_step(RunStep(128, 128, COST.seconds(128, 128))).is_of_long_prompts
+
+
 def test_before_a_prompt_nothing_is_known() -> None:
     assert PromptCosts().fitted() is None
     assert PromptCosts(0.01).with_step(RunStep(1, 700, 0.03)).fitted() is None

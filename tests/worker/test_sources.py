@@ -79,18 +79,18 @@ async def test_the_coordinator_itself_is_reported_to_nobody(tmp_path: Path) -> N
         assert [source.name for source in await named(sources)] == [COORDINATOR]
 
 
-async def test_with_the_coordinator_away_a_bad_source_is_remembered_here(tmp_path: Path) -> None:
+async def test_with_the_coordinator_away_a_bad_source_is_remembered_here(tmp_path: Path, own_port: int) -> None:
     key, announce = WorkerKey(), announcement(files=(HELD,))
     async with AsyncExitStack() as stack:
-        async with running_coordinator(tmp_path) as coordinator:
-            grant, port = await enrolled(coordinator, key), coordinator.port
+        async with running_coordinator(tmp_path, listen_port=own_port) as coordinator:
+            grant = await enrolled(coordinator, key)
             sources = await stack.enter_async_context(asking(tmp_path, coordinator))
             async with connected_worker(coordinator, key, grant, announce=announce) as worker:
                 await worker.receive(Assign)
                 bad = (await named(sources))[0]
         await sources.report_bad(bad, FILE)
         async with (
-            running_coordinator(tmp_path, listen_port=port) as again,
+            running_coordinator(tmp_path, listen_port=own_port) as again,
             connected_worker(again, key, grant, announce=announce) as worker,
         ):
             await worker.receive(Assign)

@@ -57,10 +57,11 @@ async def test_what_a_worker_has_room_for_is_told_with_what_became_ready_and_not
         assert link.record.reported[0].state == "ready"
 
 
-async def test_it_comes_back_when_the_coordinator_does_and_reports_what_waited(tmp_path: Path) -> None:
+async def test_it_comes_back_when_the_coordinator_does_and_reports_what_waited(
+    tmp_path: Path, own_port: int
+) -> None:
     report = GenerationReport(session_id=SessionId("s"), n_prompt_tokens=1, n_completion_tokens=2, outcome="stop")
-    async with running_coordinator(tmp_path) as coordinator:
-        port = coordinator.port
+    async with running_coordinator(tmp_path, listen_port=own_port) as coordinator:
         link = Linked(coordinator, tmp_path, utc_now_s)
         uplink = await link.uplink()
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
@@ -69,7 +70,7 @@ async def test_it_comes_back_when_the_coordinator_does_and_reports_what_waited(t
         uplink.report_generation(report)
         await uplink.flush(0.0)  # doesn't wait for who isn't there
         await uplink.leave("nobody hears it")
-        async with running_coordinator(tmp_path, listen_port=port) as coordinator:
+        async with running_coordinator(tmp_path, listen_port=own_port) as coordinator:
             link.coordinator = coordinator
             await asyncio.wait_for(uplink.connected.wait(), 25)
             await uplink.flush(10.0)

@@ -21,10 +21,11 @@ from tests.support.coordinators import eventually_answered, running_coordinator
 from tests.support.linked_uplink import Linked
 
 
-async def test_what_clients_have_opened_is_said_once_and_again_on_a_new_socket(tmp_path: Path) -> None:
+async def test_what_clients_have_opened_is_said_once_and_again_on_a_new_socket(
+    tmp_path: Path, own_port: int
+) -> None:
     session = SessionId("s1")
-    async with running_coordinator(tmp_path) as coordinator:
-        port = coordinator.port
+    async with running_coordinator(tmp_path, listen_port=own_port) as coordinator:
         link = Linked(coordinator, tmp_path, utc_now_s)
         uplink = await link.uplink()
         await _reserve(coordinator.repository, session, link.identity.worker_id)
@@ -41,7 +42,7 @@ async def test_what_clients_have_opened_is_said_once_and_again_on_a_new_socket(t
         await _end_soon(coordinator.repository)
     async with asyncio.timeout(40), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(uplink.run())
-        async with running_coordinator(tmp_path, listen_port=port) as again:
+        async with running_coordinator(tmp_path, listen_port=own_port) as again:
             await eventually_answered(lambda: _is_held_for_long(again.repository))
             running.cancel()
 

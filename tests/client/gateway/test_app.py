@@ -216,7 +216,7 @@ async def test_an_answer_that_the_stop_cuts_short_says_so(served: ServedGateway,
     assert status == (200 if stream else 503)
     error = json.loads(body.rstrip().rsplit(b"data: ", 1)[-1])["error"]
     assert (error["code"], "stopped before the answer was complete" in error["message"]) == ("draining", True)
-    assert served.sessions_on_workers() == 0
+    await eventually(lambda: served.sessions_on_workers() == 0)
 
 
 async def test_models_are_listed_and_one_is_shown(served: ServedGateway) -> None:

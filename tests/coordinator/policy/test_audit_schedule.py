@@ -12,6 +12,7 @@ from coordinator.policy.audit_schedule import (
     SHORTEST_S,
     AuditPlan,
     due,
+    is_as_planned,
     mean_interval_s,
     plan,
     unaudited,
@@ -55,6 +56,34 @@ def test_blocks_that_two_hold_are_compared_and_a_third_may_decide() -> None:
     assert found == {("1:4", B, 1), ("1:3", C, 2)}
     assert {str(one.blocks) for one in plans(state, C)} == {"1:3"}
     assert {one.others[0].worker_id for one in plans(state, A, C)} == {B}
+
+
+def test_who_was_given_other_blocks_or_another_precision_meanwhile_answers_as_another_would() -> None:
+    state = served(a="0_4", b="1_4").state
+    (one, *_) = plans(state, A)
+    assert is_as_planned(state, one, one.target)
+    worker = state.workers[A]
+    assert worker.device is not None
+    (span,) = worker.assignment.spans
+    (status,) = worker.reported
+    shorter = msgspec.structs.replace(span, blocks=BlockRange(0, 2))
+    changed = {
+        "started in another precision": replace(
+            worker, device=msgspec.structs.replace(worker.device, precision="bfloat16")
+        ),
+        "assigned anew": replace(worker, assignment=replace(worker.assignment, epoch=worker.assignment.epoch + 1)),
+        "given fewer blocks": replace(
+            worker,
+            assignment=replace(worker.assignment, spans=(shorter,)),
+            reported=(msgspec.structs.replace(status, blocks=shorter.blocks),),
+        ),
+        "has nothing ready": replace(worker, reported=()),
+    }
+    for what, after in changed.items():
+        assert not is_as_planned(replace(state, workers={A: after}), one, one.target), what
+    assert not is_as_planned(replace(state, workers={}), one, one.target)
+    loaded = replace(worker, heartbeat=heartbeat(n_queued=3))
+    assert is_as_planned(replace(state, workers={A: loaded}), one, one.target)
 
 
 def test_the_most_trusted_decides_and_nobody_in_quarantine_is_asked() -> None:

@@ -211,7 +211,7 @@ def test_what_is_moved_to_can_be_reached_and_keeps_the_replicas_that_are_wanted(
     assert now.changed(found.moves).keeps_replicas(now)
 
 
-@pytest.mark.parametrize("placement", ["balance", "one-stream", "many-streams"])
+@pytest.mark.parametrize("placement", ["balance", "one-stream", "many-streams", "spread"])
 @settings(max_examples=8)
 @given(seed=st.integers(0, 10**6))
 def test_after_a_move_nothing_is_worth_another_and_no_block_is_ever_lost(placement: Placement, seed: int) -> None:

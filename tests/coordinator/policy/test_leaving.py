@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.policy.events import SocketLost, WorkerConnected, WorkerJoined, WorkerLeft, WorkerNotComing
@@ -30,6 +32,29 @@ def test_a_new_worker_that_does_not_come_is_gone_at_once_and_says_why() -> None:
     assert "its start failed: port 9464 is taken" in reason
     fleet.do(WorkerJoined(worker_id=A))
     assert word_and_reason(fleet)[0] == "enrolling"
+
+
+def test_what_an_earlier_start_said_is_not_taken_for_the_next_ones_word() -> None:
+    fleet = Fleet()
+    fleet.do(WorkerJoined(worker_id=A, token_until_s=2000.0))
+    fleet.do(WorkerJoined(worker_id=A, token_until_s=2001.0))
+    fleet.do(replace(WRONG, token_until_s=2000.0))
+    assert word_and_reason(fleet)[0] == "enrolling", "it was heard after the next start had enrolled"
+    fleet.do(replace(WRONG, token_until_s=2001.0))
+    assert word_and_reason(fleet)[0] == "gone"
+
+
+def test_a_worker_that_is_started_again_at_once_reads_as_starting_and_not_as_gone() -> None:
+    fleet = ready_pair()
+    fleet.do(WorkerLeft(worker_id=A, reason="the worker was stopped"))
+    fleet.do(SocketLost(worker_id=A))
+    assert word_and_reason(fleet)[0] == "gone"
+    fleet.do(WorkerJoined(worker_id=A))
+    state, reason = word_and_reason(fleet)
+    assert state == "enrolling"
+    assert "started again, and not connected yet" in reason
+    fleet.do(WRONG)
+    assert word_and_reason(fleet)[0] == "gone"
 
 
 def test_what_a_restarted_worker_held_is_kept_for_it_for_a_while_if_its_start_fails() -> None:

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.policy.coverage import ready_counts
-from coordinator.policy.events import ReplicasAsked, SocketLost, WorkerConnected
+from coordinator.policy.events import ReplicasAsked, SocketLost, WorkerBeat, WorkerConnected
 from coordinator.policy.improvement import improvement
 from coordinator.policy.outlook import moving_words, outlook
 from coordinator.policy.state import ClusterState
 from protocol.ids import ModelName, WorkerId
-from tests.coordinator.policy.fleet import SPREAD, Fleet, added, announce
+from tests.coordinator.policy.fleet import SPREAD, Fleet, added, announce, heartbeat
 
 QUICK = replace(SPREAD, replan_every_s=3.0)
 
@@ -87,6 +87,22 @@ def test_a_newcomer_takes_a_share_instead_of_everything_again() -> None:
     fleet.join("d")
     settle(fleet)
     assert sorted(len(s.blocks) for w in fleet.state.workers.values() for s in w.assignment.spans) == [2, 2, 2, 2]
+
+
+def test_shares_that_are_only_uneven_are_moved_once_somebody_is_measured_to_be_slow() -> None:
+    fleet = shared_by("abc")
+    for name, block_s in {"a": 0.010, "b": 0.001, "c": 0.001}.items():
+        fleet.do(WorkerBeat(worker_id=WorkerId(name), heartbeat=heartbeat(decode_s_per_block=block_s)))
+    fleet.wait(2)
+    found = improvement(fleet.state)
+    assert found.is_worth_it
+    assert "tokens/s for one stream instead of" in found.reason
+    settle(fleet, 60)
+    sizes = {w.worker_id: sum(len(s.blocks) for s in w.assignment.spans) for w in fleet.state.workers.values()}
+    assert (sizes["a"], n_held(fleet)) == (1, 8), "and nothing is held twice"
+    epochs = [worker.assignment.epoch for worker in fleet.state.workers.values()]
+    settle(fleet, 60)
+    assert [worker.assignment.epoch for worker in fleet.state.workers.values()] == epochs
 
 
 def test_replicas_that_are_wanted_stay() -> None:

@@ -13,8 +13,8 @@ from coordinator.policy.effects import (
 from coordinator.policy.events import SocketLost, TimePassed, WorkerLeft, WorkerRemoved
 from coordinator.policy.evidence_weights import DAY_S, WEIGHINGS, EvidenceKind
 from coordinator.policy.routing import Route, cheapest_route
-from coordinator.policy.stored import StoredState, restored
-from coordinator.policy.trust import Evidence
+from coordinator.policy.stored import StoredState, StoredWorker, restored
+from coordinator.policy.trust import Evidence, TrustRecord
 from coordinator.policy.trust_changes import MAX_EVENTS, N_EVENTS_KEPT
 from coordinator.policy.trust_events import (
     EvidenceSeen,
@@ -171,11 +171,22 @@ def test_a_banned_worker_is_put_out_and_may_come_back_once_pardoned() -> None:
     fleet.join("b")
     assert [e for e in fleet.effects if isinstance(e, SendToWorker) and isinstance(e.message, Dismiss)]
     assert fleet.state.workers[B].presence == "gone"
-    assert "pardon" in worker_info(fleet.state, B, fleet.now_s).reason
+    fleet.do(WorkerBanned(worker_id=B, by="k1", reason="it lies again"))
+    banned = "banned: it lies again; it can't join until `coord trust pardon`"
+    assert worker_info(fleet.state, B, fleet.now_s).reason == banned
     fleet.do(WorkerPardoned(worker_id=B, by="k1", reason="it doesn't"))
+    said = worker_info(fleet.state, B, fleet.now_s).reason
+    assert said == "it was banned, and is pardoned; start it with `worker join` to have it back"
     fleet.join("b")
     assert fleet.state.workers[B].presence == "here"
     assert fleet.state.workers[B].trust.level == "probation"
+
+
+def test_after_a_restart_it_is_still_said_why_a_worker_is_banned() -> None:
+    gone = StoredWorker(worker_id=B, status="gone", hostname="", url="", device=None, seen_s=0.0)
+    record = TrustRecord(banned_reason="it lies")
+    again = restored(StoredState(workers=(gone,), trust={B: record}), Fleet().state.settings, 1.0)
+    assert worker_info(again, B, 1.0).reason == "banned: it lies; it can't join until `coord trust pardon`"
 
 
 def test_leaving_and_coming_back_changes_no_score() -> None:
@@ -221,6 +232,16 @@ def test_every_change_is_kept_with_its_reason_and_the_score_before_and_after() -
         tell(fleet, "a", "hop_failed", "key:x")
         summed += [e for e in fleet.effects if isinstance(e, SumUpTrustEvents)]
     assert summed == [SumUpTrustEvents(worker_id=A, n_kept=N_EVENTS_KEPT)]
+
+
+def test_the_audit_log_says_what_a_decision_does_to_a_quarantine() -> None:
+    fleet, said = whole_copies("a"), []
+    for score in (0.1, 0.3):
+        effects = fleet.do(TrustPinned(worker_id=A, score=score, by="k1", reason="mine"))
+        said += [e for e in effects if isinstance(e, WriteAudit) and e.action == "trust_pinned"]
+    was = [(line.before or {})["is_quarantined"] for line in said]
+    became = [(line.after or {})["is_quarantined"] for line in said]
+    assert (was, became) == ([False, True], [True, False])
 
 
 def test_a_restart_changes_no_score() -> None:

@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.policy.events import SocketLost, SpansReported, WorkerBeat, WorkerConnected
+from coordinator.policy.events import (
+    SocketLost,
+    SpansReported,
+    WorkerBeat,
+    WorkerConnected,
+    WorkerJoined,
+    WorkerLeft,
+)
+from coordinator.policy.missing import missing_blocks
 from coordinator.policy.standing import standing, state_word
 from coordinator.policy.state import Departure, WorkerRecord
 from coordinator.policy.views import model_info, worker_info
@@ -177,3 +185,46 @@ def test_what_a_worker_says_of_itself_is_shown_as_far_as_it_can_be() -> None:
     info = worker_info(fleet.state, worker_id, fleet.now_s)
     assert decode_json(encode_json(info), WorkerInfo) == info
     assert len(encode_json(info)) < 10_000
+
+
+def test_blocks_are_on_their_way_while_somebody_starts_or_they_are_about_to_be_given_out() -> None:
+    fleet = Fleet()
+    fleet.do(added())
+    fleet.wait(2)
+    nobody = missing_blocks(fleet.state, fleet.state.models[M])
+    assert nobody is not None
+    assert not nobody.is_on_its_way
+    assert nobody.message.endswith("no worker is connected; run `worker join` on a machine")
+
+    fleet.do(WorkerJoined(worker_id=A))
+    starting = missing_blocks(fleet.state, fleet.state.models[M])
+    assert starting is not None
+    assert starting.is_on_its_way
+    assert starting.message == "blocks 0:8 of m are held by nobody; a may get them: enrolled, not connected yet"
+
+    fleet.do(WorkerConnected(worker_id=A, announce=announce("a", memory=10)))
+    unsettled = missing_blocks(fleet.state, fleet.state.models[M])
+    assert unsettled is not None
+    assert unsettled.is_on_its_way
+    fleet.wait(2)
+    too_small = missing_blocks(fleet.state, fleet.state.models[M])
+    assert too_small is not None
+    assert not too_small.is_on_its_way
+
+
+def test_a_model_has_hope_while_its_only_worker_may_be_started_again_and_no_longer() -> None:
+    fleet = Fleet()
+    fleet.do(added())
+    fleet.join("a")
+    fleet.wait(2)
+    fleet.all_ready()
+    fleet.do(WorkerLeft(worker_id=A, reason="the worker was stopped"))
+    fleet.do(SocketLost(worker_id=A))
+    stopped = missing_blocks(fleet.state, fleet.state.models[M])
+    assert stopped is not None
+    assert stopped.is_on_its_way
+    assert "start it again" in stopped.message
+    fleet.pass_time(fleet.state.settings.lost_after_s + 3.0)
+    gone = missing_blocks(fleet.state, fleet.state.models[M])
+    assert gone is not None
+    assert not gone.is_on_its_way
