@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -121,9 +122,31 @@ def takes_position_ids(model: nn.Module) -> bool:
 
 def rotates_by_longest(model: nn.Module) -> bool:
     """Whether rotary frequencies follow the largest position of a forward (transformers' `dynamic_rope_update`)."""
-    found = [getattr(module, "rope_type", None) for module in model.modules()]
-    kinds = {kind for one in found for kind in (one.values() if isinstance(one, dict) else [one])}
-    return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in kinds)
+    return any(map(_follows_positions, model.modules()))
+
+
+def _follows_positions(module: nn.Module) -> bool:
+    return any("dynamic" in kind or kind == "longrope" for kind in _rope_types(module).values())
+
+
+def _rope_types(module: nn.Module) -> dict[str, str]:
+    """Of a rotary embedding, by type of layer; empty for any other module."""
+    found = getattr(module, "rope_type", {})
+    return {"": found} if isinstance(found, str) else found
+
+
+@contextmanager
+def _with_fixed_frequencies(model: nn.Module) -> Iterator[None]:
+    """Rotary embeddings don't look at positions: without weights they can't, or keep frequencies without values."""
+    rotary: list[Any] = [module for module in model.modules() if _follows_positions(module)]
+    before = [module.rope_type for module in rotary]
+    for module, kinds in zip(rotary, before, strict=True):
+        module.rope_type = "default" if isinstance(kinds, str) else dict.fromkeys(kinds, "default")
+    try:
+        yield
+    finally:
+        for module, kinds in zip(rotary, before, strict=True):
+            module.rope_type = kinds
 
 
 def _modules_outside(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -161,7 +184,7 @@ def _modules_before_blocks(model: PreTrainedModel, blocks: nn.ModuleList) -> set
     if not is_bare(model):
         inputs |= {"past_key_values": KVCache(len(blocks), 1), "use_cache": True}
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _with_fixed_frequencies(model):
             model.base_model(**inputs)
     except _FirstBlockReached:
         return called

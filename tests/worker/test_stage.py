@@ -11,7 +11,7 @@ from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange
 from protocol.messages import KvPrecision
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
-from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, VOCAB_SIZE
+from tests.support.tiny_models import CONTEXT, N_BLOCKS, TINY_CONFIGS, VOCAB_SIZE
 from worker.batching_trial import settle_batching
 from worker.kv_cache import KVCache
 from worker.stage import Stage, StageInput
@@ -68,6 +68,22 @@ def test_stages_equal_the_whole_model_wherever_it_is_cut(checkpoint: Checkpoints
     stages = {blocks: whole.load(blocks) for blocks in needed}
     for cut in CUTS:
         check_equal([stages[blocks] for blocks in ranges(cut)], whole)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "linear", "yarn", "longrope"])
+def test_stages_rotate_as_the_whole_model_does(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    config = TINY_CONFIGS["llama"]()
+    config.rope_parameters = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 2.0}
+    if kind != "dynamic":
+        config.rope_parameters["original_max_position_embeddings"] = CONTEXT // 2
+    if kind == "longrope":
+        n_frequencies = config.head_dim // 2
+        config.rope_parameters |= {"short_factor": [1.5] * n_frequencies, "long_factor": [3.0] * n_frequencies}
+    monkeypatch.setitem(TINY_CONFIGS, f"llama_{kind}", lambda: config)
+    whole = checkpoint(f"llama_{kind}")
+    check_equal([whole.load(blocks) for blocks in ranges((0, 1, 3, N_BLOCKS))], whole)
 
 
 @pytest.mark.parametrize("name", TINY_CONFIGS)
