@@ -15,7 +15,7 @@ from protocol.dialled_sockets import closed_once, new_socket
 
 CLOSED = "the client was closed while this was under way: keep it open until all its calls have their answers"
 CUT = (
-    "it was cut before TLS was agreed on, {n} times: too many connections come from this address at once, or no "
+    "it was cut before TLS was agreed on: too many connections come from this address at once, or no "
     "Brigade program listens there"
 )
 MAX_CUTS = 7
@@ -34,7 +34,7 @@ def was_cut(exc: BaseException) -> bool:
 def connecting_reason(exc: BaseException) -> str:
     """Why there is no connection, in the system's words where it has any."""
     if was_cut(exc):
-        return CUT.format(n=MAX_CUTS)
+        return CUT
     return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
 
 
@@ -53,11 +53,16 @@ class ClosingConnector(aiohttp.TCPConnector):
         ssl: ssl.SSLContext | aiohttp.Fingerprint | bool = True,
         limit: int = 100,
         force_close: bool = False,
+        max_cuts: int = MAX_CUTS,
     ) -> None:
-        """The arguments are aiohttp's."""
+        """The arguments are aiohttp's, but one.
+
+        `max_cuts`: after so many in a row a connection has failed; 1 for whoever has other ways and tries those.
+        """
         super().__init__(ssl=ssl, limit=limit, force_close=force_close, socket_factory=new_socket)
         self._made: dict[asyncio.Future[None], asyncio.Transport] = {}
         """By what is done when the connection is lost."""
+        self._max_cuts = max_cuts
 
     async def _create_connection(
         self,
@@ -77,7 +82,7 @@ class ClosingConnector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own
     ) -> ResponseHandler:
-        for n_cuts in range(1, MAX_CUTS):
+        for n_cuts in range(1, self._max_cuts):
             try:
                 with closed_once():
                     return await super()._create_connection(req, traces, timeout)

@@ -183,7 +183,8 @@ class Uplink:
         """Open the socket, announce, and talk until it ends."""
         credentials = self._credentials.current
         context = await self._tls(credentials.ca_pem)
-        async with aiohttp.ClientSession(connector=ClosingConnector(ssl=context)) as session:
+        connector = ClosingConnector(ssl=context, max_cuts=1)  # the next try, a moment later, takes another address
+        async with aiohttp.ClientSession(connector=connector) as session:
             try:
                 socket = await opened_socket(session, credentials)
             except UnreachableError:

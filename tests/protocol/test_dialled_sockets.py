@@ -52,12 +52,11 @@ def test_a_socket_whose_descriptor_the_loop_has_closed_holds_it_no_more(
         return made
 
     monkeypatch.setattr("protocol.http_connector.new_socket", remembered)
-    monkeypatch.setattr("protocol.http_connector.MAX_CUTS", 1)
     may_end = threading.Event()
 
     async def dial(listener: socket.socket) -> None:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        connector = ClosingConnector(ssl=client_context(TestAuthority().ca_pem))
+        connector = ClosingConnector(ssl=client_context(TestAuthority().ca_pem), max_cuts=1)
         async with aiohttp.ClientSession(connector=connector) as http, asyncio.TaskGroup() as tasks:
 
             async def fail() -> None:

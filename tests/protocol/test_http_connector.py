@@ -126,6 +126,6 @@ async def test_who_is_cut_again_and_again_is_told_why_that_may_be(
     monkeypatch.setattr("protocol.http_connector._LONGEST_DELAY_S", 0.0)
     with SilentPeer(worker, n_cut=MAX_CUTS) as peer:
         async with asyncio.timeout(DEADLINE_S), connection_pool(authority.ca_pem) as pool:
-            with pytest.raises(HopLostError, match=f"{MAX_CUTS} times: too many connections come"):
+            with pytest.raises(HopLostError, match="too many connections come"):
                 await pool.connection(worker.worker_id, peer.url)
     assert len(peer.cut_at_s) == MAX_CUTS

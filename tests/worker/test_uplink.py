@@ -152,8 +152,8 @@ async def test_it_comes_back_at_another_address_of_the_coordinator(tmp_path: Pat
                 assert (gone.n_connections, there.n_connections) == (3, 0)
                 there.is_refusing, gone.is_refusing = False, True
                 gone.cut()
-                await fleet.none_connected(10.0)
-                await fleet.all_connected(10.0)
+                await fleet.none_connected(20.0)
+                await fleet.all_connected(20.0)
             assert fleet.n_enrolments == 0
 
 
