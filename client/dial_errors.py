@@ -66,10 +66,5 @@ def dial_errors(worker_id: WorkerId, url: str) -> Iterator[None]:
         raise HopLostError(f"{who} didn't answer in {CONNECT_TIMEOUT_S:g} s") from exc
     except (aiohttp.ClientError, OSError) as exc:
         raise HopLostError(
-            f"{who} can't be reached ({reason_of(exc)}): check that this machine can reach it, its port too"
+            f"{who} can't be reached ({connecting_reason(exc)}): check that this machine can reach it, its port too"
         ) from exc
-
-
-def reason_of(exc: BaseException) -> str:
-    """In the system's words."""
-    return connecting_reason(exc)

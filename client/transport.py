@@ -16,7 +16,7 @@ from typing import TypeAlias
 import aiohttp
 from aiohttp import ClientWebSocketResponse, ClientWSTimeout, WSMsgType
 
-from client.dial_errors import CONNECT_TIMEOUT_S, DialTurns, dial_errors, reason_of
+from client.dial_errors import CONNECT_TIMEOUT_S, DialTurns, dial_errors
 from client.legs import Ends, Legs
 from client.own_address import own_address
 from client.pings import Pings
@@ -31,7 +31,7 @@ from protocol.frames import (
     decode_frame,
     encode_frame,
 )
-from protocol.http_connector import CLOSED, ClosingConnector
+from protocol.http_connector import CLOSED, ClosingConnector, connecting_reason
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -143,7 +143,9 @@ class Connection:
                 message = understood_by(message, self._version)
             await self._websocket.send_bytes(encode_frame(message, payload))
         except (aiohttp.ClientError, OSError) as exc:
-            raise HopLostError(f"the connection to worker {self.worker_id} is lost: {reason_of(exc)}") from exc
+            raise HopLostError(
+                f"the connection to worker {self.worker_id} is lost: {connecting_reason(exc)}"
+            ) from exc
 
     async def measure(self) -> None:
         """Have the round trip measured; the answers aren't waited for."""
@@ -166,7 +168,7 @@ class Connection:
         except BrigadeError as exc:
             error = exc
         except (aiohttp.ClientError, OSError) as exc:
-            error = HopLostError(f"the connection to worker {self.worker_id} is lost: {reason_of(exc)}")
+            error = HopLostError(f"the connection to worker {self.worker_id} is lost: {connecting_reason(exc)}")
         finally:
             self._lost = error
             for inbox in self._inboxes.values():

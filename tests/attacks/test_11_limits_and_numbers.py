@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,16 @@ from tests.coordinator.test_client_api import pinned_workers
 from tests.support.coordinators import (
     Http,
     WorkerKey,
-    add_model,
     eventually_answered,
     http_session,
     key_of,
     running_coordinator,
 )
+from tests.support.route_asking import admin, coordinator
+
+__all__ = ["admin", "coordinator"]
 
 NUMBERS = ("-1", "-0.0", "1.5", "1e400", "1e308", "NaN", "Infinity", "true", '"1"', "[]", str(2**63), "9" * 400)
-
-
-@pytest.fixture
-async def coordinator(tmp_path: Path) -> AsyncIterator[RunningCoordinator]:
-    async with running_coordinator(tmp_path) as running:
-        await add_model(running)
-        yield running
-
-
-@pytest.fixture
-async def admin(coordinator: RunningCoordinator) -> AsyncIterator[Http]:
-    async with http_session(coordinator, key_of(coordinator, "admin")) as http:
-        yield http
 
 
 async def limited(admin: Http, **limits: Any) -> CreatedKey:

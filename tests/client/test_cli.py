@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -10,21 +8,10 @@ from client.cli import main
 from protocol.api_key import new_api_key
 from protocol.errors import ErrorBody
 from protocol.messages import PROTOCOL_VERSION
-from tests.support.client_program import Program
-from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
-from tests.support.tiny_tokenizer import ids_of
+from tests.support.client_program import Program, cluster, program
+from tests.support.scripted_cluster import Script, ScriptedCluster
 
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[ScriptedCluster]:
-    async with scripted_cluster(tmp_path) as running:
-        running.script = Script(answer=(*ids_of(" Paris \N{ROCKET}"), 3))
-        yield running
-
-
-@pytest.fixture
-def program(cluster: ScriptedCluster, tmp_path: Path) -> Program:
-    return Program(cluster, tmp_path)
+__all__ = ["cluster", "program"]
 
 
 async def test_what_cant_be_done_is_said_before_a_prompt_is_typed(program: Program) -> None:

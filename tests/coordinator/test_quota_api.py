@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,25 +20,12 @@ from tests.coordinator.test_client_api import pinned_workers
 from tests.support.coordinators import (
     Answer,
     Http,
-    add_model,
     eventually_answered,
     http_session,
-    key_of,
-    running_coordinator,
 )
+from tests.support.route_asking import admin, coordinator
 
-
-@pytest.fixture
-async def coordinator(tmp_path: Path) -> AsyncIterator[RunningCoordinator]:
-    async with running_coordinator(tmp_path) as running:
-        await add_model(running)
-        yield running
-
-
-@pytest.fixture
-async def admin(coordinator: RunningCoordinator) -> AsyncIterator[Http]:
-    async with http_session(coordinator, key_of(coordinator, "admin")) as http:
-        yield http
+__all__ = ["admin", "coordinator"]
 
 
 async def new_key(admin: Http, **limits: Any) -> CreatedKey:

@@ -28,6 +28,12 @@ async def http(coordinator: RunningCoordinator) -> AsyncIterator[Http]:
         yield session
 
 
+@pytest.fixture
+async def admin(coordinator: RunningCoordinator) -> AsyncIterator[Http]:
+    async with http_session(coordinator, key_of(coordinator, "admin")) as session:
+        yield session
+
+
 def wanted(**changes: object) -> RouteRequest:
     return RouteRequest(**({"model": TINY, "n_prompt_tokens": 3, "max_tokens": 5} | changes))  # type: ignore[arg-type]
 
