@@ -45,6 +45,7 @@ class BenchPlan:
     """For one generation."""
     min_trust: float = 0.0
     pinned_ends: bool = False
+    speculate: bool = True
 
     def check(self) -> None:
         """Refuse what can't be measured.
@@ -58,11 +59,11 @@ class BenchPlan:
                 raise InvalidRequestError(f"{n_streams} streams; 1 to {MAX_STREAMS} can be measured")
         for name, value, least in (
             ("rounds", self.n_rounds, 1),
-            ("prompt tokens", self.n_prompt_tokens, 1),
-            ("tokens an answer", self.max_tokens, 2),  # one has no time between tokens
+            ("tokens of a prompt", self.n_prompt_tokens, 1),
+            ("tokens of an answer", self.max_tokens, 2),  # one has no time between tokens
         ):
             if value < least:
-                raise InvalidRequestError(f"{value} {name}; at least {least} can be measured")
+                raise InvalidRequestError(f"the number of {name} is {value}; it must be {least} or more")
         check_min_trust(self.min_trust)
         n_positions = self.n_prompt_tokens + self.max_tokens
         if n_positions > self.model.context_length:
@@ -156,6 +157,7 @@ class Bench:
             timeout_s=self._plan.timeout_s,
             min_trust=self._plan.min_trust,
             pinned_ends=self._plan.pinned_ends,
+            speculate=self._plan.speculate,
         )
         async with stream:
             async for _ in stream:

@@ -118,11 +118,6 @@ class BenchReport:
         """How often each reason was given, on all levels."""
         return dict(sum((Counter(level.failures) for level in self.levels), Counter()))
 
-    @property
-    def n_tokens(self) -> int:
-        """That came in all."""
-        return sum(level.n_tokens for level in self.levels)
-
     def as_json(self) -> dict[str, Any]:
         """The report for programs."""
         return asdict(self)
@@ -142,13 +137,17 @@ def figures_table(report: BenchReport) -> Table:
         is_cut = level.n_interrupted > 0
         table.add_row(
             f"{level.n_streams}{' (interrupted)' if is_cut else ''}",
-            *(f"{level.tokens_per_s:.1f}", f"{level.stream_tokens_per_s:.1f}"),
-            *(f"{1000 * level.ttft_p50_s:.0f}", f"{1000 * level.ttft_p95_s:.0f}"),
-            *(f"{1000 * level.inter_token_p50_s:.1f}", f"{1000 * level.inter_token_p95_s:.1f}"),
+            *(_cell(speed, 1) for speed in (level.tokens_per_s, level.stream_tokens_per_s)),
+            *(_cell(1000 * wait_s, 0) for wait_s in (level.ttft_p50_s, level.ttft_p95_s)),
+            *(_cell(1000 * wait_s, 1) for wait_s in (level.inter_token_p50_s, level.inter_token_p95_s)),
             f"{level.n_accepted}/{level.n_drafted}",
             *(str(level.n_whole), str(level.n_failed)),
         )
     return table
+
+
+def _cell(figure: float, n_digits: int) -> str:
+    return f"{figure:.{n_digits}f}" if figure else "-"  # nothing that was measured is 0
 
 
 def _waits_s(came_at_s: Sequence[float]) -> Iterator[float]:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from client.bench import DEFAULT_STREAMS, Bench, BenchPlan
 from client.bench_figures import BenchReport, figures_table
+from client.cli_options import Speculate
 from client.command import Json, MinTrust, PinnedEnds, chosen_model, for_cluster, run, tell, write_now
 from client.config import ClientConfig
 from client.output import printable
@@ -37,6 +38,7 @@ class _Asked:
     timeout_s: float
     min_trust: float
     pinned_ends: bool
+    speculate: bool
     is_json: bool
 
 
@@ -53,12 +55,14 @@ def bench(
     timeout: Annotated[float, typer.Option(help="Seconds that one generation may take.")] = 600.0,
     min_trust: MinTrust = 0.0,
     pinned_ends: PinnedEnds = False,
+    speculate: Speculate = None,
     is_json: Json = False,
     config: ClientConfig,
 ) -> int:
     """Measure MODEL: times to the first token and between tokens, tokens a second, for 1 to 16 streams at once.
 
-    Nothing of it is free: it counts as any other use of the key. Ctrl-C ends it and shows what was measured.
+    Nothing of it is free: it counts as any other use of the key. Ctrl-C ends it and shows what was measured. The
+    exit code is 7 if a generation failed.
     """
     asked = _Asked(
         model=model,
@@ -69,6 +73,7 @@ def bench(
         timeout_s=timeout,
         min_trust=min_trust,
         pinned_ends=pinned_ends,
+        speculate=speculate is not False,
         is_json=is_json,
     )
     return run(_bench(config, asked))
@@ -96,6 +101,7 @@ async def _bench(config: ClientConfig, asked: _Asked) -> int:
             timeout_s=asked.timeout_s,
             min_trust=asked.min_trust,
             pinned_ends=asked.pinned_ends,
+            speculate=asked.speculate,
         )
         plan.check()
         measuring = Bench(client, plan)
@@ -107,7 +113,7 @@ async def _bench(config: ClientConfig, asked: _Asked) -> int:
             raise
     report = measuring.report()
     _show(report, is_json=asked.is_json)
-    return EXIT_OK if report.n_tokens else EXIT_UNAVAILABLE
+    return EXIT_UNAVAILABLE if report.failures else EXIT_OK
 
 
 @contextmanager

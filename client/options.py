@@ -89,7 +89,7 @@ class GenerationOptions:
             raise InvalidRequestError("stop is one string; give a list of strings")
         checked_stops(self.stop)
         if not math.isfinite(self.timeout_s) or self.timeout_s <= 0:
-            raise InvalidRequestError(f"the timeout is {self.timeout_s} s; it must be above 0")
+            raise InvalidRequestError(f"the timeout is {self.timeout_s} s; it must be a number above 0")
         if self.private_blocks is not None and not self.private:
             raise InvalidRequestError(
                 f"private_blocks is {self.private_blocks}, but the generation is not private: ask for that too"

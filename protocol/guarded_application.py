@@ -43,6 +43,8 @@ async def errors_to_answers(request: web.Request, handler: Handler) -> web.Strea
         return _answer(exc)
     except web.HTTPException as exc:
         return _http_answer(request, exc)
+    except ConnectionError:
+        raise  # whoever asked is gone; the server knows
     except Exception:  # the outermost edge of a request
         log.exception("request_failed", path=request.path)
         return _answer(InternalError("something went wrong in this program; its log says what"))

@@ -21,7 +21,7 @@ from worker import cli_options as options
 from worker.cli_config import SECTION
 from worker.cli_doctor import doctor
 from worker.config import WorkerConfig, listed_urls, listen_address
-from worker.heap import keep_few_arenas
+from worker.heap import keep_few_arenas, keep_few_kernels
 from worker.told import printable, say
 
 app = typer.Typer(
@@ -115,6 +115,7 @@ def _serve(config: WorkerConfig, *, is_verbose: bool) -> None:
 
     configure_logs("worker", is_verbose=is_verbose)
     keep_few_arenas()
+    keep_few_kernels()
     say("starting: torch is loaded first, which takes some seconds")
     with opened_state(config.state), _stopped_as_by_ctrl_c(), asyncio.Runner(loop_factory=event_loop) as runner:
         start = runner.run(early_start(config, say))

@@ -115,7 +115,8 @@ Precision = Annotated[
     typer.Option(
         help="auto, float32, bfloat16, float16, int8 or int4. auto: bfloat16, or float32 if that is clearly "
         "faster here; and int8 or int4 where a model doesn't fit into the cluster's memory otherwise. int8 and "
-        "int4 hold weights in fewer bits, and compute in bfloat16. The coordinator changes nothing but auto.",
+        "int4 hold weights in fewer bits, and compute in bfloat16; float16 is for accelerators. The coordinator "
+        "changes nothing but auto.",
         parser=_one_of("--precision", "auto", "float32", "bfloat16", "float16", "int8", "int4"),
         metavar="<str>",
     ),

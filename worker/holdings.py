@@ -14,7 +14,7 @@ import msgspec
 
 from protocol.control_messages import Assign, SpanAssignment, SpanReport, SpanState, SpanStatus
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, WorkerId
-from worker.ready_words import cpu_note, exact_line, note_of, ready_lines
+from worker.ready_words import cpu_note, exact_line, hardly_room, note_of, ready_lines
 from worker.steps import LoadedSpan, SpanKey
 from worker.wire import WireChoice, why_exact_to
 
@@ -52,6 +52,7 @@ class Holdings:
         self._statuses: dict[SpanAssignment, SpanStatus] = {}
         self._ready_as: dict[SpanAssignment, SpanKey] = {}
         self._exact_because: dict[WorkerId, str] = {}
+        self._kv_budget_bytes: int | None = None
         self._unwanted: tuple[SpanAssignment, ...] = ()
         self._held_back = ""
         self._version = 0
@@ -166,8 +167,15 @@ class Holdings:
 
     def note_of(self, key: SpanKey) -> str:
         """What operators should know of a span that is held; mostly nothing."""
-        words = note_of(self._held[key].loaded, self._wire, self._exact_because.values())
-        return "; ".join(filter(None, (*self._on_cpu, words)))
+        loaded, n_bytes = self._held[key].loaded, self._kv_budget_bytes
+        little = "" if n_bytes is None else hardly_room(loaded, n_bytes)
+        words = note_of(loaded, self._wire, self._exact_because.values())
+        return "; ".join(filter(None, (*self._on_cpu, little, words)))
+
+    def set_kv_budget(self, n_bytes: int) -> None:
+        """Say of spans from now on what it means for them that the caches of all sessions may take so much."""
+        self._kv_budget_bytes = n_bytes
+        self._say_notes_again()
 
     def neighbour_met(self, worker_id: WorkerId, version: str) -> str:
         """A worker that states go to speaks so; the line to tell people if int8 is asked for and can't be, once."""
@@ -179,10 +187,13 @@ class Holdings:
             self._exact_because[worker_id] = because
         for stale in list(self._exact_because)[:-_MAX_EXACT_NEIGHBOURS]:
             del self._exact_because[stale]
+        self._say_notes_again()
+        return exact_line(because) if because else ""
+
+    def _say_notes_again(self) -> None:
         for span, key in self._ready_as.items():
             if key in self._held and span in self.wanted and self._statuses[span].state == "ready":
                 self.set_ready(span, key)
-        return exact_line(because) if because else ""
 
     def ready_lines(self, span: SpanAssignment, key: SpanKey, device: str, kv_budget_bytes: int) -> list[str]:
         """What is told once a wanted span can be used, and which options do nothing for it."""

@@ -224,7 +224,9 @@ class Keeper:
         """Give caches what the weights, loaded and coming, leave."""
         used = sum(loaded.weight_bytes for loaded in self._loaded.values()) + coming_bytes
         limits = self._limits
-        self._engine.resize_kv_budget(duties.kv_budget_bytes(limits.memory_bytes, used, limits.kv_memory_bytes))
+        n_bytes = duties.kv_budget_bytes(limits.memory_bytes, used, limits.kv_memory_bytes)
+        self._engine.resize_kv_budget(n_bytes)
+        self._holdings.set_kv_budget(n_bytes)
 
     def _refuse(self, duty: Refuse) -> None:
         self._failures.refused(duty.span)

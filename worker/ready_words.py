@@ -83,14 +83,22 @@ def caches_of(loaded: LoadedSpan, kv_budget_bytes: int) -> str:
     return f"caches in {loaded.kv_precision}, room for {room:,} positions{longest}"
 
 
+def hardly_room(loaded: LoadedSpan, kv_budget_bytes: int) -> str:
+    """That there is hardly room for one session, and what to do; empty if there is."""
+    room = _room(loaded, kv_budget_bytes)
+    if room >= min(_USUAL_ANSWER, loaded.context_length or _USUAL_ANSWER):
+        return ""
+    of = "of texts: hardly one fits" if loaded.is_encoder else "of prompt and answer: hardly a session fits"
+    return (
+        f"{kv_budget_bytes:,} bytes for caches are room for {room:,} positions {of}; start the worker with "
+        "more --memory (or --kv-memory)"
+    )
+
+
 def _in_vain(loaded: LoadedSpan, wire: WireChoice, kv_budget_bytes: int) -> list[str]:
-    lines, room = [], _room(loaded, kv_budget_bytes)
-    if room < min(_USUAL_ANSWER, loaded.context_length or _USUAL_ANSWER):
-        of = "of texts: hardly one fits" if loaded.is_encoder else "of prompt and answer: hardly a session fits"
-        lines.append(
-            f"{kv_budget_bytes:,} bytes for caches are room for {room:,} positions {of}; start the worker with "
-            "more --memory (or --kv-memory)"
-        )
+    lines = []
+    if because := hardly_room(loaded, kv_budget_bytes):
+        lines.append(because)
     if loaded.uncompiled_because:
         lines.append(f"--compile does nothing here: {loaded.uncompiled_because}")
     if loaded.drafting is not None and loaded.drafting.unfit_because:

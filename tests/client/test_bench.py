@@ -92,8 +92,8 @@ async def test_what_was_measured_stays_when_the_run_is_cancelled(client: Client,
     ("changes", "error", "words"),
     [
         ({"streams": (0,)}, InvalidRequestError, "0 streams"),
-        ({"n_rounds": 0}, InvalidRequestError, "0 rounds"),
-        ({"max_tokens": 1}, InvalidRequestError, "at least 2"),
+        ({"n_rounds": 0}, InvalidRequestError, "number of rounds is 0; .* 1 or more"),
+        ({"max_tokens": 1}, InvalidRequestError, "number of tokens of an answer is 1; .* 2 or more"),
         ({"n_prompt_tokens": 10**6}, ContextExceededError, "--prompt-tokens"),
     ],
 )

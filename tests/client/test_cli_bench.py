@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.errors import ErrorBody
 from tests.support.client_program import Program
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
 
@@ -44,9 +45,22 @@ async def test_an_interruption_shows_what_was_measured(cluster: ScriptedCluster,
     assert report["levels"][0]["n_interrupted"] == 1
 
 
+async def test_a_level_that_failed_is_told_by_the_exit_code(cluster: ScriptedCluster, tmp_path: Path) -> None:
+    full = ErrorBody(code="invalid_request", message="your key may have one stream")
+    cluster.attempts = [*[ANSWER] * 4, *[Script(head_ends_with=full)] * 2]
+    ended = await Program(cluster, tmp_path).run("bench", "--streams", "1,2", "--no-speculate", *SMALL)
+    assert (ended.code, ended.err) == (7, f"2 failed: {full.message}\n")
+    assert "tokens/s a stream" in ended.out
+    assert not any(request.speculate for request in cluster.route_requests)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
-    [(("--streams", "1;2"), 2, "separated by commas"), (("--prompt-tokens", "9999999"), 2, "--prompt-tokens")],
+    [
+        (("--streams", "1;2"), 2, "separated by commas"),
+        (("--prompt-tokens", "9999999"), 2, "--prompt-tokens"),
+        (("--max-tokens", "1"), 2, "tokens of an answer is 1"),
+    ],
 )
 async def test_bad_input_is_one_line(
     cluster: ScriptedCluster, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from protocol.guarded_application import guarded_application
+from tests.support.coordinators import eventually
 
 
 async def _asked(method: str, path: str, *, body: bytes = b"") -> tuple[int, Any, Any]:
@@ -56,3 +59,36 @@ async def test_what_else_the_http_library_refuses_has_a_code_too() -> None:
     assert status == 413
     assert body["error"]["code"] == "invalid_request"
     assert "the request can't be answered: " in body["error"]["message"]
+
+
+async def test_who_goes_away_before_a_connection_is_upgraded_is_no_failure_of_ours() -> None:
+    came, gone = asyncio.Event(), asyncio.Event()
+
+    async def upgraded(request: web.Request) -> web.StreamResponse:
+        came.set()
+        await eventually(lambda: request.transport is None or request.transport.is_closing())
+        socket = web.WebSocketResponse()
+        try:
+            await socket.prepare(request)
+        finally:
+            gone.set()
+        return socket
+
+    app = guarded_application(None, who="worker", option="--advertise")
+    app.router.add_get("/data", upgraded)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        with capture_logs() as logs:
+            _, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
+            writer.write(
+                b"GET /data HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            )
+            await came.wait()
+            writer.transport.abort()
+            await gone.wait()
+    finally:
+        await runner.cleanup()
+    assert logs == []

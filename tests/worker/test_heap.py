@@ -1,4 +1,4 @@
-"""Few arenas, and free memory that goes back; each in a process of its own, whose heap nobody else uses."""
+"""What libraries hold on to; each in a process of its own, whose heap nobody else uses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
 
@@ -61,3 +62,28 @@ def test_threads_share_arenas_and_what_is_free_goes_back(tmp_path_factory: pytes
         n_arenas[how], given_back[how] = told.read_text().count("<heap "), int(done.stdout)
     assert n_arenas["few"] <= 2 < n_arenas["many"]
     assert given_back["few"] > 20_000_000
+
+
+_PRODUCTS = """
+import psutil, torch
+from worker.heap import keep_few_kernels
+
+keep_few_kernels()
+torch.set_num_threads(1)
+rows, weights = torch.zeros(8, 64), torch.zeros(2000, 64)
+torch.ops.mkldnn._linear_pointwise(rows, weights, None, "none", [], "")
+before = psutil.Process().memory_info().rss
+for n in range(1000, 1500):
+    torch.ops.mkldnn._linear_pointwise(rows, weights[:n], None, "none", [], "")
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def test_products_of_many_shapes_dont_fill_the_memory_with_kernels() -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch is built without oneDNN")
+    done = subprocess.run(
+        [sys.executable, "-c", _PRODUCTS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 150_000_000, "300 million without a limit, where oneDNN makes code"

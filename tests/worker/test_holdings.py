@@ -201,6 +201,21 @@ async def test_of_many_old_neighbours_the_latest_are_named() -> None:
     assert (note.count("upgrade it"), "w19" in note, "w11 " in note) == (8, True, False)
 
 
+async def test_a_budget_that_hardly_holds_a_session_is_said_of_the_span_until_there_is_more() -> None:
+    holdings, key = Holdings(), loaded(2, 4).key
+    wanted = assignment(1, BlockRange(2, 4))
+    holdings.assign(wanted)
+    holdings.add(MODEL, loaded(2, 4))
+    holdings.set_kv_budget(0)
+    holdings.set_ready(wanted.spans[0], key)
+    version = holdings.version
+    assert "0 bytes for caches are room for 0 positions" in holdings.statuses[0].note
+    assert holdings.statuses[0].state == "ready"
+    holdings.set_kv_budget(10**9)
+    assert holdings.statuses[0].note == ""
+    assert holdings.version > version, "the coordinator is told"
+
+
 def test_who_leaves_an_accelerator_unused_says_so_of_every_span() -> None:
     because = "this machine has an NVIDIA H100, but torch 2.9.0 is a build without CUDA"
     holdings = Holdings("int8", on_cpu_because=because)
