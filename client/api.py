@@ -24,8 +24,9 @@ from urllib.parse import quote
 
 from client.chat_calls import ChatCalls
 from client.config import ClientConfig
+from client.deadline import Deadline
 from client.failover import RESTART_GRACE_S, backoff_s
-from client.generation import Deadline, GenerationRequest, generated_pieces
+from client.generation import GenerationRequest, generated_pieces
 from client.generation_request import Prompt as Prompt
 from client.generation_request import checked_options, encoded_prompt, generation_request
 from client.generation_spans import noted_generation

@@ -101,15 +101,19 @@ class Attempt:
     def __exit__(self, *_exc: object) -> None:
         self._delivering.close()
 
-    async def start(self, token_ids: Sequence[int], sampling: SamplingParams, *, remaining_s: float) -> None:
+    async def start(
+        self, token_ids: Sequence[int], sampling: SamplingParams, *, remaining_s: float, n_prompt: int = 0
+    ) -> None:
         """Send the prompt to the head and attach to the tail, both at once and without waiting for an answer.
+
+        `n_prompt`: how many of the tokens are before the answer; 0: all.
 
         Raises:
             AttemptFailed: one of them can't be told.
         """
         session_id, payload = self._grant.session_id, ids_payload(token_ids)
         self._n_prompt_tokens = len(token_ids)
-        opening = self._opening(remaining_s)
+        opening = self._opening(remaining_s, n_prompt or len(token_ids))
         step = Step(session_id=session_id, position=0, n_tokens=len(token_ids), dtype="int32", is_last=True)
         attaching = AttachTail(session_id=session_id, ticket=self._grant.attach_ticket, sampling=sampling)
         await self._tell_both([(opening, b""), (step, payload)], (attaching, payload))
@@ -135,13 +139,14 @@ class Attempt:
                 case Credit() | ReturnedStates():  # only of private sessions, which have an attempt of their own
                     pass
 
-    def _opening(self, remaining_s: float) -> OpenSession:
+    def _opening(self, remaining_s: float, n_prompt: int) -> OpenSession:
         return OpenSession(
             session_id=self._grant.session_id,
             tickets=tuple(hop.ticket for hop in self._grant.hops),
             deadline_s=remaining_s,
             traceparent=self._trace.traceparent() if self._trace is not None else "",
             wants_timings=self._trace is not None,
+            n_prompt=n_prompt,
         )
 
     def _checked(self, worker_id: WorkerId, token: Token) -> Token:

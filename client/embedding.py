@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from client.generation import Deadline
+from client.deadline import Deadline
 from client.hidden_states import ANY_WORKER, Routing, StatesFinder, StatesRequest
 from client.options import check_min_trust
 from client.pooling import Vector, finished, pooled, pooling_of

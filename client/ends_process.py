@@ -100,10 +100,12 @@ class EndsProcess:
         return text_id
 
     async def begin(
-        self, text_id: int, token_ids: Sequence[int], n_positions: int, sampling: SamplingParams
+        self, text_id: int, token_ids: Sequence[int], n_positions: int, sampling: SamplingParams, n_prompt: int
     ) -> None:
-        """Begin a text with this prompt."""
-        request = BeginText(number=0, text_id=text_id, n_positions=n_positions, sampling=sampling)
+        """Begin a text with these tokens, of which the first `n_prompt` are its prompt."""
+        request = BeginText(
+            number=0, text_id=text_id, n_positions=n_positions, sampling=sampling, n_prompt=n_prompt
+        )
         await self.ask(request, Done, ids_payload(token_ids))
 
     async def run_first(self, text_id: int, position: int, n_tokens: int) -> tuple[Precision, memoryview]:

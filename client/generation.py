@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from msgspec import structs
 
 from client.attempt import Attempt, CloseReason
+from client.deadline import Deadline
 from client.decoding import TextStream
 from client.ends_process import EndsProcess
 from client.failover import (
@@ -65,34 +65,6 @@ class GenerationRequest:
     pinned_ends: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deadline:
-    """Until when a generation may take, on the loop's clock."""
-
-    at_s: float
-    timeout_s: float
-
-    @asynccontextmanager
-    async def applied(self) -> AsyncIterator[None]:
-        """Limit a wait.
-
-        Raises:
-            DeadlineExceededError: it is over.
-        """
-        try:
-            async with asyncio.timeout_at(self.at_s):
-                yield
-        except TimeoutError as exc:
-            raise self.error() from exc
-
-    def error(self, standing: str = "") -> DeadlineExceededError:
-        """That it is over, and how far the generation was."""
-        message = (
-            f"the generation took longer than its {self.timeout_s:g} s: give a longer --timeout or ask for less"
-        )
-        return DeadlineExceededError(f"{message}; {standing}" if standing else message)
-
-
 async def generated_pieces(
     request: GenerationRequest,
     *,
@@ -122,6 +94,9 @@ async def generated_pieces(
                     finish_reason = "stop" if shower.is_stopped else token.finish_reason
                     if finish_reason is None:
                         yield piece
+                        if token.is_outgrown:
+                            reason = attempt.goodbye
+                            break
                         continue
                     progress.finish_reason, progress.stop_string, last = finish_reason, shower.stop, piece
                     reason = attempt.goodbye
@@ -163,6 +138,8 @@ class _Run:
         self._finder = RouteFinder(coordinator, self._rng, on_notice=progress.tell, trace=progress.trace, legs=legs)
         self._known = Failover()
         self._pace = Pace()
+        self._n_prompt = len(request.prompt)
+        """Tokens that are run as one text: the prompt, or all that there were when the text was to be run anew."""
 
     async def next_attempt(self) -> Attempt:
         """An attempt over a route that avoids what failed; waits for one while that helps."""
@@ -224,7 +201,8 @@ class _Run:
             self._request.sampling, max_tokens=self._wanted().max_tokens, n_answered=n_answered
         )
         token_ids = (*self._request.prompt, *so_far)
-        await self._limited(attempt.start(token_ids, sampling, remaining_s=remaining_s), attempt)
+        starting = attempt.start(token_ids, sampling, remaining_s=remaining_s, n_prompt=self._n_prompt)
+        await self._limited(starting, attempt)
         self._progress.session_id = attempt.heard_session
 
     async def token(self, attempt: Attempt) -> Token:
@@ -232,14 +210,33 @@ class _Run:
         self._check_pace(attempt)
         began_s = asyncio.get_running_loop().time()
         token = await self._limited(attempt.token(), attempt)
-        if self._progress.n_failovers == 0:
+        if self._progress.n_failovers == 0 and self._n_prompt == len(self._request.prompt):
             self._progress.n_cached = attempt.n_cached
         self._progress.n_drafted += token.n_drafted
         self._progress.n_accepted += token.n_accepted
         now_s = asyncio.get_running_loop().time()
         self._progress.clock.took(token.timings, now_s)
         self._pace.add(now_s - began_s, is_first=attempt.n_tokens == 1)
-        return token
+        return self._outgrown(token, attempt) if token.is_outgrown else token
+
+    def _outgrown(self, token: Token, attempt: Attempt) -> Token:
+        """The last token of a session whose text is to be run anew, as one that isn't the answer's last."""
+        is_anew = self._n_prompt > len(self._request.prompt)
+        if is_anew or self._wanted().max_tokens == 1:  # who says so again ends the answer, as any tail can
+            return structs.replace(token, is_outgrown=False)
+        self._n_prompt = len(self._request.prompt) + len(self._progress.token_ids) + 1
+        # waited for as after a failure, for the answer has begun; nobody is to blame
+        self._known = replace(
+            self._known,
+            n_failed=self._known.n_failed + 1,
+            continues=attempt.session_id,
+            has_been_heard=True,
+            failure=None,
+        )
+        self._progress.tell(
+            f"the model computes longer texts otherwise: all {self._n_prompt} tokens so far are run anew"
+        )
+        return structs.replace(token, finish_reason=None)
 
     def _check_pace(self, attempt: Attempt) -> None:
         if attempt.n_tokens == 0 or (slowed := self._pace.slowed) is None:

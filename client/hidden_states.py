@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from client.attempt import CloseReason
+from client.deadline import Deadline
 from client.failover import AttemptFailed, Failover, after_failure, delay_s, final_error, notice_of
-from client.generation import Deadline
 from client.pace import first_token_limit_s
 from client.route_finder import RouteFinder, WantedRoute
 from client.states_attempt import Rows, StatesAttempt

@@ -69,8 +69,10 @@ class PrivateAttempt(TakingStates):
         self._n_sent = 0
         """Positions whose states went to the head, or wait for credit."""
 
-    async def start(self, token_ids: Sequence[int], sampling: SamplingParams, *, remaining_s: float) -> None:
-        """Tell head and tail of the session; nothing of the text goes yet.
+    async def start(
+        self, token_ids: Sequence[int], sampling: SamplingParams, *, remaining_s: float, n_prompt: int = 0
+    ) -> None:
+        """Tell head and tail of the session; nothing of the text goes yet. `n_prompt` as in `Attempt.start`.
 
         Raises:
             AttemptFailed: one of them can't be told.
@@ -78,8 +80,9 @@ class PrivateAttempt(TakingStates):
         """
         session_id = self._grant.session_id
         self._n_prompt_tokens = len(token_ids)
-        await self._ends.begin(self._text_id, token_ids, len(token_ids) + self._max_tokens, sampling)
-        opening = self._opening(remaining_s)
+        n_prompt = n_prompt or len(token_ids)
+        await self._ends.begin(self._text_id, token_ids, len(token_ids) + self._max_tokens, sampling, n_prompt)
+        opening = self._opening(remaining_s, n_prompt)
         attaching = AttachTail(session_id=session_id, ticket=self._grant.attach_ticket, sampling=NOTHING_TOLD)
         await self._tell_both([(opening, b"")], (attaching, b""))
 
@@ -161,13 +164,15 @@ class PrivateAttempt(TakingStates):
     def _token(self, token_id: int, done: LastDone, timings: tuple[HopTimings, ...]) -> Token:
         index, self.n_tokens = self.n_tokens, self.n_tokens + 1
         is_full = self.n_tokens == self._max_tokens
-        self._finish_reason = "length" if is_full and not done.is_stop else "stop"
+        is_over = done.is_stop or is_full or done.is_outgrown
+        self._finish_reason = "length" if is_over and not done.is_stop else "stop"
         return Token(
             session_id=self._grant.session_id,
             index=index,
             token_id=token_id,
-            finish_reason=self._finish_reason if done.is_stop or is_full else None,
+            finish_reason=self._finish_reason if is_over else None,
             logprob=done.logprob,
             top_logprobs=done.top_logprobs,
             timings=timings,
+            is_outgrown=done.is_outgrown and not is_full,
         )

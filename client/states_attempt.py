@@ -65,7 +65,7 @@ class StatesAttempt(TakingStates):
 
     async def _begin(self, token_ids: Sequence[int], remaining_s: float) -> None:
         session_id = self._grant.session_id
-        opening = self._opening(remaining_s)
+        opening = self._opening(remaining_s, len(token_ids))
         step = Step(session_id=session_id, position=0, n_tokens=len(token_ids), dtype="int32", is_last=True)
         attaching = AttachTail(session_id=session_id, ticket=self._grant.attach_ticket, sampling=NOTHING_TOLD)
         await self._tell_both([(opening, b""), (step, ids_payload(token_ids))], (attaching, b""))

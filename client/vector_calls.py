@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from client.generation import Deadline
+from client.deadline import Deadline
 from client.generation_request import Prompt, encoded_prompt
 from client.options import DEFAULT_TIMEOUT_S
 from client.private_ends import PrivateEnds

@@ -95,7 +95,7 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
         CloseSession: ("error_code", "finish_reason"),
         SessionEnded: ("noticed_by",),
         SessionOpened: ("n_cached", "prompt_costs"),
-        OpenSession: ("traceparent", "wants_timings"),
+        OpenSession: ("n_prompt", "traceparent", "wants_timings"),
         Step: ("drafts", "group", "timings"),
         AttachTicket: ("gives_states",),
         Ticket: ("is_private", "n_hops", "prefix", "priority", "returned", "speculates", "tenant"),
@@ -107,7 +107,7 @@ ADDED: dict[int, dict[type[msgspec.Struct], tuple[str, ...]]] = {
             "n_logprobs",
             "presence_penalty",
         ),
-        Token: ("logprob", "n_drafted", "n_accepted", "timings", "top_logprobs"),
+        Token: ("is_outgrown", "logprob", "n_drafted", "n_accepted", "timings", "top_logprobs"),
         WorkerInfo: (
             "clock_offset_s",
             "hop_p50_s",

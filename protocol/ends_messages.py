@@ -42,6 +42,8 @@ class BeginText(_Request, frozen=True, kw_only=True, tag="begin"):
     text_id: int
     n_positions: int
     """Most positions of prompt and answer together."""
+    n_prompt: int
+    """As in `OpenSession`: tokens before the answer, of which a part may have come already."""
     sampling: SamplingParams
 
 
@@ -105,6 +107,8 @@ class LastDone(_Answer, frozen=True, kw_only=True, tag="last-done"):
     logprob: float | None = None
     """Of the token, as in `Token`."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    is_outgrown: bool = False
+    """Whether the text is to be run anew before there can be another token, as in `Token`."""
 
 
 class Done(_Answer, frozen=True, kw_only=True, tag="done"):

@@ -20,15 +20,12 @@ PROTOCOL_VERSION = "1.2"
 
 STEP_CREDIT = 4
 """Step frames of one session that may be under way on one hop before the receiver has said `Credit`."""
-
 MAX_STOP_TOKEN_IDS = 64
-
 MAX_DRAFTS = 16
 """Guessed tokens in one step: with more than that a round on the slowest link is hardly worth more."""
 
 MIN_TEMPERATURE = 1e-3
 """Below it logits overflow float32, and sampling is greedy in all but name."""
-
 MAX_PENALTY = 2.0
 MAX_BIAS = 100.0
 MAX_BIASES = 1024
@@ -162,6 +159,8 @@ class OpenSession(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """W3C's: the trace that it belongs to. Passed on unchanged; what isn't one is passed over. Since 1.2."""
     wants_timings: bool = False
     """Whether steps and tokens are to say what the hops took. Since 1.2."""
+    n_prompt: int = 0
+    """Tokens before the answer, or those that were run anew since; 0: not said. Since 1.2."""
 
 
 class AttachTail(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
@@ -181,7 +180,6 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="s
     """Tokens [position, position + n_tokens) of a session. Payload: token ids (int32) or hidden states.
 
     Of a private session the client gets such steps too: what the last hop made of those that the client sent.
-
     Hidden states are (n_tokens, hidden_size) in `dtype`. `is_last` marks the chunk whose last position is sampled.
     The session's next step begins where this one ends, or at any position of `drafts`: the first that didn't hold.
     """
@@ -282,6 +280,8 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     """The likeliest tokens for its place and the same of them, the likeliest first. Since 1.2."""
     timings: RouteTimings = ()
     """Of all hops, on the last token of a round, if they are wanted. Since 1.2."""
+    is_outgrown: bool = False
+    """Whether the answer goes on, but by another session: all of the text is to be run anew. Since 1.2."""
 
     def __post_init__(self) -> None:
         """Refuse what no round can have. ValueError: msgspec reports it as invalid."""

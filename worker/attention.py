@@ -3,13 +3,13 @@
 Everything else in a model works on each token alone, so its own `forward` runs once for all of them. Only where it
 asks transformers' attention interface for a mask or for attention does it get here; both are then the library's
 own, called once for each session. One call for all of them was slower: caches of different lengths have to be
-padded and copied first (docs/decisions/0009).
+padded and copied first; but where they are short and alike see `worker.decode_attention` (docs/decisions/0009).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -24,14 +24,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from worker import prompt_attention
+from worker.decode_attention import DecodeAttention, Parts, attend_one_by_one
 from worker.kv_cache import BlockKV, KVCache
 from worker.kv_store import write_together
 
-_SESSIONS = "brigade_sessions"
+SESSIONS = "brigade_sessions"
+"""Under this name a model's attention is that of the batch that runs."""
 _ALONE = "brigade_sdpa"
-
-_Parts = Iterable[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each session, (1, heads, positions, width) each; maybe made one after the other."""
 
 _MOST_MASK_BYTES = 32 * 2**20
 """Of the heads that share keys: 512 tokens of four heads after 8,000 others in bfloat16. It is a copy, beside
@@ -62,6 +62,9 @@ class BatchCache(Cache):
         self._joins_keys = joins_keys
         self._blocks: list[BlockKV] = []
         """Of each session, the one that is running."""
+        self._kept: list[torch.Tensor] = []
+        """Of each session, the keys and values of that block, if they lie in one tensor."""
+        self._decode = DecodeAttention([start + 1 for start in self.starts]) if self.no_masks else None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
@@ -70,13 +73,13 @@ class BatchCache(Cache):
         self._blocks = [cache.blocks[layer_idx] for cache in self._caches]
         grown = zip(self._blocks, self.n_tokens, strict=True)
         stores = [block.grow(n_new, key_states, value_states) for block, n_new in grown]
-        write_together(stores, self.starts, self.n_tokens, key_states, value_states)
+        self._kept = write_together(stores, self.starts, self.n_tokens, key_states, value_states)
         if not self._joins_keys:
             return key_states, value_states
         parts = [block.filled() for block in self._blocks]
         return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
 
-    def parts(self, keys: torch.Tensor, values: torch.Tensor) -> _Parts:
+    def parts(self, keys: torch.Tensor, values: torch.Tensor) -> Parts:
         """Keys and values of each session, out of what the block has made of those that `update` gave.
 
         Made one session at a time: of caches in fewer bits, all together may be more than there is memory for.
@@ -85,6 +88,20 @@ class BatchCache(Cache):
             return (block.filled() for block in self._blocks)
         ends = [start + n_new for start, n_new in zip(self.starts, self.n_tokens, strict=True)]
         return zip(keys.split_with_sizes(ends, 2), values.split_with_sizes(ends, 2), strict=True)
+
+    def update_indexer(self, indexer_key_states: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        """Refused: an indexer chooses among the keys of one session, so such sessions run one at a time."""
+        raise NotImplementedError(f"block {layer_idx} chooses by an indexer which positions it attends to")
+
+    def attend_with_one_token_each(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, n_groups: int, scaling: float | None
+    ) -> torch.Tensor:
+        """Attention of sessions that have one new token each, (1, n_sessions, heads, width)."""
+        if self._kept and self._decode is not None and not self._joins_keys:
+            attended = self._decode.attend(query, self._kept, scaling)
+            if attended is not None:
+                return attended
+        return attend_one_by_one(query, self.parts(keys, values), n_groups, scaling)
 
     def get_seq_length(self, _layer_idx: int = 0) -> int:
         """No position is the first of all: a model must go by the positions that it is told."""
@@ -119,7 +136,7 @@ def attending_apart(batch: BatchCache, configs: Sequence[PreTrainedConfig]) -> I
     """While this is open, the models of these configs attend session by session, as they would do alone."""
     token = _batch.set(batch)
     try:
-        set_implementation(configs, _SESSIONS)
+        set_implementation(configs, SESSIONS)
         yield
     finally:
         set_implementation(configs, batch.implementation)
@@ -166,16 +183,21 @@ def attention_of(module: nn.Module, implementation: str) -> Callable[..., tuple[
 
 
 def _attend(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, masks: Any, **arguments: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,  # by this name, which some models give it by
+    **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
     """What the model's own attention gives for each session, (1, n_tokens, heads, width), end to end."""
     batch = _batch.get()
-    parts = batch.parts(key, value)
-    if masks is None:
-        masks = (None,) * len(batch.n_tokens)
+    masks = (None,) * len(batch.n_tokens) if attention_mask is None else attention_mask
     attention = attention_of(module, batch.implementation)
     if attention in _OF_KERNEL and masks == batch.no_masks and _is_plain(arguments):
-        return _attend_with_one_token_each(module, query, parts, arguments.get("scaling")), None
+        n_groups = getattr(module, "num_key_value_groups", 1)
+        return batch.attend_with_one_token_each(query, key, value, n_groups, arguments.get("scaling")), None
+    parts = batch.parts(key, value)
     queries = query.split_with_sizes(batch.n_tokens, 2)
     attended = [
         attention(module, part, keys, values, mask, **arguments)[0]
@@ -185,15 +207,28 @@ def _attend(
 
 
 def _attend_alone(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **arguments: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
     """The library's attention by torch's kernel; without what the library does around it where it needn't."""
+    mask = attention_mask
     if query.shape[2] == 1 and mask is None and _is_plain(arguments):
         rows = query.view(1, key.shape[1], -1, query.shape[3])  # (1, key heads, groups, width)
         together = scaled_dot_product_attention(rows, key, value, scale=arguments.get("scaling"))
         return together.reshape(1, 1, query.shape[1], -1), None
-    if mask is not None and mask.shape[1] == 1 and query.device.type == "cpu" and _is_plain(arguments):
-        return _attend_masked(query, key, value, mask, arguments.get("scaling")), None
+    if query.device.type == "cpu" and _is_plain(arguments):
+        if (
+            mask is None
+            and _is_whole_and_causal(module, query, key, arguments)
+            and prompt_attention.pays(query, key)
+        ):
+            return prompt_attention.attend(query, key, value, None, arguments.get("scaling")), None
+        if mask is not None and mask.shape[1] == 1:
+            return _attend_masked(query, key, value, mask, arguments.get("scaling")), None
     attended: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **arguments)
     return attended
 
@@ -209,12 +244,14 @@ def _mask_alone(*, dtype: torch.dtype, **rule: Any) -> torch.Tensor | None:
 def _attend_masked(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Attention of several new tokens, (1, n_tokens, heads, width), by the CPU's kernel.
+    """Attention of several new tokens, (1, n_tokens, heads, width), on the CPU; by torch's kernel if they are few.
 
-    The heads that share keys and values become the rows of one query: longer ones take less time each, and nothing
-    but the mask has to be copied for each head, as the library does with keys and values wherever there is a mask.
-    The same bits, but for roundings where there are few tokens.
+    For the kernel the heads that share keys and values become the rows of one query: longer ones take less time
+    each, and nothing but the mask has to be copied for each head, as the library does with keys and values wherever
+    there is a mask. The same bits, but for roundings where there are few tokens.
     """
+    if prompt_attention.pays(query, key):
+        return prompt_attention.attend(query, key, value, mask, scaling)
     _, n_heads, n_tokens, width = query.shape
     n_key_heads = key.shape[1]
     if mask.nbytes * n_heads // n_key_heads > _MOST_MASK_BYTES:
@@ -226,23 +263,14 @@ def _attend_masked(
     return attended.view(1, n_heads, n_tokens, -1).transpose(1, 2).contiguous()
 
 
-def _attend_with_one_token_each(
-    module: nn.Module, query: torch.Tensor, parts: _Parts, scaling: float | None
-) -> torch.Tensor:
-    """Attention of sessions that have one new token each, (1, n_sessions, heads, width).
-
-    The heads that share keys and values become the rows of one query: the kernel's own way of sharing them takes
-    four times as long in bfloat16.
-    """
-    n_groups: int = getattr(module, "num_key_value_groups", 1)
-    _, n_heads, n_sessions, width = query.shape
-    queries = query.view(1, n_heads // n_groups, n_groups, n_sessions, width).unbind(3)
-    attended = [
-        scaled_dot_product_attention(rows, keys, values, scale=scaling)
-        for rows, (keys, values) in zip(queries, parts, strict=True)
-    ]  # each (1, key heads, groups, width)
-    together = torch.cat(attended) if len(attended) > 1 else attended[0]
-    return together.reshape(1, n_sessions, n_heads, -1)
+def _is_whole_and_causal(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, arguments: dict[str, Any]
+) -> bool:
+    """Whether no mask means that each of these tokens attends to those before, and there are no others before."""
+    is_causal = arguments.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal) and (
+        1 < query.shape[2] == key.shape[2]
+    )
 
 
 def _is_plain(arguments: dict[str, Any]) -> bool:
@@ -252,7 +280,7 @@ def _is_plain(arguments: dict[str, Any]) -> bool:
 
 _OF_KERNEL = (sdpa_attention_forward, _attend_alone)
 
-AttentionInterface.register(_SESSIONS, _attend)
-AttentionMaskInterface.register(_SESSIONS, _masks)
+AttentionInterface.register(SESSIONS, _attend)
+AttentionMaskInterface.register(SESSIONS, _masks)
 AttentionInterface.register(_ALONE, _attend_alone)
 AttentionMaskInterface.register(_ALONE, _mask_alone)

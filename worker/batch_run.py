@@ -124,6 +124,8 @@ def _run_together(group: Sequence[CheckedStep], measures: Measures) -> list[Step
         measures.note([one.step for one in group], took_s, n_blocks=len(stage.blocks), runs_end=runs_end)
         if len(group) == 1:
             measures.note_alone(group[0].session.spec.span, group[0].step, took_s, len(stage.blocks))
+        else:
+            measures.note_together(group[0].session.spec.span, [one.step for one in group])
     return results
 
 
@@ -134,6 +136,7 @@ def _stage_input(one: CheckedStep) -> StageInput:
         payload=step.payload,
         position=step.position,
         cache=one.session.cache,
+        n_prompt=one.session.spec.n_prompt,
         n_logits=n_logits,
         wants_likeliest=sampler is not None and sampler.wants_likeliest,
         wants_inputs=one.session.spec.wants_inputs,

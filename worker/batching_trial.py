@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from worker.stage import Batching, Stage, StageInput
+from worker.stage import Stage, StageInput
+from worker.stage_batching import Batching
 
 _ROUNDS = ((4, 2, 6), (1, 1, 1), (1, 5, 1))
 """Tokens of each session: prompts, decode alone, and decode beside a chunk that continues a prompt."""
@@ -24,7 +25,7 @@ def settle_batching(stage: Stage) -> None:
 
 
 def _found(stage: Stage) -> Batching:
-    if stage.rotates_by_longest:
+    if stage.rotary.follows_lengths:
         return Batching(because="its rotary embedding depends on the longest session that runs")
     failure = ""
     for batching in (Batching(), Batching(joins_keys=True)):

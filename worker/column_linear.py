@@ -29,10 +29,12 @@ class ColumnLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
+        self.most_elements = _FEW_ROWS * self.in_features
+        """Of the input, beyond which oneDNN is asked."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product, (..., out_features)."""
-        if x.numel() <= _FEW_ROWS * self.in_features:
+        if x.numel() <= self.most_elements:
             return linear(x, self.weight, self.bias)
         product: torch.Tensor = _onednn_product(x, self.weight, self.bias, "none", [], "")
         return product

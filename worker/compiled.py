@@ -1,4 +1,4 @@
-"""Have a stage run one new token of one session from a recording, compiled or as it is.
+"""Have a stage run one new token of a session, or of each of several, from a recording, compiled or as it is.
 
 Between its products a step of one token is hundreds of small operations, which cost more by being called one by one
 than by what they do. A recording of them calls the very same ones, without the model's modules around them;
@@ -9,7 +9,8 @@ results differ.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from protocol.background import garbage_collected_at_end
 from worker.batch_run import is_device_broken
 from worker.batching_trial import TOLERANCES, difference, trial_payload
 from worker.compiled_pieces import Pieces, as_short_as_can_be, as_they_are, compile_pieces
-from worker.compiled_recording import Recording, UncompilableError, masks_at, record
+from worker.compiled_recording import Recording, UncompilableError, record
+from worker.compiled_sizes import between, size_ranges
+from worker.compiled_step import RecordedStep
+from worker.kv_cache import KVCache
 from worker.stage import Stage, StageInput
 from worker.steps import Compiling
 
@@ -28,41 +32,41 @@ log = structlog.get_logger(__name__)
 
 _PROMPT_TOKENS = 5
 _TRIED_TOKENS = 6
+_TRIED_TOGETHER = 2
+"""Of each of several sessions."""
 _MOST_WORDS = 200
 _Cut = Callable[[Recording], Pieces]
 
 
-class RecordedStep:
-    """What `Stage.run` does with one new token of one session."""
+@dataclass(slots=True)
+class Recordings:
+    """Those of a stage, made one by one when there is time."""
 
-    def __init__(self, stage: Stage, recording: Recording, pieces: Pieces) -> None:
-        self._device = stage.device
-        self._dtype = torch.long if stage.is_first else stage.dtype
-        self._masks = partial(
-            masks_at, recording.implementation, recording.mask_rules
-        )  # graphs are cycles with weights
-        self._pieces = pieces
-        fills = [recording.filler(gap) for gap in recording.gaps]
-        self._filled = list(zip(pieces.pieces[:-1], fills, pieces.holes, strict=True))
+    stage: Stage
+    is_one_due: bool
+    """Whether steps of one session are to be recorded."""
+    _due: list[range] | None = None
+    """Numbers of sessions of which none was tried yet; None: not known yet how they are grouped."""
 
-    def __call__(self, one: StageInput) -> torch.Tensor:
-        """Hidden states (1, hidden_size), or logits (1, vocab_size) of a last stage."""
-        pieces = self._pieces
-        values: list[torch.Tensor] = [torch.empty(0)] * pieces.n_values
-        values[0] = one.payload.to(self._device, self._dtype).contiguous()
-        values[1] = torch.tensor([one.position], device=self._device)
-        masks = self._masks(one.position)
-        for piece, fill, hole in self._filled:
-            given = piece.run(*[values[number] for number in piece.takes], *piece.weights)
-            for number, one_given in zip(piece.gives, given, strict=True):
-                values[number] = one_given
-            query, key, value = hole.states
-            states = values[query], values[key], values[value]
-            computed = [values[number] for number in hole.computed]
-            values[hole.gives] = fill(one.cache, masks, states, computed).contiguous()
-        last = pieces.pieces[-1]
-        given = last.run(*[values[number] for number in last.takes], *last.weights)
-        return given[last.gives.index(pieces.result)]
+    def make_one(self, sizes: Collection[int]) -> bool:
+        """Make one that is needed, if batches came of these numbers of sessions; whether there was any.
+
+        Takes a second or two.
+        """
+        if self.is_one_due:
+            self.is_one_due = False
+            if replay_stage(self.stage):
+                self._due = []  # what keeps one session's steps from being recorded keeps several sessions'
+            return True
+        if self._due is None and sizes:
+            self._due = size_ranges(self.stage)
+        wanted = next((due for due in self._due or () if any(size in due for size in sizes)), None)
+        if wanted is None:
+            return False
+        assert self._due is not None
+        self._due.remove(wanted)
+        replay_batches(self.stage, wanted)
+        return True
 
 
 def compile_if_idle(stage: Stage, compiling: Compiling) -> str:
@@ -83,7 +87,7 @@ def compile_stage(stage: Stage, folder: Path) -> str:
     Takes seconds, or a minute if nothing is in the folder yet. Only a broken device is an error.
     """
     cuts = (partial(compile_pieces, folder=folder),)
-    return _put_in_place(stage, cuts, TOLERANCES[stage.dtype], "stage_compiled")
+    return _put_in_place(stage, record, cuts, TOLERANCES[stage.dtype], "stage_compiled")
 
 
 def replay_stage(stage: Stage) -> str:
@@ -92,16 +96,31 @@ def replay_stage(stage: Stage) -> str:
     Takes a second or two. Only a broken device is an error. With int4 weights a step takes 0.68 to 0.74 of the CPU
     time (docs/benchmarks.md). If the shortened recording can't be made or gave other bits, the whole one is tried.
     """
-    return _put_in_place(stage, (as_short_as_can_be, as_they_are), 0.0, "stage_recorded")
+    return _put_in_place(stage, record, (as_short_as_can_be, as_they_are), 0.0, "stage_recorded")
 
 
-def _put_in_place(stage: Stage, cuts: Sequence[_Cut], tolerance: float, event: str) -> str:
-    """By the first of these cuts that gives what is right; why none does."""
+def replay_batches(stage: Stage, sizes: range) -> str:
+    """Have the stage run single tokens of so many sessions from one recording; `sizes` is one of `size_ranges`.
+
+    Else as `replay_stage`.
+    """
+
+    def recorded(stage: Stage) -> Recording:
+        few = record(stage, sizes[0])
+        return between(few, few if len(sizes) == 1 else record(stage, sizes[-1]))
+
+    return _put_in_place(stage, recorded, (as_they_are,), 0.0, "batches_recorded")
+
+
+def _put_in_place(
+    stage: Stage, make: Callable[[Stage], Recording], cuts: Sequence[_Cut], tolerance: float, event: str
+) -> str:
+    """By the first of these cuts of what is made that gives what is right; why none does."""
     because, started = "", time.perf_counter()
     # graphs are cycles that hold weights: frozen by the next load they would hold them for good
     with garbage_collected_at_end():
         try:
-            recording = record(stage)
+            recording = make(stage)
         except UncompilableError as exc:
             return str(exc)
         except Exception as exc:  # of model code that torch can't follow: the stage works without
@@ -133,13 +152,15 @@ def _tried(stage: Stage, recording: Recording, cut: _Cut, tolerance: float, told
     event, started = told
     pieces = cut(recording)
     step = RecordedStep(stage, recording, pieces)
-    differs_by = _difference(stage, step)
+    tried = {step.sizes[place] for place in (0, len(step.sizes) // 2, -1)}
+    differs_by = max(_difference(stage, step, n_sessions) for n_sessions in tried)
     if not differs_by <= tolerance:
         return f"the compiled result differs by {differs_by:.1g} from the right one"
-    stage.decode_by(step)
+    stage.decode_by(step, step.sizes)
     log.info(
         event,
         blocks=str(stage.blocks),
+        n_sessions=step.sizes[-1],
         n_pieces=len(pieces.pieces),
         n_kinds=pieces.n_kinds,
         differs_by=differs_by,
@@ -149,19 +170,33 @@ def _tried(stage: Stage, recording: Recording, cut: _Cut, tolerance: float, told
 
 
 @torch.inference_mode()
-def _difference(stage: Stage, step: RecordedStep) -> float:
-    """The largest, of a few tokens after a prompt, from what the stage gives unrecorded."""
+def _difference(stage: Stage, step: RecordedStep, n_sessions: int) -> float:
+    """The largest, of a few tokens of so many sessions after prompts, from what the stage gives unrecorded."""
     generator = torch.Generator().manual_seed(0)
-    caches = [stage.new_cache(_PROMPT_TOKENS + _TRIED_TOKENS) for _ in range(2)]
-    prompt = trial_payload(stage, _PROMPT_TOKENS, generator)
-    for cache in caches:
-        stage.run([StageInput(payload=prompt, position=0, cache=cache)])
-    differences = []
-    for position in range(_PROMPT_TOKENS, _PROMPT_TOKENS + _TRIED_TOKENS):
-        payload = trial_payload(stage, 1, generator)
-        one, other = (
-            StageInput(payload=payload, position=position, cache=cache, n_logits=int(stage.is_last))
-            for cache in caches
+    n_before = [_PROMPT_TOKENS] if n_sessions == 1 else [1 + number % 3 for number in range(n_sessions)]
+    prompts = [trial_payload(stage, n_tokens, generator) for n_tokens in n_before]
+    n_tried = _TRIED_TOKENS if n_sessions == 1 else _TRIED_TOGETHER
+    n_logits = int(stage.is_last)
+    begun = [_begun(stage, prompts, n_tried) for _ in range(2)]
+    differences: list[float] = []
+    for _ in range(n_tried):
+        payloads = [trial_payload(stage, 1, generator) for _ in prompts]
+        ours, theirs = (
+            [
+                StageInput(payload=payload, position=cache.length, cache=cache, n_logits=n_logits)
+                for payload, cache in zip(payloads, caches, strict=True)
+            ]
+            for caches in begun
         )
-        differences.append(difference(step(one), stage.run_alone(other)))
+        right = [stage.run_alone(theirs[0])] if n_sessions == 1 else stage.run_together(theirs)
+        differences += map(difference, step(ours), right)
     return max(differences)
+
+
+def _begun(stage: Stage, prompts: Sequence[torch.Tensor], n_more: int) -> list[KVCache]:
+    """Caches of sessions that have run these prompts, and have room for more."""
+    caches = [stage.new_cache(len(prompt) + n_more) for prompt in prompts]
+    stage.run(
+        [StageInput(payload=prompt, position=0, cache=cache) for prompt, cache in zip(prompts, caches, strict=True)]
+    )
+    return caches

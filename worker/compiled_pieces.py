@@ -16,20 +16,20 @@ import torch
 from torch import fx
 from torch._inductor import standalone_compile
 
-from worker.compiled_recording import GAP, Recording
-from worker.compiled_shortening import shortened
+from worker.compiled_recording import GAP, Recording, layer_of
+from worker.compiled_shortening import call_layer, shortened
 
 _Function = Callable[..., Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What runs between two gaps. Values go by numbers: 0 is the payload, 1 its position."""
+    """What runs between two gaps. Values go by numbers: 0 is the payload, 1 its positions; 2 may be how many."""
 
     run: _Function
     takes: tuple[int, ...]
-    weights: tuple[torch.Tensor, ...]
-    """Taken after those."""
+    weights: tuple[Any, ...]
+    """Taken after those: tensors, and layers that no graph can hold."""
     gives: tuple[int, ...]
 
 
@@ -74,7 +74,7 @@ def as_short_as_can_be(recording: Recording) -> Pieces:
     return as_they_are(replace(recording, graph=shortened(recording.graph)))
 
 
-def _pieces(recording: Recording, make: Callable[[fx.GraphModule, Sequence[torch.Tensor]], _Function]) -> Pieces:
+def _pieces(recording: Recording, make: Callable[[fx.GraphModule, Sequence[Any]], _Function]) -> Pieces:
     nodes = [node for node in recording.graph.graph.nodes if node.op != "get_attr"]
     numbers = {node: number for number, node in enumerate(nodes)}
     shared: dict[str, _Function] = {}
@@ -128,9 +128,7 @@ def _outputs(segment: Sequence[fx.Node]) -> list[fx.Node]:
     return [node for node in segment if not inside.issuperset(node.users)]
 
 
-def _cut_out(
-    whole: fx.GraphModule, segment: Sequence[fx.Node]
-) -> tuple[fx.GraphModule, list[fx.Node], list[torch.Tensor]]:
+def _cut_out(whole: fx.GraphModule, segment: Sequence[fx.Node]) -> tuple[fx.GraphModule, list[fx.Node], list[Any]]:
     """A segment as a graph of its own, the values that it takes, and the weights that it takes after them."""
     inside = set(segment)
     outside = list(dict.fromkeys(one for node in segment for one in node.all_input_nodes if one not in inside))
@@ -142,22 +140,33 @@ def _cut_out(
         args, kwargs = fx.map_arg((node.args, node.kwargs), new.__getitem__)
         new[node] = graph.create_node(node.op, node.target, args, kwargs, name=f"v{number}")
     graph.output(tuple(new[node] for node in _outputs(segment)))
-    weights = [getattr(whole, str(node.target)).detach() for node in held]
-    return fx.GraphModule({}, graph), takes, weights
+    return fx.GraphModule({}, graph), takes, [_weight(whole, node) for node in held]
 
 
-def _blank(node: fx.Node) -> torch.Tensor:
-    like = node.meta["val"]
+def _weight(whole: fx.GraphModule, node: fx.Node) -> Any:
+    weight = getattr(whole, str(node.target)).detach()
+    return layer_of(weight).forward if any(user.target is call_layer for user in node.users) else weight
+
+
+def _blank(node: fx.Node) -> Any:
+    like = node.meta.get("val", 0)  # a number of the recordings' that serve several sizes
+    if isinstance(like, int):
+        return like
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device).zero_()
 
 
-def _kind(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> str:
+def _kind(module: fx.GraphModule, inputs: Sequence[Any]) -> str:
     """The same for pieces that the same compiled code can serve."""
-    layouts = (f"{one.dtype} {one.device} {tuple(one.shape)} {one.stride()}" for one in inputs)
-    return "\n".join((module.code, *layouts))
+    return "\n".join((module.code, *map(_layout, inputs)))
 
 
-def _compiled(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> _Function:
+def _layout(one: Any) -> str:
+    if isinstance(one, torch.Tensor):
+        return f"{one.dtype} {one.device} {tuple(one.shape)} {one.stride()}"
+    return type(one).__name__
+
+
+def _compiled(module: fx.GraphModule, inputs: Sequence[Any]) -> _Function:
     settings: dict[str, Any] = {
         "compile_threads": 1,  # more are processes, which would take several hundred megabytes
         "cpp_cache_precompile_headers": False,  # torch keeps those in /tmp, under a name that anybody can guess

@@ -1,19 +1,21 @@
-"""Write down what a stage does with one new token of one session: a graph with a gap wherever a block attends.
+"""Write down what a stage does with one new token of each session: a graph with a gap wherever a block attends.
 
 The model's own code runs once, on tensors without values (torch's `make_fx`), so that its quirks, and our hooks and
 stand-ins, are in the graph as they are in the model. What hangs on a session's cache is left out: at a gap the very
-function runs that runs uncompiled, with the session's cache and a mask by the model's own rule.
+function runs that runs uncompiled, with the session's cache and a mask by the model's own rule; with several
+sessions it is the one that has each attend to its own (`worker.attention`).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import fx, nn
@@ -21,13 +23,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from worker.attention import BatchCache, attention_of, implementation_of, mask_of, set_implementation
+from worker.attention import SESSIONS, BatchCache, attention_of, implementation_of, mask_of, set_implementation
 from worker.kv_cache import KVCache
-from worker.packed_linear import PackedLinear
+from worker.screened_head import ScreenedHead
 from worker.stage import Stage
 
 _RECORDED = "brigade_recorded"
 
+_one_at_a_time = threading.Lock()
+"""Torch's tracer replaces methods of all modules while it traces; two at once would put back the other's."""
 _recorder: ContextVar[_Recorder] = ContextVar("brigade_recorder")
 """What is recording: neither a mask nor an attention function is told."""
 
@@ -38,15 +42,15 @@ class UncompilableError(Exception):
 
 Fill = Callable[
     [
-        KVCache,
-        Sequence[torch.Tensor | None],
+        KVCache | BatchCache,
+        Sequence[Any],
         tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         Sequence[torch.Tensor],
     ],
     torch.Tensor,
 ]
-"""Fills a gap: of a session's cache, the masks by the numbers of their rules, query, key and value, and what the
-graph computed for it."""
+"""Fills a gap: of the cache of a session or a batch, the masks by the numbers of their rules, query, key and value,
+and what the graph computed for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,27 +70,32 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """A graph from a payload and its position, (1,), to what `Stage.run` gives; gaps are calls of `GAP`."""
+    """A graph from a payload and its positions, (n_sessions,), to what `Stage.run` gives; gaps are calls of `GAP`.
+
+    One that serves several numbers of sessions takes their number after those.
+    """
 
     graph: fx.GraphModule
+    sizes: range
+    """Of how many sessions, with one token each, it is."""
     gaps: tuple[Gap, ...]
     mask_rules: tuple[dict[str, Any], ...]
     implementation: str
     """Of attention, by the library's name, that fills the gaps."""
 
     def filler(self, gap: Gap) -> Fill:
-        """What caches the token's key and value, and attends with its query: (1, 1, heads, width)."""
+        """What caches keys and values, and attends with the queries: (1, n_sessions, heads, width)."""
         attend = attention_of(gap.module, self.implementation)
         module, fixed, names = gap.module, gap.fixed, gap.computed
 
         def fill(
-            cache: KVCache,
-            masks: Sequence[torch.Tensor | None],
+            cache: KVCache | BatchCache,
+            masks: Sequence[Any],
             states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
             computed: Sequence[torch.Tensor],
         ) -> torch.Tensor:
             query, key, value = states
-            keys, values = cache.blocks[gap.block].update(key, value)
+            keys, values = cache.update(key, value, gap.block)
             mask = None if gap.mask is None else masks[gap.mask]
             arguments = dict(zip(names, computed, strict=True))
             attended: torch.Tensor = attend(module, query, keys, values, mask, **fixed, **arguments)[0]
@@ -95,8 +104,8 @@ class Recording:
         return fill
 
 
-def masks_at(implementation: str, rules: Sequence[dict[str, Any]], position: int) -> list[torch.Tensor | None]:
-    """The masks of a token at this position, by the numbers of their rules; see `Recording`."""
+def masks_at(implementation: str, rules: Sequence[dict[str, Any]], position: int) -> list[Any]:
+    """The masks of a token at this position, by the numbers of their rules; of a batch, all its sessions'."""
     return [mask_of(implementation, position, 1, rule) for rule in rules]
 
 
@@ -127,8 +136,8 @@ class _Recorder(BatchCache):
         return GAP(query, key, value, list(computed.values()), len(self.gaps) - 1)
 
 
-def record(stage: Stage) -> Recording:
-    """Write down what the stage does with one token.
+def record(stage: Stage, n_sessions: int = 1) -> Recording:
+    """Write down what the stage does with one token of each of so many sessions.
 
     Raises:
         UncompilableError: it hangs on more than the token, its position, and what attention reads.
@@ -138,34 +147,54 @@ def record(stage: Stage) -> Recording:
         raise UncompilableError(stage.batching.because or "its blocks work on all keys of a session at every step")
     configs = stage.configs
     recorder = _Recorder(stage, implementation_of(configs[0]))
-    n_logits = int(stage.is_last)
+    n_logits = n_sessions if stage.is_last else 0
 
-    def one_step(payload: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        return stage.forward(payload, position, recorder, n_logits)
+    def one_step(payload: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return stage.forward(payload, positions, recorder, n_logits)
 
     token = _recorder.set(recorder)
     set_implementation(configs, _RECORDED)
     try:
-        with torch.no_grad(), _numbered(stage.packed_linears()):
-            made = make_fx(one_step, tracing_mode="fake", _allow_non_fake_inputs=True)(*blank_step(stage))
+        with _one_at_a_time, torch.no_grad(), _numbered(_opaque_layers(stage)):
+            made = make_fx(one_step, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                *_blank_step(stage, n_sessions)
+            )
     finally:
         set_implementation(configs, recorder.implementation)
         _recorder.reset(token)
     return Recording(
         graph=made,
+        sizes=range(n_sessions, n_sessions + 1),
         gaps=tuple(recorder.gaps),
         mask_rules=tuple(recorder.mask_rules),
-        implementation=recorder.implementation,
+        implementation=recorder.implementation if n_sessions == 1 else SESSIONS,
     )
 
 
-def blank_step(stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
-    """A payload and a position of the kind that the graph takes."""
+def layer_of(number: torch.Tensor) -> nn.Module:
+    """The layer that a call of `LAYER` means."""
+    return _layers[int(number)]
+
+
+def _blank_step(stage: Stage, n_sessions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A payload and positions of the kind that the graph takes."""
+    positions = torch.zeros(n_sessions, dtype=torch.long, device=stage.device)
     if stage.is_first:
-        payload = torch.zeros(1, dtype=torch.long, device=stage.device)
-    else:
-        payload = torch.zeros(1, stage.hidden_size, dtype=stage.dtype, device=stage.device)
-    return payload, torch.zeros(1, dtype=torch.long, device=stage.device)
+        return positions.clone(), positions
+    payload = torch.zeros(n_sessions, stage.hidden_size, dtype=stage.dtype, device=stage.device)
+    return payload, positions
+
+
+def _opaque_layers(stage: Stage) -> list[tuple[nn.Module, int]]:
+    """Layers that no graph can hold, each with how many values it gives of a row.
+
+    The weights of packed ones are no ordinary tensors, and what a head that looks closely at few tokens does hangs
+    on the values.
+    """
+    layers: list[tuple[nn.Module, int]] = [(linear, linear.out_features) for linear in stage.packed_linears()]
+    if isinstance(stage.head, ScreenedHead):
+        layers.append((stage.head, len(stage.head.weight)))
+    return layers
 
 
 def _mask(*, batch_size: int, q_length: int, kv_length: int, q_offset: int, kv_offset: int, **rule: Any) -> int:  # noqa: ARG001
@@ -178,53 +207,59 @@ def _mask(*, batch_size: int, q_length: int, kv_length: int, q_offset: int, kv_o
 
 
 def _attend(
-    module: nn.Module, query: torch.Tensor, _key: torch.Tensor, _value: torch.Tensor, mask: Any, **arguments: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    _key: torch.Tensor,
+    _value: torch.Tensor,
+    attention_mask: Any,
+    **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    return _recorder.get().attend(module, query, mask, arguments), None
+    return _recorder.get().attend(module, query, attention_mask, arguments), None
 
 
 @contextmanager
-def _numbered(linears: Sequence[PackedLinear]) -> Iterator[None]:
-    """While this is open, packed layers appear in graphs as calls with their number.
+def _numbered(layers: Sequence[tuple[nn.Module, int]]) -> Iterator[None]:
+    """While this is open, these layers appear in graphs as calls with their number.
 
-    Their weights are tensors that no graph can hold. The number is a tensor, an input like weights are: so graphs
-    of blocks that are alike are alike.
+    The number is a tensor, an input like weights are: so graphs of blocks that are alike are alike.
     """
     try:
-        for linear in linears:
-            number = next(_numbers)
-            _packed_linears[number] = linear
-            linear.__dict__["forward"] = _by_number(torch.tensor(number), linear.out_features)
+        for layer, n_out in layers:
+            if layer not in _numbers:
+                _numbers[layer] = torch.tensor(next(_next_number))
+                _layers[int(_numbers[layer])] = layer
+            layer.__dict__["forward"] = _by_number(_numbers[layer], n_out)
         yield
     finally:
-        for linear in linears:
-            del linear.forward  # its class's again
+        for layer, _ in layers:
+            layer.__dict__.pop("forward", None)  # its class's again
 
 
 def _by_number(number: torch.Tensor, n_out: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    product: Callable[..., torch.Tensor] = torch.ops.brigade.packed_product
-    return lambda x: product(x, number, n_out)
+    return lambda x: LAYER(x, number, n_out)
 
 
-def _packed_product(x: torch.Tensor, number: torch.Tensor, _n_out: int) -> torch.Tensor:
-    product: torch.Tensor = _packed_linears[int(number)](x)
+def _called_by_number(x: torch.Tensor, number: torch.Tensor, _n_out: int) -> torch.Tensor:
+    product: torch.Tensor = layer_of(number)(x)
     return product
 
 
-_numbers = count()
-_packed_linears: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
+_next_number = count()
+_numbers: WeakKeyDictionary[nn.Module, torch.Tensor] = WeakKeyDictionary()
+_layers: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 
 _library: Any = torch.library.Library("brigade", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define("attend(Tensor query, Tensor key, Tensor value, Tensor[] computed, int gap) -> Tensor")
-_library.define("packed_product(Tensor x, Tensor number, int n_out) -> Tensor")
+_library.define("layer(Tensor x, Tensor number, int n_out) -> Tensor")
 _library.impl(
     "attend",
-    lambda query, _key, value, _computed, _gap: query.new_empty((1, 1, query.shape[1], value.shape[3])),
+    lambda query, _key, value, _computed, _gap: query.new_empty((1, *query.shape[2:0:-1], value.shape[3])),
     "Meta",
 )
-_library.impl("packed_product", lambda x, _number, n_out: x.new_empty((*x.shape[:-1], n_out)), "Meta")
-_library.impl("packed_product", _packed_product, "CPU")
+_library.impl("layer", lambda x, _number, n_out: x.new_empty((*x.shape[:-1], n_out)), "Meta")
+_library.impl("layer", _called_by_number, "CPU")
 GAP = torch.ops.brigade.attend.default
+LAYER = torch.ops.brigade.layer.default
 
 AttentionInterface.register(_RECORDED, _attend)
 AttentionMaskInterface.register(_RECORDED, _mask)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,8 +21,13 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from protocol.errors import UntrustedFileError
 from protocol.ids import BlockRange
+from worker.attention import implementation_of, set_implementation
 from worker.kv_cache import KVCache
 from worker.replacing import replace_modules
+from worker.rotary import rotary_modules
+
+_NUMBER_NAMES = ("layer_idx", "layer_id")
+"""What modules call the number of their block, by which they find their part of the cache."""
 
 
 class NoEmbedding(nn.Module):
@@ -61,7 +67,7 @@ def cut_modules(model: PreTrainedModel, kept: BlockRange) -> None:
     for owner, name, module in _modules_outside(model, blocks):
         if module is kept_embedding or (is_first if module in before else is_last):
             continue
-        setattr(owner, name, _stand_in(module, embedding))
+        setattr(owner, name, _stand_in(module, embedding, kept_embedding))
     setattr(parent, leaf, blocks[kept.start : kept.end])
     _renumber(getattr(parent, leaf), kept.start)
     forget_lost_ties(model)
@@ -110,9 +116,29 @@ def find_blocks(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
     raise UntrustedFileError(f"{type(model).__name__} has no list of {n_blocks} blocks; it can't be split")
 
 
+def base_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its head; itself if it has none.
+
+    Found by where the blocks are if the class names another part for it than it has (`Llama4ForCausalLM`).
+    """
+    base: nn.Module = model.base_model
+    if base is not model:
+        return base
+    blocks = find_blocks(model)[2]
+    for part in model.children():
+        if isinstance(part, PreTrainedModel) and any(module is blocks for module in part.modules()):
+            return part
+    return model
+
+
 def is_bare(model: PreTrainedModel) -> bool:
     """Whether it is a base model, without a head: an encoder."""
-    return model.base_model is model
+    return base_of(model) is model
+
+
+def has_stand_ins(module: nn.Module) -> bool:
+    """Whether parts of it belong to another stage."""
+    return any(isinstance(part, NoEmbedding | PassThrough) for part in module.modules())
 
 
 def takes_position_ids(model: nn.Module) -> bool:
@@ -120,33 +146,30 @@ def takes_position_ids(model: nn.Module) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
-def rotates_by_longest(model: nn.Module) -> bool:
-    """Whether rotary frequencies follow the largest position of a forward (transformers' `dynamic_rope_update`)."""
-    return any(map(_follows_positions, model.modules()))
-
-
-def _follows_positions(module: nn.Module) -> bool:
-    return any("dynamic" in kind or kind == "longrope" for kind in _rope_types(module).values())
-
-
-def _rope_types(module: nn.Module) -> dict[str, str]:
-    """Of a rotary embedding, by type of layer; empty for any other module."""
-    found = getattr(module, "rope_type", {})
-    return {"": found} if isinstance(found, str) else found
-
-
 @contextmanager
-def _with_fixed_frequencies(model: nn.Module) -> Iterator[None]:
+def _without_frequencies(model: nn.Module) -> Iterator[None]:
     """Rotary embeddings don't look at positions: without weights they can't, or keep frequencies without values."""
-    rotary: list[Any] = [module for module in model.modules() if _follows_positions(module)]
-    before = [module.rope_type for module in rotary]
-    for module, kinds in zip(rotary, before, strict=True):
-        module.rope_type = "default" if isinstance(kinds, str) else dict.fromkeys(kinds, "default")
+    rotary = rotary_modules(model)
+    for module in rotary:
+        module.forward = lambda states, *_args, **_kwargs: (states, states)  # nobody before the blocks uses it
     try:
         yield
     finally:
-        for module, kinds in zip(rotary, before, strict=True):
-            module.rope_type = kinds
+        for module in rotary:
+            del module.forward
+
+
+@contextmanager
+def _with_whole_masks(model: PreTrainedModel) -> Iterator[None]:
+    """Masks are made in any case: to leave one out, the library looks at values (BioGPT has a mask of padding)."""
+    configs = configs_of(model)
+    before = [implementation_of(config) for config in configs]
+    set_implementation(configs, "eager")
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            set_implementation([config], name)
 
 
 def _modules_outside(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -165,7 +188,7 @@ def _modules_outside(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[
 
 def _modules_before_blocks(model: PreTrainedModel, blocks: nn.ModuleList) -> set[nn.Module]:
     """The modules that the model calls before its first block: a dry run of one token that stops there."""
-    embedding = model.get_input_embeddings()
+    base, embedding = base_of(model), model.get_input_embeddings()
     called: set[nn.Module] = {embedding}
 
     def note(module: nn.Module, _args: Any, _kwargs: Any) -> None:
@@ -179,13 +202,13 @@ def _modules_before_blocks(model: PreTrainedModel, blocks: nn.ModuleList) -> set
     # embeddings rather than ids: some models look at the ids' values, which weightless tensors don't have
     width = getattr(embedding, "embedding_dim", model.config.hidden_size)
     inputs: dict[str, Any] = {"inputs_embeds": torch.zeros((1, 1, width), device=device, dtype=dtype)}
-    if takes_position_ids(model.base_model):
+    if takes_position_ids(base):
         inputs["position_ids"] = torch.zeros((1, 1), dtype=torch.long, device=device)
-    if not is_bare(model):
+    if base is not model:
         inputs |= {"past_key_values": KVCache(len(blocks), 1), "use_cache": True}
     try:
-        with torch.inference_mode(), _with_fixed_frequencies(model):
-            model.base_model(**inputs)
+        with torch.inference_mode(), _without_frequencies(model), _with_whole_masks(model):
+            base(**inputs)
     except _FirstBlockReached:
         return called
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as exc:
@@ -196,21 +219,24 @@ def _modules_before_blocks(model: PreTrainedModel, blocks: nn.ModuleList) -> set
     raise UntrustedFileError(f"{type(model).__name__} doesn't call the blocks that it has; it can't be split")
 
 
-def _stand_in(module: nn.Module, embedding: nn.Module) -> nn.Module:
-    """What takes a module's place in a stage that doesn't own it; the model still finds its `embedding` in it."""
+def _stand_in(module: nn.Module, embedding: nn.Module, kept_embedding: nn.Module | None) -> nn.Module:
+    """What takes a module's place in a stage that doesn't own it; the model still finds its `embedding` in it.
+
+    That is the real one where a head is tied to it.
+    """
     if hasattr(module, "num_embeddings"):
         return NoEmbedding()
     stand_in = PassThrough()
     for name, part in module.named_children():
         if part is embedding:
-            stand_in.add_module(name, NoEmbedding())
+            stand_in.add_module(name, kept_embedding or NoEmbedding())
     return stand_in
 
 
 def _renumber(blocks: nn.ModuleList, start: int) -> None:
-    for module in blocks.modules():
-        if isinstance(index := getattr(module, "layer_idx", None), int):
-            setattr(module, "layer_idx", index - start)  # noqa: B010 - no declared attribute of a Module
+    for module, name in product(blocks.modules(), _NUMBER_NAMES):
+        if isinstance(index := getattr(module, name, None), int):
+            setattr(module, name, index - start)
 
 
 def forget_lost_ties(model: PreTrainedModel) -> None:

@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from protocol.messages import KvPrecision
 from worker.kv_cache import KVCache
-from worker.stage import Batching, Stage, StageInput
+from worker.stage import Stage, StageInput
+from worker.stage_batching import Batching
 
 _LEAST_FILLED = 0.75
 """A text joins longer ones if it fills as much of their length: what is padding is computed for nothing."""
@@ -53,7 +54,8 @@ class EncoderStage(Stage):
         """Run one text."""
         return self._encoded([one])[0]
 
-    def _run_together(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
+    def run_together(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
+        """Run several texts, those of about the same length in one forward."""
         results: dict[int, torch.Tensor] = {}
         for group in alike([len(one.payload) for one in inputs]):
             results.update(zip(group, self._encoded([inputs[index] for index in group]), strict=True))

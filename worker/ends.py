@@ -35,6 +35,8 @@ class Sampled:
 
     choice: Choice
     is_stop: bool
+    is_outgrown: bool
+    """Whether the text is to be run anew before there can be another."""
     states: torch.Tensor | None
 
 
@@ -44,6 +46,8 @@ class _Text:
 
     prompt: torch.Tensor
     n_positions: int
+    n_prompt: int
+    """Tokens before the answer."""
     first: KVCache
     last: KVCache
     sampler: Sampler
@@ -66,8 +70,10 @@ class Ends:
         """Of the hidden states between the two."""
         return self._first.hidden_size
 
-    def begin(self, text_id: int, prompt: Sequence[int], n_positions: int, sampling: SamplingParams) -> None:
-        """Begin a text, in place of one of the same id.
+    def begin(
+        self, text_id: int, prompt: Sequence[int], n_positions: int, sampling: SamplingParams, n_prompt: int = 0
+    ) -> None:
+        """Begin a text, in place of one of the same id. `n_prompt`: tokens before the answer; 0: all.
 
         Raises:
             InvalidRequestError: no prompt, a token id that the model doesn't have, or an unusable constraint.
@@ -78,6 +84,7 @@ class Ends:
         self._texts[text_id] = _Text(
             prompt=torch.tensor(prompt, dtype=torch.long),
             n_positions=n_positions,
+            n_prompt=n_prompt or len(prompt),
             first=self._first.new_cache(n_positions),
             last=self._last.new_cache(n_positions),
             sampler=Sampler(sampling, prompt, self._grammar(sampling, prompt)),
@@ -116,7 +123,7 @@ class Ends:
             )
         if end > text.n_positions:
             raise ContextExceededError(f"position {end} of a text that has at most {text.n_positions}")
-        step = StageInput(payload=states, position=position, cache=text.last)
+        step = StageInput(payload=states, position=position, cache=text.last, n_prompt=text.n_prompt)
         result = self._last.run([replace(step, n_logits=int(wants_token))])[0]
         if not wants_token:
             return None
@@ -125,9 +132,11 @@ class Ends:
         except ModelFaultError as exc:
             raise ProtocolError(f"hidden states that lead nowhere: {exc.message}") from exc
         is_stop = text.sampler.is_stop(choice.token_id)
-        goes_on = not is_stop and end + 1 < text.n_positions
+        anew_after = self._first.rotary.lengths.anew_after(text.n_prompt)
+        is_outgrown = not is_stop and anew_after is not None and end >= anew_after
+        goes_on = not is_stop and not is_outgrown and end + 1 < text.n_positions
         following = self._embedded(text, torch.tensor([choice.token_id])) if goes_on else None
-        return Sampled(choice=choice, is_stop=is_stop, states=following)
+        return Sampled(choice=choice, is_stop=is_stop, is_outgrown=is_outgrown, states=following)
 
     def _grammar(self, sampling: SamplingParams, prompt: Sequence[int]) -> Grammar | None:
         if sampling.constraint is None:
@@ -138,7 +147,8 @@ class Ends:
         return Grammar(self._vocabulary, sampling.constraint, sampling.stop_token_ids, answer)
 
     def _embedded(self, text: _Text, token_ids: torch.Tensor) -> torch.Tensor:
-        step = StageInput(payload=token_ids, position=text.first.length, cache=text.first)
+        position = text.first.length
+        step = StageInput(payload=token_ids, position=position, cache=text.first, n_prompt=text.n_prompt)
         return self._first.run([step])[0]
 
     def _text(self, text_id: int) -> _Text:

@@ -42,6 +42,7 @@ from protocol.manifest import decode_manifest
 from protocol.tensors import bytes_from_tensor, tensor_from_bytes
 from worker.ends import Ends, load_ends, ranges_of_ends
 from worker.ends_files import end_files
+from worker.heap import keep_few_kernels
 from worker.step_inputs import ArrivedStep, payload_now
 
 log = structlog.get_logger(__name__)
@@ -80,7 +81,9 @@ class EndsServer:
                 return EndsLoaded(number=request.number, hidden_size=self._ends.hidden_size), b""
             case BeginText():
                 prompt: list[int] = tensor_from_bytes(payload, "int32", (len(payload) // 4,)).tolist()
-                self._ready().begin(request.text_id, prompt, request.n_positions, request.sampling)
+                self._ready().begin(
+                    request.text_id, prompt, request.n_positions, request.sampling, request.n_prompt
+                )
                 return Done(number=request.number), b""
             case RunFirst():
                 states = self._ready().run_first(request.text_id, request.position, request.n_tokens)
@@ -104,6 +107,7 @@ class EndsServer:
             is_stop=sampled.is_stop,
             logprob=choice.logprob,
             top_logprobs=choice.top_logprobs,
+            is_outgrown=sampled.is_outgrown,
         )
         if sampled.states is None:
             return done, b""
@@ -153,6 +157,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     configure_logs("client-ends")
+    keep_few_kernels()
     serve(sys.stdin.buffer, answers, time.time)  # noqa: TID251 - here the clock begins
 
 

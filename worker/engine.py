@@ -146,13 +146,14 @@ class Engine:
             DrainingError: the span is being unloaded, or the engine stopped.
         """
         reservation = self._reservation(spec)
-        left = self._kept.left_for(spec)
+        lengths = self._spans[spec.span].text_lengths
+        left = self._kept.left_for(spec, lengths)
         if left is not None and self._kept.hand_over(left, spec, reservation):
             self._specs[spec.session_id] = spec
             opening: Coroutine[Any, Any, TakenOver | None] = self._kept.moved(left, spec)
         else:
             await self._granted(spec, reservation, deadline_s)
-            left = self._kept.left_for(spec)  # it may have had to go
+            left = self._kept.left_for(spec, lengths)  # it may have had to go
             opening = self._begun(spec) if left is None else self._kept.copied(left, spec)
         try:
             return await opening

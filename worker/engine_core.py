@@ -33,6 +33,7 @@ from worker.heap import give_back_free_memory
 from worker.loaded_stage import load_stage
 from worker.loading import lacks_memory
 from worker.measures import Measures
+from worker.prompt_attention import settle_prompt_attention
 from worker.quantised_cache import QuantisedCache
 from worker.sampling import Sampler, check_token_ids
 from worker.screening import NO_SCREENING, Screening
@@ -117,6 +118,7 @@ class EngineCore:
             is_encoder=stage.is_encoder,
             working_bytes=stage.working_bytes,
             context_length=request.context_length,
+            text_lengths=stage.rotary.lengths,
         )
         self.spans[request.key] = (stage, loaded)
         self.measures.begin_anew()
@@ -143,6 +145,7 @@ class EngineCore:
             )
             kv_bytes_by_block = stage.kv_bytes_by_block(self.kv_precision)
             settle_batching(stage)
+            settle_prompt_attention(stage.device, stage.dtype)
             screening = NO_SCREENING if request.compiling else settle_screening(stage, request.cache_bytes)
         except (MemoryError, RuntimeError, ValueError, TypeError, AttributeError, LookupError) as exc:
             if is_device_broken(exc):

@@ -14,7 +14,7 @@ from protocol.errors import BrigadeError, DrainingError, InternalError
 from protocol.ids import SessionId
 from worker.engine_core import EngineCore
 from worker.engine_thread import Call, EngineThread, Step, Steps, Stop
-from worker.loop_reply import LoopReply
+from worker.loop_reply import LoopReplies, LoopReply
 from worker.steps import StepInput, StepOutput
 
 
@@ -46,6 +46,7 @@ class EngineLink:
     def start(self) -> None:
         """Begin."""
         self._loop = asyncio.get_running_loop()
+        self._replies = LoopReplies(self._loop)
         self._ended = asyncio.Event()
         self.error = None
         self._thread.start()
@@ -90,16 +91,15 @@ class EngineLink:
 
         With `drops_session`, that session's pending steps fail with `drop_error` before.
         """
-        reply = self._new_reply()
+        reply = self._new_reply(self._settled)
         self._hand_in()
         self._thread.inbox.put(Call(act, reply, drops_session, drop_error))
         return reply.future
 
     def run(self, step: StepInput) -> asyncio.Future[StepOutput]:
         """Have the thread run a step; one that is cancelled before its batch isn't run."""
-        reply = self._new_reply()
+        reply = self._new_reply(self._step_settled)
         self.n_pending_steps += 1
-        reply.future.add_done_callback(self._step_done)
         if self._handing_in is None:
             self._handing_in = self._loop.call_soon(self._hand_in)
         self._arrived.append(Step(step, reply))
@@ -116,11 +116,11 @@ class EngineLink:
             self._thread.inbox.put(Steps(tuple(self._arrived)))
         self._arrived.clear()
 
-    def _new_reply(self) -> LoopReply:
+    def _new_reply(self, settled: Callable[[asyncio.Future[Any]], None]) -> LoopReply:
         self.check()
-        reply = LoopReply(self._loop)
+        reply = self._replies.new()
         self._outstanding.add(reply.future)
-        reply.future.add_done_callback(self._settled)
+        reply.future.add_done_callback(settled)
         return reply
 
     def _settled(self, future: asyncio.Future[Any]) -> None:
@@ -128,8 +128,9 @@ class EngineLink:
         if not future.cancelled():
             future.exception()  # seen: not everybody waits for what was posted
 
-    def _step_done(self, _future: asyncio.Future[Any]) -> None:
+    def _step_settled(self, future: asyncio.Future[Any]) -> None:
         self.n_pending_steps -= 1
+        self._settled(future)
 
     def _thread_ended(self, error: BaseException | None) -> None:
         """Called by the thread, last."""

@@ -14,7 +14,7 @@ import torch
 
 from protocol.errors import HopLostError, ProtocolError
 from protocol.ids import WorkerId
-from protocol.messages import Credit, FeedToken, OpenSession, SessionOpened, Step
+from protocol.messages import Credit, FeedToken, SessionOpened, Step
 from protocol.prompt_cost import RoutePromptCosts
 from worker.connections import Connection, ConnectionUser
 from worker.ending import Ending, EndingError, ended_by_close, ended_by_error
@@ -29,7 +29,7 @@ from worker.session_parts import Opening, Shared
 from worker.speculation import Rounds
 from worker.states_tail import StatesTail, tail_of
 from worker.step_inputs import ArrivedStep, payload_of, pieces_of
-from worker.steps import SampledToken, SessionSpec, StepInput
+from worker.steps import SampledToken, StepInput
 from worker.tail import Tail
 
 MEMORY_WAIT_S = 30.0
@@ -48,14 +48,16 @@ class Hop:
             max_positions=ticket.max_positions, is_fed=self.is_head, is_private=ticket.is_private
         )
         self.inbox: Inbox[ArrivedStep | FeedToken] = Inbox()
-        self.tail = tail_of(ticket)
+        span = next((one for one in shared.engine.loaded() if one.key == opening.span), None)
+        anew_after = None if span is None else span.text_lengths.anew_after(opening.n_prompt)
+        self.tail = tail_of(ticket, anew_after)
         self.history = History()
         prior = shared.draft_prior if self.is_head and ticket.speculates else None
         engine = shared.engine
-        model = (
-            engine.drafter.reach(engine.loaded(), opening.span, ticket.max_positions) if prior is not None else None
-        )
-        self.rounds = Rounds(prior, ticket.max_positions, model)
+        # the token behind those that needn't be run anew is the last
+        most = ticket.max_positions if anew_after is None else min(ticket.max_positions, anew_after + 1)
+        model = engine.drafter.reach(engine.loaded(), opening.span, most) if prior is not None else None
+        self.rounds = Rounds(prior, most, model)
         """At a head: what it sends round, guesses included."""
         self.ring: Connection | None = None
         """At a tail that isn't the head: the connection on which tokens go round."""
@@ -65,7 +67,7 @@ class Hop:
         self._session_id = ticket.session_id
         self._shared = shared
         self._user = user
-        self._is_encoder = any(one.key == opening.span and one.is_encoder for one in engine.loaded())
+        self._is_encoder = span is not None and span.is_encoder
         self._onward: Onward | None = None
         self._resumption: Resumption | None = None
         """What was taken over from another session; None once something was run."""
@@ -112,7 +114,7 @@ class Hop:
             self._onward = Onward(self._session_id, connection, self.history, is_resumed=is_resumed)
             if self._resumption is not None:
                 self._resumption.onward = self._onward
-            await connection.send(self._opening_onward())
+            await connection.send(self._opening.onward())
             return
         if not self.is_head and not self._ticket.gives_states:
             self.ring = await self._connected(self._ticket.head, self._ticket.head_url)
@@ -144,33 +146,11 @@ class Hop:
         told = costs if self._ticket.previous is not None else ()
         return SessionOpened(session_id=self._session_id, n_cached=self.n_cached, prompt_costs=told)
 
-    def _opening_onward(self) -> OpenSession:
-        opening = self._opening
-        return OpenSession(
-            session_id=self._session_id,
-            tickets=opening.later_tickets,
-            deadline_s=max(0.001, opening.time_left_s()),
-            traceparent=opening.trace.traceparent() if opening.trace is not None else "",
-            wants_timings=opening.wants_timings,
-        )
-
     async def _open_engine_session(self) -> None:
-        spec = SessionSpec(
-            session_id=self._session_id,
-            span=self._opening.span,
-            blocks=self._ticket.blocks,
-            n_positions=self._ticket.max_positions,
-            continues=self._ticket.continues,
-            prefix=self._ticket.prefix,
-            n_hops=self._ticket.n_hops,
-            hands_on=self._ticket.next is not None or self._ticket.gives_states,
-            wants_inputs=self._ticket.returned == "inputs",
-            tenant=self._opening.tenant,
-        )
         deadline_s = min(MEMORY_WAIT_S, max(0.0, self._opening.time_left_s()))
         now_s = asyncio.get_running_loop().time
         began_s = now_s()
-        taken_over = await self._shared.engine.open_session(spec, deadline_s=deadline_s)
+        taken_over = await self._shared.engine.open_session(self._opening.spec, deadline_s=deadline_s)
         self.clock.memory_s = now_s() - began_s
         if taken_over is not None:
             self.history = taken_over.history

@@ -18,6 +18,7 @@ from worker.history import History
 from worker.memory_gate import MemoryGate
 from worker.parking import PARK_S, Parked, ParkingLot, TakenOver
 from worker.steps import SessionSpec, SpanKey
+from worker.text_lengths import TextLengths
 
 
 class KeptSessions:
@@ -43,9 +44,9 @@ class KeptSessions:
         self.make_room()
         return True
 
-    def left_for(self, spec: SessionSpec) -> Parked | None:
+    def left_for(self, spec: SessionSpec, lengths: TextLengths) -> Parked | None:
         """What the session may begin with; from now on that is the last to make room for others."""
-        left = self.lot.left_for(spec)
+        left = self.lot.left_for(spec, lengths)
         if left is not None:
             self.lot = self.lot.with_last(left)
         return left

@@ -19,7 +19,8 @@ from worker.kv_store import KVStore, new_store
 class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers' hook for subclasses
     """Keys and values of one block: `capacity` positions, of which the first `length` are filled.
 
-    Allocated at the first write, from the shapes that really come (keys and values may differ in width).
+    Allocated at the first write, from the shapes that really come (keys and values may differ in width). Blocks
+    that choose by an indexer which positions they attend to (DeepSeek V3.2) have keys of that here too.
     """
 
     is_sliding = False
@@ -31,6 +32,9 @@ class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
         self.length = 0
         self.store: KVStore | None = None
         self._held_as = held_as
+        self._index: KVStore | None = None
+        """The indexer's keys, in what is computed in: roundings would choose other positions."""
+        self._n_indexed = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate for one sequence; `key_states` and `value_states` are (1, heads, tokens, width)."""
@@ -76,6 +80,27 @@ class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
         self.length = end
         return self.store
 
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+        """Write an indexer's new keys, (1, tokens, width), before or after the block's own; give all of them.
+
+        Raises:
+            InternalError: more positions than were reserved.
+        """
+        keys = indexer_key_states.unsqueeze(1)
+        start, end = self._n_indexed, self._n_indexed + keys.shape[2]
+        if end > self.capacity:
+            raise InternalError(f"position {end} of a session that reserved {self.capacity}")
+        if self._index is None:
+            self._index = new_store(keys, keys[..., :0], self.capacity, None)
+        self._index.write(start, keys, keys[..., :0])
+        self._n_indexed = end
+        return self._index.read(end)[0].squeeze(1)
+
+    def truncate(self, position: int) -> None:
+        """Forget everything from `position` on."""
+        self.length = min(self.length, position)
+        self._n_indexed = min(self._n_indexed, position)
+
     def filled(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of all positions written; they may be views, valid until the next write."""
         assert self.store is not None
@@ -87,12 +112,17 @@ class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
         if n_positions and other.store is not None:
             self.store = other.store.resized(self.capacity, n_positions)
             self.length, self.is_initialized = n_positions, True
+        if n_positions and other._index is not None:
+            self._index = other._index.resized(self.capacity, n_positions)
+            self._n_indexed = n_positions
 
     def resize(self, capacity: int) -> None:
         """Have room for so many positions, and memory for no more; what doesn't fit is forgotten."""
-        self.length = min(self.length, capacity)
+        self.truncate(capacity)
         if self.store is not None and capacity != self.capacity:
             self.store = self.store.resized(capacity, self.length)
+        if self._index is not None and capacity != self.capacity:
+            self._index = self._index.resized(capacity, self._n_indexed)
         self.capacity = capacity
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -109,7 +139,7 @@ class BlockKV(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers
 
     def n_bytes(self) -> int:
         """Bytes allocated; none before something was written."""
-        return 0 if self.store is None else self.store.n_bytes
+        return sum(store.n_bytes for store in (self.store, self._index) if store is not None)
 
 
 class KVCache(Cache):
@@ -159,4 +189,4 @@ class KVCache(Cache):
     def truncate(self, position: int) -> None:
         """Forget everything from `position` on, in every block; also repairs what a failed step half wrote."""
         for block in self.blocks:
-            block.length = min(block.length, position)
+            block.truncate(position)

@@ -82,10 +82,6 @@ class FloatStore(KVStore):
         for place, new in zip(self._parts(start, keys.shape[2]), (keys, values), strict=True):
             place.copy_(new)
 
-    def place(self, start: int, n_new: int) -> torch.Tensor:
-        """Where both of `n_new` positions from `start` on lie, (2, heads, n_new, width), if they lie together."""
-        return self.tensors[0].narrow(2, start, n_new)
-
     def read(self, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values before position `end`: views, if they are kept in what is computed in."""
         keys, values = self._parts(0, end)
@@ -147,17 +143,21 @@ def write_together(
     n_new: Sequence[int],
     keys: torch.Tensor,
     values: torch.Tensor,
-) -> None:
-    """Keep keys and values (1, heads, sum of `n_new`, width): of each store as many positions from its start on."""
-    joined = [store for store in stores if isinstance(store, FloatStore) and store.is_joined]
+) -> list[torch.Tensor]:
+    """Keep keys and values (1, heads, sum of `n_new`, width): of each store as many positions from its start on.
+
+    Where each store has both in one tensor, as floats, those tensors: (2, heads, capacity, width); else none.
+    """
+    joined = [store.tensors[0] for store in stores if isinstance(store, FloatStore) and store.is_joined]
     if len(joined) == len(stores):
         both = torch.cat((keys, values))  # (2, heads, sum of n_new, width)
-        places = [store.place(start, n) for store, start, n in zip(joined, starts, n_new, strict=True)]
+        places = [tensor.narrow(2, start, n) for tensor, start, n in zip(joined, starts, n_new, strict=True)]
         torch._foreach_copy_(places, both.split_with_sizes(n_new, 2))
-        return
+        return joined
     shares = zip(keys.split_with_sizes(n_new, 2), values.split_with_sizes(n_new, 2), strict=True)
     for store, start, share in zip(stores, starts, shares, strict=True):
         store.write(start, *share)
+    return []
 
 
 def _buffers(like: torch.Tensor, *wanted: tuple[tuple[int, ...], torch.dtype]) -> tuple[torch.Tensor, ...]:

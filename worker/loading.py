@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -27,7 +28,7 @@ from protocol.background import garbage_collected_at_end
 from protocol.errors import BrigadeError, StorageError, UntrustedFileError
 from protocol.ids import BlockRange
 from protocol.messages import Quantization
-from worker.cut import cut_config, cut_modules
+from worker.cut import cut_config, cut_modules, has_stand_ins
 from worker.file_tensors import FileTensor, file_tensors
 from worker.gguf_blocks import with_encodings
 from worker.gguf_file import GgufFile
@@ -186,8 +187,18 @@ def _cut_class(model_class: type[PreTrainedModel], making: _Making) -> type[PreT
         if making.quantization is not None:
             making.layers = put_quantised_layers(self, making.tensors, making.quantization)
 
+    initialise: Any = model_class._init_weights  # noqa: SLF001 - the library's hook for subclasses
+
+    def _init_weights(self: PreTrainedModel, module: nn.Module) -> None:
+        try:
+            initialise(self, module)
+        except AttributeError:
+            if not has_stand_ins(module):
+                raise  # else it looks for weights that another stage has
+
     namespace = {
         "__init__": __init__,
+        "_init_weights": _init_weights,
         "__module__": model_class.__module__,
         "__qualname__": model_class.__qualname__,
         "__doc__": model_class.__doc__,

@@ -78,6 +78,8 @@ class Measures:
     """Of how long a batch may take now, where sessions of several tenants run."""
     prompt_costs: dict[SpanKey, PromptCosts] = field(default_factory=dict)
     """Of each block of a span."""
+    decoded_together: dict[SpanKey, set[int]] = field(default_factory=dict)
+    """Of how many sessions each, single tokens ran together in a span."""
 
     def begin_anew(self) -> None:
         """Forget what decode steps took: other blocks are loaded from now on."""
@@ -86,6 +88,7 @@ class Measures:
     def forget(self, span: SpanKey) -> None:
         """Begin anew without a span that is no longer loaded."""
         self.prompt_costs.pop(span, None)
+        self.decoded_together.pop(span, None)
         self.begin_anew()
 
     def note(self, steps: Sequence[StepInput], compute_s: float, *, n_blocks: int, runs_end: bool) -> None:
@@ -101,6 +104,11 @@ class Measures:
         else:
             self.prefill_s_per_token_per_block.add(compute_s / n_blocks / n_tokens)
         self.observe(Forward(kind, len(steps), n_tokens, compute_s))
+
+    def note_together(self, span: SpanKey, steps: Sequence[StepInput]) -> None:
+        """Take in that these steps ran together in a span."""
+        if all(step.n_tokens == 1 for step in steps):
+            self.decoded_together.setdefault(span, set()).add(len(steps))
 
     def note_alone(self, span: SpanKey, step: StepInput, compute_s: float, n_blocks: int) -> None:
         """Take in what a step took that ran through so many blocks of a span without any other."""

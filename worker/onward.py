@@ -108,8 +108,11 @@ class Onward:
         self, position: int, states: torch.Tensor, *, is_last: bool, drafts: tuple[int, ...] = ()
     ) -> None:
         """In one step, or in as many as it takes: nobody guesses tokens for who takes less than that."""
-        n_rows = len(states)
+        n_rows = states.shape[0]
         n_at_once = n_rows if self._most_bytes is None else max(1, self._most_bytes * n_rows // states.nbytes)
+        if n_rows <= n_at_once:
+            await self._send_step(position, states, is_last=is_last, drafts=drafts)
+            return
         for piece in chunks(position, n_rows, n_at_once):
             part = states[piece.start - position : piece.stop - position]
             is_end = piece.stop == position + n_rows

@@ -56,6 +56,10 @@ class Doorkeeper:
             raise ForbiddenError(
                 "this ticket is for another caller: sessions are opened hop by hop along the route"
             )
+        if not 0 <= message.n_prompt <= ticket.max_positions:
+            raise InvalidRequestError(
+                f"a prompt of {message.n_prompt} tokens; the route grants {ticket.max_positions} positions"
+            )
         if (ticket.next is None) != (len(message.tickets) == 1):
             raise InvalidRequestError(
                 f"{len(message.tickets) - 1} tickets for later hops, but the route says otherwise"

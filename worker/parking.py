@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from protocol.ids import SessionId
 from worker.history import History
 from worker.steps import SessionSpec, SpanKey
+from worker.text_lengths import ALL_ALIKE, TextLengths
 
 PARK_S = 900.0
 """A chat whose next turn comes later than this is begun anew; an idle worker's memory isn't held for ever."""
@@ -79,13 +80,18 @@ class ParkingLot:
         """The first beyond `MAX_PARKED`."""
         return self.parked[: max(0, len(self.parked) - MAX_PARKED)]
 
-    def left_for(self, spec: SessionSpec) -> Parked | None:
-        """What the session may begin with: the one that it continues, else the one whose beginning it shares."""
+    def left_for(self, spec: SessionSpec, lengths: TextLengths = ALL_ALIKE) -> Parked | None:
+        """What the session may begin with: the one that it continues, else the one whose beginning it shares.
+
+        `lengths`: what the model tells apart; what was rotated as in a text of another length is of no use.
+        """
         earlier = (spec.continues, spec.prefix.session_id if spec.prefix is not None else None)
         found = {
             one.spec.session_id: one
             for one in self.parked
-            if one.spec.session_id in earlier and (one.spec.span, one.spec.blocks) == (spec.span, spec.blocks)
+            if one.spec.session_id in earlier
+            and (one.spec.span, one.spec.blocks) == (spec.span, spec.blocks)
+            and lengths.are_alike(one.spec.n_prompt, spec.n_prompt)
         }
         return next((found[session_id] for session_id in earlier if session_id in found), None)
 

@@ -34,10 +34,12 @@ class RowNorm(nn.Module):
         self.register_buffer("doubled", torch.cat((scale, scale)), persistent=False)
         self._width, self._shape, self._eps = len(scale), (2 * len(scale),), eps
         self._dtype = scale.dtype
+        self.most_elements = _MOST_ELEMENTS
+        """Of the input, beyond which it is the library's norm that runs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normed over the last dimension."""
-        if x.numel() > _MOST_ELEMENTS or x.dtype != self._dtype:
+        if x.numel() > self.most_elements or x.dtype != self._dtype:
             result: torch.Tensor = self.norm(x)
             return result
         both: Any = torch.cat((x, x.neg()), dim=-1)

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from protocol.ids import WorkerId
+from protocol.messages import OpenSession
 from protocol.spans import NO_SPANS, SpanSink
 from protocol.tickets import Ticket
 from protocol.tracing import Trace
@@ -17,7 +18,7 @@ from worker.grammars import Grammars
 from worker.hop_times import HopTimes
 from worker.peers import Peers
 from worker.speculation import DraftPrior
-from worker.steps import SpanKey
+from worker.steps import SessionSpec, SpanKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,8 @@ class Opening:
     trace: Trace | None = None
     """What it belongs to, as its client says."""
     wants_timings: bool = False
+    n_prompt: int = 0
+    """Tokens before the answer, as the client says; 0: not said."""
 
     @property
     def route(self) -> Route:
@@ -60,6 +63,35 @@ class Opening:
     def tenant(self) -> Tenant:
         """Whose it is."""
         return Tenant(self.ticket.tenant, self.ticket.priority)
+
+    @property
+    def spec(self) -> SessionSpec:
+        """What the engine is to reserve."""
+        ticket = self.ticket
+        return SessionSpec(
+            session_id=ticket.session_id,
+            span=self.span,
+            blocks=ticket.blocks,
+            n_positions=ticket.max_positions,
+            continues=ticket.continues,
+            prefix=ticket.prefix,
+            n_prompt=self.n_prompt,
+            n_hops=ticket.n_hops,
+            hands_on=ticket.next is not None or ticket.gives_states,
+            wants_inputs=ticket.returned == "inputs",
+            tenant=self.tenant,
+        )
+
+    def onward(self) -> OpenSession:
+        """What opens the next hop."""
+        return OpenSession(
+            session_id=self.ticket.session_id,
+            tickets=self.later_tickets,
+            deadline_s=max(0.001, self.time_left_s()),
+            traceparent=self.trace.traceparent() if self.trace is not None else "",
+            wants_timings=self.wants_timings,
+            n_prompt=self.n_prompt,
+        )
 
     def time_left_s(self) -> float:
         """Seconds until the deadline."""

@@ -198,6 +198,7 @@ class Sessions:
             predecessor_over=self._predecessor_over(ticket),
             trace=trace_from_text(message.traceparent),
             wants_timings=message.wants_timings,
+            n_prompt=message.n_prompt,
         )
         session = Session(opening, self._shared)
         attachment = self._waiting_clients.take(message.session_id) if ticket.next is None else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from worker.batch_run import is_device_broken
-from worker.compiled import replay_stage
+from worker.compiled import Recordings
 from worker.heap import give_back_free_memory
 from worker.measures import Measures
 from worker.prompt_trial import PromptTrial
@@ -23,8 +23,8 @@ class SpareTime:
 
     trials: dict[SpanKey, PromptTrial] = field(default_factory=dict)
     """Of stages where prompts begin, and of which nobody knows yet what launching a step takes."""
-    unrecorded: dict[SpanKey, Stage] = field(default_factory=dict)
-    """Stages of fewer bits whose steps may take less time from a recording; not tried yet."""
+    recordings: dict[SpanKey, Recordings] = field(default_factory=dict)
+    """Of stages whose steps may take less time from them."""
 
     def stage_loaded(self, stage: Stage, loaded: LoadedSpan, context_length: int) -> None:
         """Find out about this stage when there is time."""
@@ -32,28 +32,28 @@ class SpareTime:
             return
         if stage.is_first:
             self.trials[loaded.key] = PromptTrial(stage, context_length)
-        if loaded.key.quantization is not None and not loaded.is_compiled and stage.device.type == "cpu":
-            self.unrecorded[loaded.key] = stage
+        if stage.device.type == "cpu":
+            self.recordings[loaded.key] = Recordings(stage, is_one_due=not loaded.is_compiled)
 
     def forget(self, key: SpanKey) -> None:
         """The stage is gone."""
         self.trials.pop(key, None)
-        self.unrecorded.pop(key, None)
+        self.recordings.pop(key, None)
 
     def do_some(self, measures: Measures) -> bool:
         """Do a piece of it, at most a second or two; whether there is more.
 
         Steps are tried where prompts have come: before, they would take memory and time that nobody may need, and
-        nobody would know how much.
+        nobody would know how much. Likewise steps of several sessions are recorded where such have come.
         """
         known = measures.prompt_costs
         due = (key for key, trial in self.trials.items() if key in known and trial.is_due(known[key]))
         if (key := next(due, None)) is not None:
             self._try_step(key, measures)
             return True
-        if self.unrecorded:
-            replay_stage(self.unrecorded.popitem()[1])
-            return True
+        for key, recordings in self.recordings.items():
+            if recordings.make_one(measures.decoded_together.get(key, ())):
+                return True
         give_back_free_memory()
         return False
 

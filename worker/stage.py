@@ -7,7 +7,7 @@ into its first block and where its result is taken. Used by the engine thread al
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -21,19 +21,14 @@ from protocol.errors import InvalidRequestError
 from protocol.ids import BlockRange
 from protocol.messages import KvPrecision
 from worker.attention import BatchCache, attending_apart, implementation_of, shorten
-from worker.cut import (
-    configs_of,
-    cut_config,
-    cut_modules,
-    find_blocks,
-    rotates_by_longest,
-    takes_position_ids,
-)
+from worker.cut import base_of, configs_of, cut_config, cut_modules, find_blocks, takes_position_ids
 from worker.kv_cache import KVCache
 from worker.packed_linear import PackedLinear
 from worker.quantised_matrix import UnpackedMatrix
 from worker.replacing import replace_modules
+from worker.rotary import Rotary
 from worker.screened_head import ScreenedHead
+from worker.stage_batching import UNTRIED, Batching
 from worker.taps import Taps, into_first_block
 
 
@@ -47,6 +42,8 @@ class StageInput:
     """Of the first new token; everything before is in `cache`."""
     cache: KVCache
     """From `Stage.new_cache`; grows by n_tokens."""
+    n_prompt: int = 0
+    """Of how many tokens the session's prompt is; 0: not said (see `worker.text_lengths`)."""
     n_logits: int = 0
     """Of how many positions, the last ones, logits are wanted, rather than hidden states of all."""
     wants_likeliest: bool = False
@@ -55,17 +52,8 @@ class StageInput:
     """Whether what goes into the first block is wanted, rather than what comes out of the last."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batching:
-    """Whether several sessions can go through a stage in one forward, and how."""
-
-    joins_keys: bool = False
-    """Whether blocks have to be given all keys of all sessions end to end (see `worker.attention`)."""
-    because: str = ""
-    """Why sessions have to run one at a time; empty if they needn't."""
-
-
-UNTRIED = Batching(because="nobody has tried yet whether sessions can run together here")
+Decode = Callable[[Sequence[StageInput]], list[torch.Tensor]]
+"""Gives what `Stage.run` gives of one new token of each of some sessions."""
 
 
 class Stage:
@@ -97,15 +85,15 @@ class Stage:
         self.hidden_size: int = model.config.hidden_size
         self.vocab_size: int = model.config.vocab_size
         self._model = model
-        self._base: nn.Module = model.base_model
+        self._base: nn.Module = base_of(model)
         self.configs = configs_of(model)
         self._takes_position_ids = takes_position_ids(self._base)
-        self.rotates_by_longest = rotates_by_longest(model)
+        self.rotary = Rotary(model)
         self._blocks = find_blocks(model)[2]
         self.head = self._found_head(model)
         """What makes logits of the last states; None where there are none."""
         self._taps = Taps(self._blocks, is_first=self.is_first, is_last=self.is_last)
-        self._decode: Callable[[StageInput], torch.Tensor] | None = None
+        self._decodes: dict[int, Decode] = {}
         self._views: dict[BlockRange, Stage] = {}
         self._taps.attach()
 
@@ -139,9 +127,9 @@ class Stage:
         if not batching.because:
             shorten(self.configs)
 
-    def decode_by(self, decode: Callable[[StageInput], torch.Tensor]) -> None:
-        """Run single new tokens by this from now on, which gives what `run_alone` does. Not in views."""
-        self._decode = decode
+    def decode_by(self, decode: Decode, sizes: range) -> None:
+        """Run single new tokens, of so many sessions at once, by this from now on. Not in views."""
+        self._decodes.update(dict.fromkeys(sizes, decode))
 
     def view(self, blocks: BlockRange) -> Stage:
         """The part `blocks` of this stage as a stage, sharing its weights. Made once, then kept.
@@ -163,14 +151,18 @@ class Stage:
         packed = {id(layer): layer.n_weight_bytes for layer in self.packed_linears()}
         return sum(tensors.values()) + sum(packed.values())
 
+    def modules(self) -> Iterator[nn.Module]:
+        """Of the model, all of them."""
+        return self._model.modules()
+
     def packed_linears(self) -> list[PackedLinear]:
         """The linear layers whose weights are no ordinary tensors."""
-        return [module for module in self._model.modules() if isinstance(module, PackedLinear)]
+        return [module for module in self.modules() if isinstance(module, PackedLinear)]
 
     @property
     def unpacked_because(self) -> str:
         """Why codes are unpacked for each product, which takes longer than it might; empty if they aren't."""
-        matrices = (module for module in self._model.modules() if isinstance(module, UnpackedMatrix))
+        matrices = (module for module in self.modules() if isinstance(module, UnpackedMatrix))
         return next((matrix.because for matrix in matrices if matrix.because), "")
 
     def kv_bytes_by_block(self, held_as: KvPrecision | None = None) -> tuple[int, ...]:
@@ -184,13 +176,17 @@ class Stage:
         return tuple(block.n_bytes() for block in cache.blocks)
 
     def _run(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
+        decode = self._decodes.get(len(inputs))
+        if decode is not None and all(self._is_decode(one) for one in inputs):
+            return decode(inputs)
         if len(inputs) == 1 or self.batching.because or any(one.wants_inputs for one in inputs):
             return [self._run_one(one) for one in inputs]
-        return self._run_together(inputs)
+        return self.run_together(inputs)
 
     def run_alone(self, one: StageInput) -> torch.Tensor:
         """Run new positions of one session by the model's own code."""
-        return self.forward(one.payload, self._positions((one,)), one.cache, one.n_logits)
+        with self.rotary.rotating(one.position, len(one.payload), one.n_prompt):
+            return self.forward(one.payload, self._positions((one,)), one.cache, one.n_logits)
 
     def _run_apart(self, one: StageInput) -> torch.Tensor:
         """As `run_alone`, without the session's cache."""
@@ -204,14 +200,16 @@ class Stage:
             return logits[0]
         return self._states(self._base(**arguments)[0])
 
+    def _is_decode(self, one: StageInput) -> bool:
+        return len(one.payload) == 1 and one.n_logits == int(self.is_last) and not one.wants_inputs
+
     def _run_one(self, one: StageInput) -> torch.Tensor:
         if one.wants_inputs:
             return into_first_block(self._blocks, lambda: self._run_apart(one))[0]
-        if self._decode is not None and len(one.payload) == 1 and one.n_logits == int(self.is_last):
-            return self._decode(one)
         return self.run_alone(one)
 
-    def _run_together(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
+    def run_together(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
+        """Run new positions of several sessions in one forward, by the model's own code; it must allow that."""
         n_tokens = [len(one.payload) for one in inputs]
         batch = BatchCache(
             [one.cache for one in inputs],

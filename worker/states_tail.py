@@ -77,10 +77,10 @@ class StatesTail:
         return self._onward
 
 
-def tail_of(ticket: Ticket) -> Tail | StatesTail | None:
-    """What a last hop has besides; None anywhere else."""
+def tail_of(ticket: Ticket, anew_after: int | None = None) -> Tail | StatesTail | None:
+    """What a last hop has besides; None anywhere else. `anew_after`: as `Tail` has it."""
     if ticket.next is not None:
         return None
     if ticket.gives_states:
         return StatesTail(ticket.session_id, is_private=ticket.is_private)
-    return Tail(ticket.session_id, ticket.max_positions)
+    return Tail(ticket.session_id, ticket.max_positions, anew_after)

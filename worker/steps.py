@@ -12,6 +12,7 @@ from protocol.messages import KvPrecision, Precision, Quantization, SamplingPara
 from worker.fairness import UNLABELLED, Tenant
 from worker.grammar import TokenizerSource
 from worker.screening import NO_SCREENING, Screening
+from worker.text_lengths import ALL_ALIKE, TextLengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,8 @@ class LoadedSpan:
     """Where the model's tokenizer is, for sessions that are held to a constraint."""
     unconstrained_because: str = ""
     """Why answers that end here can't be held to one; empty if they can."""
+    text_lengths: TextLengths = ALL_ALIKE
+    """Which lengths of text the model tells apart."""
 
     @property
     def hidden_size(self) -> int:
@@ -139,6 +142,8 @@ class SessionSpec:
     """What the text shares with another session: this one begins with a copy of that, if it is here."""
     sampling: SamplingParams | None = None
     prompt_token_ids: tuple[int, ...] = ()
+    n_prompt: int = 0
+    """Tokens before the answer, however many of its own are in what is run first; 0: not said."""
     n_hops: int = 1
     """Hops of the session's route: so many groups of sessions keep all of them busy."""
     hands_on: bool = False

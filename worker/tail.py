@@ -33,11 +33,15 @@ class Attachment:
 class Tail:
     """What only the last hop of a session does."""
 
-    def __init__(self, session_id: SessionId, max_positions: int) -> None:
+    def __init__(self, session_id: SessionId, max_positions: int, anew_after: int | None = None) -> None:
+        """`anew_after`: the session's text may have so many positions; a longer one is to be run anew."""
         self.finish_reason: Literal["stop", "length"] | None = None
+        self.is_outgrown = False
+        """Whether that is why the session is over."""
         self.n_sent = 0
         self._session_id = session_id
         self._max_positions = max_positions
+        self._anew_after = anew_after
         self._attachment: Attachment | None = None
         self._attached = asyncio.Event()
         self._has_sampler = False
@@ -113,14 +117,20 @@ class Tail:
                 f"a token for position {tokens[0].position}, but the prompt given to the tail and the "
                 f"{self.n_sent} tokens since end at {expected}: give head and tail the same prompt"
             )
-        kept = tokens[: self._n_allowed - self.n_sent]
+        kept = [one for one in tokens[: self._n_allowed - self.n_sent] if not self._is_beyond(one.position)]
         self._n_drafted = len(drafts)
         self._n_accepted = sum(token.token_id == guess for token, guess in zip(kept, drafts, strict=False))
         if kept[-1].is_stop:  # the engine samples nothing behind one
             self.finish_reason = "stop"
         elif self.n_sent + len(kept) == self._n_allowed:
             self.finish_reason = "length"
+        elif self._is_beyond(kept[-1].position + 1):
+            self.finish_reason, self.is_outgrown = "length", True
         return kept
+
+    def _is_beyond(self, position: int) -> bool:
+        """Whether a token there follows one that this session can't run."""
+        return self._anew_after is not None and position > self._anew_after
 
     def stream(self, tokens: Sequence[SampledToken], timings: tuple[HopTimings, ...] = ()) -> None:
         """Queue what `take` gave for the client, one message a token; the last says what the hops took.
@@ -143,6 +153,7 @@ class Tail:
                 logprob=token.logprob,
                 top_logprobs=token.top_logprobs,
                 timings=timings if token is tokens[-1] else (),
+                is_outgrown=self.is_outgrown and token is tokens[-1],
             )
             self.n_sent += 1
             self.client.post(message)

@@ -29,12 +29,14 @@ def group_of(choice: WireChoice, states: torch.Tensor, *, version: str, bytes_pe
 
     `version` is the neighbour's, `bytes_per_s` the bandwidth to it, None if that isn't measured yet.
     """
-    if choice == "exact" or not knows(Step, "group", version):
+    if choice == "exact":
         return 0
     if choice == "auto":
-        is_exact = states.dtype == torch.float32 or states.shape[0] <= MAX_DRAFTS + 1
+        is_exact = states.shape[0] <= MAX_DRAFTS + 1 or states.dtype == torch.float32
         if is_exact or bytes_per_s is None or states.nbytes / bytes_per_s <= SLOW_S:
             return 0
+    if not knows(Step, "group", version):
+        return 0
     return next((group for group in GROUPS if states.shape[1] % group == 0), 0)
 
 

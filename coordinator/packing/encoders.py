@@ -97,10 +97,14 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 
 def _most_positions(model: nn.Module) -> int | None:
     """Positions behind the padding's: RoBERTa counts a text's from there on, and has so many fewer."""
+    return min(positions_behind_padding(model), default=None)
+
+
+def positions_behind_padding(model: nn.Module) -> list[int]:
+    """How many positions each table of learned ones has behind that of the padding, if it has one for padding."""
     learned = [
         module
         for name, module in model.named_modules()
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
     ]
-    behind = [one.num_embeddings - one.padding_idx - 1 for one in learned if one.padding_idx is not None]
-    return min(behind, default=None)
+    return [one.num_embeddings - one.padding_idx - 1 for one in learned if one.padding_idx is not None]

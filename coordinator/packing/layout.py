@@ -18,8 +18,10 @@ from protocol.model_files.tensors import TensorInfo
 
 _LAYER = re.compile(r"(?P<list>(?:^|.*?\.)(?:layers|layer|blocks|block|h))\.(?P<index>\d{1,6})\.")
 _HEAD = re.compile(r"embed_out|lm_head|project_out|(?:^|[._])(?:output|head|output_layer)(?:[._]|$)")
-_EMBEDDING = re.compile(r"embed|(?:^|\.)wte\.|(?:^|\.)wpe\.|project_in")
+_EMBEDDING = re.compile(r"embed|(?:^|\.)(?:wte|wpe)\.|project_in")
 _NORM = re.compile(r"norm|ln_f")
+_EITHER = re.compile(r"(?:^|\.)(?:embedding_norm|layernorm_embedding)\.")
+"""The first norm in some models, the last in others (LFM2, BigBird-Pegasus)."""
 _POSITION = re.compile(r"position|wpe|token_type")
 _EXTRA_PREDICTION = re.compile(r"(?:^|\.)(?:mtp|nextn)")
 
@@ -81,7 +83,8 @@ def plan_layout(
     if not embedding:
         raise UntrustedFileError(
             f"no tensor of {vocab_size} rows (the vocabulary) looks like the input embedding among "
-            f"{', '.join(sorted(others)[:8]) or 'none'} outside the layers"
+            f"{', '.join(sorted(others)[:8]) or 'none'} outside the layers: such a model can't be cut; "
+            "take another one"
         )
     has_own_head = any(_HEAD.search(name) and len(tensors[name].shape) == 2 for name in after)
     if not has_head:
@@ -129,7 +132,8 @@ def _main_list(by_list: Mapping[str, Mapping[int, list[str]]], n_blocks: int) ->
     if len(candidates) != 1:
         raise UntrustedFileError(
             f"expected one list of {n_blocks} layers among the tensors, found {len(candidates)}"
-            f"{': ' if candidates else ''}{', '.join(sorted(candidates)[:4])}"
+            f"{': ' if candidates else ''}{', '.join(sorted(candidates)[:4])}. A model that has several (for "
+            "images, for sound) or none can't be cut into blocks; take one of text alone"
         )
     found = by_list[candidates[0]]
     if missing := [index for index in range(n_blocks) if index not in found]:
@@ -142,6 +146,8 @@ def _main_list(by_list: Mapping[str, Mapping[int, list[str]]], n_blocks: int) ->
 
 def _end(name: str) -> str:
     """`before`, `after` or `both`: which end of the model a tensor outside the layers is for."""
+    if _EITHER.search(name):
+        return "both"
     if _HEAD.search(name):
         return "after"
     if _EMBEDDING.search(name):

@@ -75,7 +75,8 @@ def read_config(folder: Path, *, link_root: Path) -> tuple[PreTrainedConfig, dic
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder_type(model_type):
         raise _unsupported(raw)
     try:
-        config = AutoConfig.for_model(**raw)
+        # infinities, which JSON lacks, are tagged; the library reads them so, too, and has no public name for it
+        config = AutoConfig.for_model(**PreTrainedConfig._decode_special_floats(raw))  # noqa: SLF001
     except _CONFIG_ERRORS as exc:
         raise InvalidRequestError(f"{CONFIG_FILE} can't be used: {type(exc).__name__}: {str(exc)[:500]}") from exc
     return config, raw
@@ -89,6 +90,8 @@ def model_numbers(config: PreTrainedConfig) -> ModelNumbers:
     """
     notes: list[str] = []
     takes_all_at_once = is_encoder(config)
+    if _has_parts(config):
+        raise _unsupported(config.to_dict())
     try:
         return ModelNumbers(
             architecture=encoder_class_name(config) if takes_all_at_once else _architecture(config),
@@ -106,12 +109,34 @@ def model_numbers(config: PreTrainedConfig) -> ModelNumbers:
         raise InvalidRequestError(f"{CONFIG_FILE} can't be used: {exc}") from exc
 
 
+def _has_parts(config: PreTrainedConfig) -> bool:
+    """Whether it is of several models (for text, images, sound), of which the one for text is only a part."""
+    if config.is_encoder_decoder:
+        return False
+    others = ("vision_config", "audio_config")
+    return (
+        config.get_text_config() is not config
+        or any(getattr(config, name, None) is not None for name in others)
+        or (not hasattr(config, "num_hidden_layers") and bool(_part_names(config.to_dict())))
+    )
+
+
+def _part_names(raw: dict[str, Any]) -> list[str]:
+    return sorted(key for key, value in raw.items() if key.endswith("_config") and isinstance(value, dict))
+
+
 def kv_elements_per_token(config: PreTrainedConfig) -> int:
     """Elements of keys and values together that transformers caches for one token in one block.
 
     Where blocks differ this is the largest. Latent attention (MLA) is cached compressed, once for all
     heads, and so is the key of its indexer where there is one.
     """
+    if config.is_heterogeneous:
+        return max(map(_kv_elements, config.per_layer_config))
+    return _kv_elements(config)
+
+
+def _kv_elements(config: PreTrainedConfig) -> int:
     n_heads = _largest(getattr(config, "num_attention_heads", None))
     if not n_heads:
         return 2 * int(config.hidden_size)
@@ -122,7 +147,8 @@ def kv_elements_per_token(config: PreTrainedConfig) -> int:
         _largest(getattr(config, "head_dim", None)) or int(config.hidden_size) // n_heads,
         _largest(getattr(config, "global_head_dim", None)),
     )
-    return 2 * _n_kv_heads(config, n_heads) * head_width
+    value_width = _largest(getattr(config, "v_head_dim", None)) or head_width
+    return _n_kv_heads(config, n_heads) * (head_width + value_width)
 
 
 def _n_kv_heads(config: PreTrainedConfig, n_heads: int) -> int:
@@ -196,7 +222,14 @@ def _unsupported(raw: dict[str, Any]) -> InvalidRequestError:
             "use a version of it that transformers has a class for"
         )
     return InvalidRequestError(
-        f"a model of type {model_type} (class {named}) is neither a causal text model nor an encoder that "
-        "transformers has a class for; Brigade runs decoder-only language models (...ForCausalLM) and encoder-only "
-        "ones (BERT and its kin)"
+        f"a model of type {model_type} (class {named}) {_what_it_is(raw)}; Brigade runs decoder-only language "
+        "models (...ForCausalLM) and encoder-only ones (BERT and its kin)"
     )
+
+
+def _what_it_is(raw: dict[str, Any]) -> str:
+    if raw.get("is_encoder_decoder") is True:
+        return "is an encoder-decoder, or the decoder of one"
+    if parts := _part_names(raw):
+        return f"has several parts ({', '.join(parts)[:80]}): it takes more than text, or goes with another model"
+    return "is neither a causal text model nor an encoder that transformers has a class for"

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from coordinator.packing.decoders import check_decoder
 from coordinator.packing.embedding_files import embedding_files
 from coordinator.packing.encoders import encoder_tensors
 from coordinator.packing.model_config import CONFIG_FILE, ModelNumbers, model_numbers, read_config
@@ -42,7 +43,7 @@ def open_source(source: FolderSource | GgufFileSource, stack: ExitStack) -> Open
     if isinstance(source, GgufFileSource):
         return _open_gguf(source.path)
     config, raw = read_config(source.folder, link_root=source.link_root)
-    numbers = model_numbers(config)
+    numbers = checked_numbers(config)
     tensors = stack.enter_context(SafetensorsSource(source.folder, link_root=source.link_root))
     auxiliary = folder_files(source.folder, link_root=source.link_root)
     auxiliary |= embedding_files(source.folder, link_root=source.link_root)
@@ -52,6 +53,18 @@ def open_source(source: FolderSource | GgufFileSource, stack: ExitStack) -> Open
         tensors=tensors, used=tensors.tensors, numbers=numbers, auxiliary=auxiliary, notes=numbers.notes
     )
     return _as_encoder(opened, config) if numbers.kind == "encoder" else opened
+
+
+def checked_numbers(config: PreTrainedConfig) -> ModelNumbers:
+    """The numbers of a model that can be run.
+
+    Raises:
+        InvalidRequestError: it can't be; says why and what to do.
+    """
+    numbers = model_numbers(config)
+    if numbers.kind == "decoder":
+        check_decoder(config)
+    return numbers
 
 
 def _as_encoder(opened: OpenedSource, config: PreTrainedConfig) -> OpenedSource:
@@ -69,7 +82,7 @@ def _as_encoder(opened: OpenedSource, config: PreTrainedConfig) -> OpenedSource:
 
 def _open_gguf(path: Path) -> OpenedSource:
     tensors = GgufSource(path)
-    numbers = model_numbers(tensors.config)
+    numbers = checked_numbers(tensors.config)
     auxiliary = gguf_files(path) if "tokenizer.ggml.tokens" in tensors.header.array_lengths else {}
     auxiliary[CONFIG_FILE] = _gguf_config(tensors, numbers)
     auxiliary.setdefault("generation_config.json", generation_config(json.loads(auxiliary[CONFIG_FILE])))

@@ -61,6 +61,7 @@ async def test_opens_with_the_hops_tickets_and_attaches_with_the_one_that_no_hop
     assert seen.opening is not None
     assert seen.attached is not None
     assert (seen.opening.tickets, seen.opening.deadline_s) == (("ticket 0", "ticket 1"), 12.5)
+    assert seen.opening.n_prompt == 2
     assert seen.attached.ticket == "ticket to attach"
     assert seen.attached_prompt == b"\x07\0\0\0\x08\0\0\0"
     assert [(token.token_id, token.finish_reason) for token in tokens] == [(4, None), (5, None), (6, "length")]

@@ -50,9 +50,9 @@ async def test_errors_come_back_as_they_are_a_cancelled_caller_disturbs_nobody_a
 ) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):  # it is still importing
-            await process.begin(1, [1], 2, GREEDY)
+            await process.begin(1, [1], 2, GREEDY, 1)
     with pytest.raises(NotFoundError, match="not loaded"):
-        await process.begin(1, [1], 2, GREEDY)
+        await process.begin(1, [1], 2, GREEDY, 1)
     with pytest.raises(UntrustedFileError, match="hash"):
         await process.ask(LOAD, EndsLoaded, b"not a manifest")
     process.kill()
@@ -73,12 +73,12 @@ async def test_a_large_answer_that_nobody_took_is_not_in_the_way_of_a_large_requ
     """Else both wait for each other: the process to be read from, the client to be read."""
     await loaded(process, tmp_path)
     text_id = process.new_text_id()
-    await process.begin(text_id, [5] * N_LONG, N_LONG + 1, GREEDY)
+    await process.begin(text_id, [5] * N_LONG, N_LONG + 1, GREEDY, N_LONG)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.001):
             await process.run_first(text_id, 0, N_LONG)
     async with asyncio.timeout(30):
-        await process.begin(process.new_text_id(), [5] * 200_000, 200_001, GREEDY)
+        await process.begin(process.new_text_id(), [5] * 200_000, 200_001, GREEDY, 200_000)
 
 
 async def test_a_text_whose_caller_left_is_freed_though_others_are_being_served(
@@ -86,13 +86,13 @@ async def test_a_text_whose_caller_left_is_freed_though_others_are_being_served(
 ) -> None:
     await loaded(process, tmp_path)
     long, short = process.new_text_id(), process.new_text_id()
-    await process.begin(long, [5] * N_LONG, N_LONG + 1, GREEDY)
+    await process.begin(long, [5] * N_LONG, N_LONG + 1, GREEDY, N_LONG)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(process.run_first(long, 0, N_LONG))
         await asyncio.sleep(0)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
-                await process.begin(short, [5], 2, GREEDY)
+                await process.begin(short, [5], 2, GREEDY, 1)
         process.forget(short)
         process.forget(long)
     for text_id in (long, short):

@@ -43,9 +43,12 @@ def test_the_numbers_are_those_of_the_config(tmp_path: Path) -> None:
         ({"model_type": None}, "neither a causal text model nor an encoder"),
         ({"model_type": ["llama"]}, "neither a causal text model nor an encoder"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"model_type": "bart", "architectures": ["BartForCausalLM"]}, "decoder-only"),
+        ({"model_type": "bart", "architectures": ["BartForCausalLM"]}, "encoder-decoder.*decoder-only"),
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "T5For"),
-        ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma3For"),
+        ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma3For.*several parts"),
+        ({"model_type": "llama4", "architectures": ["Llama4ForCausalLM"]}, r"several parts \(text_config, vision"),
+        ({"model_type": "phi4_multimodal"}, r"several parts \(audio_config, vision_config\)"),
+        ({"model_type": "blt"}, "several parts"),
         ({"model_type": "llama4", "architectures": ["Llama4ForConditionalGeneration"]}, "Llama4For"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised \(gptq\).*GGUF"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\)"),
@@ -89,6 +92,12 @@ def test_a_base_model_or_no_class_is_the_causal_class(tmp_path: Path, names: lis
     assert numbers_of(tmp_path, CONFIG | {"architectures": names}).architecture == "LlamaForCausalLM"
 
 
+def test_infinities_are_read_as_transformers_writes_them(tmp_path: Path) -> None:
+    AutoConfig.for_model("falcon_h1").save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    assert read_config(tmp_path, link_root=tmp_path)[0].time_step_limit[1] == float("inf")
+
+
 def test_a_model_without_a_longest_context_gets_a_stated_default(tmp_path: Path) -> None:
     numbers = numbers_of(tmp_path, {"model_type": "bloom", "hidden_size": 8, "n_layer": 2, "n_head": 2})
     assert numbers.context_length == DEFAULT_CONTEXT_LENGTH
@@ -105,6 +114,8 @@ def test_a_model_without_a_longest_context_gets_a_stated_default(tmp_path: Path)
         ("falcon", {"hidden_size": 64, "num_attention_heads": 8, "multi_query": False}, 128),
         ("gpt_bigcode", {"n_embd": 64, "n_head": 8, "multi_query": True}, 16),
         ("deepseek_v3", {"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 576),
+        ("mimo_v2_flash", {"num_key_value_heads": 2, "head_dim": 12, "v_head_dim": 8}, 40),
+        ("gemma4_text", {"head_dim": 8, "global_head_dim": 32, "num_key_value_heads": 2}, 128),
     ],
 )
 def test_cached_elements_a_token(model_type: str, settings: dict[str, Any], expected: int) -> None:

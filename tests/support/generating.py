@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from client.deadline import Deadline
 from client.decoding import TextStream
-from client.generation import Deadline, GenerationRequest, generated_pieces
+from client.generation import GenerationRequest, generated_pieces
 from client.results import Generation, Progress, TokenPiece
 from client.transport import connection_pool
 from protocol.ids import ModelName, Revision

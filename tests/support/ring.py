@@ -200,6 +200,8 @@ class Generation:
     sampling: SamplingParams
     tickets: list[str]
     attach_ticket: str
+    n_prompt: int = 0
+    """As in `OpenSession`."""
 
     @classmethod
     async def prepared(cls, ring: Ring, prompt: list[int], max_tokens: int = 8, **changes: Any) -> Self:
@@ -210,13 +212,17 @@ class Generation:
             head if len(ring.workers) == 1 else await ring.connect(ring.workers[-1])
         )
         limit = {"max_positions": changes["max_positions"]} if "max_positions" in changes else {}
+        n_prompt = changes.pop("n_prompt", 0)
         tickets = ring.tickets(session_id, **changes)
         attach_ticket = ring.attach_ticket(session_id, **limit)
-        return cls(ring, session_id, head, tail, prompt, sampling, tickets, attach_ticket)
+        return cls(ring, session_id, head, tail, prompt, sampling, tickets, attach_ticket, n_prompt)
 
     async def open(self, deadline_s: float = 30.0) -> None:
         message = OpenSession(
-            session_id=SessionId(self.session_id), tickets=tuple(self.tickets), deadline_s=deadline_s
+            session_id=SessionId(self.session_id),
+            tickets=tuple(self.tickets),
+            deadline_s=deadline_s,
+            n_prompt=self.n_prompt,
         )
         await self.head.send(message)
 

@@ -58,6 +58,8 @@ class Script:
     """After the answer say no more, as a worker does that hangs."""
     has_room: bool = True
     """Without room the head doesn't say that the session is open, as one that waits for memory doesn't."""
+    is_outgrown: bool = False
+    """Whether the last token says so."""
     indexes: tuple[int, ...] | None = None
     """Numbers to send in place of 0, 1, 2..."""
     ends_with: ErrorBody | None = None
@@ -355,7 +357,14 @@ class ScriptedCluster:
             reason = script.finish if is_last else None
             if socket.closed:
                 return
-            await _send(socket, Token(session_id=session_id, index=index, token_id=token_id, finish_reason=reason))
+            token = Token(
+                session_id=session_id,
+                index=index,
+                token_id=token_id,
+                finish_reason=reason,
+                is_outgrown=is_last and script.is_outgrown,
+            )
+            await _send(socket, token)
         if script.on_answered is not None:
             await script.on_answered()
         if script.raw_at_end is not None:

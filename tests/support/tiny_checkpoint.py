@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from protocol.ids import BlockRange, Revision
+from tests.support.long_texts import LONG_CONFIGS
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, save_tiny_model, split_checkpoint
 from worker.loaded_stage import load_stage
 from worker.stage import Stage
@@ -60,7 +61,7 @@ class TinyCheckpoint:
 @cache
 def _made(name: str, root: Path) -> TinyCheckpoint:
     folder = root / name
-    model = save_tiny_model(TINY_CONFIGS[name](), folder)
+    model = save_tiny_model((TINY_CONFIGS | LONG_CONFIGS)[name](), folder)
     block_files, rest_file = split_checkpoint(folder, root / f"{name}-split")
     return TinyCheckpoint(model, folder, tuple(block_files), rest_file)
 

@@ -41,6 +41,7 @@ from tests.support.coordinators import (
     key_of,
     running_coordinator,
 )
+from tests.support.long_texts import LONG_CONFIGS
 from tests.support.measured_once import measure_once
 from tests.support.tiny_models import TINY_CONFIGS, TINY_ENCODERS, save_tiny_model
 from worker.app import RunningWorker, running, utc_now_s
@@ -74,7 +75,7 @@ def packed_tiny(
 
     `changes` are of its config.
     """
-    config = (TINY_CONFIGS | TINY_ENCODERS)[architecture]()
+    config = (TINY_CONFIGS | TINY_ENCODERS | LONG_CONFIGS)[architecture]()
     for name, value in changes.items():
         setattr(config, name, value)
     source = folder / f"{architecture}-{seed}"

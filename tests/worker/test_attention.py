@@ -77,5 +77,6 @@ def test_a_long_chunk_of_a_long_text_takes_no_mask_for_each_of_the_heads() -> No
     mask = torch.zeros(1, 1, n_new, n_positions)
     with LargestMade() as largest:
         attended = attention_of(module, "brigade_sdpa")(module, query, *filled, mask)[0]
-    assert torch.allclose(attended, torch.ones_like(attended))
+    # a product of 16,384 terms, all of one sign: oneDNN's sums are 1.4e-5 off
+    assert torch.allclose(attended, torch.ones_like(attended), rtol=0, atol=5e-5)
     assert largest.n_bytes <= mask.nbytes

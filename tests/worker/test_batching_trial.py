@@ -9,7 +9,7 @@ from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from tests.support.tiny_models import TINY_CONFIGS
 from worker.batching_trial import settle_batching
-from worker.stage import Batching
+from worker.stage_batching import Batching
 
 MIDDLE = BlockRange(1, 3)
 ONE_AT_A_TIME = {"bloom", "falcon", "falcon_alibi"}
@@ -33,7 +33,6 @@ def test_it_finds_out_which_architectures_can_be_batched(
 def test_frequencies_that_follow_the_longest_session_are_not_shared(
     checkpoint: Callable[[str], TinyCheckpoint],
 ) -> None:
-    stage = checkpoint("llama").load(MIDDLE)
-    stage.rotates_by_longest = True
+    stage = checkpoint("llama_longrope").load(MIDDLE)
     settle_batching(stage)
     assert stage.batching == Batching(because="its rotary embedding depends on the longest session that runs")

@@ -16,7 +16,8 @@ from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker import compiled_shortening
 from worker.batching_trial import TOLERANCES, settle_batching
-from worker.compiled import RecordedStep, compile_stage, replay_stage
+from worker.compiled import Recordings, compile_stage, replay_batches, replay_stage
+from worker.compiled_sizes import size_ranges
 from worker.engine_core import EngineCore
 from worker.stage import Stage, StageInput
 from worker.steps import Compiling
@@ -38,8 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def settled(whole: TinyCheckpoint, blocks: BlockRange) -> Stage:
-    stage = whole.load(blocks)
+def settled(whole: TinyCheckpoint, blocks: BlockRange, dtype: torch.dtype = torch.float32) -> Stage:
+    stage = whole.load(blocks, dtype)
     settle_batching(stage)
     return stage
 
@@ -113,15 +114,23 @@ def test_if_the_shortened_recording_gives_other_bits_the_whole_one_is_replayed(
     assert greedy(stage) == whole.greedy(PROMPT, N_TOKENS)
 
 
-def test_a_recorded_stage_that_is_dropped_frees_its_weights_at_once(checkpoint: Checkpoints) -> None:
-    stage = settled(checkpoint("llama"), WHOLE)
-    assert replay_stage(stage) == ""
-    assert isinstance(stage._decode, RecordedStep)
-    taken = [weight for piece in stage._decode._pieces.pieces for weight in piece.weights]
-    held = [weakref.ref(weight) for weight in (*stage._model.parameters(), *taken)]
+@pytest.mark.parametrize(("dtype", "n_recordings"), [(torch.float32, 3), (torch.bfloat16, 2)], ids=str)
+def test_a_recorded_stage_that_is_dropped_frees_its_weights_at_once(
+    checkpoint: Checkpoints, dtype: torch.dtype, n_recordings: int
+) -> None:
+    stage = settled(checkpoint("llama"), WHOLE, dtype)
+    for due in (replay_stage(stage), *(replay_batches(stage, sizes) for sizes in size_ranges(stage))):
+        assert due == ""
+    steps = set(stage._decodes.values())
+    assert len(steps) == n_recordings
+    taken = [weight for step in steps for piece in step._pieces.pieces for weight in piece.weights]
+    held = [
+        weakref.ref(weight) for weight in (*stage._model.parameters(), *taken) if isinstance(weight, torch.Tensor)
+    ]
+    held += [weakref.ref(linear) for linear in stage.packed_linears()]
     gc.disable()  # what is frozen, as by the next load, isn't collected ever
     try:
-        del stage, taken
+        del stage, taken, steps
         assert not any(weight() is not None for weight in held)
     finally:
         gc.enable()
@@ -132,6 +141,46 @@ def test_what_cant_be_recorded_is_tried_once(checkpoint: Checkpoints) -> None:
     with structlog.testing.capture_logs() as logs:
         assert replay_stage(stage).startswith("torch can't compile it (RuntimeError: ")
     assert [line["event"] for line in logs] == ["recording_failed"]
+
+
+def test_batches_are_recorded_when_such_came_and_once(checkpoint: Checkpoints) -> None:
+    stage = settled(checkpoint("llama"), WHOLE)
+    recordings = Recordings(stage, is_one_due=True)
+    assert recordings.make_one(())
+    assert set(stage._decodes) == {1}
+    assert not recordings.make_one(())
+    assert recordings.make_one({4, 7})
+    assert set(stage._decodes) == {1, *range(3, 33)}  # two rows go through other products
+    assert not recordings.make_one({4, 7, 200})
+    assert recordings.make_one({2, 4})
+    assert set(stage._decodes) == set(range(1, 33))
+
+
+def test_batches_are_recorded_beside_compiled_steps(checkpoint: Checkpoints) -> None:
+    stage = settled(checkpoint("llama"), MIDDLE, torch.bfloat16)
+    recordings = Recordings(stage, is_one_due=False)
+    assert not recordings.make_one(())
+    assert recordings.make_one({2})
+    assert set(stage._decodes) == set(range(2, 33))
+
+
+def test_where_one_session_cant_be_recorded_several_arent_tried(checkpoint: Checkpoints) -> None:
+    stage = settled(checkpoint("mixtral"), WHOLE)
+    recordings = Recordings(stage, is_one_due=True)
+    with structlog.testing.capture_logs() as logs:
+        assert recordings.make_one({2})
+        assert not recordings.make_one({2})
+    assert [line["event"] for line in logs] == ["recording_failed"]
+    assert not stage._decodes
+
+
+def test_a_batch_that_gives_other_bits_is_not_replayed(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = settled(checkpoint("llama"), MIDDLE, torch.bfloat16)
+    monkeypatch.setitem(compiled_shortening._DIRECT, torch.ops.aten.mul.Tensor, torch.add)
+    assert replay_batches(stage, range(2, 9)).startswith("the compiled result differs by ")
+    assert not stage._decodes
 
 
 def test_a_span_that_cant_be_compiled_is_loaded_and_says_why(checkpoint: Checkpoints, tmp_path: Path) -> None:

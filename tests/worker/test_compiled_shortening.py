@@ -8,10 +8,10 @@ from torch import fx
 
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from worker.batching_trial import settle_batching, trial_payload
-from worker.compiled import RecordedStep
 from worker.compiled_pieces import as_short_as_can_be, as_they_are
 from worker.compiled_recording import Recording, record
 from worker.compiled_shortening import shortened
+from worker.compiled_step import RecordedStep
 from worker.stage import Stage, StageInput
 
 Checkpoints = Callable[[str], TinyCheckpoint]
@@ -66,7 +66,7 @@ def test_fewer_operations_give_the_same_bits(
         payload = trial_payload(stage, 1, generator)
         with torch.inference_mode():
             given = [
-                step(StageInput(payload=payload, position=position, cache=cache, n_logits=1))
+                step([StageInput(payload=payload, position=position, cache=cache, n_logits=1)])[0]
                 for step, cache in zip(steps, caches, strict=True)
             ]
         assert torch.equal(*given)
@@ -123,6 +123,11 @@ def test_only_halves_that_are_turned_are_rolled(
         pytest.param(lambda x, y: x.clone().mul_(2) + x + y, id="something written to"),
         pytest.param(lambda x, y: x.unsqueeze(0).squeeze(0).view(1, 2, 8).view(1, 2, 1, 8) + y, id="to and fro"),
         pytest.param(lambda x, y: torch.nn.functional.layer_norm(x, (8,)) + y.double().float(), id="a norm"),
+        pytest.param(lambda x, y: x.view(2, 8) @ y.view(1, 8).t(), id="a product that turns its matrix"),
+        pytest.param(
+            lambda x, y: torch.addmm(x.view(2, 8)[:, :1], x.view(2, 8), y.view(1, 8).t()),
+            id="a bias of its own a row",
+        ),
     ],
 )
 def test_whatever_is_shortened_gives_the_same(

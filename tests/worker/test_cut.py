@@ -17,7 +17,6 @@ from worker.cut import (
     cut_modules,
     find_blocks,
     free_embedding,
-    rotates_by_longest,
 )
 
 
@@ -107,15 +106,6 @@ def test_a_model_that_cannot_be_called_is_refused() -> None:
     model.model.forward = forward
     with pytest.raises(UntrustedFileError, match="needs pictures"):
         cut_modules(model, BlockRange(0, 2))
-
-
-def test_frequencies_that_follow_the_longest_position_are_seen() -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
-    config = TINY_CONFIGS["llama"]()
-    with torch.device("meta"):
-        assert not rotates_by_longest(hf.LlamaForCausalLM(config))
-        config.rope_parameters = rope
-        assert rotates_by_longest(hf.LlamaForCausalLM(config))
 
 
 def test_an_embedding_that_only_tied_the_head_is_let_go() -> None:

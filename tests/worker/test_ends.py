@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 from protocol.errors import ContextExceededError, InvalidRequestError, NotFoundError, ProtocolError
 from protocol.ids import BlockRange
 from protocol.messages import Constraint, SamplingParams
+from tests.support.long_texts import ORIGINAL, greedy_answer
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from tests.support.tiny_models import N_BLOCKS, VOCAB_SIZE
 from worker.ends import Ends, load_ends, ranges_of_ends
@@ -110,3 +111,26 @@ def test_what_makes_no_sense_is_refused(checkpoint: Checkpoints, name: str) -> N
     ends.begin(1, PROMPT, 7, GREEDY)
     with pytest.raises(error):
         bad(ends)
+
+
+def test_a_text_that_outgrows_its_length_goes_on_once_it_is_begun_anew(checkpoint: Checkpoints) -> None:
+    tiny = checkpoint("phi3_longrope")
+    ends, between = ends_of(tiny)
+    cache = between.new_cache(64)
+    prompt, n_prompt = [*PROMPT, *PROMPT], 2 * len(PROMPT)
+    found: list[int] = []
+    while len(found) < 12:
+        text = prompt + found
+        ends.begin(1, text, 64, GREEDY, n_prompt)
+        position, states = 0, ends.run_first(1, 0, len(text))
+        while len(found) < 12:
+            one = StageInput(payload=states, position=position, cache=cache, n_prompt=n_prompt)
+            sampled = ends.run_last(1, position, between.run([one])[0], wants_token=True)
+            assert sampled is not None
+            found.append(sampled.choice.token_id)
+            assert sampled.is_outgrown == (len(prompt) + len(found) == ORIGINAL + 1)
+            if sampled.states is None:
+                break
+            position, states = position + len(states), sampled.states
+        cache, n_prompt = between.new_cache(64), len(prompt) + len(found)
+    assert found == greedy_answer(tiny.model, prompt, 12)

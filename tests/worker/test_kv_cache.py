@@ -107,3 +107,33 @@ def test_it_says_what_models_ask() -> None:
     cache = KVCache(3, 4)
     assert cache.is_sliding == cache.is_linear == cache.is_dummy == [False] * 3
     assert (len(cache), cache.get_max_length(), cache.blocks[0].n_bytes()) == (3, 4, 0)
+
+
+def index_keys(n_tokens: int, value: float) -> torch.Tensor:
+    return torch.full((1, n_tokens, 4), value)
+
+
+@every_precision
+def test_an_indexers_keys_are_kept_as_they_are_and_rolled_back_with_the_others(
+    held_as: KvPrecision | None,
+) -> None:
+    cache = KVCache(1, 8, held_as)
+    cache.update(states(5, 1.0), states(5, 1.0), 0)
+    without = cache.blocks[0].n_bytes()
+    cache.update_indexer(index_keys(5, 1.001), 0)
+    assert cache.blocks[0].n_bytes() == without + 8 * 4 * 4
+    cache.truncate(3)
+    assert cache.update_indexer(index_keys(2, 7.0), 0)[0, :, 0].tolist() == pytest.approx([1.001] * 3 + [7.0] * 2)
+
+
+def test_an_indexers_keys_go_along_into_another_cache_and_another_size() -> None:
+    cache, other = KVCache(1, 8), KVCache(1, 16)
+    cache.update(states(5, 1.0), states(5, 1.0), 0)
+    cache.update_indexer(index_keys(5, 1.0), 0)
+    other.copy_from(cache, 4)
+    other.resize(6)
+    assert other.update_indexer(index_keys(2, 2.0), 0)[0, :, 0].tolist() == [1.0] * 4 + [2.0] * 2
+    with pytest.raises(InternalError, match="position 7 of a session that reserved 6"):
+        other.update_indexer(index_keys(1, 3.0), 0)
+    other.resize(3)
+    assert other.blocks[0].update_indexer(index_keys(0, 0.0)).shape == (1, 3, 4)

@@ -47,12 +47,13 @@ def signed(key: bytes = KEY, **changes: Any) -> str:
     return sign_claims(Ticket(**{**values, **changes}), [key])
 
 
-def opening(*tickets: str, session_id: str = "s", deadline_s: float = 5.0) -> OpenSession:
-    return OpenSession(session_id=SessionId(session_id), tickets=tickets, deadline_s=deadline_s)
+def opening(*tickets: str, session_id: str = "s", deadline_s: float = 5.0, n_prompt: int = 0) -> OpenSession:
+    return OpenSession(session_id=SessionId(session_id), tickets=tickets, deadline_s=deadline_s, n_prompt=n_prompt)
 
 
 def test_the_right_ticket_opens() -> None:
     assert DOOR.ticket_to_open(opening(signed()), BEFORE).blocks == BlockRange(0, 2)
+    assert DOOR.ticket_to_open(opening(signed(), n_prompt=10), BEFORE).blocks == BlockRange(0, 2)
 
 
 def test_a_ticket_of_the_previous_key_opens_too() -> None:
@@ -77,6 +78,8 @@ def test_a_ticket_of_the_previous_key_opens_too() -> None:
         (opening(), BEFORE, InvalidRequestError),
         (opening(*["x"] * 300), BEFORE, InvalidRequestError),
         (opening(signed(), deadline_s=0.0), BEFORE, InvalidRequestError),
+        (opening(signed(), n_prompt=-1), BEFORE, InvalidRequestError),
+        (opening(signed(), n_prompt=11), BEFORE, InvalidRequestError),
         (opening(signed(), deadline_s=float("nan")), BEFORE, InvalidRequestError),
     ],
 )

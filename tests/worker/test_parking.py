@@ -11,6 +11,7 @@ from protocol.messages import SharedPrefix
 from worker.history import History
 from worker.parking import MAX_PARKED, Parked, ParkingLot, TakenOver, n_rows_held
 from worker.steps import SessionSpec, SpanKey
+from worker.text_lengths import LengthRule, TextLengths
 
 SPAN = SpanKey(revision=Revision("r" * 64), blocks=BlockRange(0, 4), precision="float32")
 OTHER_SPAN = replace(SPAN, precision="bfloat16")
@@ -51,6 +52,20 @@ def test_only_who_goes_on_from_it_on_the_same_blocks_finds_what_was_left() -> No
     also = replace(new, prefix=SharedPrefix(session_id=SessionId("a"), n_positions=5))
     assert left.left_for(also) is found, "what failed has more of the text"
     assert left.without(SessionId("b")).left_for(also) is left.parked[0]
+
+
+@pytest.mark.parametrize(
+    ("n_prompt", "n_new_prompt", "is_found"),
+    [(9, 16, True), (9, 17, False), (17, 30, True), (17, 9, False), (0, 9, True), (0, 17, False)],
+)
+def test_what_was_rotated_as_in_a_text_of_another_length_is_of_no_use(
+    n_prompt: int, n_new_prompt: int, *, is_found: bool
+) -> None:
+    left = lot(parked("a", n_prompt=n_prompt))
+    new = spec("new", n_prompt=n_new_prompt, prefix=SharedPrefix(session_id=SessionId("a"), n_positions=5))
+    lengths = TextLengths((LengthRule(16, is_long_alike=True),))
+    assert (left.left_for(new, lengths) is not None) == is_found
+    assert left.left_for(new) is not None, "other models tell no lengths apart"
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 
-from protocol.ids import BlockRange
+from protocol.errors import BrigadeError
+from protocol.ids import BlockRange, SessionId
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine_core import EngineCore
 from worker.prompt_costs import PromptCosts, RunStep
-from worker.steps import SpanKey
+from worker.steps import SessionSpec, SpanKey, StepInput
 
 
 @pytest.fixture
@@ -24,9 +26,11 @@ def begun(
     context_length: int,
     seconds_per_block: float = 1e-3,
 ) -> SpanKey:
-    """A span that has run a prompt of 32 tokens."""
+    """A span that has run a prompt of 32 tokens after its own steps were recorded."""
     request = replace(checkpoint.request(blocks), context_length=context_length)
     core.load(request)
+    while core.rest():
+        pass
     core.measures.prompt_costs[request.key] = PromptCosts().with_step(RunStep(32, 0, seconds_per_block))
     return request.key
 
@@ -90,3 +94,43 @@ def test_a_stage_that_is_dropped_meanwhile_is_not_tried(
     core.unload(key)
     assert not core.rest()
     assert key not in core.measures.prompt_costs
+
+
+def run_tokens(core: EngineCore, key: SpanKey, names: str, position: int) -> None:
+    """A token of each of these sessions, together; opened where they begin."""
+    steps = []
+    for name in names:
+        session_id = SessionId(name)
+        if position == 0:
+            core.open(SessionSpec(session_id=session_id, span=key, blocks=WHOLE, n_positions=8, hands_on=True))
+        payload = torch.tensor([7], dtype=torch.int32)
+        steps.append(StepInput(session_id=session_id, position=position, n_tokens=1, payload=payload))
+    results = [result for _, result in core.run_batch(steps)]
+    assert not any(isinstance(result, BrigadeError) for result in results)
+
+
+def test_steps_of_one_session_are_recorded_at_once_those_of_several_when_such_came(
+    core: EngineCore, checkpoint: Callable[[str], TinyCheckpoint]
+) -> None:
+    key = core.load(checkpoint("llama").request(WHOLE)).key
+    stage, _ = core.spans[key]
+    assert core.rest()
+    assert not core.rest()
+    assert set(stage._decodes) == {1}
+    run_tokens(core, key, "abc", 0)
+    assert core.rest()
+    assert not core.rest()
+    assert set(stage._decodes) == {1, *range(3, 33)}
+    run_tokens(core, key, "abc", 1)
+
+
+def test_what_was_run_in_a_span_is_forgotten_with_it(
+    core: EngineCore, checkpoint: Callable[[str], TinyCheckpoint]
+) -> None:
+    key = core.load(checkpoint("llama").request(WHOLE)).key
+    run_tokens(core, key, "ab", 0)
+    for name in "ab":
+        core.close(SessionId(name))
+    core.unload(key)
+    assert not core.rest()
+    assert not core.measures.decoded_together

@@ -81,8 +81,8 @@ def test_stages_rotate_as_the_whole_model_does(
     if kind == "longrope":
         n_frequencies = config.head_dim // 2
         config.rope_parameters |= {"short_factor": [1.5] * n_frequencies, "long_factor": [3.0] * n_frequencies}
-    monkeypatch.setitem(TINY_CONFIGS, f"llama_{kind}", lambda: config)
-    whole = checkpoint(f"llama_{kind}")
+    monkeypatch.setitem(TINY_CONFIGS, f"llama_by_{kind}", lambda: config)
+    whole = checkpoint(f"llama_by_{kind}")
     check_equal([whole.load(blocks) for blocks in ranges((0, 1, 3, N_BLOCKS))], whole)
 
 

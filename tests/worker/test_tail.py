@@ -50,6 +50,35 @@ def test_the_last_token_carries_its_reason_and_no_other_does() -> None:
     ]
 
 
+def test_a_text_that_is_to_be_run_anew_ends_its_session_with_the_token_that_it_cannot_run() -> None:
+    outlet = Outlet()
+    connection: Any = outlet
+    tail = Tail(SESSION, 20, anew_after=4)
+    sampling = SamplingParams(max_tokens=9)
+    tail.attach(Attachment(connection=connection, sampling=sampling, prompt_token_ids=(5, 5)))
+    tail.stream(tail.take([sampled(2)], ()))
+    assert tail.finish_reason is None
+    tail.stream(tail.take([sampled(3), sampled(4), sampled(5)], (43, 44)))
+    assert (tail.finish_reason, tail.n_sent) == ("length", 3)
+    assert [(t.token_id, t.finish_reason, t.is_outgrown) for t in outlet.posted] == [
+        (42, None, False),
+        (43, None, False),
+        (44, "length", True),
+    ]
+
+
+@pytest.mark.parametrize("max_tokens", [3, 9])
+def test_an_answer_that_is_over_is_not_run_anew(max_tokens: int) -> None:
+    outlet = Outlet()
+    connection: Any = outlet
+    tail = Tail(SESSION, 20, anew_after=4)
+    sampling = SamplingParams(max_tokens=max_tokens)
+    tail.attach(Attachment(connection=connection, sampling=sampling, prompt_token_ids=(5, 5)))
+    tail.stream(tail.take([sampled(2), sampled(3), sampled(4, is_stop=max_tokens == 9)], (42, 43)))
+    assert outlet.posted[-1].finish_reason == ("length" if max_tokens == 3 else "stop")
+    assert not outlet.posted[-1].is_outgrown
+
+
 def test_the_pace_counts_the_tokens_after_the_first_ones() -> None:
     tail, _ = attached(max_tokens=6)
     assert tail.pace == (None, None)
