@@ -27,9 +27,11 @@ class Scale:
     n_history: int = 1000
     n_repeats: int = 5
     n_short_prompt: int = 20
+    rest_s: float = 12.0
+    """After warming up: workers that nobody asks for 2 s record the steps that they were asked for."""
 
 
-SMALL = Scale(n_tokens=24, n_prefill=40, n_history=40, n_repeats=1, n_short_prompt=4)
+SMALL = Scale(n_tokens=24, n_prefill=40, n_history=40, n_repeats=1, n_short_prompt=4, rest_s=0.0)
 """To see that it works; the figures mean nothing."""
 
 
@@ -109,6 +111,8 @@ async def several_streams(bench: Bench, arranged: Arranged, *, n_streams: int) -
         several = await total_tokens_per_s(arranged.client, prompts[1:], scale.n_tokens, **PLAIN)
         if repeat >= 0:
             pairs.add(several, one)
+        else:
+            await asyncio.sleep(scale.rest_s)
     return pairs.figures(f"tokens/s of {n_streams}", "of one")
 
 

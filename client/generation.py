@@ -232,6 +232,9 @@ class _Run:
             continues=attempt.session_id,
             has_been_heard=True,
             failure=None,
+            fruitless=(),
+            n_stalls=0,
+            retry_after_s=0.0,
         )
         self._progress.tell(
             f"the model computes longer texts otherwise: all {self._n_prompt} tokens so far are run anew"

@@ -103,8 +103,15 @@ class BatchCache(Cache):
                 return attended
         return attend_one_by_one(query, self.parts(keys, values), n_groups, scaling)
 
-    def get_seq_length(self, _layer_idx: int = 0) -> int:
-        """No position is the first of all: a model must go by the positions that it is told."""
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
+        """No position is the first of all: a model must go by the positions that it is told.
+
+        Raises:
+            NotImplementedError: a block asks, of its own cache: all positions would be taken for the first ones
+                (Llama 4's scales), so such sessions run one at a time.
+        """
+        if layer_idx is not None:
+            raise NotImplementedError(f"block {layer_idx} takes positions from the length of its cache")
         return 0
 
     def get_mask_sizes(self, query_length: int, _layer_idx: int) -> tuple[int, int]:
@@ -227,7 +234,7 @@ def _attend_alone(
             and prompt_attention.pays(query, key)
         ):
             return prompt_attention.attend(query, key, value, None, arguments.get("scaling")), None
-        if mask is not None and mask.shape[1] == 1:
+        if mask is not None and mask.shape[1] == 1 and mask.is_floating_point():
             return _attend_masked(query, key, value, mask, arguments.get("scaling")), None
     attended: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **arguments)
     return attended

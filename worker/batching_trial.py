@@ -13,7 +13,7 @@ import torch
 from worker.stage import Stage, StageInput
 from worker.stage_batching import Batching
 
-_ROUNDS = ((4, 2, 6), (1, 1, 1), (1, 5, 1))
+_ROUNDS = ((4, 5, 6, 5), (1, 1, 1, 1), (1, 5, 1, 1))
 """Tokens of each session: prompts, decode alone, and decode beside a chunk that continues a prompt."""
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Share of the result's norm by which it may differ: products of more rows are summed in another order."""

@@ -8,7 +8,6 @@ they lie, and needs 1.7 times as long as one row for four, 2 for eight (docs/dec
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +17,6 @@ from worker.replacing import replace_modules
 
 _FEW_ROWS = 2
 """Rows of the input up to which MKL is the faster."""
-
-_onednn_product: Any = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 - torch has no public name for it
 
 
 class ColumnLinear(nn.Module):
@@ -36,8 +33,7 @@ class ColumnLinear(nn.Module):
         """The product, (..., out_features)."""
         if x.numel() <= self.most_elements:
             return linear(x, self.weight, self.bias)
-        product: torch.Tensor = _onednn_product(x, self.weight, self.bias, "none", [], "")
-        return product
+        return _onednn_product(x, self.weight, self.bias)
 
 
 @torch.no_grad()
@@ -57,12 +53,18 @@ def _lies_by_columns(weight: torch.Tensor) -> bool:
     return is_by_columns and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
+def _onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Looked up only now: torch may be built without it, and has no public name for it."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
+    return product
+
+
 @cache
 def _onednn_takes_columns() -> bool:
     """Tried out: it isn't documented, and oneDNN isn't built for every processor."""
     x, weight = torch.linspace(-1, 1, 48).view(3, 16), torch.linspace(-1, 1, 512).view(16, 32).t()
     try:
-        product = _onednn_product(x, weight, None, "none", [], "")
+        product = _onednn_product(x, weight, None)
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
     return bool(torch.allclose(product, linear(x, weight), atol=1e-4))

@@ -8,11 +8,13 @@ results differ.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import torch
@@ -35,6 +37,9 @@ _TRIED_TOKENS = 6
 _TRIED_TOGETHER = 2
 """Of each of several sessions."""
 _MOST_WORDS = 200
+_SLOW_S = 0.03
+"""Of a step of one token, beyond which nothing is recorded: for that some twenty are run, of up to 32 tokens."""
+_T = TypeVar("_T")
 _Cut = Callable[[Recording], Pieces]
 
 
@@ -47,19 +52,23 @@ class Recordings:
     """Whether steps of one session are to be recorded."""
     _due: list[range] | None = None
     """Numbers of sessions of which none was tried yet; None: not known yet how they are grouped."""
+    _step_s: float | None = None
+    """What one token takes; None: not tried yet."""
 
     def make_one(self, sizes: Collection[int]) -> bool:
         """Make one that is needed, if batches came of these numbers of sessions; whether there was any.
 
         Takes a second or two.
         """
+        if not self._is_worth_it():
+            return False
         if self.is_one_due:
             self.is_one_due = False
             if replay_stage(self.stage):
                 self._due = []  # what keeps one session's steps from being recorded keeps several sessions'
             return True
         if self._due is None and sizes:
-            self._due = size_ranges(self.stage)
+            self._due = self._ranges()
         wanted = next((due for due in self._due or () if any(size in due for size in sizes)), None)
         if wanted is None:
             return False
@@ -67,6 +76,36 @@ class Recordings:
         self._due.remove(wanted)
         replay_batches(self.stage, wanted)
         return True
+
+    def _is_worth_it(self) -> bool:
+        """Found out once: beside slow steps calling is little, and who comes meanwhile would wait for many."""
+        if self._step_s is None:
+            self._step_s = min(
+                self._tried("step_not_tried", partial(_step_s, self.stage), math.inf) for _ in range(3)
+            )
+        return self._step_s <= _SLOW_S
+
+    def _ranges(self) -> list[range]:
+        return self._tried("sizes_not_found", partial(size_ranges, self.stage), [])
+
+    def _tried(self, event: str, find: Callable[[], _T], otherwise: _T) -> _T:
+        """What is found by running the stage, or what to go by if that fails: it serves without."""
+        try:
+            return find()
+        except Exception as exc:  # of the library's own code, or for want of memory
+            if is_device_broken(exc):
+                raise
+            log.warning(event, blocks=str(self.stage.blocks), error=type(exc).__name__)
+            return otherwise
+
+
+def _step_s(stage: Stage) -> float:
+    """Seconds that one token takes now."""
+    payload = trial_payload(stage, 1, torch.Generator().manual_seed(0))
+    one = StageInput(payload=payload, position=0, cache=stage.new_cache(1), n_logits=int(stage.is_last))
+    began_s = time.perf_counter()
+    stage.run([one])
+    return time.perf_counter() - began_s
 
 
 def compile_if_idle(stage: Stage, compiling: Compiling) -> str:
@@ -142,7 +181,13 @@ def _put_in_place(
 
 def _told(stage: Stage, event: str, exc: Exception) -> str:
     """What to say of it; the log has the rest."""
-    log.warning("recording_failed", blocks=str(stage.blocks), wanted=event, exc_info=exc)
+    how = log.warning if event == "stage_compiled" else log.info  # only that was asked for
+    how(
+        "recording_failed",
+        blocks=str(stage.blocks),
+        wanted=event,
+        error=f"{type(exc).__name__}: {exc}"[:_MOST_WORDS],
+    )
     words = " ".join(str(exc).split())[:_MOST_WORDS]
     return f"torch can't compile it ({type(exc).__name__}: {words})"
 

@@ -162,6 +162,7 @@ def record(stage: Stage, n_sessions: int = 1) -> Recording:
     finally:
         set_implementation(configs, recorder.implementation)
         _recorder.reset(token)
+    _check_rules(recorder)
     return Recording(
         graph=made,
         sizes=range(n_sessions, n_sessions + 1),
@@ -169,6 +170,14 @@ def record(stage: Stage, n_sessions: int = 1) -> Recording:
         mask_rules=tuple(recorder.mask_rules),
         implementation=recorder.implementation if n_sessions == 1 else SESSIONS,
     )
+
+
+def _check_rules(recorder: _Recorder) -> None:
+    """A rule may hold a tensor without values that it made itself, and read it in long texts only."""
+    for rule in recorder.mask_rules:
+        mask = mask_of(recorder.implementation, rule.get("local_size") or 0, 1, rule)
+        if isinstance(mask, FakeTensor):
+            raise UncompilableError("the rule of its mask hangs on what it computes")
 
 
 def layer_of(number: torch.Tensor) -> nn.Module:

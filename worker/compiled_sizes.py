@@ -138,7 +138,7 @@ def _row_limits(stage: Stage) -> set[int]:
     n_rows, limits = 2, set()
 
     def note(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if args:
+        if args and args[0].numel():
             most: Any = module.most_elements
             limits.add(most * n_rows // args[0].numel())
 

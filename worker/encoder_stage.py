@@ -52,7 +52,8 @@ class EncoderStage(Stage):
 
     def run_alone(self, one: StageInput) -> torch.Tensor:
         """Run one text."""
-        return self._encoded([one])[0]
+        with self.rotary.rotating(0, len(one.payload), 0):
+            return self._encoded([one])[0]
 
     def run_together(self, inputs: Sequence[StageInput]) -> list[torch.Tensor]:
         """Run several texts, those of about the same length in one forward."""

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import structlog
 import torch
@@ -25,14 +24,14 @@ _BLOCK_SCORES = 2**19
 """Of a head, rows times positions, computed at a time by a thread: they stay in its cache, or nearly."""
 _MOST_THREADS = 8
 _LEAST_ROWS = 96
+_MOST_BLOCKS = 24
+"""Of a step: each has a shape of its own, and oneDNN keeps the code of few (`worker.heap`)."""
 _GAIN = 0.85
 """Of the kernel's time: what these products have to take at most. Far from what was seen (0.4 to 0.7), so that what
 one trial finds doesn't hang on its noise."""
 _N_TRIALS = 8
 
 _DTYPES = (torch.float32, torch.bfloat16)
-
-_product: Any = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001 - torch has no public name for it
 
 
 def pays(query: torch.Tensor, key: torch.Tensor) -> bool:
@@ -72,13 +71,13 @@ def attend(
             end = min(first + block, n_tokens)
             n_new, n_seen = end - first, start + end
             rows = queries[heads, first:end].reshape(n_groups * n_new, width)
-            scores = _product(rows, keys[:n_seen], None, "none", [], "").view(n_groups, n_new, n_seen)
+            scores = _product(rows, keys[:n_seen]).view(n_groups, n_new, n_seen)
             if mask is not None:
                 scores += mask[0, 0, first:end, :n_seen]
             elif after is not None:
                 scores[..., start + first :] += after[:n_new, :n_new]
             shares = scores.softmax(-1).to(value.dtype).view(n_groups * n_new, n_seen)
-            sums = _product(shares, values[:, :n_seen], None, "none", [], "")
+            sums = _product(shares, values[:, :n_seen])
             attended[0, first:end, heads] = sums.view(n_groups, n_new, -1).transpose(0, 1)
     return attended
 
@@ -124,11 +123,17 @@ def _trial(dtype: torch.dtype) -> tuple[float, float]:
     return min(one for one, _ in taken), min(other for _, other in taken)
 
 
+def _product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Looked up only now: torch may be built without it."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, matrix, None, "none", [], "")  # noqa: SLF001
+    return product
+
+
 def _block_tokens(n_tokens: int, n_positions: int, n_groups: int) -> int:
     """How many tokens attend at a time."""
     n_scores = _BLOCK_SCORES * min(_MOST_THREADS, torch.get_num_threads())
     n_rows = max(_LEAST_ROWS, n_scores // n_positions)
-    n_blocks = math.ceil(n_tokens / max(1, n_rows // n_groups))
+    n_blocks = min(_MOST_BLOCKS, math.ceil(n_tokens / max(1, n_rows // n_groups)))
     return math.ceil(n_tokens / n_blocks)
 
 

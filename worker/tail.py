@@ -117,6 +117,11 @@ class Tail:
                 f"a token for position {tokens[0].position}, but the prompt given to the tail and the "
                 f"{self.n_sent} tokens since end at {expected}: give head and tail the same prompt"
             )
+        if self._is_beyond(expected):
+            raise ProtocolError(
+                f"a token for position {expected} of a text that is run anew after {self._anew_after}: "
+                "its prompt is to be all of it then (n_prompt)"
+            )
         kept = [one for one in tokens[: self._n_allowed - self.n_sent] if not self._is_beyond(one.position)]
         self._n_drafted = len(drafts)
         self._n_accepted = sum(token.token_id == guess for token, guess in zip(kept, drafts, strict=False))

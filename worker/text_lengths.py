@@ -41,7 +41,8 @@ class TextLengths:
 
         All that both have are, or the first isn't: frequencies that differ for the first differ for the prompts.
         """
-        return self._kinds(max(one, 1)) == self._kinds(max(other, 1))
+        is_known_of_both = not self.rules or (one == 0) == (other == 0)
+        return is_known_of_both and self._kinds(max(one, 1)) == self._kinds(max(other, 1))
 
     def runs(self, position: int, n_tokens: int, n_prompt: int) -> Iterator[tuple[int, int]]:
         """Positions [position, position + n_tokens) in runs that are rotated alike: how many, in texts of how many.

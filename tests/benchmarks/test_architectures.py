@@ -40,6 +40,11 @@ def test_stages_give_what_transformers_gives(model_type: str, settings: dict[str
     assert outcome.verdict in ("equal", "alone"), outcome
 
 
+def test_blocks_that_take_positions_from_their_cache_have_sessions_run_one_at_a_time(tmp_path: Path) -> None:
+    """A trial wouldn't show it where they differ in long texts only, as Llama 4's scales from position 8,192 on."""
+    assert tried("llama4_text", tmp_path).verdict == "alone"
+
+
 @pytest.mark.parametrize(
     ("model_type", "said"),
     [

@@ -174,6 +174,32 @@ def test_where_one_session_cant_be_recorded_several_arent_tried(checkpoint: Chec
     assert not stage._decodes
 
 
+def test_a_stage_whose_steps_are_slow_isnt_recorded(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.compiled._SLOW_S", 0.0)
+    stage = settled(checkpoint("llama"), WHOLE)
+    assert not Recordings(stage, is_one_due=True).make_one({2})
+    assert not stage._decodes
+
+
+@pytest.mark.parametrize("n_steps", [0, 3], ids=["how-long-a-step-takes", "sizes"])
+def test_a_stage_that_cant_be_tried_for_want_of_memory_serves_on(checkpoint: Checkpoints, n_steps: int) -> None:
+    stage = settled(checkpoint("llama"), WHOLE)
+
+    def fail(*_args: object) -> None:
+        nonlocal n_steps
+        n_steps -= 1
+        if n_steps < 0:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    hook = stage._model.register_forward_pre_hook(fail)
+    assert not Recordings(stage, is_one_due=False).make_one({2})
+    hook.remove()
+    assert not stage._decodes
+    assert stage.run([StageInput(payload=torch.tensor([7]), position=0, cache=stage.new_cache(1), n_logits=1)])
+
+
 def test_a_batch_that_gives_other_bits_is_not_replayed(
     checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,16 @@ def test_the_last_token_carries_its_reason_and_no_other_does() -> None:
     ]
 
 
+def test_a_text_that_was_to_be_run_anew_before_it_began_is_refused_with_numbers() -> None:
+    outlet = Outlet()
+    connection: Any = outlet
+    tail = Tail(SESSION, 20, anew_after=4)
+    sampling = SamplingParams(max_tokens=9)
+    tail.attach(Attachment(connection=connection, sampling=sampling, prompt_token_ids=(5,) * 7))
+    with pytest.raises(ProtocolError, match="position 7 of a text that is run anew after 4"):
+        tail.take([sampled(7)], ())
+
+
 def test_a_text_that_is_to_be_run_anew_ends_its_session_with_the_token_that_it_cannot_run() -> None:
     outlet = Outlet()
     connection: Any = outlet

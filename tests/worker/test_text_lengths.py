@@ -48,6 +48,12 @@ def test_what_is_run_at_once_is_one_run_where_no_prompt_is_said() -> None:
     assert list(LONGROPE.runs(10, 10, 0)) == [(10, 20)]
 
 
+def test_who_doesnt_say_the_prompts_length_has_positions_like_nobody_elses() -> None:
+    assert LONGROPE.are_alike(0, 0)
+    assert not LONGROPE.are_alike(0, 10)
+    assert ALL_ALIKE.are_alike(0, 10)
+
+
 def test_models_without_such_embeddings_tell_no_lengths_apart() -> None:
     assert list(ALL_ALIKE.runs(3, 9, 5)) == [(9, 12)]
     assert ALL_ALIKE.are_alike(1, 10**6)
