@@ -56,7 +56,7 @@ def test_only_who_goes_on_from_it_on_the_same_blocks_finds_what_was_left() -> No
 
 @pytest.mark.parametrize(
     ("n_prompt", "n_new_prompt", "is_found"),
-    [(9, 16, True), (9, 17, False), (17, 30, True), (17, 9, False), (0, 9, True), (0, 17, False)],
+    [(9, 16, True), (9, 17, False), (17, 30, True), (17, 9, False), (0, 0, True), (0, 9, False), (9, 0, False)],
 )
 def test_what_was_rotated_as_in_a_text_of_another_length_is_of_no_use(
     n_prompt: int, n_new_prompt: int, *, is_found: bool
