@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from worker.onednn import product
 from worker.replacing import replace_modules
 
 _FEW_ROWS = 2
@@ -33,7 +34,7 @@ class ColumnLinear(nn.Module):
         """The product, (..., out_features)."""
         if x.numel() <= self.most_elements:
             return linear(x, self.weight, self.bias)
-        return _onednn_product(x, self.weight, self.bias)
+        return product(x, self.weight, self.bias)
 
 
 @torch.no_grad()
@@ -53,18 +54,12 @@ def _lies_by_columns(weight: torch.Tensor) -> bool:
     return is_by_columns and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
-def _onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Looked up only now: torch may be built without it, and has no public name for it."""
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
-    return product
-
-
 @cache
 def _onednn_takes_columns() -> bool:
     """Tried out: it isn't documented, and oneDNN isn't built for every processor."""
     x, weight = torch.linspace(-1, 1, 48).view(3, 16), torch.linspace(-1, 1, 512).view(16, 32).t()
     try:
-        product = _onednn_product(x, weight, None)
+        by_onednn = product(x, weight)
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
-    return bool(torch.allclose(product, linear(x, weight), atol=1e-4))
+    return bool(torch.allclose(by_onednn, linear(x, weight), atol=1e-4))

@@ -29,6 +29,7 @@ from worker.compiled_step import RecordedStep
 from worker.kv_cache import KVCache
 from worker.stage import Stage, StageInput
 from worker.steps import Compiling
+from worker.timed import timed
 
 log = structlog.get_logger(__name__)
 
@@ -103,9 +104,7 @@ def _step_s(stage: Stage) -> float:
     """Seconds that one token takes now."""
     payload = trial_payload(stage, 1, torch.Generator().manual_seed(0))
     one = StageInput(payload=payload, position=0, cache=stage.new_cache(1), n_logits=int(stage.is_last))
-    began_s = time.perf_counter()
-    stage.run([one])
-    return time.perf_counter() - began_s
+    return timed(partial(stage.run, [one]))
 
 
 def compile_if_idle(stage: Stage, compiling: Compiling) -> str:

@@ -173,11 +173,15 @@ def record(stage: Stage, n_sessions: int = 1) -> Recording:
 
 
 def _check_rules(recorder: _Recorder) -> None:
-    """A rule may hold a tensor without values that it made itself, and read it in long texts only."""
+    """A rule may hold a tensor without values; one that it made itself it may read in long texts only."""
     for rule in recorder.mask_rules:
-        mask = mask_of(recorder.implementation, rule.get("local_size") or 0, 1, rule)
-        if isinstance(mask, FakeTensor):
+        is_computed = any(isinstance(one, FakeTensor) for one in rule.values())
+        if is_computed or isinstance(_mask_of_long_text(recorder, rule), FakeTensor):
             raise UncompilableError("the rule of its mask hangs on what it computes")
+
+
+def _mask_of_long_text(recorder: _Recorder, rule: dict[str, Any]) -> torch.Tensor | None:
+    return mask_of(recorder.implementation, rule.get("local_size") or 0, 1, rule)
 
 
 def layer_of(number: torch.Tensor) -> nn.Module:
@@ -209,8 +213,6 @@ def _opaque_layers(stage: Stage) -> list[tuple[nn.Module, int]]:
 def _mask(*, batch_size: int, q_length: int, kv_length: int, q_offset: int, kv_offset: int, **rule: Any) -> int:  # noqa: ARG001
     """The number of the rule, in place of a mask."""
     rules = _recorder.get().mask_rules
-    if any(isinstance(one, FakeTensor) for one in rule.values()):
-        raise UncompilableError("the rule of its mask hangs on what it computes")
     rules.append(rule)
     return len(rules) - 1
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from worker.onednn import product
 from worker.replacing import replace_modules
 
 _N_ROWS = 8
@@ -37,8 +38,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product, (..., out_features)."""
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # noqa: SLF001
-        return product
+        return product(x, self._packed, self.bias)
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         """Itself: it never changes, and views of a stage share its weights."""

@@ -8,13 +8,14 @@ prompts it takes as much time as all linear layers of the model. oneDNN's produc
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from functools import cache
 
 import structlog
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from worker.onednn import product
+from worker.timed import timed
 
 log = structlog.get_logger(__name__)
 
@@ -71,13 +72,13 @@ def attend(
             end = min(first + block, n_tokens)
             n_new, n_seen = end - first, start + end
             rows = queries[heads, first:end].reshape(n_groups * n_new, width)
-            scores = _product(rows, keys[:n_seen]).view(n_groups, n_new, n_seen)
+            scores = product(rows, keys[:n_seen]).view(n_groups, n_new, n_seen)
             if mask is not None:
                 scores += mask[0, 0, first:end, :n_seen]
             elif after is not None:
                 scores[..., start + first :] += after[:n_new, :n_new]
             shares = scores.softmax(-1).to(value.dtype).view(n_groups * n_new, n_seen)
-            sums = _product(shares, values[:, :n_seen])
+            sums = product(shares, values[:, :n_seen])
             attended[0, first:end, heads] = sums.view(n_groups, n_new, -1).transpose(0, 1)
     return attended
 
@@ -119,14 +120,8 @@ def _trial(dtype: torch.dtype) -> tuple[float, float]:
     expected = kernels().view(1, n_heads, n_tokens, width).transpose(1, 2)
     if not torch.allclose(ours(), expected, atol=8 * torch.finfo(dtype).eps):
         return math.inf, 0.0
-    taken = [(_seconds(ours), _seconds(kernels)) for _ in range(_N_TRIALS)]
+    taken = [(timed(ours), timed(kernels)) for _ in range(_N_TRIALS)]
     return min(one for one, _ in taken), min(other for _, other in taken)
-
-
-def _product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Looked up only now: torch may be built without it."""
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, matrix, None, "none", [], "")  # noqa: SLF001
-    return product
 
 
 def _block_tokens(n_tokens: int, n_positions: int, n_groups: int) -> int:
@@ -135,9 +130,3 @@ def _block_tokens(n_tokens: int, n_positions: int, n_groups: int) -> int:
     n_rows = max(_LEAST_ROWS, n_scores // n_positions)
     n_blocks = min(_MOST_BLOCKS, math.ceil(n_tokens / max(1, n_rows // n_groups)))
     return math.ceil(n_tokens / n_blocks)
-
-
-def _seconds(act: Callable[[], torch.Tensor]) -> float:
-    began = time.perf_counter()
-    act()
-    return time.perf_counter() - began

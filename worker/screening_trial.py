@@ -6,7 +6,6 @@ move one logit past another (leave out some, say), so that the largest of the he
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +23,7 @@ from worker.huge_pages import collapse_to_huge_pages
 from worker.screened_head import ScreenedHead
 from worker.screening import NO_SCREENING, Screening
 from worker.stage import Stage, StageInput
+from worker.timed import timed
 
 log = structlog.get_logger(__name__)
 
@@ -123,9 +123,9 @@ def _seconds(screened: ScreenedHead, rows: torch.Tensor) -> tuple[float, float]:
 
 
 def _both_timed(screened: ScreenedHead, row: torch.Tensor) -> tuple[float, float]:
-    exact_s = _timed(partial(screened, row))
+    exact_s = timed(partial(screened, row))
     with screened.screening():
-        return exact_s, _timed(partial(screened, row))
+        return exact_s, timed(partial(screened, row))
 
 
 def _probed(_module: nn.Module, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -146,10 +146,3 @@ def _hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> It
         yield
     finally:
         handle.remove()
-
-
-@torch.inference_mode()
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began

@@ -19,14 +19,10 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from coordinator.packing.encoders import positions_behind_padding
+from coordinator.packing.encoders import CONFIG_ERRORS, positions_behind_padding, without_weights
 from protocol.errors import InvalidRequestError
 
 _KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer)
-_ERRORS = (
-    ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, ArithmeticError, ImportError,
-)  # fmt: skip
-"""What the library's classes raise on configs that they don't expect, and where they look at values."""
 _N_TRIED = 3
 """Tokens of the dry run: no other size of a config is likely to be the same."""
 _MOST_SHOWN = 4
@@ -49,7 +45,7 @@ def check_decoder(config: PreTrainedConfig) -> None:
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     _check_class(kind)
     _check_cache(config)
-    _check_blocks(_without_weights(kind, config))
+    _check_blocks(without_weights(kind, config))
 
 
 def _check_class(kind: type[PreTrainedModel]) -> None:
@@ -66,7 +62,7 @@ def _check_cache(config: PreTrainedConfig) -> None:
     name = config.model_type
     try:
         layers = DynamicCache(config=config).layers
-    except _ERRORS as exc:
+    except CONFIG_ERRORS as exc:
         raise _refused(name, f"can't be given a cache ({str(exc)[:200]})") from exc
     recurrent = [n for n, layer in enumerate(layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
     if recurrent:
@@ -152,20 +148,11 @@ def _given_to(block: nn.Module, model: PreTrainedModel) -> list[torch.Tensor]:
                     model(**inputs, past_key_values=DynamicCache(config=model.config), use_cache=True)
                 except _FirstBlockReached as exc:
                     return [one for one in exc.given if isinstance(one, torch.Tensor)]
-                except _ERRORS:
+                except CONFIG_ERRORS:
                     continue
     finally:
         hook.remove()
     return []
-
-
-def _without_weights(kind: Any, config: PreTrainedConfig) -> PreTrainedModel:
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = kind(config).eval()
-    except _ERRORS as exc:
-        raise InvalidRequestError(f"the config describes a model that can't be built: {str(exc)[:300]}") from exc
-    return model
 
 
 def _numbers(blocks: Sequence[int], n_blocks: int) -> str:

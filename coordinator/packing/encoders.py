@@ -23,6 +23,11 @@ from transformers.models.auto.modeling_auto import (
 
 from protocol.errors import InvalidRequestError, UntrustedFileError
 
+CONFIG_ERRORS = (
+    ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, ArithmeticError, ImportError,
+)  # fmt: skip
+"""What the library's classes raise on configs that they don't expect, and where they look at values."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderTensors:
@@ -59,7 +64,7 @@ def encoder_tensors(config: PreTrainedConfig, names: Iterable[str]) -> EncoderTe
         UntrustedFileError: tensors are missing.
     """
     names = frozenset(names)
-    model = _without_weights(config)
+    model = _encoder(config)
     found = _names_in(model, names)
     missing = sorted({name for name, _ in model.named_parameters()} - set(found.values()))
     if missing:
@@ -83,14 +88,23 @@ def _names_in(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     return {name: own for name, own in found.items() if own in state}
 
 
-def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+def _encoder(config: PreTrainedConfig) -> PreTrainedModel:
     kind: Any = MODEL_MAPPING[type(config)]
     # what a pooler learned was for a head that isn't here either
     extra = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+    return without_weights(kind, config, **extra)
+
+
+def without_weights(kind: Any, config: PreTrainedConfig, **extra: Any) -> PreTrainedModel:
+    """What transformers builds of a class for a config, on no device.
+
+    Raises:
+        InvalidRequestError: it can't.
+    """
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = kind(config, **extra)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, ArithmeticError) as exc:
+            model: PreTrainedModel = kind(config, **extra).eval()
+    except CONFIG_ERRORS as exc:
         raise InvalidRequestError(f"the config describes a model that can't be built: {str(exc)[:300]}") from exc
     return model
 

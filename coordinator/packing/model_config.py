@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from coordinator.packing.encoders import encoder_class_name, is_encoder, is_encoder_type
+from coordinator.packing.encoders import CONFIG_ERRORS, encoder_class_name, is_encoder, is_encoder_type
 from coordinator.packing.safetensors_source import checked_path, read_small_file
 from protocol.errors import InvalidRequestError, UntrustedFileError
 from protocol.ids import MAX_BLOCKS
@@ -31,11 +31,6 @@ _CONTEXT_NAMES = (
     "n_ctx",
     "max_sequence_length",
 )
-_CONFIG_ERRORS = (
-    ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, ImportError,
-    StrictDataclassError,
-)  # fmt: skip
-"""What config classes raise on values that they don't expect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +72,7 @@ def read_config(folder: Path, *, link_root: Path) -> tuple[PreTrainedConfig, dic
     try:
         # infinities, which JSON lacks, are tagged; the library reads them so, too, and has no public name for it
         config = AutoConfig.for_model(**PreTrainedConfig._decode_special_floats(raw))  # noqa: SLF001
-    except _CONFIG_ERRORS as exc:
+    except (*CONFIG_ERRORS, StrictDataclassError) as exc:
         raise InvalidRequestError(f"{CONFIG_FILE} can't be used: {type(exc).__name__}: {str(exc)[:500]}") from exc
     return config, raw
 

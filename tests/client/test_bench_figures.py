@@ -6,11 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.bench_figures import Attempt, BenchReport, figures_table, level_figures, quantile
+from client.bench_figures import Attempt, BenchReport, LevelFigures, figures_table, level_figures, quantile
 
 WHOLE = Attempt(began_s=10.0, came_at_s=[11.0, 11.5, 12.0], is_whole=True)
 FAILED = Attempt(began_s=10.0, came_at_s=[13.0], failure="worker w-1 is gone", n_failovers=2)
 CUT = Attempt(began_s=12.0, came_at_s=[12.5, 14.0])
+
+
+def report_of(*levels: LevelFigures) -> BenchReport:
+    return BenchReport(
+        model="m",
+        revision="r",
+        n_prompt_tokens=1,
+        max_tokens=3,
+        route=(),
+        levels=levels,
+        is_interrupted=False,
+    )
 
 
 def test_a_level_counts_what_came_of_every_generation() -> None:
@@ -46,30 +58,14 @@ def test_nothing_measured_is_zeros() -> None:
 
 def test_what_nobody_could_measure_is_no_figure_in_the_table() -> None:
     levels = (level_figures(1, [WHOLE]), level_figures(2, [Attempt(began_s=3.0, failure="no room")]))
-    report = BenchReport(
-        model="m",
-        revision="r",
-        n_prompt_tokens=1,
-        max_tokens=3,
-        route=(),
-        levels=levels,
-        is_interrupted=False,
-    )
+    report = report_of(*levels)
     first_token = figures_table(report).columns[3]
     assert list(first_token.cells) == ["1000", "-"]
 
 
 def test_a_report_adds_up_its_levels() -> None:
     levels = (level_figures(1, [WHOLE, FAILED]), level_figures(2, [FAILED]))
-    report = BenchReport(
-        model="m",
-        revision="r",
-        n_prompt_tokens=1,
-        max_tokens=3,
-        route=(),
-        levels=levels,
-        is_interrupted=False,
-    )
+    report = report_of(*levels)
     assert report.failures == {"worker w-1 is gone": 2}
     assert report.as_json()["levels"][0]["n_whole"] == 1
 

@@ -5,15 +5,32 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from structlog.testing import capture_logs
 
 from protocol.guarded_application import guarded_application
 from tests.support.coordinators import eventually
+
+
+@asynccontextmanager
+async def _listening(method: str, path: str, handler: Handler) -> AsyncIterator[int]:
+    """An application with one route; its port."""
+    app = guarded_application(None, who="worker", option="--advertise")
+    app.router.add_route(method, path, handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
 
 
 async def _asked(method: str, path: str, *, body: bytes = b"") -> tuple[int, Any, Any]:
@@ -23,20 +40,12 @@ async def _asked(method: str, path: str, *, body: bytes = b"") -> tuple[int, Any
         await request.read()
         return web.json_response({})
 
-    app = guarded_application(None, who="worker", option="--advertise")
-    app.router.add_post("/there", read)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
-        async with (
-            aiohttp.ClientSession() as session,
-            session.request(method, f"http://127.0.0.1:{port}{path}", data=io.BytesIO(body)) as answer,
-        ):
-            return answer.status, answer.headers, json.loads(await answer.read())
-    finally:
-        await runner.cleanup()
+    async with (
+        _listening("POST", "/there", read) as port,
+        aiohttp.ClientSession() as session,
+        session.request(method, f"http://127.0.0.1:{port}{path}", data=io.BytesIO(body)) as answer,
+    ):
+        return answer.status, answer.headers, json.loads(await answer.read())
 
 
 @pytest.mark.parametrize("path", ["/", "/nothing/here", "/v1/x?y=1"])
@@ -74,14 +83,9 @@ async def test_who_goes_away_before_a_connection_is_upgraded_is_no_failure_of_ou
             gone.set()
         return socket
 
-    app = guarded_application(None, who="worker", option="--advertise")
-    app.router.add_get("/data", upgraded)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        with capture_logs() as logs:
-            _, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
+    with capture_logs() as logs:
+        async with _listening("GET", "/data", upgraded) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(
                 b"GET /data HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
@@ -89,6 +93,4 @@ async def test_who_goes_away_before_a_connection_is_upgraded_is_no_failure_of_ou
             await came.wait()
             writer.transport.abort()
             await gone.wait()
-    finally:
-        await runner.cleanup()
     assert logs == []
