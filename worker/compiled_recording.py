@@ -25,8 +25,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from worker.attention import SESSIONS, BatchCache, attention_of, implementation_of, mask_of, set_implementation
 from worker.kv_cache import KVCache
+from worker.packed_linear import PackedLinear
 from worker.screened_head import ScreenedHead
 from worker.stage import Stage
+from worker.widened_linear import WidenedLinear
 
 _RECORDED = "brigade_recorded"
 
@@ -201,10 +203,14 @@ def _blank_step(stage: Stage, n_sessions: int) -> tuple[torch.Tensor, torch.Tens
 def _opaque_layers(stage: Stage) -> list[tuple[nn.Module, int]]:
     """Layers that no graph can hold, each with how many values it gives of a row.
 
-    The weights of packed ones are no ordinary tensors, and what a head that looks closely at few tokens does hangs
-    on the values.
+    The weights of packed ones are no ordinary tensors, others are widened in pieces, and what a head that looks
+    closely at few tokens does hangs on the values.
     """
-    layers: list[tuple[nn.Module, int]] = [(linear, linear.out_features) for linear in stage.packed_linears()]
+    layers: list[tuple[nn.Module, int]] = [
+        (module, module.out_features)
+        for module in stage.modules()
+        if isinstance(module, (PackedLinear, WidenedLinear))
+    ]
     if isinstance(stage.head, ScreenedHead):
         layers.append((stage.head, len(stage.head.weight)))
     return layers

@@ -19,6 +19,7 @@ from worker.packed_linear import pack_linear_layers
 from worker.quantised_cache import QuantisedCache
 from worker.row_norm import use_row_norms
 from worker.stage import Stage
+from worker.widened_linear import widen_linear_layers
 
 
 def load_stage(
@@ -45,10 +46,11 @@ def load_stage(
     if blocks.start > 0:
         free_embedding(model)
     pack_linear_layers(model)
+    widen_linear_layers(model)
     use_columns(model)
     use_row_norms(model)
     move_to_huge_pages(model)
     kind = EncoderStage if is_bare(model) else Stage
     stage = kind(model, blocks, n_blocks=n_blocks, dtype=dtype, device=device)
-    collapse_to_huge_pages(linear.memory for linear in stage.packed_linears())
+    collapse_to_huge_pages(piece for linear in stage.packed_linears() for piece in linear.weights.memory)
     return stage

@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 
 
+def has_bfloat16() -> bool:
+    """Whether it multiplies bfloat16 on this processor; if not, torch has a loop of its own for that."""
+    is_built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return is_built_in and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - no public name
+
+
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As `torch.nn.functional.linear`; `weight` as it lies, or in oneDNN's own blocks.
 

@@ -18,6 +18,7 @@ from torch import nn
 from protocol.errors import ConfigError
 from worker.codes import GROUP, ROWS_AT_ONCE, RowsOfCodes
 from worker.quantised_matrix import CodedMatrix
+from worker.widened_linear import matmul
 
 COMPUTE_DTYPE = torch.bfloat16
 """The only one that the kernel has vector instructions for: float32 and float16 take 25 times as long."""
@@ -25,7 +26,7 @@ _PADDED_ROWS = 64
 """Rows come in whole blocks of the kernel; 64 is a multiple of every processor's."""
 _UNPACKED_ROWS_AT_ONCE = 2048
 _MOST_KERNEL_ROWS = {4: 64, 8: 40}
-"""Rows of the input, by bits of a code, beyond which unpacking the matrix for bfloat16's own product is faster."""
+"""Rows of the input, by bits of a code, beyond which unpacking the matrix for an ordinary product is faster."""
 
 # torch has no public names for them; `torchao` calls them so too
 _pack: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu  # noqa: SLF001
@@ -103,7 +104,7 @@ class QuantisedMatrix(CodedMatrix):
         n_at_once = _UNPACKED_ROWS_AT_ONCE // self._order.n_rows
         return torch.cat(
             [
-                torch.matmul(rows, self._unpacked(slice(start, start + n_at_once))).permute(1, 0, 2).flatten(1)
+                matmul(rows, self._unpacked(slice(start, start + n_at_once))).permute(1, 0, 2).flatten(1)
                 for start in range(0, n_blocks, n_at_once)
             ],
             dim=1,

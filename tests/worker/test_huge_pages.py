@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from worker.huge_pages import collapse_to_huge_pages, move_to_huge_pages
-from worker.packed_linear import PackedLinear
+from worker.onednn import has_bfloat16
+from worker.packed_linear import OnednnWeights, PackedLinear
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages of 2 MB are asked for on Linux")
@@ -34,12 +35,14 @@ def test_a_small_model_stays_where_it_is() -> None:
     assert model.weight.data_ptr() == address
 
 
+@pytest.mark.skipif(not has_bfloat16(), reason="oneDNN has no bfloat16 on this processor")
 @pytest.mark.skipif(sys.platform != "linux", reason="pages of 2 MB are asked for on Linux")
 def test_packed_weights_stay_what_they_are_in_large_pages() -> None:
-    layers = [PackedLinear(nn.Linear(1024, 1024, dtype=torch.bfloat16)) for _ in range(8)]
+    linears = [nn.Linear(1024, 1024, dtype=torch.bfloat16) for _ in range(8)]
+    layers = [PackedLinear(linear, OnednnWeights(linear.weight.detach())) for linear in linears]
     x = torch.randn(2, 1024, dtype=torch.bfloat16)
     with torch.inference_mode():
         before = [layer(x) for layer in layers]
-        assert collapse_to_huge_pages(layer.memory for layer in layers) % 2**21 == 0
+        assert collapse_to_huge_pages(piece for layer in layers for piece in layer.weights.memory) % 2**21 == 0
         assert all(torch.equal(layer(x), expected) for layer, expected in zip(layers, before, strict=True))
     assert collapse_to_huge_pages([(0, 100)]) == 0

@@ -10,6 +10,7 @@ from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from tests.support.tiny_models import N_BLOCKS
 from worker.batching_trial import settle_batching
+from worker.onednn import has_bfloat16
 from worker.prompt_attention import LEAST_PRODUCTS, attend, is_faster, pays
 from worker.stage import StageInput
 
@@ -77,6 +78,7 @@ def test_what_is_added_to_scores_may_be_more_than_whether_they_count() -> None:
     )
 
 
+@pytest.mark.skipif(not has_bfloat16(), reason="oneDNN has no bfloat16 on this processor")
 def test_in_bfloat16_it_is_as_exact_as_torchs_kernel() -> None:
     query, key, value = (drawn(1, n, m, 64, dtype=torch.bfloat16) for n, m in ((6, 128), (2, 1024), (2, 1024)))
     mask = causal_mask(128, 1024).bfloat16()
