@@ -28,7 +28,7 @@ from protocol.frames import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
     Frame,
-    decode_frame,
+    decode_frames,
     encode_frame,
 )
 from protocol.http_connector import CLOSED, ClosingConnector, connecting_reason
@@ -158,7 +158,8 @@ class Connection:
             async for message in self._websocket:
                 match message.type:
                     case WSMsgType.BINARY:
-                        self._deliver(decode_frame(message.data))
+                        for frame in decode_frames(message.data):
+                            self._deliver(frame)
                     case WSMsgType.PING:
                         await self._websocket.pong(message.data)
                     case WSMsgType.PONG:

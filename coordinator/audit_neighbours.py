@@ -28,7 +28,7 @@ from cryptography.x509.oid import NameOID
 from coordinator.authority import Authority
 from protocol.compatibility import VERSION_HEADER
 from protocol.errors import BrigadeError, InvalidRequestError, OverloadedError
-from protocol.frames import decode_frame, encode_frame
+from protocol.frames import MAX_JOINED_BYTES, decode_frame, encode_frame
 from protocol.ids import WorkerId
 from protocol.messages import PROTOCOL_VERSION, OpenSession, SessionOpened
 from protocol.private_keys import key_to_pem, new_key, public_key_der
@@ -97,7 +97,8 @@ class Neighbours:
         neighbour = self._by_context.get(tls.context) if tls is not None else None
         if neighbour is None or self._n_sockets[neighbour.worker_id] >= MAX_SOCKETS:
             raise OverloadedError("no connection is expected here now")
-        socket = web.WebSocketResponse(max_msg_size=neighbour.max_frame_bytes, compress=False, timeout=CLOSE_S)
+        most = neighbour.max_frame_bytes + MAX_JOINED_BYTES
+        socket = web.WebSocketResponse(max_msg_size=most, compress=False, timeout=CLOSE_S)
         if not socket.can_prepare(request):
             raise InvalidRequestError("this is a WebSocket: ask with Upgrade: websocket")
         socket.headers[VERSION_HEADER] = PROTOCOL_VERSION

@@ -26,7 +26,7 @@ from coordinator.policy.audit_schedule import ANSWER_S
 from protocol.compatibility import VERSION_HEADER
 from protocol.error_forms import error_from_body
 from protocol.errors import BrigadeError, ProtocolError
-from protocol.frames import Frame, decode_frame, encode_frame
+from protocol.frames import Frame, decode_frames, encode_frame
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -234,7 +234,8 @@ async def _frames(socket: ClientWebSocketResponse | web.WebSocketResponse) -> As
     async for message in socket:
         if message.type is not WSMsgType.BINARY:
             break
-        yield decode_frame(message.data)
+        for frame in decode_frames(message.data):
+            yield frame
 
 
 async def _send(

@@ -1,9 +1,10 @@
 """Speaking with an older peer: which fields a minor version added, and leaving them out for who can't know them.
 
-A minor adds fields that may be left out, kinds of an older error, and messages of the control socket that only who
-knows them is sent; nothing else: no meaning, no other value of an old field. Every side passes over fields that it
-doesn't know, since 1.1; 1.0 refuses them. So whoever has something newer to say to a peer says it in that peer's
-version, which is known from its handshake, and goes without where it must.
+A minor adds fields that may be left out, kinds of an older error, messages of the control socket that only who
+knows them is sent, and 1.2 several frames in one message, likewise; nothing else: no meaning, no other value of an
+old field. Every side passes over fields that it doesn't know, since 1.1; 1.0 refuses them. So whoever has something
+newer to say to a peer says it in that peer's version, which is known from its handshake, and goes without where it
+must.
 """
 
 from __future__ import annotations
@@ -145,6 +146,9 @@ _ADDED_CODES = {kind.code: kind for kinds in ADDED_ERRORS.values() for kind in k
 ADDED_MESSAGES: dict[int, tuple[type[msgspec.Struct], ...]] = {2: (EndSessions, SessionsBegun)}
 """By minor version: the messages of the control socket that it added. Who doesn't know one isn't sent it."""
 
+_JOINED_SINCE = 2
+"""The minor version that took several frames in one message of a data plane's WebSocket."""
+
 S = TypeVar("S", bound=msgspec.Struct)
 _NEWEST = max(ADDED)
 
@@ -242,6 +246,11 @@ def knows(kind: type[msgspec.Struct], field: str, version: str) -> bool:
 def knows_message(kind: type[msgspec.Struct], version: str) -> bool:
     """Whether who speaks `version` can be sent this message."""
     return not any(kind in kinds for added, kinds in ADDED_MESSAGES.items() if added > _minor(version))
+
+
+def takes_joined_frames(version: str) -> bool:
+    """Whether who speaks `version` takes several frames in one message of a WebSocket."""
+    return _minor(version) >= _JOINED_SINCE
 
 
 @lru_cache(maxsize=1024)

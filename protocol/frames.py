@@ -1,4 +1,4 @@
-"""Frames of the data plane: a message and, with some, raw tensor bytes. Bytes in, a frame out; no I/O.
+"""Frames of the data plane: a message and, with some, raw tensor bytes. Bytes in, frames out; no I/O.
 
 Layout, all integers big-endian: magic `BG`, format version (1 byte), zero (1 byte), header length (4 bytes),
 payload length (8 bytes), header (msgpack), payload. Lengths are checked before anything is allocated.
@@ -28,6 +28,8 @@ MAX_CLIENT_PAYLOAD_BYTES = 4 * 2**20
 
 _PREFIX = struct.Struct(">2sBBIQ")
 PREFIX_BYTES = _PREFIX.size
+MAX_JOINED_BYTES = 32 * 1024
+"""Of several frames in one WebSocket message together, at most: less than what every reader takes of one."""
 MAX_FRAME_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES
 
 
@@ -69,6 +71,22 @@ def frame_bytes(prefix: bytes | memoryview) -> int:
 def decode_frame(data: bytes | bytearray | memoryview) -> Frame:
     """The one frame of the data plane that `data` is, and nothing more. Raises as `decode_parts`."""
     return Frame(*decode_parts(data, DataMessage))
+
+
+def decode_frames(data: bytes | bytearray | memoryview) -> list[Frame]:
+    """All frames in a WebSocket message, one behind the other; at least one. Since 1.2 there may be several.
+
+    Raises as `decode_parts`.
+    """
+    view, frames = memoryview(data), []
+    while True:
+        end = _boundaries(view)[1]
+        if end >= len(view):
+            break
+        frames.append(decode_frame(view[:end]))
+        view = view[end:]
+    frames.append(decode_frame(view))
+    return frames
 
 
 def decode_parts(data: bytes | bytearray | memoryview, kind: Any) -> tuple[Any, memoryview]:

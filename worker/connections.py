@@ -2,7 +2,9 @@
 
 Two ways out. `send` writes at once and waits while the peer reads too slowly: decode steps and fed tokens, where
 every microsecond is in the loop. `post` never waits: what tells, what streams and what is big goes into a bounded
-outbox with a writer task of its own, so that a slow reader holds nobody up.
+outbox with a writer task of its own, so that a slow reader holds nobody up. Where several sessions use a connection
+their steps go that way too: those of one batch are there at once, and small frames that wait go as one message,
+which costs both ends half as much as one message each.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import aiohttp
 import structlog
 from aiohttp import web
 
-from protocol.compatibility import understood_by
+from protocol.compatibility import takes_joined_frames, understood_by
 from protocol.error_forms import error_fields
 from protocol.errors import BrigadeError, HopLostError, OverloadedError, ProtocolError
-from protocol.frames import Frame, decode_frame, encode_frame
+from protocol.frames import MAX_JOINED_BYTES, Frame, decode_frames, encode_frame
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import PROTOCOL_VERSION, DataMessage, Token
 from worker.link_meter import BIG_FRAME_BYTES, LinkMeter
@@ -78,6 +80,7 @@ class Connection:
         self._is_written = asyncio.Event()
         """Set while nothing waits in the outbox."""
         self._is_written.set()
+        self._joins = takes_joined_frames(version)
         self._wants_ping = False
         self._reader: asyncio.Task[None] | None = None
         self._is_aborted = False
@@ -115,7 +118,7 @@ class Connection:
         """
         if self.is_closed:
             raise HopLostError(f"the connection to {self.label} is closed")
-        if self._outbox or len(payload) > MAX_DIRECT_BYTES:
+        if self._outbox or len(payload) > MAX_DIRECT_BYTES or (self._joins and len(self.users) > 1):
             self._queue(self._encoded(message, payload))
             return
         frame = self._encoded(message, payload)
@@ -215,7 +218,8 @@ class Connection:
         while True:
             match message.type:
                 case aiohttp.WSMsgType.BINARY:
-                    handle(decode_frame(message.data))
+                    for frame in decode_frames(message.data):
+                        handle(frame)
                 case aiohttp.WSMsgType.PING:
                     await self._socket.pong(message.data)
                 case aiohttp.WSMsgType.PONG:
@@ -236,13 +240,23 @@ class Connection:
                     self._wants_ping = False
                     await self._socket.ping(self.meter.round_trip_begins(now_s()))
                 while self._outbox:
-                    frame, began_s = self._outbox.popleft(), now_s()
-                    await self._socket.send_bytes(frame)
-                    if (ping := self.meter.sent(len(frame), began_s, now_s())) is not None:
+                    message, began_s = self._next_message(), now_s()
+                    await self._socket.send_bytes(message)
+                    if (ping := self.meter.sent(len(message), began_s, now_s())) is not None:
                         await self._socket.ping(ping)
                 self._is_written.set()
         except ConnectionError:
             self.abort()
+
+    def _next_message(self) -> bytes:
+        """The frame that has waited longest, with those behind it as far as they go along."""
+        frames, n_bytes = [self._outbox.popleft()], 0
+        while self._joins and self._outbox:
+            n_bytes += len(frames[-1])
+            if n_bytes + len(self._outbox[0]) > MAX_JOINED_BYTES:
+                break
+            frames.append(self._outbox.popleft())
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     async def _close(self) -> None:
         try:

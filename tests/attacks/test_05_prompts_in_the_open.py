@@ -23,7 +23,7 @@ from client.api import Client
 from client.config import ClientConfig
 from demo.local_cluster import LocalCluster, polls
 from protocol.api_key import ApiKey, api_key_from_text
-from protocol.frames import MAX_FRAME_BYTES, decode_frame, encode_frame
+from protocol.frames import MAX_FRAME_BYTES, decode_frames, encode_frame
 from protocol.ids import ModelName, WorkerId
 from protocol.messages import PROTOCOL_VERSION, AttachTail, OpenSession, SamplingParams, SessionEnded
 from protocol.pinned_http import pinned_session
@@ -252,7 +252,7 @@ async def answers_to_frame(grant: RouteGrant, frame: bytes, ids: Sequence[int], 
             if message.type != aiohttp.WSMsgType.BINARY:
                 break
             said += message.data
-            if isinstance(decode_frame(message.data).message, SessionEnded):
+            if any(isinstance(one.message, SessionEnded) for one in decode_frames(message.data)):
                 break
         await tail.close()
         await head.close()

@@ -27,7 +27,7 @@ from protocol.errors import (
     TooLargeError,
     UntrustedFileError,
 )
-from protocol.frames import MAX_HEADER_BYTES, decode_frame, encode_frame
+from protocol.frames import MAX_HEADER_BYTES, decode_frame, decode_frames, encode_frame
 from protocol.handshake import join_key
 from protocol.host_names import rate_key
 from protocol.ids import Revision
@@ -45,7 +45,7 @@ NOW = datetime.fromtimestamp(NOW_S, UTC)
 
 
 def frames(data: bytes) -> None:
-    """One frame; cut or with more behind it, it is none, and what is read is written as it came."""
+    """One frame; cut or with more behind it, it is none, and what is read is written as it came. Two are two."""
     frame = decode_frame(data)
     again = decode_frame(bytearray(encode_frame(frame.message, frame.payload)))
     assert encode_message(again.message) == encode_message(frame.message)
@@ -54,6 +54,7 @@ def frames(data: bytes) -> None:
         with contextlib.suppress(ProtocolError, TooLargeError):
             decode_frame(other)
             raise AssertionError(f"{len(other)} bytes of a frame of {len(data)} were taken")
+    assert [bytes(one.payload) for one in decode_frames(data + data)] == 2 * [bytes(frame.payload)]
 
 
 def steps(data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from protocol.frames import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     decode_frame,
+    decode_frames,
     encode_frame,
 )
 from protocol.messages import DataMessage, OpenSession, SessionOpened
@@ -31,12 +33,23 @@ def test_a_frame_comes_back_as_it_was(message: DataMessage, payload: bytes) -> N
     assert (frame.message, bytes(frame.payload)) == (message, payload)
 
 
+@given(sent=st.lists(st.tuples(data_messages, st.binary(max_size=300)), min_size=1, max_size=5))
+def test_several_frames_come_back_in_order(sent: list[tuple[DataMessage, bytes]]) -> None:
+    frames = decode_frames(b"".join(encode_frame(message, payload) for message, payload in sent))
+    assert [(frame.message, bytes(frame.payload)) for frame in frames] == sent
+
+
+@pytest.mark.parametrize("behind", [b"x", b"BG", encode_frame(OPENED)[:-1], encode_frame(OPENED) + b"x", bytes(16)])
+def test_frames_with_something_else_behind_them_are_refused_whole(behind: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode_frames(encode_frame(OPENED, b"payload") + behind)
+
+
 @given(data=st.binary(max_size=100))
 def test_any_bytes_give_a_frame_or_a_typed_error(data: bytes) -> None:
-    try:
-        decode_frame(data)
-    except (ProtocolError, TooLargeError):
-        return
+    for decode in (decode_frame, decode_frames):
+        with suppress(ProtocolError, TooLargeError):
+            decode(data)
 
 
 @given(message=data_messages, payload=st.binary(max_size=50), at=st.integers(0), bits=st.integers(1, 255))

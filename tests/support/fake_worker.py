@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from protocol.frames import Frame, decode_frame, encode_frame
+from protocol.frames import Frame, decode_frames, encode_frame
 from protocol.ids import SessionId
 from protocol.messages import DataMessage, OpenSession
 from protocol.tickets import sign_claims
@@ -35,7 +35,8 @@ class FakeWorker:
         await socket.prepare(request)
         self.sockets.append(socket)
         async for message in socket:
-            self.frames.put_nowait(decode_frame(message.data))
+            for frame in decode_frames(message.data):
+                self.frames.put_nowait(frame)
         return socket
 
     async def say(self, message: DataMessage, payload: bytes = b"") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ import torch
 from aiohttp import web
 
 from protocol.control_messages import GenerationReport
-from protocol.frames import MAX_FRAME_BYTES, Frame, decode_frame, encode_frame
+from protocol.frames import MAX_FRAME_BYTES, Frame, decode_frames, encode_frame
 from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -83,6 +84,7 @@ class Wire:
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket
+        self._came: deque[Frame] = deque()
 
     async def send(self, message: DataMessage, payload: bytes = b"") -> None:
         await self.socket.send_bytes(encode_frame(message, payload))
@@ -91,9 +93,15 @@ class Wire:
         """The next message, or the next of `kind`; fails when the connection ends or `WAIT_S` is over."""
         async with asyncio.timeout(WAIT_S):
             while True:
-                frame: Frame = decode_frame(await self.socket.receive_bytes())
+                frame = await self.frame()
                 if kind is None or isinstance(frame.message, kind):
                     return frame.message
+
+    async def frame(self) -> Frame:
+        """The next frame; fails when the connection ends. The caller has the deadline."""
+        if not self._came:
+            self._came += decode_frames(await self.socket.receive_bytes())
+        return self._came.popleft()
 
     async def closed(self) -> int | None:
         """Wait for the other side to close; the close code."""

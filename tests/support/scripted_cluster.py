@@ -21,7 +21,7 @@ from aiohttp import web
 from protocol.api_key import ApiKey, new_api_key
 from protocol.compatibility import VERSION_HEADER
 from protocol.errors import BrigadeError, ErrorBody, NotFoundError, UnauthenticatedError
-from protocol.frames import Frame, decode_frame, encode_frame
+from protocol.frames import Frame, decode_frames, encode_frame
 from protocol.ids import BlockRange, CoordinatorId, FileHash, ModelName, SessionId, WorkerId
 from protocol.manifest import Manifest, ModelFile, encode_manifest, revision_of
 from protocol.messages import (
@@ -296,7 +296,8 @@ class ScriptedCluster:
             async with asyncio.TaskGroup() as answers:
                 async for message in socket:
                     assert message.type is aiohttp.WSMsgType.BINARY
-                    await self._take(worker_id, socket, decode_frame(message.data), answers)
+                    for frame in decode_frames(message.data):
+                        await self._take(worker_id, socket, frame, answers)
             return socket
 
         app = web.Application()

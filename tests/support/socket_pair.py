@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import aiohttp
 from aiohttp import web
 
-from protocol.frames import Frame
+from protocol.frames import Frame, decode_frames
+from protocol.messages import PROTOCOL_VERSION
 from tests.support.ring import eventually
 from worker.connections import Connection
 
@@ -17,7 +18,8 @@ from worker.connections import Connection
 class Side:
     """The listening side: a `Connection`, and what it took."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
+        self.version = version
         self.connection: Connection | None = None
         self.frames: list[Frame] = []
         self.ended = asyncio.Event()
@@ -30,7 +32,7 @@ class Side:
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(timeout=0.2)
         await socket.prepare(request)
-        self.connection = Connection(socket, peer=None, label="the other")
+        self.connection = Connection(socket, peer=None, label="the other", version=self.version)
         try:
             await self.connection.run(self.take)
         finally:
@@ -39,8 +41,11 @@ class Side:
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Side, aiohttp.ClientWebSocketResponse, Connection]]:
-    side = Side()
+async def connected(
+    version: str = PROTOCOL_VERSION,
+) -> AsyncIterator[tuple[Side, aiohttp.ClientWebSocketResponse, Connection]]:
+    """`version`: that the one at the other end speaks."""
+    side = Side(version)
     app = web.Application()
     app.router.add_get("/", side.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -56,3 +61,11 @@ async def connected() -> AsyncIterator[tuple[Side, aiohttp.ClientWebSocketRespon
             yield side, socket, side.connection
     finally:
         await runner.cleanup()
+
+
+async def frames_from(socket: aiohttp.ClientWebSocketResponse, n_frames: int) -> list[Frame]:
+    """The next frames, however they are joined. The caller has the deadline."""
+    frames: list[Frame] = []
+    while len(frames) < n_frames:
+        frames += decode_frames(await socket.receive_bytes())
+    return frames

@@ -6,11 +6,11 @@ import aiohttp
 import pytest
 
 from protocol.errors import HopLostError, OverloadedError
-from protocol.frames import decode_frame, encode_frame
+from protocol.frames import MAX_JOINED_BYTES, decode_frame, decode_frames, encode_frame
 from protocol.ids import SessionId, WorkerId
-from protocol.messages import CloseSession, Credit, Token
+from protocol.messages import PROTOCOL_VERSION, CloseSession, Credit, Token
 from tests.support.ring import WAIT_S, eventually
-from tests.support.socket_pair import connected
+from tests.support.socket_pair import connected, frames_from
 from worker.connections import MAX_DIRECT_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_TOKENS, Connection
 
 SESSION = SessionId("s")
@@ -37,9 +37,38 @@ async def test_messages_arrive_in_order_whatever_way_they_were_sent() -> None:
         await connection.send(Credit(session_id=SESSION, n_steps=3), big)
         await connection.send(Credit(session_id=SESSION, n_steps=4))
         async with asyncio.timeout(WAIT_S):
-            frames = [decode_frame(await socket.receive_bytes()) for _ in range(4)]
+            frames = await frames_from(socket, 4)
         assert [frame.message.n_steps for frame in frames] == [1, 2, 3, 4]  # type: ignore[union-attr]
         assert [len(frame.payload) for frame in frames] == [0, 0, len(big), 0]
+
+
+async def test_steps_of_several_sessions_go_as_one_message_to_who_knows_such() -> None:
+    for version, n_messages in ((PROTOCOL_VERSION, 1), ("1.1", 3)):
+        async with connected(version=version) as (_side, socket, connection):
+            connection.add_user(SESSION, User())
+            connection.add_user(SessionId("other"), User())
+            for n_steps in (1, 2, 3):
+                await connection.send(Credit(session_id=SESSION, n_steps=n_steps), b"payload")
+            async with asyncio.timeout(WAIT_S):
+                came = [decode_frames(await socket.receive_bytes()) for _ in range(n_messages)]
+        frames = [frame for message in came for frame in message]
+        assert [frame.message.n_steps for frame in frames] == [1, 2, 3]  # type: ignore[union-attr]
+        assert {bytes(frame.payload) for frame in frames} == {b"payload"}
+
+
+async def test_a_session_alone_waits_for_nobody_and_no_message_is_larger_than_joined_ones_may_be() -> None:
+    async with connected() as (_side, socket, connection):
+        connection.add_user(SESSION, User())
+        for n_steps in (1, 2):
+            await connection.send(Credit(session_id=SESSION, n_steps=n_steps))
+        sizes = [100, MAX_JOINED_BYTES, 10, MAX_JOINED_BYTES - 300, 20]
+        for size in sizes:
+            connection.add_user(SessionId(f"other {size}"), User())
+            await connection.send(Credit(session_id=SESSION, n_steps=3), bytes(size))
+        async with asyncio.timeout(WAIT_S):
+            came = [decode_frames(await socket.receive_bytes()) for _ in range(5)]
+        payloads = [[len(frame.payload) for frame in message] for message in came]
+        assert payloads == [[0], [0], [100], [MAX_JOINED_BYTES], [10, MAX_JOINED_BYTES - 300, 20]]
 
 
 async def test_a_slow_reader_of_tokens_is_told_by_an_error_and_can_still_be_told_the_end() -> None:
@@ -125,8 +154,7 @@ async def test_everything_posted_is_written_when_it_says_so() -> None:
             connection.post(TOKEN)
         async with asyncio.timeout(WAIT_S):
             await connection.written()
-            for _ in range(10):
-                await socket.receive_bytes()
+            assert len(await frames_from(socket, 10)) == 10
             connection.abort()
             await connection.written()
 

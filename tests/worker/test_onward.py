@@ -9,12 +9,11 @@ import torch
 from aiohttp import web
 
 from protocol.errors import ProtocolError
-from protocol.frames import decode_frame
 from protocol.ids import SessionId
 from protocol.messages import STEP_CREDIT, Step
 from protocol.tensors import tensor_from_bytes
 from tests.support.ring import WAIT_S
-from tests.support.socket_pair import connected
+from tests.support.socket_pair import connected, frames_from
 from worker.history import History
 from worker.onward import Onward
 
@@ -25,8 +24,7 @@ async def steps_of(socket: web.WebSocketResponse, n_steps: int) -> list[tuple[in
     """Position, tokens and whether it is the last, of so many steps, whose rows are as they should be."""
     found = []
     async with asyncio.timeout(WAIT_S):
-        for _ in range(n_steps):
-            frame = decode_frame(await socket.receive_bytes())
+        for frame in await frames_from(socket, n_steps):
             step = frame.message
             assert isinstance(step, Step)
             rows = tensor_from_bytes(frame.payload, step.dtype, (step.n_tokens, 2))

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from protocol.frames import decode_frame
 from protocol.ids import BlockRange, SessionId
 from protocol.messages import (
     STEP_CREDIT,
@@ -71,7 +70,7 @@ class PrivateClient:
         """The next states of the tail's; gives credit for them."""
         async with asyncio.timeout(WAIT_S):
             while True:
-                frame = decode_frame(await self.tail.socket.receive_bytes())
+                frame = await self.tail.frame()
                 assert not isinstance(frame.message, SessionEnded), frame.message
                 if isinstance(frame.message, Step):
                     break
