@@ -76,13 +76,12 @@ def decode_frame(data: bytes | bytearray | memoryview) -> Frame:
 def decode_frames(data: bytes | bytearray | memoryview) -> list[Frame]:
     """All frames in a WebSocket message, one behind the other; at least one. Since 1.2 there may be several.
 
-    Raises as `decode_parts`.
+    Raises as `decode_parts`; `TooLargeError` if several have over `MAX_JOINED_BYTES`: to read them takes its time.
     """
     view, frames = memoryview(data), []
-    while True:
-        end = _boundaries(view)[1]
-        if end >= len(view):
-            break
+    while (end := _boundaries(view)[1]) < len(view):
+        if len(view) > MAX_JOINED_BYTES:
+            raise TooLargeError(f"several frames of {len(view)} bytes in one message; at most {MAX_JOINED_BYTES}")
         frames.append(decode_frame(view[:end]))
         view = view[end:]
     frames.append(decode_frame(view))

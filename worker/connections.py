@@ -107,8 +107,9 @@ class Connection:
     async def send(self, message: DataMessage, payload: bytes | memoryview = b"") -> None:
         """Write a frame now; waits while the peer reads slower than we write. The caller holds the deadline.
 
-        A big payload goes through the outbox (the caller's credit bounds how many), so that the next chunk is
-        computed while this one is on its way; what follows it then queues too, to stay in order.
+        A big payload, and whatever several sessions say to a peer that takes joined frames, goes through the outbox
+        without a wait (callers' credit bounds how much), so that the next chunk is computed while this one is on
+        its way; what follows it then queues too, to stay in order.
 
         That the connection breaks meanwhile its users hear from its reader, which knows what the peer said last;
         an error out of here would look like the caller's own.
@@ -139,7 +140,8 @@ class Connection:
                 f"{len(self._outbox)} tokens wait for {self.label}: whoever streams has to read faster"
             )
         if len(self._outbox) >= MAX_QUEUED_MESSAGES:
-            log.warning("connection_aborted", label=self.label, reason="it reads nothing")
+            if not self._is_aborted:
+                log.warning("connection_aborted", label=self.label, reason="it reads nothing")
             self.abort()
             return
         self._queue(self._encoded(message))
@@ -219,7 +221,8 @@ class Connection:
             match message.type:
                 case aiohttp.WSMsgType.BINARY:
                     for frame in decode_frames(message.data):
-                        handle(frame)
+                        if not self._is_aborted:
+                            handle(frame)
                 case aiohttp.WSMsgType.PING:
                     await self._socket.pong(message.data)
                 case aiohttp.WSMsgType.PONG:

@@ -119,7 +119,7 @@ def pack_linear_layers(model: nn.Module) -> int:
     n_users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
 
     def replacement(layer: nn.Module) -> nn.Module | None:
-        if type(layer) is nn.Linear and _is_packable(layer.weight) and n_users[id(layer.weight)] == 1:
+        if type(layer) is nn.Linear and n_users[id(layer.weight)] == 1 and _is_packable(layer.weight):
             return packed(layer)
         return None
 
@@ -127,4 +127,6 @@ def pack_linear_layers(model: nn.Module) -> int:
 
 
 def _is_packable(weight: torch.Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and bool(weight.isfinite().all())
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not weight.numel():
+        return False
+    return all(bool(one.isfinite()) for one in torch.aminmax(weight))  # both are no number if any is none

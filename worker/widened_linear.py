@@ -27,22 +27,22 @@ class WidenedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
-        self.most_elements = _FEW_ROWS * self.in_features
-        """Of the input, beyond which the matrix is widened."""
+        self._most_elements = _FEW_ROWS * self.in_features
+        """Of the input, beyond which the matrix is widened; recordings call the layer as it is."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product, (..., out_features)."""
-        if x.numel() <= self.most_elements:
+        if x.numel() <= self._most_elements:
             return linear(x, self.weight, self.bias)
         return widened_product(x, self.weight, self.bias)
 
 
 def widened_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As `linear`, computed in float32; of the weights only a piece is held in it at a time."""
-    rows = x.float().view(-1, x.shape[-1])
+    rows = x.float().reshape(-1, x.shape[-1])
     result = x.new_empty((len(rows), len(weight)))
     n_at_once = max(1, _PIECE // weight.shape[1])
-    wide = torch.empty((min(n_at_once, len(weight)), weight.shape[1]))
+    wide = torch.empty((min(n_at_once, len(weight)), weight.shape[1]), dtype=torch.float32)
     for start in range(0, len(weight), n_at_once):
         part = weight[start : start + n_at_once]
         piece = linear(rows, wide[: len(part)].copy_(part))
@@ -66,8 +66,12 @@ def widen_linear_layers(model: nn.Module) -> int:
         return 0
 
     def replacement(layer: nn.Module) -> WidenedLinear | None:
-        if type(layer) is nn.Linear and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.bfloat16:
+        if type(layer) is nn.Linear and _is_widenable(layer.weight):
             return WidenedLinear(layer)
         return None
 
     return replace_modules(model, replacement)
+
+
+def _is_widenable(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.numel() > 0

@@ -13,7 +13,7 @@ import pytest
 
 from protocol.codec import MAX_BODY_BYTES, MAX_CONTROL_BYTES, encode_message
 from protocol.control_messages import Dismiss
-from protocol.frames import MAX_PAYLOAD_BYTES, encode_frame
+from protocol.frames import MAX_JOINED_BYTES, MAX_PAYLOAD_BYTES, encode_frame
 from protocol.ids import SessionId
 from protocol.messages import PROTOCOL_VERSION, CloseSession
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
@@ -120,6 +120,7 @@ async def test_a_request_body_over_the_cap_is_refused_by_its_length(tmp_path: Pa
         encode_frame(CLOSE)[:7],
         encode_frame(CLOSE, b"abc")[:-2],
         encode_frame(CLOSE) + b"x",
+        encode_frame(CLOSE) * (MAX_JOINED_BYTES // len(encode_frame(CLOSE)) + 1),
         prefix(6, 0) + b"\xdd\xff\xff\xff\xff\x00",
         prefix(6, 0) + b"\xdf\xff\xff\xff\xff\x00",
         prefix(5, 0) + b"\xdb\xff\xff\xff\xff",

@@ -12,8 +12,9 @@ import pytest
 
 from client.api import Client
 from protocol.errors import InvalidRequestError, UnreachableError
+from protocol.frames import encode_frame
 from protocol.ids import SessionId
-from protocol.messages import SharedPrefix
+from protocol.messages import SharedPrefix, Token
 from tests.support.coordinators import eventually
 from tests.support.scripted_client import client, cluster, config_of, impatient
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
@@ -46,6 +47,24 @@ async def test_a_client_gives_up_when_its_time_is_over(cluster: ScriptedCluster,
     with pytest.raises(UnreachableError):
         async with Client(config=config):
             pass
+
+
+async def test_tokens_that_come_in_one_message_are_all_taken_in_order(
+    client: Client, cluster: ScriptedCluster
+) -> None:
+    answer = cluster.script.answer
+    tokens = (
+        Token(
+            session_id=SessionId("s-1"),
+            index=index,
+            token_id=token_id,
+            finish_reason="stop" if index == len(answer) - 1 else None,
+        )
+        for index, token_id in enumerate(answer)
+    )
+    cluster.script = Script(raw=b"".join(map(encode_frame, tokens)), answer=(), stop_short=True)
+    result = await client.generate("tiny", "The capital of France is", max_tokens=20)
+    assert (result.token_ids, result.finish_reason, result.failovers) == (answer, "stop", 0)
 
 
 async def test_generates_text_tokens_and_numbers(client: Client, cluster: ScriptedCluster) -> None:

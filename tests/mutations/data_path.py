@@ -35,6 +35,14 @@ DATA_PATH = (
         tests=(f"{_LENGTHS}::test_frames_that_lie_about_their_lengths_end_their_connection_only",),
     ),
     Mutation(
+        attack=14,
+        what="how much several frames in one message have together",
+        file="protocol/frames.py",
+        before="        if len(view) > MAX_JOINED_BYTES:\n",
+        after="        if len(view) > MAX_PAYLOAD_BYTES:\n",
+        tests=(f"{_LENGTHS}::test_frames_that_lie_about_their_lengths_end_their_connection_only",),
+    ),
+    Mutation(
         attack=15,
         what="hidden states are finite",
         file="protocol/tensors.py",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from protocol.errors import ProtocolError, TooLargeError
 from protocol.frames import (
     MAX_HEADER_BYTES,
+    MAX_JOINED_BYTES,
     MAX_PAYLOAD_BYTES,
     decode_frame,
     decode_frames,
@@ -43,6 +44,16 @@ def test_several_frames_come_back_in_order(sent: list[tuple[DataMessage, bytes]]
 def test_frames_with_something_else_behind_them_are_refused_whole(behind: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode_frames(encode_frame(OPENED, b"payload") + behind)
+
+
+def test_only_small_frames_come_joined() -> None:
+    one = encode_frame(OPENED, bytes(100))
+    n_most = MAX_JOINED_BYTES // len(one)
+    assert len(decode_frames(n_most * one)) == n_most
+    for data in ((n_most + 1) * one, encode_frame(OPENED, bytes(MAX_JOINED_BYTES)) + one):
+        with pytest.raises(TooLargeError, match=f"at most {MAX_JOINED_BYTES}"):
+            decode_frames(data)
+    assert len(decode_frames(encode_frame(OPENED, bytes(MAX_JOINED_BYTES)))) == 1
 
 
 @given(data=st.binary(max_size=100))

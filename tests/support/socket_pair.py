@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -22,12 +22,14 @@ class Side:
         self.version = version
         self.connection: Connection | None = None
         self.frames: list[Frame] = []
+        self.on_frame: Callable[[], None] = lambda: None
         self.ended = asyncio.Event()
 
     def take(self, frame: Frame) -> None:
         if frame.payload == b"bug":
             raise RuntimeError("a defect")
         self.frames.append(frame)
+        self.on_frame()
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(timeout=0.2)

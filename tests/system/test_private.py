@@ -26,14 +26,14 @@ N_TOKENS = 12
 def record_frames(monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
     """Every frame that comes to a worker, from whomever."""
     seen: list[Frame] = []
-    decode = connections.decode_frame
+    decode = connections.decode_frames
 
-    def decoded(data: Any) -> Frame:
-        frame = decode(data)
-        seen.append(Frame(frame.message, bytes(frame.payload)))
-        return frame
+    def decoded(data: Any) -> list[Frame]:
+        frames = decode(data)
+        seen.extend(Frame(frame.message, bytes(frame.payload)) for frame in frames)
+        return frames
 
-    monkeypatch.setattr(connections, "decode_frame", decoded)
+    monkeypatch.setattr(connections, "decode_frames", decoded)
     return seen
 
 

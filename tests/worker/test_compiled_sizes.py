@@ -9,7 +9,6 @@ from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from worker.batching_trial import settle_batching
 from worker.compiled_recording import Recording, UncompilableError, record
 from worker.compiled_sizes import between, size_ranges
-from worker.onednn import has_bfloat16
 from worker.row_norm import RowNorm
 from worker.stage import Stage
 
@@ -33,11 +32,6 @@ def traced(operations: Operations, n_sessions: int) -> Recording:
     )
 
 
-def cut_for_this_processor(ranges: list[range]) -> list[range]:
-    """Without instructions for bfloat16, a head that shares its weights with the embedding does so at two rows."""
-    return ranges if has_bfloat16() else [range(2, 3), range(3, ranges[0].stop), *ranges[1:]]
-
-
 def test_numbers_are_cut_where_modules_change(checkpoint: Checkpoints) -> None:
     assert size_ranges(settled(checkpoint("llama"), torch.bfloat16)) == [range(2, 33)]
     assert size_ranges(settled(checkpoint("llama"), torch.float32)) == [range(2, 3), range(3, 33)]
@@ -45,8 +39,7 @@ def test_numbers_are_cut_where_modules_change(checkpoint: Checkpoints) -> None:
     norms = [module for module in stage.modules() if isinstance(module, RowNorm)]
     for norm in norms:
         norm.most_elements = 5 * stage.hidden_size + 1
-    # keys have half as many values
-    assert size_ranges(stage) == cut_for_this_processor([range(2, 6), range(6, 11), range(11, 33)])
+    assert size_ranges(stage) == [range(2, 6), range(6, 11), range(11, 33)]  # keys have half as many values
     assert not any(norm._forward_pre_hooks for norm in norms)
 
 

@@ -71,6 +71,19 @@ async def test_a_session_alone_waits_for_nobody_and_no_message_is_larger_than_jo
         assert payloads == [[0], [0], [100], [MAX_JOINED_BYTES], [10, MAX_JOINED_BYTES - 300, 20]]
 
 
+async def test_joined_frames_are_taken_in_order_and_none_after_the_connection_was_given_up() -> None:
+    joined = b"".join(encode_frame(Credit(session_id=SESSION, n_steps=n)) for n in (1, 2, 3))
+    async with connected() as (side, socket, connection):
+        await socket.send_bytes(joined)
+        await eventually(lambda: len(side.frames) == 3)
+        assert [frame.message.n_steps for frame in side.frames] == [1, 2, 3]  # type: ignore[union-attr]
+        side.on_frame = connection.abort
+        await socket.send_bytes(joined)
+        async with asyncio.timeout(WAIT_S):
+            await side.ended.wait()
+        assert len(side.frames) == 4
+
+
 async def test_a_slow_reader_of_tokens_is_told_by_an_error_and_can_still_be_told_the_end() -> None:
     async with connected() as (_side, _socket, connection):
         for _ in range(MAX_QUEUED_TOKENS):

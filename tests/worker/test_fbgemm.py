@@ -51,6 +51,13 @@ def test_numbers_that_float16_has_not_are_in_it_multiplied(exponent: int) -> Non
     _check((_matrix().double() * 2.0**exponent).to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("exponent", [-40, -27, -20, -10, 30, 60])
+def test_a_row_far_smaller_or_larger_than_the_others_is_as_exact(exponent: int) -> None:
+    weight = 0.02 * _matrix(1024, 576)
+    weight[5] *= 2.0**exponent
+    _check(weight)
+
+
 def test_one_large_number_takes_nothing_from_the_others() -> None:
     weight = _matrix()
     weight[5, 7] = 2.0**17

@@ -13,7 +13,6 @@ from worker.batching_trial import settle_batching
 from worker.compiled import replay_batches, replay_stage
 from worker.compiled_sizes import size_ranges
 from worker.fbgemm import FbgemmWeights
-from worker.onednn import has_bfloat16
 from worker.packed_linear import InFloat32, OnednnWeights, PackedLinear, can_pack, pack_linear_layers, packed
 from worker.stage import StageInput
 
@@ -56,9 +55,10 @@ def test_a_stage_gives_what_the_model_gives_and_is_recorded(checkpoint: Callable
     assert [replay_batches(stage, sizes) for sizes in size_ranges(stage)] == [""] * len(size_ranges(stage))
 
 
+@pytest.mark.usefixtures("processor")
 def test_kernels_for_bfloat16_come_first() -> None:
     layer = packed(nn.Linear(16, 16, dtype=torch.bfloat16))
-    if has_bfloat16():
+    if packed_linear.has_bfloat16():
         assert isinstance(layer, PackedLinear)
         assert isinstance(layer.weights, OnednnWeights)
     else:
