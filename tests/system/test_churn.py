@@ -71,6 +71,7 @@ def epochs(cluster: WholeCluster) -> dict[WorkerId, Any]:
 
 async def test_a_vanished_workers_blocks_are_given_to_others_and_its_generation_goes_on(tmp_path: Path) -> None:
     packed, whole = packed_tiny(tmp_path, "llama", intermediate_size=2048, **LONG)
+    n_tokens = 1400  # as many as fit beside three blocks of four, for who measured himself as the faster one
     half, all_of_it = (span_bytes(packed.model.manifest, BlockRange(0, n), "float32", 512) for n in (2, 4))
     async with whole_cluster(tmp_path, **QUICK, settle_s=1.0, placement="spread") as cluster:
         for name in ("a", "b", "c"):  # none of which can hold it all
@@ -78,13 +79,13 @@ async def test_a_vanished_workers_blocks_are_given_to_others_and_its_generation_
         await cluster.add_model("tiny", packed)
         await cluster.until_ready()
         async with cluster.client() as client:
-            pieces = client.stream("tiny", PROMPT, max_tokens=2000, temperature=0.0)
+            pieces = client.stream("tiny", PROMPT, max_tokens=n_tokens, temperature=0.0)
             found = [(await anext(pieces)).token_id]
             lost_id = pieces.result.route[1].worker_id
             (victim,) = [m for m in cluster.members.values() if m.worker.worker_id == lost_id]
             await victim.vanish()
             found += [piece.token_id async for piece in pieces]
-            assert (len(found), found[:64]) == (2000, greedy_ids(whole, PROMPT, 64))
+            assert (len(found), found[:64]) == (n_tokens, greedy_ids(whole, PROMPT, 64))
             assert pieces.result.failovers >= 1
             assert lost_id not in {stage.worker_id for stage in pieces.result.route}
             await eventually(
