@@ -97,7 +97,7 @@ class Neighbours:
         neighbour = self._by_context.get(tls.context) if tls is not None else None
         if neighbour is None or self._n_sockets[neighbour.worker_id] >= MAX_SOCKETS:
             raise OverloadedError("no connection is expected here now")
-        most = neighbour.max_frame_bytes + MAX_JOINED_BYTES
+        most = max(neighbour.max_frame_bytes, MAX_JOINED_BYTES)
         socket = web.WebSocketResponse(max_msg_size=most, compress=False, timeout=CLOSE_S)
         if not socket.can_prepare(request):
             raise InvalidRequestError("this is a WebSocket: ask with Upgrade: websocket")

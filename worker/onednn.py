@@ -11,6 +11,11 @@ def has_bfloat16() -> bool:
     return is_built_in and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - no public name
 
 
+def is_bfloat16(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of that type, and on the CPU."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16
+
+
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As `torch.nn.functional.linear`; `weight` as it lies, or in oneDNN's own blocks.
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from worker import fbgemm
-from worker.onednn import has_bfloat16, product
+from worker.onednn import has_bfloat16, is_bfloat16, product
 from worker.replacing import replace_modules
 
 _N_ROWS = 8
@@ -127,6 +127,6 @@ def pack_linear_layers(model: nn.Module) -> int:
 
 
 def _is_packable(weight: torch.Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not weight.numel():
+    if not is_bfloat16(weight) or not weight.numel():
         return False
     return all(bool(one.isfinite()) for one in torch.aminmax(weight))  # both are no number if any is none

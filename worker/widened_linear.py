@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from worker.onednn import has_bfloat16
+from worker.onednn import has_bfloat16, is_bfloat16
 from worker.replacing import replace_modules
 
 _FEW_ROWS = 2
@@ -54,7 +54,7 @@ def widened_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
 
 def matmul(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """As `torch.matmul`; of bfloat16 by float32 where that is the faster."""
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or has_bfloat16():
+    if not is_bfloat16(x) or has_bfloat16():
         return torch.matmul(x, values)
     return torch.matmul(x.float(), values.float()).to(x.dtype)
 
@@ -66,12 +66,8 @@ def widen_linear_layers(model: nn.Module) -> int:
         return 0
 
     def replacement(layer: nn.Module) -> WidenedLinear | None:
-        if type(layer) is nn.Linear and _is_widenable(layer.weight):
+        if type(layer) is nn.Linear and is_bfloat16(layer.weight) and layer.weight.numel():
             return WidenedLinear(layer)
         return None
 
     return replace_modules(model, replacement)
-
-
-def _is_widenable(weight: torch.Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.numel() > 0

@@ -13,7 +13,6 @@ from protocol.errors import ConfigError
 from protocol.messages import Precision
 from worker.device import (
     DeviceProfile,
-    PrecisionSpeed,
     chosen_kv_precision,
     chosen_precision,
     chosen_quantization,
@@ -22,6 +21,7 @@ from worker.device import (
     measure_device,
     usable_precisions,
 )
+from worker.device_speed import PrecisionSpeed
 
 CPU = torch.device("cpu")
 N_LOOKS = 4

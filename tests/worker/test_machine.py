@@ -12,7 +12,8 @@ from protocol.errors import ConfigError
 from tests.support.cgroups import cgroup_v2
 from tests.support.whole_cluster import packed_tiny
 from worker.config import WorkerConfig
-from worker.device import DeviceProfile, PrecisionSpeed, device_memory
+from worker.device import DeviceProfile, device_memory
+from worker.device_speed import PrecisionSpeed
 from worker.engine import Engine
 from worker.machine import Machine, beside_draft_model, measured
 from worker.usable import usable_cpus
