@@ -10,6 +10,8 @@ import torch
 import transformers
 from transformers.generation.streamers import BaseStreamer
 
+from protocol.model_files.quick_gguf import make_gguf_quick
+
 
 class Times(BaseStreamer):  # type: ignore[misc] # transformers ships no types for it
     """When each token of transformers' generate came."""
@@ -32,6 +34,7 @@ class Times(BaseStreamer):  # type: ignore[misc] # transformers ships no types f
 def reference_model(source: Path, precision: str) -> Any:
     """The model of a GGUF file or a folder of safetensors."""
     transformers.utils.logging.disable_progress_bar()
+    make_gguf_quick()
     dtype = getattr(torch, precision)
     if source.suffix == ".gguf":
         return transformers.AutoModelForCausalLM.from_pretrained(

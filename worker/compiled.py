@@ -187,6 +187,9 @@ def _told(stage: Stage, event: str, exc: Exception) -> str:
         wanted=event,
         error=f"{type(exc).__name__}: {exc}"[:_MOST_WORDS],
     )
+    inner = getattr(exc, "inner_exception", exc)
+    if type(inner).__name__ == "InvalidCxxCompiler":  # whose module is loaded by compiling only: it takes memory
+        return "it needs a C++ compiler and there is none: install g++ or clang, and start the worker again"
     words = " ".join(str(exc).split())[:_MOST_WORDS]
     return f"torch can't compile it ({type(exc).__name__}: {words})"
 

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from coordinator.packing.safetensors_source import checked_path, read_small_file
 from protocol.errors import InvalidRequestError, UntrustedFileError
 from protocol.manifest import MAX_AUXILIARY_FILE_BYTES
+from protocol.model_files.quick_gguf import make_gguf_quick
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -80,6 +81,7 @@ def gguf_files(path: Path) -> dict[str, bytes]:
     Raises:
         InvalidRequestError: the vocabulary is of a kind that can't be turned into a tokenizer.json.
     """
+    make_gguf_quick()
     return _separated(_converted(str(path.parent), gguf_file=path.name))
 
 

@@ -30,6 +30,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 from protocol.errors import InvalidRequestError, UntrustedFileError
 from protocol.ids import MAX_BLOCKS
 from protocol.model_files.gguf_header import GgufHeader, GgufTensor, read_gguf, type_name
+from protocol.model_files.quick_gguf import make_gguf_quick
 from protocol.model_files.tensors import ENCODED_BYTES, PIECE_BYTES, TensorInfo
 
 SUPPORTED_ARCHITECTURES = (
@@ -66,6 +67,7 @@ class GgufSource:
         self.path = path
         self.header: GgufHeader = read_gguf(path)
         _check_architecture(self.header, path)
+        make_gguf_quick()
         self.config: PreTrainedConfig = _read_config(path)
         self._processor: TensorProcessor = _processor(self.header.architecture, self.config)
         present = frozenset(tensor.name for tensor in self.header.tensors)

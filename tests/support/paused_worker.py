@@ -11,6 +11,7 @@ from pathlib import Path
 
 AT_TORCH = "about to import torch"
 SOURCE = f"""
+import select
 import sys
 
 class Pause:
@@ -18,6 +19,8 @@ class Pause:
         if name == "torch":
             sys.meta_path.remove(self)
             print({AT_TORCH!r}, flush=True)
+            while not select.select([sys.stdin], [], [], 0.1)[0]:
+                pass  # a signal that comes just before a read without end would wait for that
             sys.stdin.readline()
 
 sys.meta_path.insert(0, Pause())

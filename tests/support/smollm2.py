@@ -24,6 +24,7 @@ from demo.local_cluster import LocalCluster, smollm2_gguf
 from protocol.api_key import api_key_from_text
 from protocol.cluster_rest import AddModelRequest
 from protocol.ids import ModelName
+from protocol.model_files.quick_gguf import make_gguf_quick
 from protocol.pinned_http import pinned_session
 from protocol.rest import ModelInfo
 from tests.support.whole_cluster import Packed, greedy_ids
@@ -49,6 +50,7 @@ class Reference:
 
     def __init__(self) -> None:
         gguf = smollm2_gguf()
+        make_gguf_quick()
         self.tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         self.whole = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
 
