@@ -17,7 +17,7 @@ from protocol.codec import decode_json
 from protocol.control_messages import GenerationReport
 from protocol.ids import ModelName
 from protocol.rest import RouteGrant, RouteRequest
-from tests.support.coordinators import ScriptedWorker
+from tests.support.scripted_worker import ScriptedWorker
 
 N_PROMPT, MAX_TOKENS, N_USED = 10, 20, 5
 REQUEST = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=N_PROMPT, max_tokens=MAX_TOKENS)

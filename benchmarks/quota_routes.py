@@ -51,16 +51,10 @@ from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.quota_rest import QuotaInfo
 from protocol.running_beside import running_beside
-from tests.support.coordinators import (
-    Http,
-    ReachedCoordinator,
-    ScriptedWorker,
-    add_model,
-    http_session,
-    joined_worker,
-    key_of,
-)
+from tests.support.coordinators import Http, ReachedCoordinator, http_session, key_of
 from tests.support.postgres import postgres_programs, running_postgres
+from tests.support.scripted_worker import ScriptedWorker, joined_worker
+from tests.support.stored_model import add_model
 
 TARGETS = {
     "route-with-quota": Target(

@@ -9,13 +9,8 @@ import pytest
 from coordinator.app import utc_now_s
 from protocol.errors import WrongSecretError
 from protocol.handshake import PROOF_HEADER, join_key, join_proof
-from tests.support.coordinators import (
-    WorkerKey,
-    http_session,
-    join_secret_of,
-    proven_join,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, join_secret_of, running_coordinator
+from tests.support.joining import WorkerKey, proven_join
 from tests.support.meddler import Meddler, meddling
 from worker.enrolment import enrol
 from worker.identity import load_identity

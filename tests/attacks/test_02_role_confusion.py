@@ -14,15 +14,10 @@ from protocol.errors import UnauthenticatedError
 from protocol.messages import SessionEnded
 from protocol.pinned_http import pinned_session
 from protocol.tls import server_context
-from tests.support.coordinators import (
-    WorkerKey,
-    enrolled,
-    http_session,
-    key_of,
-    proven_join,
-    running_coordinator,
-)
-from tests.support.ring import Generation, running_ring
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled, proven_join
+from tests.support.ring import running_ring
+from tests.support.ring_generation import Generation
 from tests.support.tiny_checkpoint import TinyCheckpoint
 
 Checkpoints = Callable[[str], TinyCheckpoint]

@@ -16,14 +16,8 @@ from protocol.handshake import PROOF_HEADER, join_proof
 from protocol.ids import InviteId
 from protocol.invite_rest import CreatedInvite, CreateInviteRequest
 from protocol.invites import Invite, invite_from_text
-from tests.support.coordinators import (
-    Http,
-    WorkerKey,
-    http_session,
-    key_of,
-    proven_join,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, proven_join
 from worker.enrolment import enrol
 from worker.identity import Identity, load_identity
 

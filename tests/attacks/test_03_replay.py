@@ -14,7 +14,8 @@ from coordinator.joining import CHALLENGE_LIFE_S, JOIN_LIMIT, MAX_CHALLENGES
 from protocol.messages import PROTOCOL_VERSION
 from protocol.tls import client_context
 from protocol.worker_rest import ChallengeRequest
-from tests.support.coordinators import Http, WorkerKey, http_session, proven_join, running_coordinator
+from tests.support.coordinators import Http, http_session, running_coordinator
+from tests.support.joining import WorkerKey, proven_join
 
 
 async def test_a_recorded_join_is_good_once(tmp_path: Path) -> None:

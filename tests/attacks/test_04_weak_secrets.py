@@ -11,8 +11,9 @@ import pytest
 from protocol.errors import ConfigError
 from protocol.exit_codes import EXIT_USAGE
 from tests.support.coord_process import ROOT, environ, serve_command
-from tests.support.coordinators import WorkerKey, http_session, proven_join, running_coordinator
+from tests.support.coordinators import http_session, running_coordinator
 from tests.support.forked_program import forked_done
+from tests.support.joining import WorkerKey, proven_join
 
 WEAK = ("", "   \n", "changeme", "brigade", "a" * 64, "0123456789" * 7, "correct horse battery staple")
 

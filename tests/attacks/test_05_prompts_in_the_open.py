@@ -30,7 +30,7 @@ from protocol.pinned_http import pinned_session
 from protocol.rest import RouteGrant, RouteRequest
 from protocol.tls import client_context, worker_name
 from tests.support.forked_program import ForkedCluster
-from tests.support.ring import ids_payload
+from tests.support.ring_generation import ids_payload
 from tests.support.tiny_cluster import TINY, add_tiny_model
 from tests.support.tiny_tokenizer import ids_of
 

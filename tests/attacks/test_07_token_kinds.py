@@ -21,8 +21,10 @@ from protocol.api_key import api_key_from_text
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.messages import SessionEnded
 from protocol.tickets import Claims, SessionToken, Ticket, sign_claims
-from tests.support.coordinators import WorkerKey, enrolled, http_session, key_of, running_coordinator
-from tests.support.ring import Generation, running_ring
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled
+from tests.support.ring import running_ring
+from tests.support.ring_generation import Generation
 from tests.support.tiny_checkpoint import TinyCheckpoint
 
 Checkpoints = Callable[[str], TinyCheckpoint]

@@ -14,7 +14,8 @@ from protocol.api_key import api_key_from_text
 from protocol.handshake import PROOF_HEADER
 from protocol.ids import KeyId
 from protocol.key_rest import CreatedKey, CreateKeyRequest
-from tests.support.coordinators import WorkerKey, http_session, key_of, proven_join, running_coordinator
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, proven_join
 
 ROOT = Path(__file__).parents[2]
 SECRET_NAME = re.compile(r"(^|_)(secret|secret_hash|proof|mac|signature|password|token|api_key|ticket_key|hmac)$")

@@ -16,14 +16,8 @@ from protocol.api_key import api_key_from_text
 from protocol.errors import ConfigError, UnreachableError, WrongSecretError
 from protocol.messages import PROTOCOL_VERSION
 from protocol.pinned_http import pinned_session
-from tests.support.coordinators import (
-    WorkerKey,
-    challenge,
-    http_session,
-    join_secret_of,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, join_secret_of, key_of, running_coordinator
+from tests.support.joining import WorkerKey, challenge
 from tests.support.meddler import Meddler, meddling
 from tests.support.pki import TestAuthority
 from tests.support.ring import running_ring

@@ -20,15 +20,10 @@ from protocol.quota_rest import QuotaInfo
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.worker_rest import ChallengeRequest
 from tests.coordinator.test_client_api import pinned_workers
-from tests.support.coordinators import (
-    Http,
-    WorkerKey,
-    eventually_answered,
-    http_session,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey
 from tests.support.route_asking import admin, coordinator
+from tests.support.waiting import eventually_answered
 
 __all__ = ["admin", "coordinator"]
 

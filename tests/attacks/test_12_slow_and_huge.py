@@ -22,10 +22,13 @@ from protocol.file_answers import file_answer
 from protocol.guarded_site import GuardedSite
 from protocol.ids import FileHash, SessionId
 from protocol.messages import SessionEnded
-from tests.support.coordinators import WorkerKey, add_model, enrolled, http_session, key_of, running_coordinator
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled
 from tests.support.listening import worker_door
 from tests.support.raw_http import Door, door_of, end, status_of
-from tests.support.ring import Generation, running_ring
+from tests.support.ring import running_ring
+from tests.support.ring_generation import Generation
+from tests.support.stored_model import add_model
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from worker.file_server import FileServer
 from worker.files import FileCache

@@ -22,16 +22,10 @@ from coordinator.keys import MODELS_LOOK
 from protocol.cluster_rest import ClusterStatus
 from protocol.control_messages import Leaving
 from protocol.logs import configure_logs
-from tests.support.coordinators import (
-    Http,
-    add_model,
-    announcement,
-    eventually,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import announcement, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 from worker.told import say
 
 QUOTES = ("x' OR '1'='1", "x'; DROP TABLE api_keys;--", 'x" OR ""="', "%", "x\\", "1); DELETE FROM workers;--")

@@ -17,16 +17,12 @@ from protocol.frames import MAX_JOINED_BYTES, MAX_PAYLOAD_BYTES, encode_frame
 from protocol.ids import SessionId
 from protocol.messages import PROTOCOL_VERSION, CloseSession
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
-from tests.support.coordinators import (
-    WorkerKey,
-    announcement,
-    connected_worker,
-    enrolled,
-    joined_worker,
-    running_coordinator,
-)
+from tests.support.coordinators import running_coordinator
+from tests.support.joining import WorkerKey, enrolled
 from tests.support.raw_socket import raw_socket, resident_bytes
-from tests.support.ring import Ring, Wire, generated, running_ring
+from tests.support.ring import Ring, Wire, running_ring
+from tests.support.ring_generation import generated
+from tests.support.scripted_worker import announcement, connected_worker, joined_worker
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from worker.server import MAX_CLIENT_FRAME_BYTES
 

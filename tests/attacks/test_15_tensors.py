@@ -17,7 +17,8 @@ from protocol.ids import SessionId
 from protocol.messages import AttachTail, SamplingParams, SessionEnded, SessionOpened, Step
 from protocol.tensors import bytes_from_tensor
 from tests.support.fake_worker import fake_worker, opened_by
-from tests.support.ring import Generation, Ring, generated, ids_payload, running_ring
+from tests.support.ring import Ring, running_ring
+from tests.support.ring_generation import Generation, generated, ids_payload
 from tests.support.tiny_checkpoint import TinyCheckpoint
 
 Checkpoints = Callable[[str], TinyCheckpoint]

@@ -15,16 +15,13 @@ from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.messages import AttachTail, CloseSession, FeedToken, SessionEnded, SessionOpened, Token
 from protocol.rest import HopFailure, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import pinned_workers
-from tests.support.coordinators import (
-    add_model,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
-from tests.support.ring import Generation, Ring, Wire, ids_payload, prompt_step, running_ring
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.ring import Ring, Wire, running_ring
+from tests.support.ring_generation import Generation, ids_payload, prompt_step
+from tests.support.scripted_worker import joined_worker
+from tests.support.stored_model import add_model
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.waiting import eventually_answered
 
 Checkpoints = Callable[[str], TinyCheckpoint]
 PROMPT = [5, 9, 30, 4]

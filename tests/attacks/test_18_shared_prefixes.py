@@ -13,8 +13,10 @@ from protocol.messages import SessionOpened, SharedPrefix
 from protocol.rest import RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
 from tests.coordinator.test_client_api import pinned_workers
-from tests.support.coordinators import Http, add_model, http_session, key_of, running_coordinator
-from tests.support.ring import Generation, Ring, running_ring
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.ring import Ring, running_ring
+from tests.support.ring_generation import Generation
+from tests.support.stored_model import add_model
 from tests.support.tiny_checkpoint import TinyCheckpoint
 
 Checkpoints = Callable[[str], TinyCheckpoint]

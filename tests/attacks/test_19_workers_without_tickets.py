@@ -14,7 +14,8 @@ from protocol.ids import BlockRange, SessionId
 from protocol.messages import FeedToken, OpenSession, SessionEnded, SessionOpened
 from protocol.tickets import sign_claims
 from tests.support.pki import TestAuthority, WorkerFiles
-from tests.support.ring import Generation, Ring, Wire, ids_payload, prompt_step, running_ring
+from tests.support.ring import Ring, Wire, running_ring
+from tests.support.ring_generation import Generation, ids_payload, prompt_step
 from tests.support.tiny_checkpoint import TinyCheckpoint
 
 Checkpoints = Callable[[str], TinyCheckpoint]

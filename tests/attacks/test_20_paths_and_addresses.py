@@ -23,13 +23,8 @@ from protocol.pinned_http import pinned_session
 from protocol.rest import ModelList
 from protocol.tls import COORDINATOR_NAME, client_context, server_context
 from tests.coordinator.packing_support import llama_tensors, no_progress, write_model, write_safetensors
-from tests.support.coordinators import (
-    add_model,
-    http_session,
-    key_of,
-    running_coordinator,
-    stored_model,
-)
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.stored_model import add_model, stored_model
 
 SECRET = "what is outside"
 BAD_NAMES = ("../model", "a/b", "..", ".", "", "a\0b", "/etc/passwd", "a\\b", "a" * 65, "x.", "%2e%2e", "C:x")

@@ -20,10 +20,12 @@ from protocol.errors import BrigadeError, UntrustedFileError
 from protocol.tls import client_context, server_context, worker_name
 from tests.coordinator.gguf_support import write_gguf
 from tests.coordinator.packing_support import no_progress, write_model
-from tests.support.coordinators import add_model, eventually, running_coordinator
+from tests.support.coordinators import running_coordinator
 from tests.support.pki import TestAuthority
 from tests.support.raw_socket import resident_bytes
+from tests.support.stored_model import add_model
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
+from tests.support.waiting import eventually
 from worker.downloads import Downloader, FileSource
 from worker.engine import Engine
 from worker.files import FileCache

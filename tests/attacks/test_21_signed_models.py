@@ -22,17 +22,9 @@ from protocol.ids import Revision
 from protocol.model_signature import sign
 from protocol.rest import ErrorAnswer, ModelInfo, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
-from tests.support.coordinators import (
-    Answer,
-    Http,
-    StoredModel,
-    add_model,
-    eventually,
-    http_session,
-    key_of,
-    running_coordinator,
-    stored_model,
-)
+from tests.support.coordinators import Answer, Http, http_session, key_of, running_coordinator
+from tests.support.stored_model import StoredModel, add_model, stored_model
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import Member, packed_tiny, whole_cluster
 
 ADA, MALLORY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()

@@ -12,18 +12,11 @@ from protocol.control_messages import Assign, Dismiss
 from protocol.errors import ConfigError
 from protocol.tls import worker_id_of_key
 from protocol.trust_rest import TrustRequest
-from tests.support.coordinators import (
-    WorkerKey,
-    add_model,
-    announcement,
-    connected_worker,
-    enrolled,
-    eventually,
-    http_session,
-    key_of,
-    proven_join,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled, proven_join
+from tests.support.scripted_worker import announcement, connected_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 from worker.identity import load_identity, opened_state
 
 

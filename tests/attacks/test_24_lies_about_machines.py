@@ -24,18 +24,10 @@ from protocol.ids import BlockRange, ModelName, WorkerId
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from tests.attacks.test_24_lies_about_work import auditing, level
 from tests.support.cheating import Cheat, cheat, held_up, round_weights
-from tests.support.coordinators import (
-    PATIENT,
-    Answer,
-    ScriptedWorker,
-    add_model,
-    announcement,
-    eventually,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import PATIENT, Answer, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import ScriptedWorker, announcement, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import Member, WholeCluster, greedy_ids, packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

@@ -25,7 +25,8 @@ from protocol.ids import BlockRange, ModelName, SessionId
 from protocol.messages import PROTOCOL_VERSION, OpenSession
 from protocol.tls import COORDINATOR_NAME, client_context, worker_name
 from tests.support.cheating import change_weights, cheat, garbage_on
-from tests.support.coordinators import eventually, http_session, key_of
+from tests.support.coordinators import http_session, key_of
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import Member, WholeCluster, greedy_ids, packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

@@ -15,7 +15,8 @@ from protocol.errors import ModelFaultError
 from protocol.trust_rest import TrustRequest
 from tests.attacks.test_24_lies_about_work import PROMPT, auditing, level, record
 from tests.support.cheating import cheat
-from tests.support.coordinators import eventually, http_session, key_of
+from tests.support.coordinators import http_session, key_of
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import Member, WholeCluster, packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

@@ -22,7 +22,7 @@ from protocol.ids import BlockRange
 from tests.attacks.test_24_lies_about_work import audits, level, record
 from tests.attacks.test_24_lying_low import WrongOnce
 from tests.support.cheating import cheat, garbage_on
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import Member, WholeCluster, packed_tiny, whole_cluster
 from worker.batching_trial import settle_batching
 from worker.stage import Stage, StageInput

@@ -15,9 +15,11 @@ from coordinator.policy.views import worker_info
 from protocol.control_messages import Dismiss
 from protocol.errors import HopLostError, InvalidRequestError
 from protocol.ids import WorkerId
-from tests.support.coordinators import announcement, eventually, joined_worker, running_coordinator
+from tests.support.coordinators import running_coordinator
 from tests.support.ring import running_ring
+from tests.support.scripted_worker import announcement, joined_worker
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.waiting import eventually
 
 Checkpoints = Callable[[str], TinyCheckpoint]
 ELSEWHERE = "198.51.100.7"

@@ -13,17 +13,11 @@ from protocol.coordinator_errors import LeaseError
 from protocol.errors import BrigadeError
 from protocol.ids import BlockRange, ModelName, Revision
 from tests.coordinator.test_lease import side
-from tests.support.coordinators import (
-    ScriptedWorker,
-    WorkerKey,
-    add_model,
-    announcement,
-    connected_worker,
-    enrolled,
-    eventually,
-    joined_worker,
-    running_coordinator,
-)
+from tests.support.coordinators import running_coordinator
+from tests.support.joining import WorkerKey, enrolled
+from tests.support.scripted_worker import ScriptedWorker, announcement, connected_worker, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 from worker.holdings import Holdings
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from benchmarks.relay import Relay
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 
 DEADLINE_S = 10.0
 

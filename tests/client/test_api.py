@@ -15,10 +15,10 @@ from protocol.errors import InvalidRequestError, UnreachableError
 from protocol.frames import encode_frame
 from protocol.ids import SessionId
 from protocol.messages import SharedPrefix, Token
-from tests.support.coordinators import eventually
 from tests.support.scripted_client import client, cluster, config_of, impatient
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
 from tests.support.tiny_tokenizer import ids_of, tiny_files
+from tests.support.waiting import eventually
 
 __all__ = ["client", "cluster", "impatient"]
 

@@ -14,8 +14,8 @@ from protocol.exit_codes import EXIT_QUOTA
 from protocol.ids import ModelName, SessionId, WorkerId
 from protocol.pinned_http import pinned_session
 from protocol.rest import HopFailure, RouteGrant
-from tests.support.coordinators import eventually
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
+from tests.support.waiting import eventually
 
 WANTED = WantedRoute(model=ModelName("tiny"), n_prompt_tokens=7, max_tokens=3)
 WORKER = WorkerId("w-" + "a" * 26)

@@ -18,9 +18,9 @@ from protocol.errors import (
 from protocol.http_connector import MAX_CUTS
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import CloseSession, OpenSession, SessionOpened, Token
-from tests.support.coordinators import eventually
 from tests.support.pki import TestAuthority
 from tests.support.scripted_cluster import ScriptedCluster, SeenSession, scripted_cluster
+from tests.support.waiting import eventually
 
 SESSION = SessionId("s-1")
 WORKER = WorkerId("w-" + "a" * 26)

@@ -18,7 +18,9 @@ from protocol.ids import ModelName, Revision, WorkerId
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyList
 from protocol.plan_rest import PlanInfo
 from protocol.rest import ErrorAnswer, ModelInfo, ModelList
-from tests.support.coordinators import Http, add_model, http_session, joined_worker, key_of, running_coordinator
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import joined_worker
+from tests.support.stored_model import add_model
 
 
 @pytest.fixture

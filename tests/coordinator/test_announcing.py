@@ -9,7 +9,7 @@ import pytest
 from coordinator.announcing import Announcer
 from protocol.running_beside import running_beside
 from tests.support.announced import LISTENS_ON, announced, new_coordinator_id, only
-from tests.support.coordinators import eventually, eventually_answered
+from tests.support.waiting import eventually, eventually_answered
 from worker.discovery import announced_coordinators
 
 pytestmark = pytest.mark.timeout(60)

@@ -18,17 +18,11 @@ from protocol.control_messages import Assign
 from protocol.errors import ConfigError, ConflictError, PortInUseError, StorageError
 from protocol.ids import ModelName
 from protocol.rest import ModelList, RouteRequest
-from tests.support.coordinators import (
-    WorkerKey,
-    add_model,
-    connected_worker,
-    enrolled,
-    eventually,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled
+from tests.support.scripted_worker import connected_worker, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 
 MAX_RESIDENT_BYTES = 150 * 2**20
 

@@ -22,17 +22,10 @@ from protocol.assignment_rest import (
 from protocol.control_messages import Assign, DeviceReport
 from protocol.ids import BlockRange, ModelName, WorkerId
 from protocol.rest import ErrorAnswer
-from tests.support.coordinators import (
-    Http,
-    ScriptedWorker,
-    add_model,
-    announcement,
-    eventually,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import ScriptedWorker, announcement, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -30,18 +30,10 @@ from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.secret_rest import RotateSecretRequest
 from protocol.settings_rest import ChangeSettingsRequest
 from protocol.trust_rest import TrustRequest
-from tests.support.coordinators import (
-    Answer,
-    Http,
-    add_model,
-    eventually,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-    stored_model,
-)
+from tests.support.coordinators import Answer, Http, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import joined_worker
+from tests.support.stored_model import add_model, stored_model
+from tests.support.waiting import eventually, eventually_answered
 
 
 async def entries(http: Http, query: str = "") -> tuple[AuditEntry, ...]:

@@ -18,7 +18,8 @@ from protocol.errors import (
     UntrustedFileError,
 )
 from protocol.ids import FileHash, Revision
-from tests.support.coordinators import StoredModel, running_coordinator, stored_model
+from tests.support.coordinators import running_coordinator
+from tests.support.stored_model import StoredModel, stored_model
 
 
 @pytest.fixture

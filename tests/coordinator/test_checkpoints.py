@@ -17,8 +17,8 @@ from coordinator.database import LONGEST_LOG_PAGES, opened
 from coordinator.transactions import CHECKPOINT_TURNS, TURNS_ANEW, Transactions
 from protocol.errors import StorageError
 from protocol.running_beside import running_beside
-from tests.support.coordinators import eventually
 from tests.support.postgres import PostgresServer
+from tests.support.waiting import eventually
 
 PAGE_BYTES = 4096
 MANY_BYTES = 100 * PAGE_BYTES

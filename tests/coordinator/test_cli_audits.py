@@ -11,7 +11,8 @@ from coordinator.config import CoordinatorConfig
 from protocol.audit_rest import AuditInfo, AuditOutcome
 from protocol.errors import ConfigError
 from protocol.ids import BlockRange, ModelName, WorkerId
-from tests.support.coordinators import joined_worker, running_coordinator
+from tests.support.coordinators import running_coordinator
+from tests.support.scripted_worker import joined_worker
 
 
 @pytest.mark.parametrize("share", ["-0.1", "0.6", "nan", "a lot"])

@@ -28,17 +28,11 @@ from protocol.rest import ModelList, RouteGrant, RouteRequest
 from tests.coordinator.packing_support import write_model
 from tests.coordinator.test_client_api import TINY, pinned_workers
 from tests.support.coord_process import Coord, forked
-from tests.support.coordinators import (
-    WorkerKey,
-    add_model,
-    announcement,
-    connected_worker,
-    enrolled,
-    http_session,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled
 from tests.support.postgres import PostgresServer
+from tests.support.scripted_worker import announcement, connected_worker
+from tests.support.stored_model import add_model
 
 
 def refused(coord: Coord, *arguments: str) -> tuple[int, str]:

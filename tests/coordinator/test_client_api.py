@@ -21,17 +21,10 @@ from protocol.pinned_http import pinned_session
 from protocol.rest import ErrorAnswer, Hello, ModelInfo, ModelList, RouteGrant, RouteRequest
 from protocol.tickets import AttachTicket, Ticket, verified_claims
 from protocol.tls import fingerprint
-from tests.support.coordinators import (
-    Http,
-    ScriptedWorker,
-    add_model,
-    announcement,
-    eventually,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import ScriptedWorker, announcement, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 
 TINY = ModelName("tiny")
 

@@ -20,16 +20,10 @@ from protocol.codec import encode_message
 from protocol.control_messages import Assign, Dismiss, FilesHeld, GenerationReport
 from protocol.ids import FileHash, SessionId
 from protocol.tls import COORDINATOR_NAME
-from tests.support.coordinators import (
-    WorkerKey,
-    announcement,
-    connected_worker,
-    enrolled,
-    eventually,
-    http_session,
-    joined_worker,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, running_coordinator
+from tests.support.joining import WorkerKey, enrolled
+from tests.support.scripted_worker import announcement, connected_worker, joined_worker
+from tests.support.waiting import eventually
 
 
 async def test_a_silent_socket_is_closed_at_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

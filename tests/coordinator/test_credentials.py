@@ -14,7 +14,8 @@ from protocol.errors import ForbiddenError, UnauthenticatedError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId, WorkerId
 from protocol.rest import ErrorAnswer
 from protocol.tickets import SessionToken, Ticket, sign_claims, ticket_key
-from tests.support.coordinators import http_session, joined_worker, key_of, running_coordinator
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.scripted_worker import joined_worker
 
 WORKER = WorkerId("w-" + "a" * 26)
 

@@ -19,8 +19,9 @@ from coordinator.secret_sweep import expire_secrets_forever
 from protocol.admin_rest import AuditPage
 from protocol.running_beside import running_beside
 from protocol.secret_rest import RotateSecretRequest
-from tests.support.coordinators import Http, eventually, http_session, join_secret_of, key_of, running_coordinator
+from tests.support.coordinators import Http, http_session, join_secret_of, key_of, running_coordinator
 from tests.support.postgres import PostgresServer
+from tests.support.waiting import eventually
 
 SECRETS = "/admin/v1/secrets"
 SOCKET_NAME = ".s.PGSQL.5432"

@@ -12,16 +12,11 @@ from protocol.ids import ModelName
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.rest import RouteGrant, RouteRequest
 from tests.support.clocks import Clock
-from tests.support.coordinators import (
-    add_model,
-    bearer,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import bearer, http_session, key_of, running_coordinator
 from tests.support.dashboard import browser, signed_in
+from tests.support.scripted_worker import joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually_answered
 
 
 async def test_a_page_sees_the_whole_cluster_and_then_what_happens_in_it(tmp_path: Path) -> None:

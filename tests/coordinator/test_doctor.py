@@ -18,16 +18,11 @@ from protocol.errors import StorageError
 from protocol.tls import server_context
 from protocol.version import program_version
 from tests.coordinator.test_client_api import pinned_workers
-from tests.support.coordinators import (
-    WorkerKey,
-    add_model,
-    announcement,
-    connected_worker,
-    enrolled,
-    eventually,
-    joined_worker,
-    running_coordinator,
-)
+from tests.support.coordinators import running_coordinator
+from tests.support.joining import WorkerKey, enrolled
+from tests.support.scripted_worker import announcement, connected_worker, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 
 
 async def examined(coordinator: RunningCoordinator | None, tmp_path: Path) -> dict[str, Check]:

@@ -30,15 +30,10 @@ from tests.support.coord_process import (
     forked,
     serve_command,
 )
-from tests.support.coordinators import (
-    Http,
-    ReachedCoordinator,
-    eventually,
-    http_session,
-    key_of,
-    stored_model,
-)
+from tests.support.coordinators import Http, ReachedCoordinator, http_session, key_of
 from tests.support.postgres import PostgresServer
+from tests.support.stored_model import stored_model
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.timeout(180)  # programs that start several times, and wait for their disk
 

@@ -24,7 +24,8 @@ from protocol.key_limits import LimitsChange
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo
 from protocol.quota_rest import OwnerRequest
 from protocol.rest import ErrorAnswer
-from tests.support.coordinators import Http, http_session, joined_worker, key_of, running_coordinator
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import joined_worker
 
 
 @pytest.fixture

@@ -7,14 +7,10 @@ from protocol.control_messages import Assign, EndSessions, GenerationReport
 from protocol.generation_rest import GenerationInfo, GenerationPage
 from protocol.ids import ModelName
 from protocol.rest import RouteGrant, RouteRequest
-from tests.support.coordinators import (
-    add_model,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.scripted_worker import joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually_answered
 
 
 async def test_generations_are_listed_shown_and_cancelled(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from coordinator.stored_rows import NewGeneration, ReportedEnd, StoredGeneration
 from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
 from protocol.running_beside import running_beside
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 A, B = WorkerId("w-a"), WorkerId("w-b")

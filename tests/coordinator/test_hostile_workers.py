@@ -24,16 +24,10 @@ from protocol.control_messages import (
 )
 from protocol.ids import BlockRange, FileHash, ModelName, Revision, SessionId, WorkerId
 from protocol.rest import RouteGrant, RouteRequest
-from tests.support.coordinators import (
-    ScriptedWorker,
-    add_model,
-    announcement,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.scripted_worker import ScriptedWorker, announcement, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually_answered
 
 ODD_TEXTS = (
     "\x00",

@@ -26,7 +26,7 @@ from protocol.ids import CoordinatorId, WorkerId
 from protocol.messages import PROTOCOL_VERSION
 from protocol.tickets import SessionToken, ticket_key, verified_claims
 from protocol.worker_rest import ChallengeRequest, JoinGrant, JoinRequest
-from tests.support.coordinators import WorkerKey
+from tests.support.joining import WorkerKey
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 

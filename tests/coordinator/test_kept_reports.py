@@ -26,14 +26,9 @@ from protocol.ids import SessionId, WorkerId
 from protocol.rest import RouteGrant, RouteRequest
 from protocol.running_beside import running_beside
 from tests.coordinator.test_client_api import TINY, pinned_workers
-from tests.support.coordinators import (
-    add_model,
-    eventually,
-    eventually_answered,
-    http_session,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually, eventually_answered
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 WORKER = WorkerId("w-a")

@@ -19,7 +19,7 @@ from coordinator.state_folder import StateFolder
 from protocol.coordinator_errors import LeaseError
 from protocol.errors import StorageError
 from protocol.ids import CoordinatorId
-from tests.support.coordinators import eventually_answered
+from tests.support.waiting import eventually_answered
 
 QUICK = LeaseTimes(renew_s=0.1, watch_s=0.5, stand_by_s=1.0, look_s=0.02, retry_s=0.05)
 """For those who are to find that the holder is silent."""

@@ -13,16 +13,10 @@ from protocol.control_messages import GenerationReport, Heartbeat
 from protocol.key_rest import CreateKeyRequest
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import TINY, pinned_workers
-from tests.support.coordinators import (
-    Http,
-    add_model,
-    eventually,
-    eventually_answered,
-    http_session,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
 from tests.support.postgres import PostgresServer, running_postgres
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually, eventually_answered
 
 
 async def refused_for_storage(http: Http, path: str, body: Any) -> str:

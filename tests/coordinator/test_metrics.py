@@ -20,14 +20,9 @@ from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.rest import HopFailure, RouteGrant, RouteRequest
 from protocol.running_beside import running_beside
-from tests.support.coordinators import (
-    ScriptedWorker,
-    add_model,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.scripted_worker import ScriptedWorker, joined_worker
+from tests.support.stored_model import add_model
 
 ASK = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=5, max_tokens=5, wait_s=10.0)
 

@@ -27,7 +27,8 @@ from protocol.codec import MAX_BODY_BYTES
 from protocol.errors import OverloadedError
 from protocol.guarded_site import GuardedSite
 from protocol.rest import ErrorAnswer
-from tests.support.coordinators import Http, eventually, http_session, key_of, running_coordinator
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

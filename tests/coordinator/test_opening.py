@@ -24,8 +24,8 @@ from coordinator.table_copy import all_rows
 from protocol.api_key import api_key_from_text, secret_hash
 from protocol.coordinator_errors import LeaseError
 from protocol.errors import ConflictError
-from tests.support.coordinators import eventually
 from tests.support.open_files import WatchedThreads
+from tests.support.waiting import eventually
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 

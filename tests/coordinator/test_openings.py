@@ -20,17 +20,10 @@ from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.rest import RouteGrant
 from tests.coordinator.test_session_ends import ASK, granted
 from tests.support.clocks import Clock
-from tests.support.coordinators import (
-    ScriptedWorker,
-    add_model,
-    connected_worker,
-    eventually,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.scripted_worker import ScriptedWorker, connected_worker, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually, eventually_answered
 
 SOON = timedelta(minutes=5)
 """More than a start takes on a busy machine, and much less than an hour."""

@@ -18,7 +18,9 @@ from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyList
 from protocol.quota_rest import OwnerRequest
 from protocol.rest import ErrorAnswer
-from tests.support.coordinators import Http, eventually, http_session, joined_worker, key_of, running_coordinator
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import joined_worker
+from tests.support.waiting import eventually
 
 KEYS = "/admin/v1/keys"
 

@@ -21,8 +21,9 @@ from coordinator.policy.events import WorkerJoined
 from protocol.cluster_rest import ClusterStatus
 from protocol.errors import StorageError
 from protocol.ids import KeyId, WorkerId
-from tests.support.coordinators import eventually, eventually_answered, http_session, key_of, running_coordinator
+from tests.support.coordinators import http_session, key_of, running_coordinator
 from tests.support.postgres import PostgresServer
+from tests.support.waiting import eventually, eventually_answered
 
 
 async def test_the_status_says_within_seconds_that_the_database_does_not_answer(

@@ -17,13 +17,9 @@ from protocol.key_rest import CreatedKey, CreateKeyRequest, KeyInfo, KeyList
 from protocol.quota_rest import ContributionList, OwnerRequest, QuotaInfo, QuotaList, UsageList
 from protocol.rest import ErrorAnswer, HopFailure, RouteGrant, RouteRequest
 from tests.coordinator.test_client_api import pinned_workers
-from tests.support.coordinators import (
-    Answer,
-    Http,
-    eventually_answered,
-    http_session,
-)
+from tests.support.coordinators import Answer, Http, http_session
 from tests.support.route_asking import admin, coordinator
+from tests.support.waiting import eventually_answered
 
 __all__ = ["admin", "coordinator"]
 

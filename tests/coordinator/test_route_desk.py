@@ -22,19 +22,12 @@ from protocol.rest import ErrorAnswer, HopFailure
 from protocol.tickets import Ticket, verified_claims
 from tests.coordinator.test_client_api import pinned_workers
 from tests.support.clocks import Clock
-from tests.support.coordinators import (
-    Http,
-    add_model,
-    announcement,
-    eventually,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
 from tests.support.postgres import PostgresServer
 from tests.support.route_asking import TINY, ask, code_of, coordinator, granted, http, wanted
+from tests.support.scripted_worker import announcement, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually, eventually_answered
 
 __all__ = ["coordinator", "http"]
 

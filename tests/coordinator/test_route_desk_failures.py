@@ -21,19 +21,11 @@ from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.rest import HopFailure, RouteGrant
 from tests.coordinator.test_client_api import pinned_workers, ready
 from tests.support.clocks import Clock
-from tests.support.coordinators import (
-    Http,
-    ScriptedWorker,
-    add_model,
-    announcement,
-    eventually,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
 from tests.support.route_asking import TINY, ask, coordinator, granted, http
+from tests.support.scripted_worker import ScriptedWorker, announcement, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually, eventually_answered
 
 __all__ = ["coordinator", "http"]
 

@@ -17,7 +17,10 @@ from protocol.errors import ContextExceededError, ModelLoadingError, ModelUnavai
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
 from protocol.rest import RouteRequest
 from tests.coordinator.test_client_api import pinned_workers
-from tests.support.coordinators import ScriptedWorker, add_model, eventually, running_coordinator
+from tests.support.coordinators import running_coordinator
+from tests.support.scripted_worker import ScriptedWorker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 
 WANTED = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=1, max_tokens=1)
 

@@ -20,20 +20,10 @@ from protocol.rest import ErrorAnswer
 from protocol.running_beside import running_beside
 from protocol.secret_rest import RotatedSecret, RotateSecretRequest, SecretsInfo
 from protocol.worker_rest import JoinGrant, SourcesAnswer, SourcesRequest
-from tests.support.coordinators import (
-    Http,
-    WorkerKey,
-    bearer,
-    connected_worker,
-    enrolled,
-    eventually,
-    http_session,
-    join_secret_of,
-    joined_worker,
-    key_of,
-    proven_join,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, bearer, http_session, join_secret_of, key_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled, proven_join
+from tests.support.scripted_worker import connected_worker, joined_worker
+from tests.support.waiting import eventually
 
 SECRETS = "/admin/v1/secrets"
 

@@ -20,18 +20,10 @@ from protocol.key_limits import KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.trust_rest import TrustRequest
-from tests.support.coordinators import (
-    Http,
-    ScriptedWorker,
-    add_model,
-    connected_worker,
-    eventually,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import ScriptedWorker, connected_worker, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually, eventually_answered
 
 ASK = RouteRequest(model=ModelName("tiny"), n_prompt_tokens=3, max_tokens=5)
 

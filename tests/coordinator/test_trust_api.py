@@ -19,18 +19,10 @@ from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.trust_rest import TrustHistory, TrustInfo, TrustList, TrustRequest
 from protocol.worker_rest import SourcesRequest
 from tests.coordinator.test_client_api import pinned_workers
-from tests.support.coordinators import (
-    Http,
-    WorkerKey,
-    add_model,
-    connected_worker,
-    enrolled,
-    http_session,
-    joined_worker,
-    key_of,
-    proven_join,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled, proven_join
+from tests.support.scripted_worker import connected_worker, joined_worker
+from tests.support.stored_model import add_model
 
 
 @pytest.fixture

@@ -8,14 +8,9 @@ from coordinator.app import RunningCoordinator
 from protocol.cluster_rest import WorkerInfo
 from protocol.control_messages import Assign, Drain, Leaving
 from protocol.rest import ErrorAnswer
-from tests.support.coordinators import (
-    Http,
-    eventually_answered,
-    http_session,
-    joined_worker,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Http, http_session, key_of, running_coordinator
+from tests.support.scripted_worker import joined_worker
+from tests.support.waiting import eventually_answered
 
 
 async def gone(http: Http, path: str) -> bool:

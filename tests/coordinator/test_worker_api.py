@@ -15,20 +15,11 @@ from protocol.ids import FileHash, SessionId
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
 from protocol.tickets import Ticket, verified_claims
 from protocol.worker_rest import BadSource, NotComing, SourcesAnswer, SourcesRequest
-from tests.support.coordinators import (
-    WorkerKey,
-    add_model,
-    announcement,
-    bearer,
-    eventually,
-    eventually_answered,
-    http_session,
-    join_secret_of,
-    joined_worker,
-    key_of,
-    proven_join,
-    running_coordinator,
-)
+from tests.support.coordinators import bearer, http_session, join_secret_of, key_of, running_coordinator
+from tests.support.joining import WorkerKey, proven_join
+from tests.support.scripted_worker import announcement, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually, eventually_answered
 
 
 async def test_a_worker_joins_connects_and_is_given_blocks(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from playwright.async_api import Browser, expect
 from protocol.generation_rest import GenerationPage
 from protocol.settings_rest import ChangeSettingsRequest
 from tests.support.browsers import dashboard, go_to, keep_picture
-from tests.support.coordinators import eventually, key_of
+from tests.support.coordinators import key_of
 from tests.support.gateways import gateway_cluster, served_gateway
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import WholeCluster
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]

@@ -15,7 +15,10 @@ from coordinator.policy.statuses import status_as
 from protocol.control_messages import Heartbeat, SpanReport
 from protocol.ids import BlockRange, WorkerId
 from tests.support.browsers import dashboard, go_to, keep_figures, keep_picture
-from tests.support.coordinators import add_model, announcement, eventually, running_coordinator
+from tests.support.coordinators import running_coordinator
+from tests.support.scripted_worker import announcement
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.timeout(180)]
 N_WORKERS = 1000

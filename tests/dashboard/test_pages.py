@@ -11,7 +11,8 @@ import pytest
 from playwright.async_api import Browser, Locator, Page, Request, expect
 
 from tests.support.browsers import dashboard, keep_figures, keep_picture, opened_page, sign_in
-from tests.support.coordinators import add_model, key_of, running_coordinator
+from tests.support.coordinators import key_of, running_coordinator
+from tests.support.stored_model import add_model
 from tests.support.watched_cluster import HOSTS, N_BLOCKS, small_cluster
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]

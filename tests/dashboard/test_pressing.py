@@ -13,7 +13,8 @@ from protocol.control_messages import Leaving
 from protocol.key_rest import CreateKeyRequest, KeyList
 from protocol.rest import RouteGrant, RouteRequest
 from tests.support.browsers import dashboard, go_to, keep_picture
-from tests.support.coordinators import eventually, http_session, key_of, running_coordinator
+from tests.support.coordinators import http_session, key_of, running_coordinator
+from tests.support.waiting import eventually
 from tests.support.watched_cluster import HOSTS, TINY, small_cluster, spare_worker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.coordinators import eventually, key_of
+from tests.support.coordinators import key_of
 from tests.support.gateways import gateway_cluster
+from tests.support.waiting import eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

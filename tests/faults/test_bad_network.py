@@ -14,8 +14,8 @@ from benchmarks.relay import Relay
 from benchmarks.relayed_connection import Direction, RelayedConnection
 from benchmarks.streams import WatchedStream
 from tests.faults.conftest import show
-from tests.support.coordinators import eventually
 from tests.support.relayed_cluster import RelayedCluster, relayed_cluster
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import greedy_ids
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]

@@ -35,15 +35,11 @@ from tests.support.bad_file_server import (
     stalling,
     without_ranges,
 )
-from tests.support.coordinators import (
-    WorkerKey,
-    add_model,
-    announcement,
-    enrolled,
-    joined_worker,
-    running_coordinator,
-)
+from tests.support.coordinators import running_coordinator
 from tests.support.fetching import fetching_into, joined_sources
+from tests.support.joining import WorkerKey, enrolled
+from tests.support.scripted_worker import announcement, joined_worker
+from tests.support.stored_model import add_model
 from worker.files import FileCache
 
 FLIPPED = DATA[:70_000] + bytes([DATA[70_000] ^ 1]) + DATA[70_001:]

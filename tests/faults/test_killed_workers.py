@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.streams import WatchedStream
 from tests.faults.conftest import GREEDY, LONG, SAMPLED, STAGES, Faulty, all_reached, failovers
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

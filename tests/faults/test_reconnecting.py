@@ -18,8 +18,9 @@ from protocol.cluster_rest import ClusterStatus
 from protocol.ids import WorkerId
 from protocol.pinned_http import pinned_session
 from tests.support.coord_process import Served, forked
-from tests.support.coordinators import eventually, running_coordinator
+from tests.support.coordinators import running_coordinator
 from tests.support.fleet import fleet_of
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import greedy_ids, packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

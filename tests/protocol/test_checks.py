@@ -20,7 +20,7 @@ from protocol.checks import (
     report_table,
 )
 from protocol.errors import StorageError
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 
 
 async def found() -> Finding:

@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 import protocol.door
 from protocol.door import Door, bound_sockets
 from protocol.metrics import RefusedConnections, exposition
-from tests.support.coordinators import eventually
 from tests.support.streets import Echo, Street, ended
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from protocol.event_loops import event_loop
-from tests.support.coordinators import eventually
 from tests.support.streets import Echo, Street, ended
+from tests.support.waiting import eventually
 
 
 class LoopOfWindows(asyncio.SelectorEventLoop):

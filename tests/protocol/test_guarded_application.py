@@ -16,7 +16,7 @@ from aiohttp.typedefs import Handler
 from structlog.testing import capture_logs
 
 from protocol.guarded_application import guarded_application
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from coordinator.announcing import Announcer
 from protocol.ids import CoordinatorId
 from protocol.lan import Announced
 from protocol.running_beside import running_beside
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from worker.discovery import announced_coordinators
 
 LISTENS_ON = "192.0.2.7"

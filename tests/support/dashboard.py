@@ -22,7 +22,8 @@ from coordinator.dashboard_door import COOKIE, CSRF_HEADER
 from coordinator.policy.live import with_changes
 from protocol.dashboard_rest import DashboardSession, LiveDelta, LiveState, SignInRequest, StreamEnd
 from protocol.tls import COORDINATOR_NAME
-from tests.support.coordinators import DEADLINE_S, Answer, Http, http_session, key_of
+from tests.support.coordinators import Answer, Http, http_session, key_of
+from tests.support.waiting import DEADLINE_S
 
 
 @dataclass(slots=True, kw_only=True)

@@ -15,7 +15,9 @@ from coordinator.state_folder import StateFolder
 from protocol.control_messages import Announce, Heartbeat
 from protocol.ids import WorkerId
 from protocol.tickets import SessionToken, sign_claims, ticket_key
-from tests.support.coordinators import WorkerKey, announcement, eventually
+from tests.support.joining import WorkerKey
+from tests.support.scripted_worker import announcement
+from tests.support.waiting import eventually
 from worker.enrolment import Credentials, CredentialsHolder
 from worker.holdings import Holdings
 from worker.uplink import Uplink

@@ -11,7 +11,8 @@ from typing import Any
 from coordinator.app import RunningCoordinator, utc_now_s
 from protocol.control_messages import Announce, EndSessions, Heartbeat
 from protocol.ids import ModelName, SessionId
-from tests.support.coordinators import announcement, join_secret_of
+from tests.support.coordinators import join_secret_of
+from tests.support.scripted_worker import announcement
 from worker.enrolment import Credentials, CredentialsHolder, enrol
 from worker.holdings import Holdings
 from worker.identity import load_identity

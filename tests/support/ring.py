@@ -6,12 +6,12 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 import torch
@@ -22,21 +22,14 @@ from protocol.frames import MAX_FRAME_BYTES, Frame, decode_frames, encode_frame
 from protocol.ids import BlockRange, CoordinatorId, ModelName, Revision, SessionId, WorkerId
 from protocol.messages import (
     PROTOCOL_VERSION,
-    AttachTail,
-    CloseSession,
     DataMessage,
-    OpenSession,
-    SamplingParams,
-    SessionEnded,
-    Step,
-    Token,
 )
-from protocol.tensors import bytes_from_tensor
 from protocol.tickets import AttachTicket, Ticket, sign_claims
 from protocol.tls import client_context, server_context, worker_name
 from tests.support.pki import TestAuthority, WorkerFiles
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from tests.support.tiny_models import N_BLOCKS
+from tests.support.waiting import eventually
 from worker.engine import Engine
 from worker.enrolment import Credentials, CredentialsHolder
 from worker.holdings import Holdings
@@ -184,100 +177,6 @@ class Ring:
 
     async def until_clean(self) -> None:
         await eventually(self.is_clean)
-
-
-def ids_payload(ids: Sequence[int]) -> bytes:
-    return bytes(bytes_from_tensor(torch.tensor(ids, dtype=torch.int32))[1])
-
-
-def prompt_step(session_id: str, ids: Sequence[int], position: int = 0, *, is_last: bool = True) -> Step:
-    return Step(
-        session_id=SessionId(session_id), position=position, n_tokens=len(ids), dtype="int32", is_last=is_last
-    )
-
-
-@dataclass
-class Generation:
-    """A generation under way: one wire to the head, one to the tail."""
-
-    ring: Ring
-    session_id: str
-    head: Wire
-    tail: Wire
-    prompt: list[int]
-    sampling: SamplingParams
-    tickets: list[str]
-    attach_ticket: str
-    n_prompt: int = 0
-    """As in `OpenSession`."""
-
-    @classmethod
-    async def prepared(cls, ring: Ring, prompt: list[int], max_tokens: int = 8, **changes: Any) -> Self:
-        session_id = changes.pop("session_id", None) or secrets.token_hex(8)
-        sampling = SamplingParams(max_tokens=max_tokens, **changes.pop("sampling", {}))
-        head = changes.pop("head_wire", None) or await ring.connect(ring.workers[0])
-        tail = changes.pop("tail_wire", None) or (
-            head if len(ring.workers) == 1 else await ring.connect(ring.workers[-1])
-        )
-        limit = {"max_positions": changes["max_positions"]} if "max_positions" in changes else {}
-        n_prompt = changes.pop("n_prompt", 0)
-        tickets = ring.tickets(session_id, **changes)
-        attach_ticket = ring.attach_ticket(session_id, **limit)
-        return cls(ring, session_id, head, tail, prompt, sampling, tickets, attach_ticket, n_prompt)
-
-    async def open(self, deadline_s: float = 30.0) -> None:
-        message = OpenSession(
-            session_id=SessionId(self.session_id),
-            tickets=tuple(self.tickets),
-            deadline_s=deadline_s,
-            n_prompt=self.n_prompt,
-        )
-        await self.head.send(message)
-
-    async def attach(self, prompt: list[int] | None = None) -> None:
-        message = AttachTail(
-            session_id=SessionId(self.session_id), ticket=self.attach_ticket, sampling=self.sampling
-        )
-        await self.tail.send(message, ids_payload(self.prompt if prompt is None else prompt))
-
-    async def step(self) -> None:
-        await self.head.send(prompt_step(self.session_id, self.prompt), ids_payload(self.prompt))
-
-    async def begin(self) -> None:
-        await self.open()
-        await self.attach()
-        await self.step()
-
-    async def tokens(self) -> list[Token]:
-        """Tokens to the end; fails on a `SessionEnded`."""
-        found: list[Token] = []
-        while not found or found[-1].finish_reason is None:
-            message = await self.tail.receive((Token, SessionEnded))
-            assert isinstance(message, Token), message
-            assert message.session_id == self.session_id
-            assert message.index == len(found)
-            found.append(message)
-        return found
-
-    async def ids(self) -> list[int]:
-        return [token.token_id for token in await self.tokens()]
-
-    async def cancel(self, wire: Wire) -> None:
-        await wire.send(CloseSession(session_id=SessionId(self.session_id), reason="cancelled"))
-
-
-async def generated(ring: Ring, prompt: list[int], max_tokens: int = 8, **changes: Any) -> list[int]:
-    """The answer to a prompt."""
-    generation = await Generation.prepared(ring, prompt, max_tokens, **changes)
-    await generation.begin()
-    return await generation.ids()
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Poll until it holds."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - whatever the condition looks at has no event
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

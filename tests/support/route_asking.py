@@ -10,7 +10,8 @@ import pytest
 from coordinator.app import RunningCoordinator
 from protocol.ids import ModelName
 from protocol.rest import ErrorAnswer, RouteGrant, RouteRequest
-from tests.support.coordinators import Answer, Http, add_model, http_session, key_of, running_coordinator
+from tests.support.coordinators import Answer, Http, http_session, key_of, running_coordinator
+from tests.support.stored_model import add_model
 
 TINY = ModelName("tiny")
 

@@ -9,11 +9,8 @@ from protocol.messages import (
     SessionOpened,
     Token,
 )
-from tests.support.ring import (
-    Generation,
-    Ring,
-    Wire,
-)
+from tests.support.ring import Ring, Wire
+from tests.support.ring_generation import Generation
 
 PROMPT = [5, 9, 30, 4, 77, 12]
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from protocol.frames import Frame, decode_frames
 from protocol.messages import PROTOCOL_VERSION
-from tests.support.ring import eventually
+from tests.support.waiting import eventually
 from worker.connections import Connection
 
 

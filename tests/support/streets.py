@@ -13,8 +13,8 @@ from typing import cast
 
 from protocol.door import Door, Refusal, bound_sockets
 from protocol.tls import client_context, server_context, worker_name
-from tests.support.coordinators import eventually_answered
 from tests.support.pki import TestAuthority
+from tests.support.waiting import eventually_answered
 
 TLS_BEGINS = b"\x16\x03\x01\x02\x00\x01"
 

@@ -16,14 +16,10 @@ from coordinator.app import RunningCoordinator
 from coordinator.policy.views import model_info
 from protocol.control_messages import Assign, EndSessions, Heartbeat
 from protocol.ids import BlockRange, ModelName, SessionId, WorkerId
-from tests.support.coordinators import (
-    ScriptedWorker,
-    add_model,
-    announcement,
-    eventually,
-    joined_worker,
-    running_coordinator,
-)
+from tests.support.coordinators import running_coordinator
+from tests.support.scripted_worker import ScriptedWorker, announcement, joined_worker
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 
 TINY = ModelName("tiny")
 N_BLOCKS = 12

@@ -33,17 +33,11 @@ from protocol.errors import ForbiddenError
 from protocol.ids import BlockRange, ModelName
 from protocol.key_limits import UNLIMITED, KeyLimits
 from protocol.key_rest import CreatedKey, CreateKeyRequest
-from tests.support.coordinators import (
-    Answer,
-    eventually,
-    http_session,
-    join_secret_of,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import Answer, http_session, join_secret_of, key_of, running_coordinator
 from tests.support.long_texts import LONG_CONFIGS
 from tests.support.measured_once import measure_once
 from tests.support.tiny_models import TINY_CONFIGS, TINY_ENCODERS, save_tiny_model
+from tests.support.waiting import eventually
 from worker.app import RunningWorker, running, utc_now_s
 from worker.config import WorkerConfig
 

@@ -8,7 +8,7 @@ from coordinator.policy.sizing import KV_TARGETS, span_bytes
 from coordinator.policy.views import model_info, worker_info
 from protocol.ids import BlockRange, ModelName
 from protocol.messages import WeightFormat
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import Packed, packed_tiny, whole_cluster
 
 TINY = ModelName("tiny")

@@ -8,7 +8,7 @@ import pytest
 
 from protocol.errors import ContextExceededError
 from protocol.ids import ModelName
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import WholeCluster, packed_tiny, whole_cluster
 
 PROMPT = [5, 9, 30, 4, 77, 12]

@@ -16,8 +16,8 @@ from coordinator import client_api
 from coordinator.policy.sizing import span_bytes
 from protocol.errors import DeadlineExceededError, ModelUnavailableError
 from protocol.ids import BlockRange, FileHash, WorkerId
-from tests.support.coordinators import eventually
 from tests.support.postgres import PostgresServer
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import (
     Packed,
     WholeCluster,

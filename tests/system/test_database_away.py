@@ -14,8 +14,9 @@ import pytest
 from benchmarks.streams import WatchedStream
 from protocol.ids import ModelName
 from protocol.rest import ErrorAnswer, RouteRequest
-from tests.support.coordinators import Http, eventually_answered, http_session, key_of
+from tests.support.coordinators import Http, http_session, key_of
 from tests.support.postgres import PostgresServer, running_postgres
+from tests.support.waiting import eventually_answered
 from tests.support.whole_cluster import packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

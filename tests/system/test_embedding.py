@@ -18,8 +18,9 @@ from protocol.audit_rest import AuditInfo
 from protocol.errors import ContextExceededError, InvalidRequestError, NotFoundError
 from protocol.key_limits import KeyLimits
 from protocol.quota_rest import UsageList
-from tests.support.coordinators import eventually, key_of
+from tests.support.coordinators import key_of
 from tests.support.tiny_models import N_BLOCKS
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import Member, WholeCluster, packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]

@@ -12,7 +12,7 @@ import pytest
 from client.api import Client
 from protocol.errors import BrigadeError
 from protocol.key_limits import KeyLimits
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import packed_tiny, whole_cluster
 from worker.engine_core import EngineCore
 from worker.fairness import Tenant

@@ -13,7 +13,8 @@ import pytest
 from protocol.ids import SessionId
 from protocol.messages import SessionEnded, SessionOpened, SharedPrefix, Token
 from tests.support.long_texts import LONG_CONFIGS, ORIGINAL, RUN_ANEW, greedy_answer
-from tests.support.ring import Generation, Ring, running_ring
+from tests.support.ring import Ring, running_ring
+from tests.support.ring_generation import Generation
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from tests.support.whole_cluster import packed_tiny, whole_cluster
 from tests.system.test_take_over import break_at

@@ -20,9 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.api_key import new_api_key
 from protocol.guarded_site import MAX_HANDSHAKES
-from tests.support.coordinators import bearer, eventually_answered, http_session, key_of
+from tests.support.coordinators import bearer, http_session, key_of
 from tests.support.gateways import ENDS, ServedGateway, packed_tiny_chat, served_gateway
 from tests.support.pki import TestAuthority
+from tests.support.waiting import eventually_answered
 from tests.support.whole_cluster import whole_cluster
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]

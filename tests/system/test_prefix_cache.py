@@ -10,8 +10,10 @@ import pytest
 
 from protocol.ids import SessionId
 from protocol.messages import CloseSession, SessionOpened, SharedPrefix
-from tests.support.ring import Generation, Ring, eventually, running_ring
+from tests.support.ring import Ring, running_ring
+from tests.support.ring_generation import Generation
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import greedy_ids, packed_tiny, whole_cluster
 
 Checkpoints = Callable[[str], TinyCheckpoint]

@@ -12,7 +12,7 @@ from client.api import Client
 from protocol.errors import InvalidRequestError
 from protocol.frames import Frame
 from protocol.messages import AttachTail, CloseSession, Credit, OpenSession, SamplingParams, SessionOpened, Step
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import WholeCluster, greedy_ids, hop_ranges, packed_tiny, whole_cluster
 from worker import connections
 

@@ -13,7 +13,8 @@ from protocol.cluster_rest import ClusterStatus
 from protocol.errors import ConflictError
 from protocol.plan_rest import PlanInfo
 from protocol.rest import ErrorAnswer
-from tests.support.coordinators import eventually, http_session, key_of
+from tests.support.coordinators import http_session, key_of
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import Member, Packed, WholeCluster, greedy_ids, packed_tiny, whole_cluster
 from worker.engine_core import EngineCore
 

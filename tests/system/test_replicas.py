@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol.ids import ModelName
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import WholeCluster, greedy_ids, packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

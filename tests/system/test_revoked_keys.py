@@ -12,7 +12,8 @@ import pytest
 from benchmarks.streams import WatchedStream
 from protocol.api_key import api_key_from_text
 from protocol.errors import UnauthenticatedError
-from tests.support.coordinators import eventually, key_of
+from tests.support.coordinators import key_of
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import WholeCluster, packed_tiny, whole_cluster
 
 pytestmark = pytest.mark.timeout(120)

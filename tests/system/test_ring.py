@@ -8,16 +8,10 @@ import pytest
 
 from protocol.ids import SessionId
 from protocol.messages import CloseSession, SessionEnded, SessionOpened, Token
-from tests.support.ring import (
-    CHUNK,
-    OTHER_MODEL,
-    OTHER_REVISION,
-    Generation,
-    eventually,
-    generated,
-    running_ring,
-)
+from tests.support.ring import CHUNK, OTHER_MODEL, OTHER_REVISION, running_ring
+from tests.support.ring_generation import Generation, generated
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.waiting import eventually
 from worker import connections
 
 Checkpoints = Callable[[str], TinyCheckpoint]

@@ -13,7 +13,8 @@ import pytest
 from client.api import Client
 from protocol.cluster_rest import WorkerInfo
 from protocol.ids import WorkerId
-from tests.support.coordinators import eventually, http_session, key_of
+from tests.support.coordinators import http_session, key_of
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import Member, WholeCluster, hop_ranges, packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from protocol.secret_rest import RotatedSecret, RotateSecretRequest, SecretsInfo
-from tests.support.coordinators import eventually_answered, join_secret_of
+from tests.support.coordinators import join_secret_of
+from tests.support.waiting import eventually_answered
 from tests.support.whole_cluster import packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

@@ -11,7 +11,8 @@ import pytest
 from protocol.errors import InternalError
 from protocol.ids import SessionId
 from protocol.messages import SessionEnded, SharedPrefix, Step, Token
-from tests.support.ring import Generation, Ring, generated, ids_payload, running_ring
+from tests.support.ring import Ring, running_ring
+from tests.support.ring_generation import Generation, generated, ids_payload
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from tests.support.whole_cluster import greedy_ids, packed_tiny, whole_cluster
 from tests.system.test_take_over import break_at

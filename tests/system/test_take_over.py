@@ -12,8 +12,10 @@ import pytest
 from protocol.errors import InternalError
 from protocol.ids import SessionId
 from protocol.messages import CloseSession, SessionEnded, Token
-from tests.support.ring import Generation, Ring, RingWorker, eventually, generated, running_ring
+from tests.support.ring import Ring, RingWorker, running_ring
+from tests.support.ring_generation import Generation, generated
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.waiting import eventually
 from worker.engine_core import EngineCore
 
 Checkpoints = Callable[[str], TinyCheckpoint]

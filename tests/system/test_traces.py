@@ -15,8 +15,8 @@ from client.timings import Timings
 from protocol.span_export import span_export
 from protocol.spans import NO_SPANS
 from protocol.tracing import new_trace, within
-from tests.support.coordinators import eventually
 from tests.support.otlp_receiver import otlp_receiver
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import WholeCluster, packed_tiny, whole_cluster
 
 PROMPT = [5, 9, 30, 4, 77, 12]

@@ -18,7 +18,8 @@ from coordinator.policy.state import ClusterState
 from protocol.api_key import api_key_from_text
 from protocol.errors import InternalError
 from protocol.key_rest import CreatedKey, CreateKeyRequest
-from tests.support.coordinators import eventually, eventually_answered, http_session, key_of
+from tests.support.coordinators import http_session, key_of
+from tests.support.waiting import eventually, eventually_answered
 from tests.support.whole_cluster import Member, WholeCluster, greedy_ids, packed_tiny, whole_cluster
 from worker.engine_core import EngineCore
 

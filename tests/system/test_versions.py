@@ -22,17 +22,12 @@ from protocol.tickets import Ticket, verified_claims
 from protocol.tls import COORDINATOR_NAME
 from protocol.worker_rest import ChallengeRequest
 from tests.protocol.recorded import bodies_1_0
-from tests.support.coordinators import (
-    WorkerKey,
-    add_model,
-    bearer,
-    connected_worker,
-    enrolled,
-    http_session,
-    key_of,
-    running_coordinator,
-)
-from tests.support.ring import Generation, generated, running_ring
+from tests.support.coordinators import bearer, http_session, key_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled
+from tests.support.ring import running_ring
+from tests.support.ring_generation import Generation, generated
+from tests.support.scripted_worker import connected_worker
+from tests.support.stored_model import add_model
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from worker.engine_core import EngineCore
 

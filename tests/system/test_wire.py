@@ -9,7 +9,7 @@ import pytest
 from coordinator.policy.views import worker_info
 from protocol.cluster_rest import WorkerInfo
 from protocol.ids import WorkerId
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import packed_tiny, whole_cluster
 
 N_PROMPT = 400

@@ -11,7 +11,7 @@ from coordinator.policy.trust import TrustRecord
 from protocol.audit_rest import AuditInfo
 from protocol.cluster_rest import ClusterStatus
 from protocol.errors import ClockSkewError
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import greedy_ids, packed_tiny, whole_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

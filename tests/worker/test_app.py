@@ -27,10 +27,11 @@ from protocol.errors import (
     WrongSecretError,
 )
 from protocol.ids import BlockRange, ModelName
-from tests.support.coordinators import eventually, http_session, join_secret_of, key_of, running_coordinator
+from tests.support.coordinators import http_session, join_secret_of, key_of, running_coordinator
 from tests.support.measured_once import measure_once
 from tests.support.tiny_models import N_BLOCKS, TINY_CONFIGS, save_tiny_model
 from tests.support.tiny_tokenizer import tiny_files
+from tests.support.waiting import eventually
 from worker.app import RunningWorker, running
 from worker.config import WorkerConfig
 from worker.engine_core import EngineCore

@@ -19,8 +19,9 @@ from protocol.author_keys import author_key_of
 from protocol.control_messages import Assign, SpanAssignment
 from protocol.ids import BlockRange, ModelName, Revision
 from protocol.model_signature import sign
-from tests.support.coordinators import add_model, running_coordinator
+from tests.support.coordinators import running_coordinator
 from tests.support.fetching import fetching_into, joined_sources
+from tests.support.stored_model import add_model
 from tests.support.tiny_checkpoint import CPU
 from worker.authorship import Authorship
 from worker.duties import KeeperLimits

@@ -9,8 +9,9 @@ from protocol.errors import HopLostError, OverloadedError
 from protocol.frames import MAX_JOINED_BYTES, decode_frame, decode_frames, encode_frame
 from protocol.ids import SessionId, WorkerId
 from protocol.messages import PROTOCOL_VERSION, CloseSession, Credit, Token
-from tests.support.ring import WAIT_S, eventually
+from tests.support.ring import WAIT_S
 from tests.support.socket_pair import connected, frames_from
+from tests.support.waiting import eventually
 from worker.connections import MAX_DIRECT_BYTES, MAX_QUEUED_MESSAGES, MAX_QUEUED_TOKENS, Connection
 
 SESSION = SessionId("s")

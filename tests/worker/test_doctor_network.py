@@ -16,14 +16,9 @@ from protocol.invite_rest import CreatedInvite, CreateInviteRequest, InviteList
 from protocol.invites import invite_from_text
 from protocol.rest import Hello
 from tests.support.announced import announced
-from tests.support.coordinators import (
-    eventually_answered,
-    http_session,
-    join_secret_of,
-    key_of,
-    running_coordinator,
-)
+from tests.support.coordinators import http_session, join_secret_of, key_of, running_coordinator
 from tests.support.strangers import saying_hello
+from tests.support.waiting import eventually_answered
 from worker.doctor_network import Doorway, announced_urls, coordinator_checks, doorway_checks
 
 SECRET = secrets.token_urlsafe(32)

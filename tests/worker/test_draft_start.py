@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ConfigError
-from tests.support.coordinators import eventually
+from tests.support.waiting import eventually
 from tests.worker.test_app import cluster, is_ready, reported
 from worker.app import running
 from worker.draft_model import DraftModelInfo, DraftModelRequest

@@ -18,8 +18,8 @@ from protocol.control_messages import SpanAssignment
 from protocol.errors import ConfigError
 from protocol.ids import BlockRange, ModelName, Revision, SessionId
 from protocol.messages import MAX_DRAFTS
-from tests.support.coordinators import eventually
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import WholeCluster, greedy_ids, packed_tiny, whole_cluster
 from worker.draft_model import MAX_POSITIONS, DraftModelRequest
 from worker.engine import Engine

@@ -14,8 +14,9 @@ from coordinator.policy.state import WorkerRecord
 from protocol.errors import StorageError, WrongSecretError
 from protocol.exit_codes import EXIT_CANCELLED, EXIT_OK, EXIT_USAGE
 from tests.support.announced import announced
-from tests.support.coordinators import RunningCoordinator, eventually, join_secret_of, running_coordinator
+from tests.support.coordinators import RunningCoordinator, join_secret_of, running_coordinator
 from tests.support.paused_worker import AT_TORCH, paused_worker
+from tests.support.waiting import eventually
 from worker.app import running
 from worker.config import WorkerConfig
 from worker.early_enrolment import early_start

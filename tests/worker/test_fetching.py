@@ -12,8 +12,9 @@ import aiohttp
 
 from protocol.ids import FileHash
 from protocol.manifest import ModelFile
-from tests.support.coordinators import add_model, running_coordinator
+from tests.support.coordinators import running_coordinator
 from tests.support.fetching import fetching_into, joined_sources
+from tests.support.stored_model import add_model
 from worker.byte_sizes import size_text
 from worker.fetching import Fetching
 from worker.files import FileCache

@@ -16,7 +16,7 @@ from protocol.guarded_application import errors_to_answers
 from protocol.ids import FileHash
 from protocol.tls import client_context, server_context, worker_name
 from tests.support.pki import TestAuthority, WorkerFiles
-from tests.support.ring import eventually
+from tests.support.waiting import eventually
 from worker.file_server import FileServer
 from worker.files import FileCache
 

@@ -29,8 +29,10 @@ from protocol.messages import (
 )
 from tests.support.fake_worker import FakeWorker, fake_worker, opened_by
 from tests.support.hidden_steps import SESSION, hidden_step
-from tests.support.ring import CHUNK, Generation, Ring, eventually, generated, ids_payload, running_ring
+from tests.support.ring import CHUNK, Ring, running_ring
+from tests.support.ring_generation import Generation, generated, ids_payload
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
+from tests.support.waiting import eventually
 from worker.ending import MAX_RELAYED_CHARS
 
 Checkpoints = Callable[[str], TinyCheckpoint]

@@ -16,8 +16,10 @@ from protocol.messages import (
 from protocol.tickets import sign_claims
 from tests.support.fake_worker import fake_worker, opened_by
 from tests.support.hidden_steps import SESSION, hidden_step
-from tests.support.ring import Generation, Ring, eventually, generated, running_ring
+from tests.support.ring import Ring, running_ring
+from tests.support.ring_generation import Generation, generated
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.waiting import eventually
 from worker.prompt_costs import PromptCosts, RunStep, StepCost
 
 Checkpoints = Callable[[str], TinyCheckpoint]

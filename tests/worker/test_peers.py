@@ -14,8 +14,10 @@ from benchmarks.relay import Relay
 from protocol.errors import HopLostError
 from protocol.ids import SessionId
 from protocol.messages import PROTOCOL_VERSION, SessionEnded, Token
-from tests.support.ring import Generation, eventually, generated, running_ring
+from tests.support.ring import running_ring
+from tests.support.ring_generation import Generation, generated
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.waiting import eventually
 from worker.limits import Limits
 from worker.peers import Peers
 

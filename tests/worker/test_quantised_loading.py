@@ -17,9 +17,9 @@ from protocol.ids import BlockRange
 from protocol.messages import Quantization
 from protocol.weight_sizes import span_weight_bytes
 from tests.coordinator.gguf_support import write_gguf
-from tests.support.coordinators import eventually
 from tests.support.open_files import is_open
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
+from tests.support.waiting import eventually
 from worker.engine import Engine
 from worker.loaded_stage import load_stage
 from worker.quantised_cache import QuantisedCache

@@ -17,9 +17,11 @@ from protocol.messages import CloseSession, SessionEnded, SessionOpened, Token
 from protocol.tls import client_context, worker_name
 from tests.support.open_files import is_cut, nothing_left_open
 from tests.support.pki import TestAuthority
-from tests.support.ring import Generation, Ring, eventually, generated, running_ring
+from tests.support.ring import Ring, running_ring
+from tests.support.ring_generation import Generation, generated
 from tests.support.socket_pair import connected
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.waiting import eventually
 from worker.engine import Engine
 from worker.enrolment import Credentials, CredentialsHolder
 from worker.holdings import Holdings

@@ -14,16 +14,11 @@ from protocol.messages import (
     SessionEnded,
     Token,
 )
-from tests.support.ring import (
-    Generation,
-    eventually,
-    generated,
-    ids_payload,
-    prompt_step,
-    running_ring,
-)
+from tests.support.ring import running_ring
+from tests.support.ring_generation import Generation, generated, ids_payload, prompt_step
 from tests.support.sessions import PROMPT, opened, refusal
 from tests.support.tiny_checkpoint import TinyCheckpoint
+from tests.support.waiting import eventually
 from worker.engine_core import EngineCore
 from worker.limits import Limits
 

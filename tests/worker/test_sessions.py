@@ -17,12 +17,8 @@ from protocol.messages import (
     SessionOpened,
 )
 from protocol.tickets import SessionToken, sign_claims
-from tests.support.ring import (
-    Generation,
-    ids_payload,
-    prompt_step,
-    running_ring,
-)
+from tests.support.ring import running_ring
+from tests.support.ring_generation import Generation, ids_payload, prompt_step
 from tests.support.sessions import PROMPT, opened, refusal
 from tests.support.tiny_checkpoint import TinyCheckpoint
 

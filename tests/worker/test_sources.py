@@ -11,15 +11,9 @@ from coordinator.app import RunningCoordinator, utc_now_s
 from protocol.control_messages import Assign
 from protocol.ids import FileHash
 from protocol.manifest import ModelFile
-from tests.support.coordinators import (
-    WorkerKey,
-    announcement,
-    connected_worker,
-    enrolled,
-    join_secret_of,
-    joined_worker,
-    running_coordinator,
-)
+from tests.support.coordinators import join_secret_of, running_coordinator
+from tests.support.joining import WorkerKey, enrolled
+from tests.support.scripted_worker import announcement, connected_worker, joined_worker
 from worker.downloads import FileSource
 from worker.enrolment import CredentialsHolder, enrol
 from worker.identity import load_identity

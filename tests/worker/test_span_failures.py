@@ -12,8 +12,8 @@ from coordinator.policy.views import worker_info
 from protocol.control_messages import SpanAssignment
 from protocol.errors import BrigadeError, ConfigError, OverloadedError, UnreachableError, UntrustedFileError
 from protocol.ids import BlockRange, ModelName, Revision
-from tests.support.coordinators import eventually
 from tests.support.tiny_models import N_BLOCKS
+from tests.support.waiting import eventually
 from tests.worker.test_app import cluster
 from worker.span_failures import SpanFailures
 

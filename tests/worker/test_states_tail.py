@@ -25,9 +25,11 @@ from protocol.messages import (
     Step,
 )
 from protocol.tensors import bytes_from_tensor, tensor_from_bytes
-from tests.support.ring import WAIT_S, Ring, Wire, eventually, ids_payload, running_ring
+from tests.support.ring import WAIT_S, Ring, Wire, running_ring
+from tests.support.ring_generation import ids_payload
 from tests.support.tiny_checkpoint import TinyCheckpoint
 from tests.support.tiny_models import N_BLOCKS
+from tests.support.waiting import eventually
 from worker.ends import Ends, load_ends, ranges_of_ends
 
 Checkpoints = Callable[[str], TinyCheckpoint]

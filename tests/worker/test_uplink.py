@@ -15,9 +15,11 @@ from protocol.control_messages import Assign, GenerationReport
 from protocol.errors import ConflictError, RequestError
 from protocol.ids import FileHash, ModelName, SessionId
 from protocol.messages import PROTOCOL_VERSION
-from tests.support.coordinators import add_model, eventually, http_session, key_of, running_coordinator
+from tests.support.coordinators import http_session, key_of, running_coordinator
 from tests.support.fleet import fleet_of
 from tests.support.linked_uplink import Linked, linked
+from tests.support.stored_model import add_model
+from tests.support.waiting import eventually
 from worker.error_groups import leaves
 from worker.holdings import Holdings
 

@@ -13,8 +13,9 @@ from coordinator.keys import TICKET_DESK
 from protocol.errors import ModelUnavailableError, UnauthenticatedError
 from protocol.ids import SessionId
 from protocol.tickets import AttachTicket, verified_claims
-from tests.support.coordinators import eventually, join_secret_of, running_coordinator
+from tests.support.coordinators import join_secret_of, running_coordinator
 from tests.support.linked_uplink import Linked, linked
+from tests.support.waiting import eventually
 from worker.enrolment import Credentials
 
 

@@ -17,8 +17,9 @@ from coordinator.tables import ReservationRow
 from protocol.control_messages import GenerationReport
 from protocol.ids import KeyId, ModelName, Revision, SessionId, WorkerId
 from protocol.key_limits import KeyLimits
-from tests.support.coordinators import eventually_answered, running_coordinator
+from tests.support.coordinators import running_coordinator
 from tests.support.linked_uplink import Linked
+from tests.support.waiting import eventually_answered
 
 
 async def test_what_clients_have_opened_is_said_once_and_again_on_a_new_socket(

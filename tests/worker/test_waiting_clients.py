@@ -7,8 +7,8 @@ import pytest
 from protocol.errors import ConflictError
 from protocol.ids import SessionId
 from protocol.messages import SamplingParams
-from tests.support.ring import eventually
 from tests.support.socket_pair import connected
+from tests.support.waiting import eventually
 from worker.connections import Connection
 from worker.tail import Attachment
 from worker.waiting_clients import WaitingClients

@@ -20,9 +20,10 @@ from client.gateway.app import running
 from protocol.api_key import new_api_key
 from protocol.errors import ConfigError, PortInUseError
 from protocol.key_limits import KeyLimits
-from tests.support.coordinators import bearer, eventually, eventually_answered
+from tests.support.coordinators import bearer
 from tests.support.gateways import ENDS, ServedGateway, gateway_config, served_gateway
 from tests.support.pki import TestAuthority
+from tests.support.waiting import eventually, eventually_answered
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 

@@ -20,8 +20,8 @@ from client.gateway.openai_chat_request import ChatRequest
 from client.gateway.openai_completions import CompletionRequest
 from client.gateway.openai_embeddings import EmbeddingRequest
 from client.gateway.openai_responses_request import ResponseRequest
-from tests.support.coordinators import eventually
 from tests.support.gateways import Answered, ServedGateway, gateway_cluster
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 

@@ -19,8 +19,8 @@ from client.gateway.body_room import BodyRoom
 from protocol.errors import OverloadedError
 from protocol.ids import KeyId
 from tests.client.gateway.test_app import CHAT, LONG, SHORT
-from tests.support.coordinators import eventually
 from tests.support.gateways import ServedGateway
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 

@@ -10,7 +10,8 @@ from client.gateway.clients import MAX_OPENING, client_pool
 from protocol.api_key import ApiKey, api_key_from_text, new_api_key
 from protocol.errors import OverloadedError, UnauthenticatedError, UnreachableError
 from protocol.running_beside import running_beside
-from tests.support.coordinators import eventually, key_of
+from tests.support.coordinators import key_of
+from tests.support.waiting import eventually
 from tests.support.whole_cluster import whole_cluster
 
 

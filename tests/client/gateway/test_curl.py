@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.coordinators import eventually, key_of
+from tests.support.coordinators import key_of
 from tests.support.gateways import ENDS, ServedGateway
+from tests.support.waiting import eventually
 
 CURL = shutil.which("curl")
 pytestmark = [

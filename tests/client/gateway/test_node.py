@@ -10,9 +10,10 @@ import pytest
 import pytest_asyncio
 
 from protocol.key_limits import KeyLimits
-from tests.support.coordinators import eventually, key_of
+from tests.support.coordinators import key_of
 from tests.support.gateways import ServedGateway, gateway_cluster
 from tests.support.node_programs import installed_packages, node_answer
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 

@@ -16,9 +16,9 @@ from client.config import ClientConfig
 from client.gateway.app import running
 from client.gateway.config import GatewayConfig
 from protocol.errors import ErrorBody
-from tests.support.coordinators import eventually
 from tests.support.scripted_cluster import Script, ScriptedCluster, scripted_cluster
 from tests.support.tiny_tokenizer import CHAT_TEMPLATE, ids_of, tiny_files
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
