@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -130,13 +131,20 @@ def _serve(config: WorkerConfig, *, is_verbose: bool) -> None:
 @contextmanager
 def _stopped_as_by_ctrl_c() -> Iterator[None]:
     """Have SIGTERM do what SIGINT does, until the worker itself takes both: what was begun is ended."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    previous = signal.signal(signal.SIGTERM, _as_ctrl_c)
     try:
         yield
     except KeyboardInterrupt as exc:  # with which typer ends the program without a word
         raise asyncio.CancelledError from exc
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _as_ctrl_c(_number: int, _frame: FrameType | None) -> None:
+    """Do what SIGINT does, or would: scripts have what they start in the background ignore that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _warn_of_arguments(secrets: Mapping[str, str | None], from_file: Container[str]) -> None:

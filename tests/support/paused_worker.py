@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +12,6 @@ from pathlib import Path
 
 AT_TORCH = "about to import torch"
 SOURCE = f"""
-import select
 import sys
 
 class Pause:
@@ -19,8 +19,6 @@ class Pause:
         if name == "torch":
             sys.meta_path.remove(self)
             print({AT_TORCH!r}, flush=True)
-            while not select.select([sys.stdin], [], [], 0.1)[0]:
-                pass  # a signal that comes just before a read without end would wait for that
             sys.stdin.readline()
 
 sys.meta_path.insert(0, Pause())
@@ -63,12 +61,20 @@ class PausedWorker:
 
 
 @asynccontextmanager
-async def paused_worker(state: Path, secret: str, *arguments: str) -> AsyncIterator[PausedWorker]:
-    """Start one; it is killed at the end."""
+async def paused_worker(
+    state: Path, secret: str, *arguments: str, is_in_background: bool = False
+) -> AsyncIterator[PausedWorker]:
+    """Start one; it is killed at the end. `is_in_background`: of a script, so without SIGINT."""
     options = ("join", *arguments, "--state", str(state), "--device", "cpu", "--threads", "1")
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
     environment = {**os.environ, "BRIGADE_SECRET": secret}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", SOURCE, *options, env=environment, **pipes)
+    sigint = signal.SIG_IGN if is_in_background else signal.SIG_DFL
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SOURCE, *options),
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+        **pipes,
+    )
     try:
         yield PausedWorker(process)
     finally:

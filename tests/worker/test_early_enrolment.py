@@ -102,9 +102,15 @@ async def test_the_state_folder_is_held_from_the_early_enrolment_on(tmp_path: Pa
             await first.said("joined")
 
 
-async def test_a_worker_that_is_stopped_while_it_loads_torch_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_in_background", [False, True])
+async def test_a_worker_that_is_stopped_while_it_loads_torch_says_so(
+    tmp_path: Path, *, is_in_background: bool
+) -> None:
     async with running_coordinator(tmp_path) as coordinator:
-        async with paused_worker(tmp_path / "worker", join_secret_of(coordinator), coordinator.url) as worker:
+        secret = join_secret_of(coordinator)
+        async with paused_worker(
+            tmp_path / "worker", secret, coordinator.url, is_in_background=is_in_background
+        ) as worker:
             await worker.said(AT_TORCH)
             worker.process.terminate()
             assert await worker.code() == EXIT_CANCELLED
