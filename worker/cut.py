@@ -23,6 +23,7 @@ from protocol.errors import UntrustedFileError
 from protocol.ids import BlockRange
 from worker.attention import implementation_of, set_implementation
 from worker.kv_cache import KVCache
+from worker.packed_linear import PackedLinear
 from worker.replacing import replace_modules
 from worker.rotary import rotary_modules
 
@@ -173,7 +174,7 @@ def _with_whole_masks(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _modules_outside(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Owner, attribute and module of everything with parameters that isn't in a block and doesn't hold them."""
+    """Owner, attribute and module of everything with weights that isn't in a block and doesn't hold them."""
     pending: list[nn.Module] = [model]
     while pending:
         owner = pending.pop()
@@ -182,8 +183,14 @@ def _modules_outside(model: PreTrainedModel, blocks: nn.ModuleList) -> Iterator[
                 continue
             if any(module is blocks for module in child.modules()):
                 pending.append(child)
-            elif next(child.parameters(), None) is not None:
+            elif _has_weights(child):
                 yield owner, name, child
+
+
+def _has_weights(module: nn.Module) -> bool:
+    if next(module.parameters(), None) is not None:
+        return True
+    return any(isinstance(part, PackedLinear) for part in module.modules())  # theirs are no parameters
 
 
 def _modules_before_blocks(model: PreTrainedModel, blocks: nn.ModuleList) -> set[nn.Module]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
 from worker import fbgemm, packed_linear, widened_linear
 from worker.batching_trial import settle_batching
@@ -86,3 +87,15 @@ def test_copies_share_the_weights() -> None:
         for one in (model, copy.deepcopy(model))
     )
     assert copied is layer
+
+
+@pytest.mark.usefixtures("processor")
+def test_views_own_no_packed_layer_that_runs_elsewhere(checkpoint: Callable[[str], TinyCheckpoint]) -> None:
+    stage = checkpoint("opt_projected").load(WHOLE, torch.bfloat16)
+    middle = stage.view(BlockRange(1, 3))
+    n_in_blocks = len(middle.packed_linears())
+    assert len(stage.packed_linears()) == n_in_blocks * len(WHOLE) // 2 + 2  # with a projection in and one out
+    payload = torch.zeros(2, middle.hidden_size, dtype=torch.bfloat16)
+    assert (
+        middle.run([StageInput(payload=payload, position=0, cache=middle.new_cache(2))])[0].shape == payload.shape
+    )
