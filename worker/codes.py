@@ -33,14 +33,19 @@ class CodedRows:
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """The weights, (n_rows, n_columns): worked out in float32 and rounded once."""
+        values = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
+        return self._worked_out(values).flatten(1)
+
+    def few_values(self, dtype: torch.dtype) -> torch.Tensor:
+        """The same, by way of float32 in memory: steps whose operations write nowhere are recorded in short."""
+        return self._worked_out(None).to(dtype).flatten(1)
+
+    def _worked_out(self, out: torch.Tensor | None) -> torch.Tensor:
         steps = (self.codes - self.zero_code).view(torch.int8)  # bytes wrap round, as signed ones do
         scales = self.scales.float()[..., None]
-        values = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
         if self.zeros is None:
-            torch.mul(steps, scales, out=values)
-        else:
-            torch.addcmul(self.zeros.float()[..., None], steps, scales, out=values)
-        return values.flatten(1)
+            return torch.mul(steps, scales, out=out)
+        return torch.addcmul(self.zeros.float()[..., None], steps, scales, out=out)
 
     def by_four_bits(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As torch's int4 kernels take codes, which multiply with (code - 8) * scale + zero and compute in `dtype`.

@@ -24,8 +24,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from worker.attention import SESSIONS, BatchCache, attention_of, implementation_of, mask_of, set_implementation
+from worker.coded_panels import CodedPanels
 from worker.kv_cache import KVCache
 from worker.packed_linear import PackedLinear
+from worker.quantised import QuantisedLinear
 from worker.screened_head import ScreenedHead
 from worker.stage import Stage
 from worker.widened_linear import WidenedLinear
@@ -203,13 +205,14 @@ def _blank_step(stage: Stage, n_sessions: int) -> tuple[torch.Tensor, torch.Tens
 def _opaque_layers(stage: Stage) -> list[tuple[nn.Module, int]]:
     """Layers that no graph can hold, each with how many values it gives of a row.
 
-    The weights of packed ones are no ordinary tensors, others are widened in pieces, and what a head that looks
-    closely at few tokens does hangs on the values.
+    The weights of packed ones are no ordinary tensors, or go through kernels that torch doesn't know, others are
+    widened in pieces, and what a head that looks closely at few tokens does hangs on the values.
     """
     layers: list[tuple[nn.Module, int]] = [
         (module, module.out_features)
         for module in stage.modules()
         if isinstance(module, (PackedLinear, WidenedLinear))
+        or (isinstance(module, QuantisedLinear) and isinstance(module.matrix, CodedPanels))
     ]
     if isinstance(stage.head, ScreenedHead):
         layers.append((stage.head, len(stage.head.weight)))
@@ -257,7 +260,7 @@ def _by_number(number: torch.Tensor, n_out: int) -> Callable[[torch.Tensor], tor
 
 
 def _called_by_number(x: torch.Tensor, number: torch.Tensor, _n_out: int) -> torch.Tensor:
-    product: torch.Tensor = layer_of(number)(x)
+    product: torch.Tensor = layer_of(number).forward(x)
     return product
 
 

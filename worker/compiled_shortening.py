@@ -3,7 +3,8 @@
 With one row most of what an operation takes is its being called. So what is equal is computed once, views of views
 become one view or none, the halves that a rotary embedding turns are negated once a step rather than in each block,
 and operations are called by torch's own bindings: those of a recording go through a dispatcher that reads their
-schema each time. All that goes by what operations do, and not by architectures.
+schema each time. Several operations that a kernel of ours does together become one (`worker.compiled_kernels`). All
+that goes by what operations do, and not by architectures.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from worker.compiled_kernels import use_kernels
 from worker.compiled_recording import GAP, LAYER
 
 aten: Any = torch.ops.aten
@@ -71,6 +73,7 @@ def shortened(recorded: fx.GraphModule) -> fx.GraphModule:
         _join_views(graph)
         _negate_once(graph)
         _turn_inside_products(graph)
+        use_kernels(graph)
         _share(graph)
         _call_directly(graph)
     return fx.GraphModule(recorded, graph)

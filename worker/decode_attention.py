@@ -1,8 +1,8 @@
-"""Attention of several sessions that have one new token each, by one product for all of them where that is faster.
+"""Attention of sessions that have one new token each: by a kernel of our own if it is there, else by torch's.
 
-torch's kernel is called session by session, and of short texts most of its time is overhead. So those are copied
-side by side in float32, padded to the longest: then all scores are one product, and what is attended to another.
-Long texts, and such of very different lengths, would be more to copy than is gained (docs/decisions/0009).
+torch's is called session by session, and of short texts most of its time is overhead. So those are copied side by
+side in float32, padded to the longest: then all scores are one product, and what is attended to another. Long
+texts, and such of very different lengths, would be more to copy than is gained (docs/decisions/0009).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from worker import decode_kernel
 
 Parts = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each session, (1, key heads, positions, width) each; maybe made one after the other."""
@@ -47,6 +49,9 @@ class DecodeAttention:
         width).
         """
         _, n_key_heads, _, width = kept[0].shape
+        if decode_kernel.serves_all(query, kept):
+            places = [decode_kernel.place_in(both, n) for both, n in zip(kept, self._n_positions, strict=True)]
+            return decode_kernel.attend(query, places, n_key_heads, width, scaling)
         if not self._pays(query, n_key_heads * width):
             return None
         pool = self._pools.get((n_key_heads, width))
@@ -65,19 +70,34 @@ class DecodeAttention:
         )
 
 
-def attend_one_by_one(query: torch.Tensor, parts: Parts, n_groups: int, scaling: float | None) -> torch.Tensor:
-    """Likewise, (1, n_sessions, heads, width), by torch's kernel; `n_groups` heads share keys and values.
+def attend_one_by_one(query: torch.Tensor, parts: Parts, scaling: float | None) -> torch.Tensor:
+    """Likewise, (1, n_sessions, heads, width)."""
+    if query.shape[2] == 1:
+        return attend_one(query, *next(iter(parts)), scaling)
+    return torch.cat(
+        [
+            attend_one(one, *both, scaling)
+            for one, both in zip(query.split_with_sizes([1] * query.shape[2], 2), parts, strict=True)
+        ],
+        1,
+    )
 
-    They become the rows of one query: the kernel's own way of sharing them takes four times as long in bfloat16.
+
+def attend_one(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention of one session, (1, 1, heads, width); `query` is (1, heads, 1, width).
+
+    For torch's kernel heads that share keys and values become the rows of one query: its own way of sharing them
+    takes four times as long in bfloat16.
     """
-    _, n_heads, n_sessions, width = query.shape
-    queries = query.view(1, n_heads // n_groups, n_groups, n_sessions, width).unbind(3)
-    attended = [
-        scaled_dot_product_attention(rows, keys, values, scale=scaling)
-        for rows, (keys, values) in zip(queries, parts, strict=True)
-    ]  # each (1, key heads, groups, width)
-    together = torch.cat(attended) if len(attended) > 1 else attended[0]
-    return together.reshape(1, n_sessions, n_heads, -1)
+    _, n_heads, _, width = query.shape
+    n_key_heads = keys.shape[1]
+    if decode_kernel.serves(query, keys, values):
+        place = decode_kernel.place_of(keys, values)
+        return decode_kernel.attend(query, [place], n_key_heads, values.shape[3], scaling)
+    rows = query.reshape(1, n_key_heads, n_heads // n_key_heads, width)
+    return scaled_dot_product_attention(rows, keys, values, scale=scaling).reshape(1, 1, n_heads, -1)
 
 
 class _Pool:

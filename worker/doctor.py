@@ -107,7 +107,7 @@ def device_finding(
 ) -> Finding:
     """The device that a worker would take, and whether a better one is left unused. Imports torch."""
     try:
-        from worker import device  # noqa: PLC0415 - that torch can't be loaded is one of the things to be found out
+        from worker import device, kernels  # noqa: PLC0415 - that torch can't be loaded is one of the things to be found out
     except (ImportError, OSError) as exc:
         return broken(f"torch can't be loaded: {exc}", _INSTALL)
     unused = unused_because(look(), device.torch_build())
@@ -116,7 +116,10 @@ def device_finding(
         reason, mend = unused
         return doubtful(f"the worker would run on the CPU, MANY TIMES SLOWER than it could: {reason}", mend)
     free = device.device_memory(chosen, root).free_bytes
-    return fine(f"{chosen.type}, {_cpus_text(usable_cpus(root))}, {_gb(free)} of its memory free")
+    seen = f"{chosen.type}, {_cpus_text(usable_cpus(root))}, {_gb(free)} of its memory free"
+    if chosen.type == "cpu" and kernels.are_missing():
+        return doubtful(f"{seen}; {kernels.MISSING}", kernels.MEND)
+    return fine(seen)
 
 
 def _cpus_text(cpus: UsableCpus) -> str:

@@ -36,11 +36,16 @@ class FbgemmWeights:
 
     def __init__(self, weight: torch.Tensor) -> None:
         factors = _factors(weight)
+        self._n_columns = weight.shape[1]
         self._products = [
             _product(part.float() if factors is None else part * factors[rows, None])
             for rows, part in _parts(weight)
         ]
         self._scales = None if factors is None else 1 / factors
+
+    def dense(self) -> torch.Tensor:
+        """The matrix as it was, or as it is computed with."""
+        return self.product(torch.eye(self._n_columns), None).t().to(torch.bfloat16)
 
     def product(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """`rows` (..., n_columns), float32, times the matrix, transposed, and the bias added: (..., n_rows)."""
@@ -65,9 +70,7 @@ def _is_there(_n_threads: int) -> bool:
     numbers = torch.linspace(-1, 1, 48 * 16).to(torch.bfloat16).view(48, 16)
     rows = numbers[:3].float()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # once: that this may go one day; then it isn't there
-            result = FbgemmWeights(numbers).product(rows, None)
+        result = FbgemmWeights(numbers).product(rows, None)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
         return False
     return torch.allclose(result, rows @ numbers.float().t(), atol=1e-5)
@@ -79,8 +82,11 @@ def _product(weight: torch.Tensor) -> _Product:
     Of torch's two ways to the same kernels one runs in one thread only, the other takes ten times as long to call.
     """
     if torch.get_num_threads() == 1:
-        packed = torch.fbgemm_pack_gemm_matrix_fp16(weight)
         by_one = torch.fbgemm_linear_fp16_weight_fp32_activation
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says once of each that it may go one day: then it isn't there
+            packed = torch.fbgemm_pack_gemm_matrix_fp16(weight)
+            by_one(weight.new_zeros(1, weight.shape[1]), packed, None)
         return lambda rows: by_one(rows, packed, None)
     prepacked = torch.ops.quantized.linear_prepack_fp16(weight, None)
     by_all = torch.ops.quantized.linear_dynamic_fp16

@@ -20,6 +20,7 @@ import torch
 
 from protocol.messages import KvPrecision
 from worker.heap import mapped
+from worker.row_kernels import can_keep, keep_one_each
 
 _LARGEST_GROUP = 32
 _LARGEST_CODE = 127
@@ -79,6 +80,9 @@ class FloatStore(KVStore):
 
     def write(self, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keep keys and values (1, heads, tokens, width) from position `start` on."""
+        if self.is_joined and keys.shape[2] == 1 and can_keep(self.tensors[0], keys, values):
+            keep_one_each(self.tensors, [start], keys, values)
+            return
         for place, new in zip(self._parts(start, keys.shape[2]), (keys, values), strict=True):
             place.copy_(new)
 
@@ -150,6 +154,9 @@ def write_together(
     """
     joined = [store.tensors[0] for store in stores if isinstance(store, FloatStore) and store.is_joined]
     if len(joined) == len(stores):
+        if max(n_new) == 1 and can_keep(joined[0], keys, values):
+            keep_one_each(joined, starts, keys, values)
+            return joined
         both = torch.cat((keys, values))  # (2, heads, sum of n_new, width)
         places = [tensor.narrow(2, start, n) for tensor, start, n in zip(joined, starts, n_new, strict=True)]
         torch._foreach_copy_(places, both.split_with_sizes(n_new, 2))

@@ -14,6 +14,8 @@ from worker.cut import free_embedding, is_bare
 from worker.encoder_stage import EncoderStage
 from worker.gguf_file import GgufFile
 from worker.huge_pages import collapse_to_huge_pages, move_to_huge_pages
+from worker.kernels import say_if_missing
+from worker.layout import lay_out_for_decode
 from worker.loading import load_config, load_cut_model
 from worker.packed_linear import pack_linear_layers
 from worker.quantised_cache import QuantisedCache
@@ -45,8 +47,10 @@ def load_stage(
     )
     if blocks.start > 0:
         free_embedding(model)
+    say_if_missing()
     pack_linear_layers(model)
     widen_linear_layers(model)
+    lay_out_for_decode(model)
     use_columns(model)
     use_row_norms(model)
     move_to_huge_pages(model)

@@ -33,7 +33,6 @@ from worker.file_tensors import FileTensor, file_tensors
 from worker.gguf_blocks import with_encodings
 from worker.gguf_file import GgufFile
 from worker.heap import give_back_free_memory
-from worker.layout import lay_out_for_decode
 from worker.quantised_cache import QuantisedCache
 from worker.quantised_forms import matrix_forms
 from worker.quantised_loading import QuantisedLayers, put_quantised_layers
@@ -117,7 +116,6 @@ def load_cut_model(
                 state.clear()  # the model's class keeps it, and a slice keeps its file open
         _check_loaded(model, info, blocks, making.outside)
         cut_config(model, blocks)
-        lay_out_for_decode(model)
     give_back_free_memory()
     return model
 

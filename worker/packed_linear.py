@@ -1,9 +1,10 @@
-"""Linear layers of bfloat16 on the CPU, with weights in the order that the processor's kernels work on.
+"""Linear layers on the CPU, with weights in the order that the processor's kernels work on.
 
 torch multiplies a row-major bfloat16 matrix through oneDNN, but has it go through the matrix as it lies. With
 blocks made once at load the same products take 0.6 to 0.9 of the time, for one row as for sixteen. Where the
-processor has no instructions for bfloat16, torch has a loop of its own, and FBGEMM's kernels take a third to a
-seventh of its time for several rows (docs/decisions/0009). Sums are float32 in all.
+processor has AVX2 alone, kernels of our own (`worker.panels`) take float32 too. Where those weren't built, FBGEMM's
+take a third to a seventh of the time of torch's own loop for several rows of bfloat16 (docs/decisions/0009, 0025).
+Sums are float32 in all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from torch import nn
 
 from worker import fbgemm
+from worker.kernels import why_no_products
 from worker.onednn import has_bfloat16, is_bfloat16, product
+from worker.panels import PanelWeights
 from worker.replacing import replace_modules
 
 _N_ROWS = 8
@@ -29,6 +32,10 @@ class Weights(Protocol):
     @property
     def memory(self) -> Sequence[tuple[int, int]]:
         """Address and size of each piece, as far as they are known."""
+        ...
+
+    def dense(self) -> torch.Tensor:
+        """The matrix as it was."""
         ...
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -47,6 +54,11 @@ class OnednnWeights:
         """As of all weights."""
         return [(torch.ops.mkldnn.data_ptr(self._packed), torch.ops.mkldnn._nbytes(self._packed))]  # noqa: SLF001
 
+    def dense(self) -> torch.Tensor:
+        """Likewise."""
+        dense: torch.Tensor = self._packed.to_dense()
+        return dense
+
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Likewise."""
         return product(x, self._packed, bias)
@@ -63,6 +75,11 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
         self.weights = weights
         """Neither a parameter nor a buffer: whoever goes through those expects strides."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """As it was: slow, for the rare model code that looks at it."""
+        return self.weights.dense()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product, (..., out_features)."""
@@ -81,22 +98,32 @@ class InFloat32(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.layer = layer
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """As a packed layer's."""
+        return self.layer.weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product, (..., out_features), rounded once."""
         result: torch.Tensor = self.layer(x.float())
         return result.to(x.dtype)
 
 
-def can_pack() -> bool:
-    """Whether some kernels take bfloat16 weights in an order of their own here."""
-    return has_bfloat16() or fbgemm.is_there()
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether some kernels take weights of this type in an order of their own here."""
+    if dtype == torch.bfloat16:
+        return has_bfloat16() or not why_no_products() or fbgemm.is_there()
+    return dtype == torch.float32 and not why_no_products()
 
 
 def packed(layer: nn.Linear) -> PackedLinear | InFloat32:
-    """What does the same as a layer of bfloat16 on the CPU, by the kernels that are there."""
-    if has_bfloat16():
-        return PackedLinear(layer, OnednnWeights(layer.weight.detach()))
-    return InFloat32(PackedLinear(layer, fbgemm.FbgemmWeights(layer.weight.detach())))
+    """What does the same as a layer of float32 or bfloat16 on the CPU, by the kernels that are there."""
+    weight = layer.weight.detach()
+    if is_bfloat16(weight) and has_bfloat16():
+        return PackedLinear(layer, OnednnWeights(weight))
+    if not why_no_products():
+        return PackedLinear(layer, PanelWeights(weight))
+    return InFloat32(PackedLinear(layer, fbgemm.FbgemmWeights(weight)))
 
 
 @torch.inference_mode()
@@ -104,18 +131,16 @@ def product_with(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]
     """What a stage's linear layer with this weight does, so that it can be timed."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
-    made = packed(layer) if _is_packable(weight) and can_pack() else layer
+    made = packed(layer) if _is_packable(weight) else layer
     return torch.inference_mode()(made)
 
 
 @torch.no_grad()
 def pack_linear_layers(model: nn.Module) -> int:
-    """Replace the bfloat16 linear layers on the CPU whose weights are theirs alone; the number of them.
+    """Replace the layers on the CPU whose weights are theirs alone, if there are kernels for them; the number.
 
     One matrix at a time is held twice.
     """
-    if not can_pack():
-        return 0
     n_users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
 
     def replacement(layer: nn.Module) -> nn.Module | None:
@@ -127,6 +152,6 @@ def pack_linear_layers(model: nn.Module) -> int:
 
 
 def _is_packable(weight: torch.Tensor) -> bool:
-    if not is_bfloat16(weight) or not weight.numel():
+    if weight.device.type != "cpu" or not weight.numel() or not can_pack(weight.dtype):
         return False
     return all(bool(one.isfinite()) for one in torch.aminmax(weight))  # both are no number if any is none

@@ -1,4 +1,4 @@
-"""In which form matrices of codes lie on a device: for torch's packed int4 kernel if that serves, else unpacked.
+"""In which form matrices of codes lie on a device: for our kernels or torch's packed int4 kernel, or unpacked.
 
 A kernel serves if a trial on small matrices gives what the codes multiplied out give. On the CPU it must also have
 vector instructions: without them it takes 25 times as long. Times aren't measured: workers alike choose alike.
@@ -13,7 +13,9 @@ import structlog
 import torch
 
 from protocol.errors import ConfigError
+from worker.coded_panels import CodedPanels
 from worker.codes import full_precision_coded
+from worker.kernels import why_no_products
 from worker.quantised import COMPUTE_DTYPE, QuantisedMatrix
 from worker.quantised_matrix import MatrixForm, UnpackedMatrix
 from worker.quantised_tiles import TiledMatrix
@@ -44,6 +46,8 @@ def matrix_forms(device: torch.device, dtype: torch.dtype, *, instructions: str 
     if device.type != "cpu":
         return tried_forms(partial(TiledMatrix, device=device, dtype=dtype), device, dtype, looks_up=False)
     instructions = instructions or torch.backends.cpu.get_cpu_capability()
+    if dtype == COMPUTE_DTYPE and not why_no_products(instructions):
+        return tried_forms(partial(CodedPanels, dtype=dtype), device, dtype, looks_up=True)
     if not instructions.startswith("AVX"):
         return _unpacked(device, dtype, f"it has no code for this processor's vector instructions ({instructions})")
     if dtype != COMPUTE_DTYPE:

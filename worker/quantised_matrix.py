@@ -85,7 +85,7 @@ class UnpackedMatrix(CodedMatrix):
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Looked up, then multiplied out."""
-        return self._codes().pick(ids.reshape(-1)).values(self.dtype).view(*ids.shape, self.n_columns)
+        return self._codes().pick(ids.reshape(-1)).few_values(self.dtype).view(*ids.shape, self.n_columns)
 
     def dense(self) -> torch.Tensor:
         """All of it at once."""

@@ -143,6 +143,7 @@ def _opt(*, projected: bool) -> hf.PreTrainedConfig:
 
 TINY_CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "llama": lambda: hf.LlamaConfig(**_GQA),
+    "llama_wide_heads": lambda: hf.LlamaConfig(**_GQA, head_dim=32),  # as kernels of our own want them
     "llama_tied": _llama_scaled_rope,
     "qwen2": lambda: hf.Qwen2Config(
         **_GQA,

@@ -113,6 +113,7 @@ def test_if_the_shortened_recording_gives_other_bits_the_whole_one_is_replayed(
     assert greedy(stage) == whole.greedy(PROMPT, N_TOKENS)
 
 
+@pytest.mark.usefixtures("torch_kernels")
 @pytest.mark.parametrize(("dtype", "n_recordings"), [(torch.float32, 3), (torch.bfloat16, 2)], ids=str)
 def test_a_recorded_stage_that_is_dropped_frees_its_weights_at_once(
     checkpoint: Checkpoints, dtype: torch.dtype, n_recordings: int
@@ -142,6 +143,7 @@ def test_what_cant_be_recorded_is_tried_once(checkpoint: Checkpoints) -> None:
     assert [line["event"] for line in logs] == ["recording_failed"]
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_batches_are_recorded_when_such_came_and_once(checkpoint: Checkpoints) -> None:
     stage = settled(checkpoint("llama"), WHOLE)
     recordings = Recordings(stage, is_one_due=True)

@@ -32,6 +32,7 @@ def traced(operations: Operations, n_sessions: int) -> Recording:
     )
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_numbers_are_cut_where_modules_change(checkpoint: Checkpoints) -> None:
     assert size_ranges(settled(checkpoint("llama"), torch.bfloat16)) == [range(2, 33)]
     assert size_ranges(settled(checkpoint("llama"), torch.float32)) == [range(2, 3), range(3, 33)]
@@ -43,6 +44,7 @@ def test_numbers_are_cut_where_modules_change(checkpoint: Checkpoints) -> None:
     assert not any(norm._forward_pre_hooks for norm in norms)
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_what_changes_in_between_is_refused(checkpoint: Checkpoints) -> None:
     stage = settled(checkpoint("llama"), torch.bfloat16)
     for module in stage.modules():

@@ -109,6 +109,7 @@ def test_with_codes_for_weights(
         assert_same_bits(stage, n_sessions)
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_a_head_that_looks_closely_at_few_tokens_does_so_in_recordings(checkpoint: Checkpoints) -> None:
     stage = checkpoint("llama").load(BlockRange(2, 4))
     settle_batching(stage)

@@ -41,11 +41,10 @@ def apart(
     query: torch.Tensor, kept: Sequence[torch.Tensor], n_positions: Sequence[int], scaling: float | None
 ) -> torch.Tensor:
     filled = (both.narrow(2, 0, n).split(1) for both, n in zip(kept, n_positions, strict=True))
-    return attend_one_by_one(
-        query, ((keys, values) for keys, values in filled), query.shape[1] // kept[0].shape[1], scaling
-    )
+    return attend_one_by_one(query, ((keys, values) for keys, values in filled), scaling)
 
 
+@pytest.mark.usefixtures("torch_kernels")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scaling", [None, 0.3])
 @pytest.mark.parametrize("n_positions", [EVEN, (1, 1, 1, 1), (64, 64, 64, 64), (65, 60, 65, 63)])
@@ -70,6 +69,7 @@ def test_together_is_what_each_gives_alone_and_as_exact(
     assert off_by <= exact.abs().max() * 2 ** (1 - n_bits)
 
 
+@pytest.mark.usefixtures("torch_kernels")
 @pytest.mark.parametrize(
     ("n_positions", "dtype", "because"),
     [
@@ -87,6 +87,7 @@ def test_it_is_left_to_the_kernel_where_nothing_is_gained(
     assert DecodeAttention(n_positions).attend(query, kept, None) is None, because
 
 
+@pytest.mark.usefixtures("torch_kernels")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_no_number_in_one_session_stays_there(bad: float) -> None:
     attention = DecodeAttention(EVEN)
@@ -106,6 +107,7 @@ def test_what_is_no_number_in_one_session_stays_there(bad: float) -> None:
     assert again.isfinite().all()
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_what_lies_behind_a_sessions_positions_counts_for_nothing() -> None:
     query, kept = block_of(len(EVEN))
     expected = DecodeAttention(EVEN).attend(query, kept, None)
@@ -117,6 +119,7 @@ def test_what_lies_behind_a_sessions_positions_counts_for_nothing() -> None:
     assert torch.equal(got, expected)
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_blocks_of_one_step_may_differ_in_shape() -> None:
     attention = DecodeAttention(EVEN)
     for n_key_heads, n_groups, width in ((3, 3, 64), (2, 4, 32), (3, 3, 64)):
@@ -136,6 +139,7 @@ class ProductsMade(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("torch_kernels")
 @pytest.mark.parametrize("held_as", [None, "float32", "int8"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
 def test_sessions_that_decode_together_are_as_close_as_is_asked_of_them(

@@ -8,6 +8,7 @@ import torch
 
 from protocol.errors import ConfigError
 from tests.support.cgroups import cgroup_v2
+from worker import kernels
 from worker.device import unused_accelerator
 from worker.doctor import device_finding, disk_finding, memory_finding, precision_finding, state_finding
 from worker.hardware import Accelerator
@@ -56,6 +57,14 @@ def test_joining_warns_of_it_too_unless_the_cpu_was_asked_for() -> None:
     assert "pip install" in unused[1]
     assert unused_accelerator("cpu", lambda: GPU) is None
     assert unused_accelerator("auto", lambda: None) is None
+
+
+def test_kernels_that_were_not_built_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_kernels", None)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    found = device_finding("cpu")
+    assert (found.status, found.mend) == ("warn", kernels.MEND)
+    assert "weren't built" in found.seen
 
 
 @pytest.mark.parametrize(("free_bytes", "status"), [(64 * 10**9, "ok"), (3 * 10**9, "warn"), (10**8, "fail")])

@@ -9,24 +9,30 @@ from torch import nn
 
 from protocol.ids import BlockRange
 from tests.support.tiny_checkpoint import WHOLE, TinyCheckpoint
-from worker import fbgemm, packed_linear, widened_linear
+from worker import fbgemm, kernels, packed_linear, widened_linear
 from worker.batching_trial import settle_batching
 from worker.compiled import replay_batches, replay_stage
 from worker.compiled_sizes import size_ranges
 from worker.fbgemm import FbgemmWeights
 from worker.packed_linear import InFloat32, OnednnWeights, PackedLinear, can_pack, pack_linear_layers, packed
+from worker.panels import PanelWeights
 from worker.stage import StageInput
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="no kernels pack bfloat16 on this processor")
+pytestmark = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="no kernels pack bfloat16 on this processor")
 
 
-@pytest.fixture(params=["as it is", "without instructions for bfloat16"])
+@pytest.fixture(params=["as it is", "AVX2", "AVX2, nothing built"])
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param != "as it is":
-        if not fbgemm.is_there():
-            pytest.skip("FBGEMM isn't in this torch, or not for this processor")
-        for module in (packed_linear, widened_linear):
-            monkeypatch.setattr(module, "has_bfloat16", lambda: False)
+    if request.param == "as it is":
+        return
+    for module in (packed_linear, widened_linear):
+        monkeypatch.setattr(module, "has_bfloat16", lambda: False)
+    because = kernels.why_no_products("AVX2") if request.param == "AVX2" else "a test has it so"
+    if request.param == "AVX2" and because:
+        pytest.skip(because)
+    if because and not fbgemm.is_there():
+        pytest.skip("FBGEMM isn't in this torch, or not for this processor")
+    monkeypatch.setattr(packed_linear, "why_no_products", lambda: because)
 
 
 @pytest.mark.usefixtures("processor")
@@ -59,14 +65,15 @@ def test_a_stage_gives_what_the_model_gives_and_is_recorded(checkpoint: Callable
 @pytest.mark.usefixtures("processor")
 def test_kernels_for_bfloat16_come_first() -> None:
     layer = packed(nn.Linear(16, 16, dtype=torch.bfloat16))
-    if packed_linear.has_bfloat16():
+    if packed_linear.has_bfloat16() or not packed_linear.why_no_products():
         assert isinstance(layer, PackedLinear)
-        assert isinstance(layer.weights, OnednnWeights)
+        assert isinstance(layer.weights, OnednnWeights if packed_linear.has_bfloat16() else PanelWeights)
     else:
         assert isinstance(layer, InFloat32)
         assert isinstance(layer.layer.weights, FbgemmWeights)
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_what_is_shared_or_of_another_type_stays() -> None:
     model = nn.ModuleDict(
         {"embedding": nn.Embedding(8, 16), "head": nn.Linear(16, 8, bias=False), "own": nn.Linear(16, 16)}

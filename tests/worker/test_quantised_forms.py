@@ -9,7 +9,8 @@ import torch
 from structlog.testing import capture_logs
 
 from tests.worker.test_quantised import coded_rows
-from worker import quantised
+from worker import kernels, quantised
+from worker.coded_panels import CodedPanels
 from worker.codes import RowsOfCodes, pack_codes
 from worker.quantised import QuantisedMatrix
 from worker.quantised_forms import matrix_forms, tried_forms
@@ -80,8 +81,16 @@ def test_a_large_matrix_is_unpacked_in_parts(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_cpu_with_vector_instructions_takes_the_packed_kernel() -> None:
-    forms = matrix_forms(CPU, BFLOAT16, instructions="AVX2")
+    forms = matrix_forms(CPU, BFLOAT16, instructions="AVX512")
     assert forms.linear is forms.embedding is QuantisedMatrix
+
+
+def test_a_cpu_with_fewer_takes_our_kernels_if_they_were_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernels.why_no_products("AVX2"):
+        matrix = matrix_forms(CPU, BFLOAT16, instructions="AVX2").linear(1, 32, 4, coded_rows(1, 32, 4)[0].rows)
+        assert isinstance(matrix, CodedPanels)
+    monkeypatch.setattr(kernels, "_kernels", None)
+    assert matrix_forms(CPU, BFLOAT16, instructions="AVX2").linear is QuantisedMatrix
 
 
 @pytest.mark.parametrize("instructions", ["DEFAULT", "SVE256"])

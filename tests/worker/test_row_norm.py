@@ -6,7 +6,16 @@ from torch import nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from worker.kernels import are_there
 from worker.row_norm import RowNorm, use_row_norms
+
+
+@pytest.fixture(params=["our kernel", "torch's"], autouse=True)
+def kernel(request: pytest.FixtureRequest) -> None:
+    if request.param != "our kernel":
+        request.getfixturevalue("torch_kernels")
+    elif not are_there():
+        pytest.skip("no kernels here")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

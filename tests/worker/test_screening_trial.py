@@ -22,6 +22,7 @@ from worker.screening_trial import keeps_order, screen, settle_screening
 from worker.stage import Stage, StageInput
 
 Checkpoints = Callable[[str], TinyCheckpoint]
+pytestmark = pytest.mark.usefixtures("torch_kernels")
 
 
 def screening(stage: Stage) -> ScreenedHead:
