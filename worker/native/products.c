@@ -53,7 +53,7 @@ static void multiply_some(const Rows *rows, const Matrix *matrix, ptrdiff_t firs
     }
 }
 
-/* Rows of the input that stay in a core's cache while all panels go matrix. */
+/* Rows of the input that stay in a core's cache while all panels go by. */
 static ptrdiff_t n_in_cache(const Rows *rows, ptrdiff_t n_bytes)
 {
     ptrdiff_t n = CACHED / (rows->n_columns * n_bytes + 1) / MOST_ROWS * MOST_ROWS;
