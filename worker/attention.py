@@ -267,6 +267,11 @@ def _attend_masked(
     return attended.view(1, n_heads, n_tokens, -1).transpose(1, 2).contiguous()
 
 
+def attends_plainly(module: nn.Module, implementation: str, arguments: dict[str, Any]) -> bool:
+    """Whether a block attends by torch's kernel or what stands for it, if it needs no mask, and nothing more."""
+    return attention_of(module, implementation) in _OF_KERNEL and _is_plain(arguments)
+
+
 def _is_whole_and_causal(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, arguments: dict[str, Any]
 ) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from worker.codes import GROUP, ROWS_AT_ONCE, CodedRows, RowsOfCodes
-from worker.kernels import KINDS, check_input, kernels
+from worker.kernels import KINDS, Call, check_input, kernels
 from worker.panels import PANEL
 from worker.quantised_matrix import CodedMatrix
 
@@ -50,11 +50,21 @@ class CodedPanels(CodedMatrix):
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """By the kernel, however many rows `x` has."""
-        check_input(x, self.dtype, self.n_columns)
-        packed, scales, zeros = self._tensors
         x = x.contiguous()
         result = x.new_empty((*x.shape[:-1], self.n_rows))
-        self._multiply(
+        multiply, arguments = self.into(x, result)
+        multiply(*arguments)
+        return result
+
+    def into(self, x: torch.Tensor, result: torch.Tensor) -> Call:
+        """What puts the product of `x`, without gaps, into `result`, (..., n_rows) without gaps.
+
+        Raises:
+            ValueError: these aren't for such a matrix.
+        """
+        check_input(x, self.dtype, self.n_columns)
+        packed, scales, zeros = self._tensors
+        return self._multiply, (
             x.data_ptr(),
             0,
             result.data_ptr(),
@@ -70,7 +80,6 @@ class CodedPanels(CodedMatrix):
             self.zero_code,
             torch.get_num_threads(),
         )
-        return result
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Looked up, then multiplied out."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from worker.kernels import KINDS, UNIT, are_there, kernels
+from worker.kernels import KINDS, UNIT, Call, are_there, kernels
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -74,13 +74,27 @@ def attend(
     Raises:
         ValueError: not as many places as queries, or none that `n_key_heads` can be shared by.
     """
-    _, n_heads, n_sessions, width = query.shape
-    if len(places) != n_sessions or n_heads % n_key_heads:
-        raise ValueError(f"{n_sessions} queries of {n_heads} heads for {len(places)} caches of {n_key_heads} heads")
+    _, n_heads, n_sessions, _ = query.shape
+    if len(places) != n_sessions:
+        raise ValueError(f"{n_sessions} queries for {len(places)} caches")
     if query.stride(3) != 1:
         query = query.contiguous()
     result = query.new_empty((1, n_sessions, n_heads, value_width))
-    kernels().attend(
+    kernel, arguments = attend_into(query, n_key_heads, scaling, result)
+    kernel(*arguments, places)
+    return result
+
+
+def attend_into(query: torch.Tensor, n_key_heads: int, scaling: float | None, result: torch.Tensor) -> Call:
+    """What puts that into `result`; it is still to be told of as many places as there are sessions.
+
+    Raises:
+        ValueError: `n_key_heads` can't be shared by so many heads.
+    """
+    _, n_heads, _, width = query.shape
+    if n_heads % n_key_heads:
+        raise ValueError(f"{n_heads} heads for {n_key_heads} with keys")
+    return kernels().attend, (
         query.data_ptr(),
         query.stride(2) * query.itemsize,
         query.stride(1) * query.itemsize,
@@ -88,10 +102,8 @@ def attend(
         n_heads,
         n_key_heads,
         width,
-        value_width,
+        result.shape[3],
         width**-0.5 if scaling is None else scaling,
         KINDS[query.dtype],
         torch.get_num_threads(),
-        places,
     )
-    return result

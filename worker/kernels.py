@@ -5,8 +5,10 @@ They are built when Brigade is installed, and take addresses: what they are give
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import structlog
 import torch
@@ -29,6 +31,9 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Types of numbers, as the kernels call them."""
 UNIT = 16
 """Widths of rows are multiples of it, but for products."""
+
+Call = tuple[Callable[..., object], tuple[Any, ...]]
+"""A function, and all that it is called with: of a kernel, addresses too, so the tensors have to stay."""
 
 
 def are_there() -> bool:

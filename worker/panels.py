@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from worker.kernels import KINDS, check_bias, check_input, kernels
+from worker.kernels import KINDS, Call, check_bias, check_input, kernels
 
 PANEL = 16
 """Rows of a matrix that lie together."""
@@ -43,12 +43,22 @@ class PanelWeights:
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """As of all weights, and of their type; rounded once."""
+        x = x.contiguous()
+        result = x.new_empty((*x.shape[:-1], self.n_rows))
+        multiply, arguments = self.into(x, bias, result)
+        multiply(*arguments)
+        return result
+
+    def into(self, x: torch.Tensor, bias: torch.Tensor | None, result: torch.Tensor) -> Call:
+        """What puts the product of `x`, without gaps, into `result`, (..., n_rows) without gaps.
+
+        Raises:
+            ValueError: these aren't for such a matrix.
+        """
         check_input(x, self._dtype, self.n_columns)
         if bias is not None:
             check_bias(bias, self._dtype, self.n_rows)
-        x = x.contiguous()
-        result = x.new_empty((*x.shape[:-1], self.n_rows))
-        self._multiply(
+        return self._multiply, (
             x.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             result.data_ptr(),
@@ -60,7 +70,6 @@ class PanelWeights:
             KINDS[self._dtype],
             torch.get_num_threads(),
         )
-        return result
 
 
 def _in_panels(weight: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from worker.kernels import KINDS, UNIT, are_there, kernels
+from worker.kernels import KINDS, UNIT, Call, are_there, kernels
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -26,14 +26,25 @@ def normed(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
     Raises:
         ValueError: `scale` isn't for such rows, or the kernel isn't.
     """
-    width = x.shape[-1]
-    if x.dtype != scale.dtype or len(scale) < width or width % UNIT or not x.is_cpu:
-        raise ValueError(
-            f"a norm of {len(scale)} numbers {scale.dtype} for {tuple(x.shape)} {x.dtype} on {x.device}"
-        )
     x = x.contiguous()
     result = torch.empty_like(x)
-    kernels().norm(
+    norm, arguments = norm_into(x, scale, eps, result)
+    norm(*arguments)
+    return result
+
+
+def norm_into(x: torch.Tensor, scale: torch.Tensor, eps: float, result: torch.Tensor) -> Call:
+    """What puts that into `result`; both without gaps.
+
+    Raises:
+        ValueError: likewise.
+    """
+    width = x.shape[-1]
+    n_numbers = scale.shape[0]  # `len` of a tensor is Python code
+    if x.dtype != scale.dtype or n_numbers < width or width % UNIT or not x.is_cpu:
+        of = f"{tuple(x.shape)} {x.dtype} on {x.device}"
+        raise ValueError(f"a norm of {n_numbers} numbers {scale.dtype} for rows {of}")
+    return kernels().norm, (
         x.data_ptr(),
         scale.data_ptr(),
         result.data_ptr(),
@@ -43,7 +54,6 @@ def normed(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
         KINDS[x.dtype],
         torch.get_num_threads(),
     )
-    return result
 
 
 def can_rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
@@ -65,11 +75,18 @@ def can_rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """`x * cos + roll(x) * sin`, by half a width, of `x` (1, heads, positions, width); it lies as `x` does."""
     result = torch.empty_like(x)
+    rotate, arguments = rotate_into(x, cos, sin, result)
+    rotate(*arguments)
+    return result
+
+
+def rotate_into(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, result: torch.Tensor) -> Call:
+    """What puts that into `result`, of the same shape."""
     _, n_heads, n_positions, width = x.shape
     _, by_head, by_position, _ = x.stride()
     _, to_head, to_position, _ = result.stride()
     n_bytes = x.itemsize
-    kernels().rotate(
+    return kernels().rotate, (
         x.data_ptr(),
         cos.data_ptr(),
         sin.data_ptr(),
@@ -83,7 +100,6 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
         to_position * n_bytes,
         KINDS[x.dtype],
     )
-    return result
 
 
 def can_keep(both: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
@@ -96,6 +112,10 @@ def can_keep(both: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bo
     )
 
 
+Room = tuple[int, int, int]
+"""In what a session keeps, (2, heads, capacity, width) without gaps: its address, its capacity, and a position."""
+
+
 def keep_one_each(
     joined: Sequence[torch.Tensor], positions: Sequence[int], keys: torch.Tensor, values: torch.Tensor
 ) -> None:
@@ -106,19 +126,38 @@ def keep_one_each(
     Raises:
         ValueError: there is no such room.
     """
-    _, n_heads, n_sessions, width = keys.shape
+    keep, arguments = keep_from(keys, values)
+    rooms = [room_in(both, position, keys) for both, position in zip(joined, positions, strict=True)]
+    if len(rooms) != keys.shape[2]:
+        raise ValueError(f"{len(rooms)} stores for keys {tuple(keys.shape)}")
+    keep(*arguments, rooms)
+
+
+def room_in(both: torch.Tensor, position: int, keys: torch.Tensor) -> Room:
+    """Where a session keeps `position`.
+
+    Raises:
+        ValueError: it has no such room, or not for keys like these.
+    """
+    _, n_heads, capacity, width = both.shape
+    if not 0 <= position < capacity:
+        raise ValueError(f"position {position} of {capacity}")
+    if (n_heads, width) != keys.shape[1::2] or both.dtype != keys.dtype:
+        raise ValueError(f"a store {tuple(both.shape)} {both.dtype} for keys {tuple(keys.shape)} {keys.dtype}")
+    return both.data_ptr(), capacity, position
+
+
+def keep_from(keys: torch.Tensor, values: torch.Tensor) -> Call:
+    """What keeps such a position of each session; it is still to be told where, a `Room` for each in a list.
+
+    Raises:
+        ValueError: they aren't alike.
+    """
+    _, n_heads, _, width = keys.shape
+    if keys.shape != values.shape:
+        raise ValueError(f"keys {tuple(keys.shape)} for values {tuple(values.shape)}")
     n_bytes = keys.itemsize
-    rooms = []
-    for both, position in zip(joined, positions, strict=True):
-        _, n_kept_heads, capacity, kept_width = both.shape
-        if not 0 <= position < capacity:
-            raise ValueError(f"position {position} of {capacity}")
-        if (n_kept_heads, kept_width, both.dtype) != (n_heads, width, keys.dtype):
-            raise ValueError(f"a store {tuple(both.shape)} {both.dtype} for keys {tuple(keys.shape)} {keys.dtype}")
-        rooms.append((both.data_ptr(), capacity, position))
-    if len(rooms) != n_sessions or keys.shape != values.shape:
-        raise ValueError(f"{len(rooms)} stores for keys {tuple(keys.shape)} and values {tuple(values.shape)}")
-    kernels().keep(
+    return kernels().keep, (
         keys.data_ptr(),
         values.data_ptr(),
         keys.stride(1) * n_bytes,
@@ -127,7 +166,6 @@ def keep_one_each(
         values.stride(2) * n_bytes,
         n_heads,
         width * n_bytes,
-        rooms,
     )
 
 

@@ -140,9 +140,9 @@ def test_what_it_cant_take_is_left_to_torch(query: torch.Tensor, kept: torch.Ten
 def test_no_address_is_read_that_isnt_there() -> None:
     query, kept = torch.zeros(1, 4, 2, 16), torch.zeros(2, 2, 3, 16)
     place = decode_kernel.place_in(kept, 3)
-    with pytest.raises(ValueError, match="2 queries of 4 heads for 1 caches of 2 heads"):
+    with pytest.raises(ValueError, match="2 queries for 1 caches"):
         decode_kernel.attend(query, [place], 2, 16, None)
-    with pytest.raises(ValueError, match="2 queries of 4 heads for 2 caches of 3 heads"):
+    with pytest.raises(ValueError, match="4 heads for 3 with keys"):
         decode_kernel.attend(query, [place, place], 3, 16, None)
     nowhere = torch._efficientzerotensor(query.shape)
     with pytest.raises(ValueError, match="without memory"):
