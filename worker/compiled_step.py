@@ -70,6 +70,7 @@ class RecordedStep:
             if is_device_broken(exc):
                 raise
             log.info("step_not_static", n_sessions=n_sessions, error=f"{type(exc).__name__}: {exc}"[:200])
+            self._places = Places(self.sizes[-1])  # what others use they hold themselves
             return None
 
     def _given(self, payload: torch.Tensor, positions: torch.Tensor) -> list[Any]:

@@ -154,7 +154,7 @@ def write_together(
     """
     joined = [store.tensors[0] for store in stores if isinstance(store, FloatStore) and store.is_joined]
     if len(joined) == len(stores):
-        if max(n_new) == 1 and can_keep(joined[0], keys, values):
+        if max(n_new) == 1 and all(can_keep(both, keys, values) for both in joined):
             keep_one_each(joined, starts, keys, values)
             return joined
         both = torch.cat((keys, values))  # (2, heads, sum of n_new, width)

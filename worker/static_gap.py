@@ -52,7 +52,13 @@ class StaticGap:
         )
 
     def fill(self, caches: Sequence[KVCache], cache: KVCache | BatchCache, masks: Sequence[Any]) -> None:
-        """`cache`: that of the only session, or the batch of all; `masks` by the numbers of their rules."""
+        """`cache`: that of the only session, or the batch of all; `masks` by the numbers of their rules.
+
+        Raises:
+            ValueError: not as many sessions as there are queries.
+        """
+        if len(caches) != self._key.shape[2]:
+            raise ValueError(f"{len(caches)} sessions for {self._key.shape[2]} queries")
         blocks = [one.blocks[self._gap.block] for one in caches]
         if self._keep is None or self._attend is None or self._has_mask(masks):
             kept: list[torch.Tensor] = []

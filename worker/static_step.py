@@ -3,7 +3,8 @@
 Of few rows most of a step's time is that tensors are made, looked up and let go, and the more so the longer a
 worker waited in between: that code has left the processor's caches. So a step is run once, and all that it makes is
 given a place; what makes it again is a list of calls with nothing left to be worked out (`worker.static_calls`).
-Views are made once. Every second piece of a kind has the same places, and so have all numbers of sessions.
+Views are made once. Every second piece of a kind has the same places, and so have all numbers of sessions. The last
+piece makes what it gives anew: that is handed out, and may be as wide as the vocabulary.
 """
 
 from __future__ import annotations
@@ -97,9 +98,9 @@ class StaticStep:
             here = StaticGap(gap, fill, (query, keys, kept_values), computed, values[hole.gives])
             here.fill(run.caches, run.cache, run.masks)
             self._parts.append((calls, here))
-        self._last = self._run(pieces.pieces[-1], values, ("last",))
-        self._result = values[pieces.result]
-        self._held.append(values)
+        self._last = pieces.pieces[-1]
+        self._result = self._last.gives.index(pieces.result)
+        self._values = values
 
     def __call__(self, payload: torch.Tensor, positions: torch.Tensor, run: Sessions) -> torch.Tensor:
         """What comes out for all sessions."""
@@ -109,10 +110,9 @@ class StaticStep:
             for function, arguments in calls:
                 function(*arguments)
             gap.fill(run.caches, run.cache, run.masks)
-        for function, arguments in self._last:
-            function(*arguments)
-        result: torch.Tensor = self._result.clone()
-        return result
+        given = [self._values[number] for number in self._last.takes]
+        result: torch.Tensor = self._last.run(*given, *self._last.weights)[self._result]
+        return result.clone() if _is_view(result, given) else result
 
     def _place(self, key: tuple[Any, ...], made: torch.Tensor) -> torch.Tensor:
         return self._places.of(key, made, self._n_sessions)
@@ -145,7 +145,7 @@ class StaticStep:
                 result = self._place((*key, number), result)
                 calls.append(call_of(node.target, args, kwargs, result))
             made[node] = result
-            self._held.append((args, kwargs))
+            self._held.append((args, kwargs, result))
         return calls
 
 
