@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tests.support.changed_weights import change_weights_of
 from tests.support.whole_cluster import Member
 from worker.engine_core import EngineCore
 
@@ -36,11 +37,13 @@ async def change_weights(member: Member, block: int, noise: float) -> None:
 
     def prepare(core: EngineCore) -> None:
         generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for stage, _ in core.spans.values():
-                for parameter in stage._model.model.layers[block].parameters():
-                    scale = noise * parameter.std() if parameter.numel() > 1 else noise
-                    parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+        def noisy(weight: torch.Tensor) -> torch.Tensor:
+            scale = noise * weight.std() if weight.numel() > 1 else noise
+            return weight + scale * torch.randn(weight.shape, generator=generator)
+
+        for stage, _ in core.spans.values():
+            change_weights_of(stage._model.model.layers[block], noisy)
 
     await member.worker.engine._link.post(prepare)
 
@@ -58,13 +61,15 @@ def garbage_on(share: float, seed: int) -> Cheat:
 async def round_weights(member: Member, n_bits: int) -> None:
     """Have the worker compute with weights of so many bits, whatever it says of its precision."""
 
+    def rounded(weight: torch.Tensor) -> torch.Tensor:
+        if weight.dim() != 2:
+            return weight
+        step = weight.abs().amax(dim=1, keepdim=True) / (2 ** (n_bits - 1) - 1)
+        return (weight / step).round() * step
+
     def prepare(core: EngineCore) -> None:
-        with torch.no_grad():
-            for stage, _ in core.spans.values():
-                for parameter in stage._model.model.layers.parameters():
-                    if parameter.dim() == 2:
-                        step = parameter.abs().amax(dim=1, keepdim=True) / (2 ** (n_bits - 1) - 1)
-                        parameter.copy_((parameter / step).round() * step)
+        for stage, _ in core.spans.values():
+            change_weights_of(stage._model.model.layers, rounded)
 
     await member.worker.engine._link.post(prepare)
 

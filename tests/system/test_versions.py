@@ -22,6 +22,7 @@ from protocol.tickets import Ticket, verified_claims
 from protocol.tls import COORDINATOR_NAME
 from protocol.worker_rest import ChallengeRequest
 from tests.protocol.recorded import bodies_1_0
+from tests.support.changed_weights import change_weights_of
 from tests.support.coordinators import bearer, http_session, key_of, running_coordinator
 from tests.support.joining import WorkerKey, enrolled
 from tests.support.ring import running_ring
@@ -144,10 +145,8 @@ async def test_a_client_hears_of_damaged_weights_in_its_version(
     async with running_ring(checkpoint("llama"), tmp_path) as ring:
 
         def spoil(core: EngineCore) -> None:
-            with torch.no_grad():
-                for stage, _ in core.spans.values():
-                    for weight in stage._model.parameters():
-                        weight.fill_(math.nan)
+            for stage, _ in core.spans.values():
+                change_weights_of(stage._model, lambda weight: torch.full_like(weight, math.nan))
 
         await ring.workers[damaged].engine._link.post(spoil)
         wires = [await ring.connect(ring.workers[i], **{VERSION_HEADER: version}) for i in (0, -1)]

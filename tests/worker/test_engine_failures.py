@@ -13,6 +13,7 @@ import torch
 
 from protocol.errors import DrainingError, InternalError, ModelFaultError, OverloadedError, UntrustedFileError
 from protocol.ids import BlockRange, SessionId
+from tests.support.changed_weights import change_weights_of
 from tests.support.running_engine import KV_PER_POSITION, engine, llama, opened, spec, tokens
 from tests.support.tiny_checkpoint import CPU, WHOLE, TinyCheckpoint
 from worker.engine import Engine
@@ -71,8 +72,8 @@ async def test_broken_weights_are_told(engine: Engine, llama: TinyCheckpoint) ->
     loaded = await opened(engine, llama)
 
     def spoil(core: EngineCore) -> None:
-        with torch.no_grad():
-            core.spans[loaded.key][0]._model.get_output_embeddings().weight[3] = float("nan")
+        head = core.spans[loaded.key][0]._model.get_output_embeddings()
+        change_weights_of(head, lambda weight: weight.index_fill(0, torch.tensor([3]), float("nan")))
 
     await engine._link.post(spoil)
     with pytest.raises(ModelFaultError, match="not finite"):
